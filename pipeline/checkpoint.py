@@ -1,0 +1,123 @@
+"""Atomic checkpoints: safetensors for tensors, JSON for the rest, a checksum over each.
+
+A checkpoint is a folder ``step-00000200``. It is written under a hidden name, synced, then renamed, so that
+one with its proper name is whole; ``checkpoint.json`` holds the state and every file's size and checksum.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import ExhaustedError
+
+logger = logging.getLogger(__name__)
+INDEX = "checkpoint.json"
+KEEP = 2  # the newest, and one to go back to if it is found damaged
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read: groups of named tensors, and the JSON state."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
+    """Writes `folder`/step-<step>, then drops all but the last `KEEP`. Raises `ExhaustedError` if the disk is full."""
+    final = folder / f"step-{step:08d}"
+    part = folder / f".part-{step:08d}"
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values())
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, group in tensors.items():
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()},
+                part / f"{name}.safetensors",
+            )
+        files = {file.name: _checksum(file) for file in sorted(part.iterdir())}
+        (part / INDEX).write_text(json.dumps({"state": dict(state), "files": files}))
+        for file in (*part.iterdir(), part):
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExhaustedError(
+                f"the disk is full: a checkpoint in {folder} needs {needed} bytes; the previous one is intact",
+                "Free some space and run the same command again; it resumes.",
+            ) from None
+        raise
+    for old in _finished(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, or None.
+
+    What a killed write left behind is removed. A checkpoint that does not match its checksums is set aside as
+    ``*.corrupt`` with a warning, and the one before it is used.
+    """
+    for orphan in folder.glob(".part-*"):
+        shutil.rmtree(orphan)
+    for path in reversed(_finished(folder)):
+        try:
+            index = json.loads((path / INDEX).read_text())
+            if all(_checksum(path / name) == checksum for name, checksum in index["files"].items()):
+                tensors = {Path(name).stem: load_file(path / name) for name in index["files"]}
+                return Checkpoint(tensors, index["state"])
+            reason = "checksum mismatch"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"unreadable: {error}"
+        aside = path.with_name(f"{path.name}.corrupt")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        logger.warning("checkpoint %s: %s; set aside as %s, going one back", path, reason, aside.name)
+    return None
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "")
+
+
+def _checksum(file: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return f"{file.stat().st_size}:{digest.hexdigest()}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replaces `file` by `text`, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    _sync(part)
+    part.replace(file)

@@ -1,0 +1,190 @@
+"""argv → config → one call; exit codes."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+from pipeline.config import Split, load_config, notes, to_yaml
+from pipeline.errors import TutelageError
+
+app = typer.Typer(
+    help="Distil many task-specific teacher transformers into one small multi-task student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's config.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Keys to set otherwise.", show_default=False),
+]
+out = Console(highlight=False, soft_wrap=True)
+
+
+@app.callback()
+def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+@app.command()
+def check(run: RunFile, overrides: Overrides = None) -> None:
+    """Resolve and validate a config, its data and models, without Ray; print the resolved config."""
+    from pipeline.prepare import prepare
+
+    config = load_config(run, overrides or [])
+    out.print(to_yaml(config), markup=False)
+    inputs = prepare(config)
+    waiting = set(inputs.to_fine_tune())
+    for name, data in inputs.data.items():
+        counts = ", ".join(f"{len(examples)} {split}" for split, examples in data.splits.items())
+        out.print(f"# task {name}: {counts}; labels {', '.join(data.task.labels)}", markup=False)
+        for note in data.notes:
+            out.print(f"# {note}", markup=False)
+    for name, teacher in config.teachers.items():
+        state = "to be fine-tuned" if name in waiting else f"ready in {inputs.teachers[name]}"
+        out.print(f"# teacher {name} of {teacher.task}: {state}", markup=False)
+    for note in notes(config):
+        out.print(f"# {note}", markup=False)
+    out.print("# ok")
+
+
+@app.command()
+def train(run: RunFile, overrides: Overrides = None) -> None:
+    """Teachers, soft targets, students, report; goes on where a run of the same config stopped."""
+    config = load_config(run, overrides or [])
+    from pipeline import run as runs
+    from pipeline.compare import load, table
+    from pipeline.display import Display
+    from pipeline.report import verdict
+
+    with Display(out) as display:
+        report = runs.train(config, display)
+    out.print(table(load([config.run_dir])))
+    out.print(verdict(report).replace("**", ""), markup=False)
+    out.print(f"\nreport    {config.run_dir / 'report.md'}", markup=False)
+    out.print(f"students  {config.run_dir / 'students'}", markup=False)
+    if config.tracking.enabled:
+        out.print(f"MLflow    tutelage ui {run}", markup=False)
+
+
+@app.command()
+def label(run: RunFile, overrides: Overrides = None) -> None:
+    """Make the teachers and fill the store with their soft targets; train no student."""
+    config = load_config(run, overrides or [])
+    from pipeline import run as runs
+    from pipeline.display import Display
+
+    with Display(out) as display:
+        runs.label(config, display)
+
+
+@app.command()
+def evaluate(
+    student: Annotated[
+        Path, typer.Argument(help="A student's folder, e.g. runs/NAME/students/STUDENT.", show_default=False)
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Config whose data to score on; by default that of the student's run."),
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which split.")] = "test",
+) -> None:
+    """Score a saved student on every task it has."""
+    from pipeline.saved import score_student, score_table
+
+    config = load_config(run or _config_of(student))
+    out.print(score_table(student.name, split, score_student(student, config, split)))
+
+
+@app.command()
+def export(
+    student: Annotated[
+        Path, typer.Argument(help="A student's folder, e.g. runs/NAME/students/STUDENT.", show_default=False)
+    ],
+    task: Annotated[str, typer.Option(help="Which of its tasks.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx as well, checked against PyTorch.")
+    ] = False,
+) -> None:
+    """Copy one task of a student out as a plain Hugging Face folder."""
+    from pipeline.saved import export_task
+
+    difference = export_task(student, load_config(_config_of(student)), task, to, onnx)
+    checked = "" if difference is None else f", model.onnx agrees within {difference:.1g}"
+    out.print(f"{to}: {student.name} for {task}{checked}", markup=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Run folders; by default all.", show_default=False),
+    ] = None,
+    to: Annotated[Literal["table", "md", "csv"], typer.Option(help="How to print.")] = "table",
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are.")] = Path("runs"),
+) -> None:
+    """Print students of several runs side by side."""
+    from pipeline.compare import load, table, to_csv, to_markdown
+
+    rows = load(runs or [], runs_dir)
+    if to == "table":
+        out.print(table(rows))
+    else:
+        sys.stdout.write(to_markdown(rows) if to == "md" else to_csv(rows))
+
+
+@app.command()
+def ui(run: RunFile, overrides: Overrides = None) -> None:
+    """Open MLflow on the run's store, on this machine only."""
+    from pipeline.tracking import ui_command
+
+    command = ui_command(load_config(run, overrides or []))
+    raise typer.Exit(subprocess.call(command))
+
+
+def _config_of(student: Path) -> Path:
+    """The config of the run that a student's folder lies in."""
+    return student.absolute().parent.parent / "config.yaml"
+
+
+def main() -> NoReturn:
+    """The console script: runs a command; an error of ours becomes two lines on stderr and its exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        sys.exit(app(standalone_mode=False))
+    except TutelageError as error:
+        if debug:
+            raise
+        _fail(error.cause, error.remedy, error.exit_code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        _fail("interrupted", "Run the same command again.", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", "Run the same command again.", 130)
+    except Exception as error:
+        if debug or hasattr(error, "show"):
+            if hasattr(error, "show"):  # click's usage errors explain themselves
+                error.show()
+                sys.exit(getattr(error, "exit_code", 2))
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {error}",
+            "Run again with --debug for the traceback, and report it.",
+            1,
+        )
+
+
+def _fail(cause: str, remedy: str, code: int) -> NoReturn:
+    print(f"error: {cause}\n  {remedy}", file=sys.stderr)
+    sys.exit(code)

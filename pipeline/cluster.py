@@ -1,0 +1,117 @@
+"""A private local Ray, or an existing cluster: connected, quiet, and left as it was."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+OBJECT_STORE_BYTES = (
+    150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
+)
+
+
+@contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """Ray, as `cluster` has it, for as long as the block runs.
+
+    Raises `ConfigError` where no cluster answers at `cluster.address`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    import ray
+
+    address = config.cluster.address
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=config.cluster.cpus or os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        try:
+            ray.init(
+                address=address, runtime_env=_own_code(), log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"cluster.address: no Ray cluster at {address}: {reason}",
+                "Start it, mend the address, or set cluster.address to null for a local Ray.",
+            ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _own_code() -> dict[str, list[str]]:
+    """Ships this very code to the cluster's workers, so that driver and workers never differ."""
+    import pipeline
+    import students
+    import teachers
+    import tune
+
+    return {"py_modules": [next(iter(module.__path__)) for module in (pipeline, teachers, students, tune)]}
+
+
+def check_gpus(config: RunConfig) -> None:
+    """Raises `ConfigError` if a private local Ray is asked for GPUs that this machine has not."""
+    wanted = {
+        f"teachers.{name}.serving.gpus": teacher.serving.gpus for name, teacher in config.teachers.items()
+    }
+    wanted |= {
+        f"students.{name}: train.gpus_per_worker": config.train_of(name).gpus_per_worker
+        for name in config.students
+    }
+    asking = [path for path, gpus in wanted.items() if gpus]
+    if config.cluster.address is not None or not asking:
+        return
+    import torch
+
+    if torch.cuda.device_count() == 0:
+        raise ConfigError(
+            f"{asking[0]}: a GPU is asked for, this machine has none", "Set it to 0, or give cluster.address."
+        )
+
+
+def check_room(config: RunConfig) -> None:
+    """Raises `ConfigError` if the private local Ray has too few CPUs or lacks a custom resource. Ray must be up."""
+    if config.cluster.address is not None:
+        return
+    import ray
+
+    has = ray.cluster_resources()
+    for name, teacher in config.teachers.items():
+        asks = {"CPU": teacher.serving.cpus, "GPU": teacher.serving.gpus, **teacher.serving.resources}
+        _check_fits(f"teachers.{name}.serving", asks, has)
+    for name in config.students:
+        train = config.train_of(name)
+        asks = {"CPU": cpus_per_worker(config), "GPU": train.gpus_per_worker, **train.resources_per_worker}
+        _check_fits("train", {key: amount * train.workers for key, amount in asks.items()}, has)
+
+
+def _check_fits(path: str, asks: dict[str, float], has: dict[str, float]) -> None:
+    for resource, amount in asks.items():
+        if amount > has.get(resource, 0) + 1e-6:
+            raise ConfigError(
+                f"{path}: asks for {amount:g} {resource}, this machine offers {has.get(resource, 0):g}",
+                "Ask for less, raise cluster.cpus, or give cluster.address.",
+            )
+
+
+def cpus_per_worker(config: RunConfig) -> int:
+    """CPUs and threads of each training worker."""
+    if config.train.cpus_per_worker is not None:
+        return config.train.cpus_per_worker
+    if config.cluster.address is not None:
+        return 1
+    return max(1, (config.cluster.cpus or os.cpu_count() or 1) // config.train.workers)

@@ -1,0 +1,318 @@
+"""Examples → task-tagged, length-bucketed, token-budget batches; seeded, and resumable at any step.
+
+Loading is `datasets`' work; here are the checks a user needs, the splits, and the order of batches, which
+is a pure function of (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.batch import UNLABELLED, Examples, content_keys, token_budget_batches
+from pipeline.config import SPLITS, DataConfig, RunConfig, Split, TaskConfig
+from pipeline.errors import DataError
+from pipeline.tasks import KINDS, Task
+
+TEXT_FORMATS = ("csv", "json", "text")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its examples, ready: no text stands in two splits, every label is in the label space."""
+
+    task: Task
+    splits: Mapping[Split, Examples]
+    notes: tuple[str, ...] = field(default=())
+
+    def all_examples(self) -> list[Examples]:
+        """Train, validation, test."""
+        return [self.splits[split] for split in SPLITS]
+
+    def distinct(self) -> int:
+        """Distinct examples over all splits: what each teacher has to label."""
+        return len(np.unique(np.concatenate([examples.keys for examples in self.all_examples()])))
+
+
+def load_tasks(config: RunConfig) -> dict[str, TaskData]:
+    """Every task's data. Raises `DataError`."""
+    return {name: load_task(name, task) for name, task in config.tasks.items()}
+
+
+def load_task(name: str, config: TaskConfig) -> TaskData:
+    """One task's data: loaded, checked, split, freed of texts that stand in two splits, limited."""
+    kind = KINDS[config.kind]
+    tables = _load_splits(name, config.data)
+    columns = {role: config.data.columns.get(role, role) for role in (*kind.fields, "label")}
+    unknown = set(config.data.columns) - set(columns)
+    if unknown:
+        raise DataError(
+            f"tasks.{name}.data.columns: {config.kind} has no {min(unknown)!r}",
+            f"It reads {', '.join(columns)}.",
+        )
+    for split, table in tables.items():
+        _check_columns(name, split, table, columns)
+    labels = _label_space(name, config.data, tables["train"], columns["label"])
+    task = kind(name, labels, config.data.max_length, config.metric)
+    splits = {split: _read(task, split, table, columns) for split, table in tables.items()}
+    notes: list[str] = []
+    splits = _hold_out(splits, config.data.holdout, notes)
+    splits = _separate(splits, notes)
+    splits = {split: _limit(examples, config.data.limit.get(split)) for split, examples in splits.items()}
+    for split in SPLITS:
+        if not len(splits[split]):
+            raise DataError(
+                f"tasks.{name}: split {split} is empty", "Point data.splits or data_files at examples."
+            )
+    return TaskData(task, splits, tuple(f"{name}: {note}" for note in notes))
+
+
+# ---------------------------------------------------------------- loading
+
+
+def _load_splits(name: str, data: DataConfig) -> dict[Split, Any]:
+    """The data set's tables, by our split names; those it lacks are left out."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    _check_files(name, data)
+    folder = Path(data.path)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            loaded = datasets.load_from_disk(data.path)
+            whole = loaded if isinstance(loaded, dict) else {"train": loaded}
+            return {
+                split: whole[data.splits.get(split, split)]
+                for split in SPLITS
+                if data.splits.get(split, split) in whole
+            }
+        files = {k: list(v) if isinstance(v, tuple) else v for k, v in (data.data_files or {}).items()}
+        options: dict[str, Any] = {"data_files": files or None, "revision": data.revision}
+        if data.path == "csv":
+            options["keep_default_na"] = False  # a text may be the word "null" or "NA"
+        if any("[" in expression for expression in data.splits.values()):
+            wanted = {split: data.splits.get(split, split) for split in SPLITS}
+            return {
+                s: datasets.load_dataset(data.path, data.name, split=e, **options) for s, e in wanted.items()
+            }
+        whole = datasets.load_dataset(data.path, data.name, **options)
+    except Exception as error:  # datasets raises dozens of types, each about the user's data
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"tasks.{name}.data: cannot load {data.path}: {reason}", "Check path, data_files and network."
+        ) from None
+    for split, theirs in data.splits.items():
+        if theirs not in whole:
+            raise DataError(
+                f"tasks.{name}.data.splits.{split}: no split {theirs!r}", f"There are {', '.join(whole)}."
+            )
+    tables = {s: whole[data.splits.get(s, s)] for s in SPLITS if data.splits.get(s, s) in whole}
+    if "train" not in tables:
+        raise DataError(
+            f"tasks.{name}.data: no split 'train' among {', '.join(whole)}", "Name it in data.splits.train."
+        )
+    return tables
+
+
+def _check_files(name: str, data: DataConfig) -> None:
+    """Local files exist, and text formats are UTF-8; said with file and line."""
+    for files in (data.data_files or {}).values():
+        for entry in (files,) if isinstance(files, str) else files:
+            if "://" in entry or "*" in entry:
+                continue
+            file = Path(data.path, entry) if Path(data.path).is_dir() else Path(entry)
+            if not file.is_file():
+                raise DataError(
+                    f"tasks.{name}.data.data_files: no file {file}", "`make demo` fetches the examples' data."
+                )
+            if file.stat().st_size == 0:
+                raise DataError(f"tasks.{name}.data: {file} is empty", "Point data_files at examples.")
+            if data.path in TEXT_FORMATS and file.suffix not in (".gz", ".zst", ".bz2", ".xz"):
+                _check_utf8(file)
+
+
+def _check_utf8(file: Path) -> None:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{file}:{number}: not UTF-8", "Convert the file, for instance with iconv -t UTF-8."
+                ) from None
+
+
+def _check_columns(name: str, split: Split, table: Any, columns: Mapping[str, str]) -> None:
+    for role, column in columns.items():
+        if column not in table.column_names:
+            near = difflib.get_close_matches(column, table.column_names, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise DataError(
+                f"tasks.{name}: split {split} has no column {column!r}; it has {', '.join(table.column_names)}",
+                f"{hint}Set data.columns.{role} to the column that holds the {role}.",
+            )
+
+
+def _label_space(name: str, data: DataConfig, train: Any, column: str) -> tuple[str, ...]:
+    names = getattr(train.features[column], "names", None)
+    found = train.unique(column)
+    if data.labels is not None:
+        labels = data.labels
+    elif names is not None:
+        labels = tuple(names)
+    else:
+        labels = tuple(sorted(str(value) for value in found if value is not None))
+    if len(set(labels)) != len(labels):
+        raise DataError(
+            f"tasks.{name}: a label stands twice in {list(labels)}", "Every label needs a name of its own."
+        )
+    if len(labels) < 2:
+        raise DataError(
+            f"tasks.{name}: one label only: {list(labels)}", "A classification task needs two or more."
+        )
+    return labels
+
+
+def _read(task: Task, split: Split, table: Any, columns: Mapping[str, str]) -> Examples:
+    """A table as `Examples`, every field a string and every label an index."""
+    inputs = {role: table[:][columns[role]] for role in task.fields}
+    for role, column in inputs.items():
+        for row, value in enumerate(column):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"tasks.{task.name}: row {row} of {split}: {role} is {value!r}, not text",
+                    "Remove or mend that row.",
+                )
+    values = table[:][columns["label"]]
+    names = getattr(table.features[columns["label"]], "names", None)
+    index: dict[Any, int] = {label: i for i, label in enumerate(task.labels)}
+    if names is not None:  # ClassLabel: numbers are positions in its own names
+        index.update({number: index[label] for number, label in enumerate(names) if label in index})
+    elif all(isinstance(value, int) for value in values) and not set(map(str, values)) <= set(task.labels):
+        index.update((number, number) for number in range(len(task.labels)))
+    ids = [index.get(value, index.get(str(value), UNLABELLED)) for value in values]
+    if UNLABELLED in ids:
+        row = ids.index(UNLABELLED)
+        raise DataError(
+            f"tasks.{task.name}: row {row} of {split}: label {values[row]!r} is not one of {list(task.labels)}",
+            "Mend the row, or list every label in data.labels.",
+        )
+    return Examples(task.name, content_keys(task.kind, inputs), inputs, np.array(ids, dtype=np.int64))
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _mixed(keys: NDArray[np.uint64], salt: int) -> NDArray[np.uint64]:
+    """The keys shuffled among themselves, so that holding out and limiting draw independently."""
+    return keys * np.uint64(0x9E3779B97F4A7C15 + 2 * salt) ^ (keys >> np.uint64(29))
+
+
+def _hold_out(splits: dict[Split, Examples], share: float, notes: list[str]) -> dict[Split, Examples]:
+    """Gives train's examples with the smallest hashes to the splits that are missing."""
+    missing: tuple[Split, ...] = ("validation", "test")
+    for salt, split in enumerate(missing):
+        if split in splits:
+            continue
+        train = splits["train"]
+        chosen = _mixed(train.keys, salt) < np.uint64(int(share * 2**64))
+        splits = {
+            **splits,
+            split: train.take(np.flatnonzero(chosen)),
+            "train": train.take(np.flatnonzero(~chosen)),
+        }
+        notes.append(f"no {split} split: {int(chosen.sum())} examples of train held out for it")
+    return splits
+
+
+def _separate(splits: dict[Split, Examples], notes: list[str]) -> dict[Split, Examples]:
+    """Drops from train what stands in validation or test, and from validation what stands in test."""
+    seen = splits["test"].keys
+    separated: dict[Split, Examples] = {"test": splits["test"]}
+    earlier: tuple[Split, ...] = ("validation", "train")
+    for split in earlier:
+        examples = splits[split]
+        fresh = ~np.isin(examples.keys, seen)
+        if not fresh.all():
+            notes.append(
+                f"{int((~fresh).sum())} examples of {split} dropped: they stand in a later split as well"
+            )
+        separated[split] = examples.take(np.flatnonzero(fresh))
+        seen = np.concatenate((seen, examples.keys))
+    return {split: separated[split] for split in SPLITS}
+
+
+def _limit(examples: Examples, limit: int | None) -> Examples:
+    """The `limit` examples with the smallest hashes, in their own order."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    return examples.take(np.sort(np.argsort(_mixed(examples.keys, 2), kind="stable")[:limit]))
+
+
+# ---------------------------------------------------------------- order
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step's global batch: rows of one task's train split."""
+
+    task: str
+    rows: NDArray[np.int64]
+
+
+class Schedule:
+    """Which examples each step trains on.
+
+    A pass over a task sorts its examples by length, ties in random order, cuts them into batches of
+    `tokens` padded tokens and shuffles the batches; every pass has the same number of batches. An epoch
+    has as many steps as all tasks have batches, shared out p_i ∝ n_i^τ (BAM, arXiv 1907.04829), n_i in
+    batches, so that τ = 1 visits every example once an epoch. Smaller tasks go round more often when τ < 1.
+    """
+
+    def __init__(
+        self, lengths: Mapping[str, NDArray[np.int64]], tokens: int, sampling: float, seed: int
+    ) -> None:
+        self._lengths, self._tokens, self._seed = lengths, tokens, seed
+        self._sizes = {task: len(self._pass(task, 0)) for task in lengths}
+        self.quotas = _share_out(self._sizes, sampling)
+        self.steps_per_epoch = sum(self.quotas.values())
+
+    def epoch(self, epoch: int) -> list[Step]:
+        """The steps of epoch `epoch`, counted from 0."""
+        steps = []
+        for task, quota in self.quotas.items():
+            size = self._sizes[task]
+            first, last = divmod(epoch * quota, size), (epoch + 1) * quota
+            passes = range(first[0], -(-last // size))
+            batches = [batch for number in passes for batch in self._pass(task, number)]
+            steps += [Step(task, rows) for rows in batches[first[1] : first[1] + quota]]
+        order = np.random.default_rng((self._seed, 1, epoch)).permutation(len(steps))
+        return [steps[i] for i in order]
+
+    def _pass(self, task: str, number: int) -> list[NDArray[np.int64]]:
+        lengths = self._lengths[task]
+        rng = np.random.default_rng((self._seed, 0, list(self._lengths).index(task), number))
+        order = rng.permutation(len(lengths))
+        order = order[np.argsort(lengths[order], kind="stable")]
+        batches = token_budget_batches(lengths, order, self._tokens)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _share_out(sizes: Mapping[str, int], sampling: float) -> dict[str, int]:
+    """Σ sizes steps shared out ∝ size^sampling by largest remainder, at least one a task."""
+    total = sum(sizes.values())
+    weights = {task: size**sampling for task, size in sizes.items()}
+    exact = {task: total * weight / sum(weights.values()) for task, weight in weights.items()}
+    quotas = {task: max(1, int(value)) for task, value in exact.items()}
+    by_remainder: Sequence[str] = sorted(exact, key=lambda task: int(exact[task]) - exact[task])
+    for task in by_remainder[: max(0, total - sum(quotas.values()))]:
+        quotas[task] += 1
+    return quotas

@@ -1,0 +1,77 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 15.0
+
+
+class Display:
+    """Lines and bars; thread-safe. A context manager: leaving it ends the bars."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._lock = threading.Lock()
+        self._ids: dict[str, TaskID] = {}
+        self._printed: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._bars.stop()
+
+    def line(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False)
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Where `what` stands; at its end the bar becomes a line."""
+        with self._lock:
+            if total <= 0 or what in self._ended:
+                return
+            finished = done >= total
+            if self.console.is_terminal and what not in self._ids:
+                self._ids[what] = self._bars.add_task(what, total=total, note=note)
+            if self.console.is_terminal:
+                self._bars.update(
+                    self._ids[what], completed=done, total=total, note=note, visible=not finished
+                )
+            now = time.monotonic()
+            due = now - self._printed.setdefault(what, now) >= PLAIN_EVERY_S
+            if finished:
+                self._ended.add(what)
+            if finished or (due and not self.console.is_terminal):
+                self._printed[what] = now
+                self.line(f"  {what}: {done}/{total}{f', {note}' if note else ''}")
+
+    def end(self, what: str, note: str) -> None:
+        """Ends a bar that will not reach its total, for instance by early stopping."""
+        with self._lock:
+            if what in self._ended:
+                return
+            self._ended.add(what)
+            if what in self._ids:
+                self._bars.update(self._ids[what], visible=False)
+            self.line(f"  {what}: {note}")

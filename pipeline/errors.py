@@ -1,0 +1,95 @@
+"""Every error that Tutelage raises on purpose.
+
+::
+
+    TutelageError                 one line of cause, one of remedy, an exit code
+    ├── ConfigError          2    the config is wrong: unknown key, bad value, bad combination
+    ├── DataError            2    the data are wrong: missing column, empty split, not UTF-8
+    ├── TeacherError         2    a teacher cannot serve the task: not found, labels that do not match
+    ├── LockedError          2    another launch is using the run folder
+    ├── DivergedError        3    training produced NaN/Inf too many times in a row
+    ├── BadTargetsError      3    a teacher produced NaN/Inf soft targets
+    ├── CorruptError         4    a checkpoint or store shard does not match its checksum
+    ├── ExhaustedError       4    retries or a time-out ran out
+    ├── StoppedError        75    asked to stop (SIGTERM); the same command resumes
+    └── InterruptedRunError 130   SIGINT; the same command resumes
+
+Exit codes are DESIGN section 6's. All of them survive pickling, so that an error raised in a Ray worker
+reaches the terminal whole.
+"""
+
+from __future__ import annotations
+
+
+class TutelageError(Exception):
+    """Base of all: `cause` says what is wrong, `remedy` what to do about it (one line each)."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)  # both in args: pickling rebuilds the error from them
+        self.cause = cause
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.cause}\n{self.remedy}"
+
+
+class ConfigError(TutelageError):
+    """The config is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TutelageError):
+    """The data are wrong."""
+
+    exit_code = 2
+
+
+class TeacherError(TutelageError):
+    """A teacher cannot serve its task."""
+
+    exit_code = 2
+
+
+class LockedError(TutelageError):
+    """Another launch is using the run folder."""
+
+    exit_code = 2
+
+
+class DivergedError(TutelageError):
+    """Training produced NaN/Inf too many times in a row."""
+
+    exit_code = 3
+
+
+class BadTargetsError(TutelageError):
+    """A teacher produced NaN/Inf soft targets."""
+
+    exit_code = 3
+
+
+class CorruptError(TutelageError):
+    """A file on disk does not match its checksum."""
+
+    exit_code = 4
+
+
+class ExhaustedError(TutelageError):
+    """Retries or a time-out ran out."""
+
+    exit_code = 4
+
+
+class StoppedError(TutelageError):
+    """Asked to stop (SIGTERM); resumable."""
+
+    exit_code = 75
+
+
+class InterruptedRunError(TutelageError):
+    """SIGINT; resumable."""
+
+    exit_code = 130

@@ -1,0 +1,128 @@
+"""Metrics of any model or ensemble on one task: pure functions on what it said and what is true.
+
+Scores are (n, C), column c belonging to the c-th name of the task's label space; gold is (n,) int64 indices
+into it. Where a function needs probabilities it refuses anything else; `softmax` makes them from logits.
+Not here: running a model, and metrics of tasks other than one label an example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+
+BINS = 15  # of confidence, as in Guo et al. 2017
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often a model is right, by how sure it says it is. One entry a bin, NaN where a bin is empty."""
+
+    confidence: NDArray[np.float64]
+    """(bins,) mean of the largest probability."""
+    accuracy: NDArray[np.float64]
+    """(bins,) share of examples whose largest probability is on the gold label."""
+    count: NDArray[np.int64]
+    """(bins,) examples."""
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(n, C) probabilities of (n, C) logits, at temperature 1, in float64 whatever the logits' type."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def scores(probabilities: NDArray[np.floating], gold: NDArray[np.int64]) -> dict[str, float]:
+    """``accuracy``, ``macro_f1``, ``nll`` and ``ece`` of (n, C) probabilities against (n,) gold labels.
+
+    accuracy: share of examples whose largest probability is on the gold label · macro_f1: unweighted mean of the
+    classes' F1 over the whole label space. A class that is never predicted, or predicted where it never
+    occurs, counts as 0; a class that neither occurs nor is predicted has no F1 (0/0) and is left out (as
+    scikit-learn does) · nll: mean negative log-likelihood of the gold label, in nats, a probability of 0 read as
+    the smallest positive float64 (708 nats) so that it stays finite · ece: expected calibration error,
+    Σ (count/n) · |accuracy − confidence| over 15 equal-width bins of confidence (Guo et al., arXiv 1706.04599).
+
+    Ours are ece and nll: torchmetrics has no per-class nll, and its calibration error gives confidences that
+    round to 1.0 a sixteenth bin.
+
+    Raises `DataError` where a gold label is missing, `ValueError` where the arguments do not fit each other.
+    """
+    import torch  # both here: together they import for 5 s, and a report's reader needs neither
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
+    _check(probabilities, gold)
+    _check_probabilities(probabilities)
+    classes = probabilities.shape[1]
+    predicted, truth = torch.tensor(probabilities.argmax(axis=1)), torch.tensor(gold)
+    likelihood = probabilities[np.arange(len(gold)), gold].astype(np.float64)
+    bins = reliability(probabilities, gold)
+    full = bins.count > 0
+    gaps = np.abs(bins.accuracy[full] - bins.confidence[full])
+    return {  # torchmetrics computes in float32: seven digits are all there are
+        "accuracy": round(multiclass_accuracy(predicted, truth, classes, average="micro").item(), 7),
+        "macro_f1": round(multiclass_f1_score(predicted, truth, classes, average="macro").item(), 7),
+        "nll": float(-np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()),
+        "ece": float((gaps * bins.count[full]).sum() / len(gold)),
+    }
+
+
+def confusion(scores: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(C, C) counts: row = gold label, column = predicted label. `scores` (n, C): logits or probabilities."""
+    import torch
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    _check(scores, gold)
+    predicted, truth = torch.tensor(scores.argmax(axis=1)), torch.tensor(gold)
+    counts = multiclass_confusion_matrix(predicted, truth, scores.shape[1]).numpy()
+    return np.asarray(counts, dtype=np.int64)
+
+
+def reliability(
+    probabilities: NDArray[np.floating], gold: NDArray[np.int64], bins: int = BINS
+) -> Reliability:
+    """Confidence and accuracy of (n, C) probabilities in equal-width bins of confidence, each ``(low, high]``."""
+    _check(probabilities, gold)
+    _check_probabilities(probabilities)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == gold
+    rows = np.digitize(confidence, np.linspace(0, 1, bins + 1), right=True) - 1
+    rows = rows.clip(0, bins - 1)  # float32 rows may sum to a hair over 1
+    count = np.bincount(rows, minlength=bins)
+    divisor = np.where(count > 0, count, np.nan)
+    return Reliability(
+        np.bincount(rows, weights=confidence, minlength=bins) / divisor,
+        np.bincount(rows, weights=correct, minlength=bins) / divisor,
+        count,
+    )
+
+
+def agreement(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Share of examples on which (n, C) `a` and `b`, logits or probabilities, rank the same label first."""
+    if a.shape != b.shape or not a.size:
+        raise ValueError(f"scores {a.shape} and {b.shape} do not fit, or are empty")
+    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+
+
+def _check(scores: NDArray[np.floating], gold: NDArray[np.int64]) -> None:
+    if scores.ndim != 2 or gold.shape != scores.shape[:1] or not scores.size:
+        raise ValueError(f"scores {scores.shape} and gold labels {gold.shape} do not fit, or are empty")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or Inf")
+    if (gold < 0).any():
+        raise DataError(
+            f"{int((gold < 0).sum())} of {len(gold)} examples to score have no label",
+            "Score on a labelled split: name one under `data.splits`, or leave test out to hold out part of train.",
+        )
+    if gold.max() >= scores.shape[1]:
+        raise ValueError(f"gold label {gold.max()} is outside the {scores.shape[1]} classes")
+
+
+def _check_probabilities(probabilities: NDArray[np.floating]) -> None:
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    if (probabilities < 0).any() or not np.allclose(sums, 1, atol=1e-2):  # float16 rows are that rough
+        raise ValueError("rows are not probabilities; give logits to softmax first")

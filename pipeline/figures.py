@@ -1,0 +1,291 @@
+"""The report's figures, as PNG bytes: no pyplot, no windows, no state left behind in matplotlib.
+
+One colour a student in every figure; its supervised baseline is the same colour, paler and (as a line) dashed; the
+ensemble is near-black. Bars start at zero.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pipeline.evaluate import confusion, reliability, softmax
+
+if TYPE_CHECKING:
+    from pipeline.report import RunFacts, TaskResults
+
+DPI = 150
+WIDTH = 8.0  # inches: 1200 pixels, twice a README's column
+INK, SOFT, GRID = "#1f2933", "#64707d", "#e4e7eb"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b3558b", "#8a6a00", "#6b5b95")  # after Okabe and Ito
+DASHED = (0, (4, 2))
+FEW = 5  # examples below which a bin of confidence says nothing
+READABLE = 12  # classes up to which a confusion matrix has room for figures
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a label such as "$5 to $10" is not a formula
+}
+
+
+def draw(report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, bytes]:
+    """Every figure of a run, by file name.
+
+    retention.png · curves.png (where there are curves) · reliability-<task>.png · confusion-<student>@<task>.png.
+    """
+    students = list(report["macro"]["students"])
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(students)}
+    figures: dict[str, Figure] = {}
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing", category=UserWarning)
+        figures["retention.png"] = _retention(report, colours)
+        if curves := _curves(tasks, facts, colours):
+            figures["curves.png"] = curves
+        for task, results in tasks.items():
+            figures[f"reliability-{task}.png"] = _reliability(task, results, report, colours)
+            for name in students:
+                figures[f"confusion-{name}@{task}.png"] = _confusion(task, results, name, colours[name])
+        return {name: _png(figure) for name, figure in figures.items()}
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _short(text: str, width: int = 20) -> str:
+    """`text`, or its two ends: job names and labels often differ in the last word only."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+
+
+def _pale(colour: str) -> tuple[float, ...]:
+    return tuple(1 - 0.42 * (1 - channel) for channel in to_rgb(colour))
+
+
+# ---------------------------------------------------------------- retention
+
+
+def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
+    """Bars: score ÷ the ensemble's, all tasks and each task; a student above its supervised baseline."""
+    groups: dict[str, Any] = dict(report["tasks"])
+    if len(groups) > 1:
+        groups = {"all tasks": report["macro"], **groups}
+    bars = [(name, role) for name in colours for role in ("score", "supervised")]
+    bars = [
+        bar for bar in bars if any(one["students"][bar[0]][bar[1]] is not None for one in groups.values())
+    ]
+    pitch = len(bars) + 1.1
+    figure = _figure(WIDTH, 0.9 + 0.21 * pitch * len(groups))
+    axes = figure.add_subplot()
+    right = 1.0
+    for index, group in enumerate(groups.values()):
+        widest = 1.0
+        for rank, (name, role) in enumerate(bars):
+            value = group["students"][name][role]
+            if value is not None and group["ensemble"]:
+                share = value / group["ensemble"]
+                _bar(axes, index * pitch + rank, share, value, name, role == "score", colours[name])
+                widest = max(widest, share)
+        centre = index * pitch + (len(bars) - 1) / 2
+        text = f"ensemble\n{100 * group['ensemble']:.1f}"
+        axes.text(widest + 0.008, centre, text, va="center", fontsize=8)
+        right = max(right, widest)
+    axes.axvline(1, color=INK, linewidth=1.4)
+    centres = [index * pitch + (len(bars) - 1) / 2 for index in range(len(groups))]
+    axes.set_yticks(centres, [_short(name) for name in groups])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(pitch * len(groups) - 1.1, -1)
+    axes.set_xlim(0, right + 0.1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}%")
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_title("Share of the ensemble's test score (in brackets: the score, in points)")
+    return figure
+
+
+def _bar(axes: Axes, y: float, share: float, value: float, name: str, distilled: bool, colour: str) -> None:
+    axes.barh(y, share, height=0.86, color=colour if distilled else _pale(colour))
+    who = _short(name, 24) if distilled else f"{_short(name, 24)}, supervised"
+    result = f"{100 * share:.1f}%  ({100 * value:.1f})"
+    style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": "white" if distilled else INK}
+    if share > 0.6:  # room inside the bar for both
+        axes.text(0.012, y + 0.03, who, **style)
+        axes.text(min(share, 1) - 0.008, y + 0.03, result, ha="right", **style)
+    else:
+        axes.text(share + 0.008, y + 0.03, f"{who}  {result}", **{**style, "color": INK})
+
+
+# ---------------------------------------------------------------- learning curves
+
+
+def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[str, str]) -> Figure | None:
+    """Validation score by epoch (by step, where epochs are missing): all tasks, then one panel a task."""
+    panels = {"all tasks": "macro/score"} if len(tasks) > 1 else {}
+    panels |= {task: f"{task}/{results.metric}" for task, results in tasks.items()}
+    jobs = {job: _owner(job, colours) for job in facts.curves}
+    unit = "epoch" if all("epoch" in row for rows in facts.curves.values() for row in rows) else "step"
+    lines: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for title, key in panels.items():
+        for job, rows in facts.curves.items():
+            line = [(row[unit], 100 * row["metrics"][key]) for row in rows if key in row["metrics"]]
+            if line and jobs[job]:
+                lines.setdefault(title, {})[job] = np.array(line, dtype=np.float64)
+    if not lines:
+        return None
+    columns = min(3, len(lines))
+    height = math.ceil(len(lines) / columns)
+    figure = _figure(WIDTH if columns > 1 else 5.5, 0.5 + 2.5 * height)
+    for index, (title, found) in enumerate(lines.items()):
+        axes = figure.add_subplot(height, columns, index + 1)
+        for job, curve in found.items():
+            axes.plot(curve[:, 0], curve[:, 1], markersize=3.5, **_line(job, jobs[job], colours))
+        axes.set_title(_short(title, 24))
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_xlabel(unit)
+        if index % columns == 0:
+            axes.set_ylabel("validation score, points")
+    shown = dict.fromkeys(job for found in lines.values() for job in found)
+    _legend(figure, {job: _line(job, jobs[job], colours) for job in shown})
+    return figure
+
+
+def _owner(job: str, students: Mapping[str, str]) -> str:
+    """The student that a job trained: the longest student's name that the job's begins with, or none."""
+    return max((name for name in students if job == name or job.startswith(name)), key=len, default="")
+
+
+def _line(job: str, student: str, colours: Mapping[str, str]) -> dict[str, Any]:
+    if job == student:
+        return {"color": colours[student], "linewidth": 2.0, "marker": "o"}
+    return {"color": _pale(colours[student]), "linewidth": 1.6, "marker": "o", "linestyle": DASHED}
+
+
+def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
+    names = {job: _short(job, 30) for job in lines}
+    handles = [Line2D([], [], label=names[job], markersize=4, **style) for job, style in lines.items()]
+    room = (
+        figure.get_figwidth() * 14 / (max(map(len, names.values())) + 8)
+    )  # 14 letters an inch, 8 for the line
+    columns = max(1, min(len(handles), int(room)))
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=2.6)
+
+
+# ---------------------------------------------------------------- reliability
+
+
+def _reliability(
+    task: str, results: TaskResults, report: Mapping[str, Any], colours: Mapping[str, str]
+) -> Figure:
+    """Accuracy by confidence: one panel a student, with its baseline and the ensemble."""
+    columns = min(3, len(results.students))
+    rows = math.ceil(len(results.students) / columns)
+    figure = _figure(WIDTH if columns > 1 else 5.5, 0.5 + (3.1 if columns == 3 else 3.7) * rows)
+    metrics = report["tasks"][task]["metrics"]
+    for index, (name, logits) in enumerate(results.students.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=":")
+        _dots(axes, results.ensemble, results.gold, "ensemble", metrics["ensemble"], color=INK)
+        if name in results.supervised:
+            probabilities, its = softmax(results.supervised[name]), metrics["supervised"][name]
+            pale: dict[str, Any] = {"color": _pale(colours[name]), "linestyle": DASHED}
+            _dots(axes, probabilities, results.gold, "supervised", its, **pale)
+        _dots(
+            axes, softmax(logits), results.gold, _short(name), metrics["students"][name], color=colours[name]
+        )
+        axes.set(xlim=(max(0, 1 / len(results.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
+        axes.set_title(_short(name, 24))
+        axes.set_xlabel("confidence")
+        axes.grid(axis="y")
+        axes.legend(loc="best", fontsize=8, handlelength=1.6, frameon=True, framealpha=0.85, edgecolor="none")
+        if index % columns == 0:
+            axes.set_ylabel("accuracy")
+    title = f"{_short(task, 30)}: share that is right, by how sure the model is"
+    about = f"Dotted: ideal. Dot area: share of examples; bins of fewer than {FEW} are left out."
+    figure.suptitle(f"{title}\n{about}", x=0.01, ha="left", fontsize=8.5, color=SOFT)
+    return figure
+
+
+def _dots(
+    axes: Axes,
+    probabilities: NDArray[np.floating],
+    gold: NDArray[np.int64],
+    name: str,
+    metrics: Mapping[str, float],
+    **style: Any,
+) -> None:
+    """One model's curve, its bins as dots."""
+    bins = reliability(probabilities, gold)
+    full = bins.count >= FEW
+    x, y = bins.confidence[full], bins.accuracy[full]
+    axes.plot(x, y, linewidth=1.4, label=f"{name}, ECE {metrics['ece']:.3f}", **style)
+    area = 4 + 180 * bins.count[full] / len(gold)
+    axes.scatter(x, y, s=area, color=style["color"], linewidths=0, zorder=3)
+
+
+# ---------------------------------------------------------------- confusion
+
+
+def _confusion(task: str, results: TaskResults, student: str, colour: str) -> Figure:
+    """Rows: gold labels, columns: the student's; colour: share of the row; figures up to `READABLE` labels."""
+    counts = confusion(results.students[student], results.gold)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    labels = [_short(label) for label in results.labels]
+    side = float(np.clip(0.62 * len(labels), 2.0, 6.0))
+    figure = _figure(side + 2.0, side + 1.2)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("student", ["white", colour]), vmin=0, vmax=1)
+    if len(labels) <= READABLE:
+        for row, column in np.ndindex(*counts.shape):
+            text = f"{100 * shares[row, column]:.0f}%\n{counts[row, column]:,}"
+            ink = "white" if shares[row, column] > 0.6 else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+    every = math.ceil(len(labels) / 40)
+    ticks = np.arange(0, len(labels), every)
+    small = 8 if len(labels) <= READABLE else 5.5
+    turned: dict[str, Any] = {}
+    if max(map(len, labels)) > 7:
+        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(ticks, labels[::every], fontsize=small, color=INK, **turned)
+    axes.set_yticks(ticks, labels[::every], fontsize=small, color=INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set(visible=True, color=GRID)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold")
+    axes.set_title(f"{_short(student)} on {_short(task)}")
+    return figure

@@ -1,0 +1,403 @@
+"""The body of training, without Ray: epochs, optimiser, validation, checkpoints, exact resume.
+
+Students train by it inside a Ray Train worker group, teachers are fine-tuned by it, tests call it directly.
+Everything that decides the next step is in the checkpoint or a pure function of (seed, epoch), so that
+interrupted and resumed equals uninterrupted, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import Encoded
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.config import OptimizationConfig
+from pipeline.data import Schedule, Step
+from pipeline.errors import DivergedError
+from pipeline.evaluate import scores, softmax
+from pipeline.losses import LossWeights, annealed
+from pipeline.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients, to_tensors
+from pipeline.tasks import Task
+from students.student import MultiTaskStudent
+
+LOG_STEPS = 10  # steps that one point of the loss curves stands for
+METRICS = "metrics.jsonl"
+STOP_POLL_S = 0.2
+
+
+class SoftTargetReader(Protocol):
+    """Soft targets of one teacher, row i belonging to example i of the train split."""
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """(m, C) raw soft targets of `rows`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """What training needs of one task. `readers` has one entry a teacher, in the order of `aggregation`'s weights."""
+
+    task: Task
+    train: Encoded
+    labels: NDArray[np.int64]
+    validation: Encoded
+    validation_labels: NDArray[np.int64]
+    readers: Sequence[SoftTargetReader] = ()
+    aggregation: Aggregation | None = None
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """Weights of the losses before annealing; hard and soft sum to 1. The default is training on labels alone."""
+
+    hard: float = 1.0
+    soft: float = 0.0
+    temperature: float = 1.0
+    annealing: Literal["constant", "linear"] = "constant"
+    task_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def at(self, task: str, progress: float) -> LossWeights:
+        """The weights for a task when `progress` in [0, 1] of the training is done."""
+        hard, soft = annealed(self.hard, self.soft, progress, self.annealing)
+        return LossWeights(hard, soft, self.temperature, self.task_weights.get(task, 1.0))
+
+
+@dataclass
+class Progress:
+    """Where a training stands; kept in its checkpoints."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    status: Literal["running", "done", "early_stopped", "interrupted"] = "running"
+    epoch_seconds: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one student on several tasks; `fit` does all of it.
+
+    folder: where checkpoints and metrics.jsonl go · should_stop: asked between steps; when true, a checkpoint
+    is written and `fit` returns with status "interrupted".
+    """
+
+    def __init__(
+        self,
+        student: MultiTaskStudent,
+        sets: Sequence[TaskSet],
+        config: OptimizationConfig,
+        losses: LossPlan,
+        folder: Path,
+        *,
+        seed: int = 0,
+        sampling: float = 1.0,
+        accumulation: int = 1,
+        workers: Workers | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.student, self.config, self.losses, self.folder = student, config, losses, folder
+        self.sets = {task_set.task.name: task_set for task_set in sets}
+        self.accumulation, self.workers, self.should_stop = accumulation, workers or Workers(), should_stop
+        self.seed = seed
+        lengths = {name: task_set.train.lengths for name, task_set in self.sets.items()}
+        self.schedule = Schedule(lengths, config.tokens_per_batch, sampling, seed)
+        self.total_steps = config.epochs * self.schedule.steps_per_epoch
+        self.student.to(self.workers.device)
+        self.optimizer = make_optimizer(student, config)
+        self.autocast = _autocast(config.precision, self.workers.device)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self._window: dict[str, list[float]] = defaultdict(list)
+
+    def fit(self) -> Progress:
+        """Trains to the end, from the last checkpoint in `folder` if there is one; leaves the selected weights
+        (the last, or with early stopping the best on validation) in the student.
+
+        Raises `DivergedError` after more than `max_skipped_steps` updates in a row with a NaN or Inf loss.
+        """
+        torch.manual_seed(1_000_003 * (self.seed + 1) + self.workers.rank)  # dropout differs by worker
+        self._resume()
+        while self.progress.status == "running":
+            self._epoch(self.progress.step // self.schedule.steps_per_epoch)
+        if self.progress.status == "interrupted":
+            return self.progress
+        if self.best:
+            self._load_weights(self.best)
+        self.student.eval()
+        return self.progress
+
+    def _epoch(self, epoch: int) -> None:
+        steps = self.schedule.epoch(epoch)
+        done = self.progress.step - epoch * self.schedule.steps_per_epoch
+        started = time.perf_counter()
+        self.student.train()
+        for position, step in enumerate(steps[done:], done + 1):
+            stop = self._step(step)
+            last = position == len(steps)
+            if self.progress.step % LOG_STEPS == 0 or self.progress.step == 1 or last:
+                self._log_losses(epoch)
+            if stop and not last:
+                self._save(status="interrupted")
+                return
+            if not last and self.progress.step % self.config.checkpoint_steps == 0:
+                self._save()
+        self.progress.epoch_seconds.append(time.perf_counter() - started)
+        self._validate(epoch)
+        self._save()
+
+    def _step(self, step: Step) -> bool:
+        """One optimiser step; returns whether any worker was asked to stop."""
+        task_set = self.sets[step.task]
+        self._set_learning_rate()
+        weights = self.losses.at(step.task, self.progress.step / self.total_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        batches = self._micro_batches(task_set, step.rows)
+        sums = accumulate(
+            self.student, task_set.task, batches, weights, task_set.aggregation, len(step.rows), self.autocast
+        )
+        share_gradients(self.student, self.workers)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.student.parameters(), self.config.gradient_clip or math.inf
+        )
+        stop = float(self.should_stop())
+        values = self.workers.sum_(torch.stack([*sums.values(), norm.new_tensor(stop)])).tolist()
+        self.progress.step += 1
+        if math.isfinite(values[0]) and math.isfinite(float(norm)):
+            self.optimizer.step()
+            self.progress.skipped_in_a_row = 0
+            for name, value in zip(sums, values[:-1], strict=True):
+                self._window["loss/total" if name == "total" else f"loss/{name}/{step.task}"].append(value)
+        else:
+            self._skip(step)
+        return bool(values[-1] > 0)
+
+    def _skip(self, step: Step) -> None:
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        if self.progress.skipped_in_a_row > self.config.max_skipped_steps:
+            raise DivergedError(
+                f"the loss is NaN or Inf in {self.progress.skipped_in_a_row} steps in a row, up to step "
+                f"{self.progress.step} (task {step.task})",
+                "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact.",
+            )
+
+    def _micro_batches(self, task_set: TaskSet, rows: NDArray[np.int64]) -> list[MicroBatch]:
+        """This worker's share of a step, in `accumulation` parts; an empty part is filled with one row that
+        does not count, since every worker must take part in every collective."""
+        parts = self.workers.world * self.accumulation
+        shares = [rows[part::parts] for part in range(self.workers.rank, parts, self.workers.world)]
+        device = self.workers.device
+        batches = []
+        for share in shares if self.workers.world > 1 else [s for s in shares if len(s)]:
+            filler = len(share) == 0
+            share = rows[:1] if filler else share
+            teachers = [torch.from_numpy(reader.gather(share)) for reader in task_set.readers]
+            batches.append(
+                MicroBatch(
+                    to_tensors(task_set.train.pad(share), device),
+                    torch.from_numpy(task_set.labels[share]).to(device),
+                    torch.stack(teachers).to(device) if teachers else None,
+                    torch.full((len(share),), 0.0 if filler else 1.0, device=device),
+                )
+            )
+        return batches
+
+    def _set_learning_rate(self) -> None:
+        factor = learning_rate_factor(
+            self.progress.step, self.total_steps, self.config.warmup, self.config.schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+
+    def _validate(self, epoch: int) -> None:
+        """Scores the student on validation; keeps the best weights and stops early where configured."""
+        values: dict[str, float] = {}
+        for name, task_set in self.sets.items():
+            logits = predict(
+                self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
+            )
+            metric = task_set.task.metric
+            values[f"{name}/{metric}"] = scores(softmax(logits.numpy()), task_set.validation_labels)[metric]
+        score = sum(values.values()) / len(values)
+        self._log({**values, "macro/score": score, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
+        finished = epoch + 1 == self.config.epochs
+        if self.config.early_stopping is not None:
+            if score > self.progress.best_score:
+                self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+                self.progress.best_score, self.progress.best_epoch = score, epoch
+            elif epoch - self.progress.best_epoch >= self.config.early_stopping.patience and not finished:
+                self.progress.status = "early_stopped"
+                return
+        else:
+            self.progress.best_score, self.progress.best_epoch = score, epoch
+        if finished:
+            self.progress.status = "done"
+
+    # ---- checkpoints
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, each shared tensor once."""
+        seen: set[int] = set()
+        state = self.student.state_dict(keep_vars=True)
+        return {n: t for n, t in state.items() if id(t) not in seen and not seen.add(id(t))}  # type: ignore[func-returns-value]
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        own = self._weights()
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(weights[name])
+
+    def _save(self, status: Literal["interrupted"] | None = None) -> None:
+        rng = {
+            str(rank): state
+            for rank, state in enumerate(self.workers.gather(_rng_state(self.workers.device)))
+        }
+        if self.workers.rank == 0:
+            slots = self.optimizer.state_dict()["state"]
+            optimizer = {f"{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
+            tensors = {"model": self._weights(), "optimizer": optimizer, "rng": rng, "best": self.best}
+            window = dict(self._window)
+            save_checkpoint(
+                self.folder,
+                self.progress.step,
+                {name: group for name, group in tensors.items() if group},
+                {"progress": asdict(self.progress), "window": window},
+            )
+        if status is not None:
+            self.progress.status = status
+
+    def _resume(self) -> None:
+        found = load_checkpoint(self.folder) if self.workers.world == 1 else self._load_on_all()
+        self._trim_log(0 if found is None else found.state["progress"]["step"])
+        if found is None:
+            return
+        self.progress = Progress(**found.state["progress"])
+        self._window = defaultdict(list, found.state["window"])
+        self._load_weights(found.tensors["model"])
+        self.best = dict(found.tensors.get("best", {}))
+        slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in found.tensors.get("optimizer", {}).items():
+            index, key = name.split(".", 1)
+            slots[int(index)][key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
+        _set_rng_state(found.tensors["rng"][str(self.workers.rank)], self.workers.device)
+
+    def _load_on_all(self) -> Any:
+        """Rank 0 cleans up first, so that all workers find the same checkpoint."""
+        found = load_checkpoint(self.folder) if self.workers.rank == 0 else None
+        self.workers.sum_(torch.zeros(1, device=self.workers.device))
+        return found if self.workers.rank == 0 else load_checkpoint(self.folder)
+
+    # ---- log
+
+    def _log_losses(self, epoch: int) -> None:
+        values = {name: sum(window) / len(window) for name, window in self._window.items()}
+        self._window.clear()
+        self._log({**values, "learning_rate": self.optimizer.param_groups[0]["lr"]}, epoch)
+
+    def _log(self, values: Mapping[str, float], epoch: int) -> None:
+        if self.workers.rank != 0:
+            return
+        line = {
+            "step": self.progress.step,
+            "total": self.total_steps,
+            "epoch": epoch + 1,
+            "time": time.time(),
+            "metrics": {**values, "skipped_steps": self.progress.skipped},
+        }
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _trim_log(self, step: int) -> None:
+        """Drops points past the checkpoint: their steps are taken again."""
+        if self.workers.rank != 0:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / METRICS
+        kept = [line for line in read_metrics(file) if line["step"] <= step]
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+class StopWatch:
+    """Asks for the stop file a few times a second, however often it is called."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._next, self._stop = file, 0.0, False
+
+    def __call__(self) -> bool:
+        if not self._stop and time.monotonic() >= self._next:
+            self._stop = self._file.exists()
+            self._next = time.monotonic() + STOP_POLL_S
+        return self._stop
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The points of a metrics.jsonl; a last line that is still being written is left out."""
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD, fused; weight decay on matrices only."""
+    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def learning_rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
+    """Share of the peak learning rate at `step` of `total`, counted from 0: linear warm-up, then `schedule`."""
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, total - rising)
+    match schedule:
+        case "linear":
+            return 1 - done
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        case _:
+            return 1.0
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    on = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    """The dropout generator's state as bytes, on `device` so that workers can exchange it."""
+    state = torch.get_rng_state()
+    if device.type == "cuda":
+        state = torch.cat((state, torch.cuda.get_rng_state(device)))
+    return state.to(device)
+
+
+def _set_rng_state(state: Tensor, device: torch.device) -> None:
+    state = state.cpu()
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[size:], device)

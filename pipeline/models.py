@@ -1,0 +1,125 @@
+"""Hugging Face models and tokenizers: found, checked, opened quietly. Safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import TeacherError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What a model folder needs: config, weights, tokenizer."""
+
+
+def resolve(model: str, revision: str | None, where: str) -> Path:
+    """The local folder of `model` (a folder, or a hub id that is fetched once into the hub's cache).
+
+    Raises `TeacherError`, naming `where`, if there is none, or none with safetensors weights.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _download(model, revision, where)
+    if not (folder / "config.json").is_file():
+        raise TeacherError(
+            f"{where}: {model} has no config.json", "Give a folder written by save_pretrained, or a hub id."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise TeacherError(
+            f"{where}: {model} has no safetensors weights",
+            "Save it again with save_pretrained; pickled weights are refused.",
+        )
+    return folder
+
+
+def _download(model: str, revision: str | None, where: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    quiet()
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
+    except (HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TeacherError(
+            f"{where}: no model {model!r}: not a folder here, and the hub did not give it ({reason})",
+            "Check the name, the network or HF_TOKEN; `make demo` fetches the examples' models.",
+        ) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a model folder's config, weights and tokenizer: what makes it say what it says."""
+    digest = blake2b(digest_size=16)
+    for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def quiet() -> None:
+    """No load reports, no bars: Tutelage prints its own."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def open_config(folder: Path) -> PretrainedConfig:
+    """The model's config."""
+    from transformers import AutoConfig
+
+    quiet()
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    return config
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    quiet()
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+    """The model in fp32, evaluation mode; `settings` go to `from_pretrained`."""
+    import torch
+
+    quiet()
+    model: PreTrainedModel = model_class.from_pretrained(
+        folder, **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32, **settings}
+    )
+    model.eval()
+    return model
+
+
+def check_length(folder: Path, max_length: int, where: str) -> None:
+    """Raises `TeacherError` if the model has no positions for `max_length` tokens."""
+    positions = getattr(open_config(folder), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise TeacherError(
+            f"{where}: max_length {max_length} is more than the model's {positions} positions",
+            f"Set the task's data.max_length to {positions} or less.",
+        )
+
+
+def weights_size(folder: Path) -> dict[str, int]:
+    """``parameters`` and ``bytes`` of the weights in a model folder, read from the safetensors headers."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    parameters = size = 0
+    for file in folder.glob("*.safetensors"):
+        size += file.stat().st_size
+        with safe_open(file, framework="np") as tensors:
+            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return {"parameters": parameters, "bytes": size}

@@ -1,0 +1,494 @@
+"""What a run found: test-set outputs → `report.json`, `report.md` and figures.
+
+`build` computes every number, `write` puts them into a folder; report.md and compare.py read nothing but the
+numbers. Scores are shares (0.862) in JSON and points (86.2) in prose.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluate import agreement, scores, softmax
+
+CLEAR_GAP = (
+    0.005  # the ensemble must be this far above a supervised baseline for "gap recovered" to mean anything
+)
+CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
+NOTHING = "–"
+COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """What everybody said about one task's n test examples. Column c of (n, C) belongs to ``labels[c]``.
+
+    metric: the task's primary metric, a key of `pipeline.evaluate.scores` · gold: (n,) int64 · examples: count by
+    split · teachers, students, supervised: (n, C) logits by name, a supervised baseline under its student's name
+    (may be empty) · ensemble: (n, C) probabilities · aggregation: the strategy · notes: for the reader.
+    """
+
+    labels: tuple[str, ...]
+    metric: str
+    gold: NDArray[np.int64]
+    examples: dict[str, int]
+    teachers: dict[str, NDArray[np.floating]]
+    ensemble: NDArray[np.floating]
+    students: dict[str, NDArray[np.floating]]
+    supervised: dict[str, NDArray[np.floating]]
+    aggregation: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What else is known about a run.
+
+    teacher_forwards: examples each teacher ran this time · soft_targets: distinct examples the run needs of it ·
+    timings_s: seconds by stage · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
+    latency_ms: ``{"students": {name: ms an example}, "teachers": …}`` · versions: by package · curves: by job,
+    ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
+    job has its name, its baseline's name starts with it.
+    """
+
+    name: str
+    seed: int
+    teacher_forwards: dict[str, int]
+    soft_targets: dict[str, int]
+    timings_s: dict[str, float]
+    size: dict[str, dict[str, dict[str, int]]]
+    latency_ms: dict[str, dict[str, float]]
+    versions: dict[str, str]
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, Any]:
+    """The report as JSON-ready data: DESIGN section 7's keys and a few more.
+
+    macro: unweighted mean over the tasks' primary metrics; its retention and gap are ratios of those means.
+
+    gap_recovered = (student − supervised) ÷ (ensemble − supervised) is None where there is no supervised baseline,
+    and where the ensemble is not at least 0.5 points above it: there is no gap to recover then, and a division
+    by nearly zero (or by a negative number) would turn noise into any percentage. retention is None where the
+    ensemble scores 0.
+
+    Raises `ValueError` where shapes or names do not fit, `DataError` where a gold label is missing.
+    """
+    students = list(next(iter(tasks.values())).students) if tasks else []
+    for task, results in tasks.items():
+        if set(results.students) != set(students) or not set(results.supervised) <= set(students):
+            raise ValueError(f"{task}: students {sorted(results.students)}, elsewhere {sorted(students)}")
+    if not students:
+        raise ValueError("no task, or no student, to report on")
+    by_task = {task: _task(results) for task, results in tasks.items()}
+    forwards, needed = sum(facts.teacher_forwards.values()), sum(facts.soft_targets.values())
+    return {
+        "name": facts.name,
+        "tasks": by_task,
+        "macro": _macro(by_task, students),
+        "teacher_forwards": dict(facts.teacher_forwards),
+        "soft_targets": dict(facts.soft_targets),
+        "forwards_ratio": forwards / needed if needed else None,
+        "timings_s": dict(facts.timings_s),
+        "size": facts.size,
+        "latency_ms": facts.latency_ms,
+        "versus_teachers": {name: _versus_teachers(name, by_task, facts) for name in students},
+        "seed": facts.seed,
+        "versions": dict(facts.versions),
+        "notes": list(facts.notes),
+    }
+
+
+def _task(results: TaskResults) -> dict[str, Any]:
+    """One task's part of report.json."""
+    gold, metric = results.gold, results.metric
+    metrics: dict[str, Any] = {
+        "teachers": {name: scores(softmax(logits), gold) for name, logits in results.teachers.items()},
+        "ensemble": scores(results.ensemble, gold),
+        "students": {name: scores(softmax(logits), gold) for name, logits in results.students.items()},
+        "supervised": {name: scores(softmax(logits), gold) for name, logits in results.supervised.items()},
+    }
+    ensemble = metrics["ensemble"][metric]
+    students = {}
+    for name, logits in results.students.items():
+        baseline = results.supervised.get(name)
+        supervised = None if baseline is None else metrics["supervised"][name][metric]
+        students[name] = {
+            **_ratios(metrics["students"][name][metric], supervised, ensemble),
+            "agreement": agreement(logits, results.ensemble),
+            "ece": metrics["students"][name]["ece"],
+            "delta_error": None if baseline is None else _paired_error(logits, baseline, gold),
+        }
+    accuracies = [metrics["ensemble"]["accuracy"], *(one["accuracy"] for one in metrics["students"].values())]
+    return {
+        "metric": metric,
+        "teachers": {name: values[metric] for name, values in metrics["teachers"].items()},
+        "ensemble": ensemble,
+        "students": students,
+        "examples": dict(results.examples),
+        "labels": list(results.labels),
+        "majority": float(np.bincount(gold).max() / len(gold)),
+        "standard_error": max(math.sqrt(p * (1 - p) / len(gold)) for p in accuracies),
+        "aggregation": results.aggregation,
+        "metrics": metrics,
+        "notes": list(results.notes),
+    }
+
+
+def _ratios(score: float, supervised: float | None, ensemble: float) -> dict[str, float | None]:
+    gap = None
+    if supervised is not None and ensemble - supervised >= CLEAR_GAP:
+        gap = (score - supervised) / (ensemble - supervised)
+    retention = score / ensemble if ensemble > 0 else None
+    return {"score": score, "supervised": supervised, "retention": retention, "gap_recovered": gap}
+
+
+def _paired_error(
+    student: NDArray[np.floating], supervised: NDArray[np.floating], gold: NDArray[np.int64]
+) -> float:
+    """Standard error of the two models' difference in accuracy, paired by example."""
+    difference = (student.argmax(1) == gold).astype(float) - (supervised.argmax(1) == gold)
+    return float(difference.std() / math.sqrt(len(gold)))
+
+
+def _macro(by_task: Mapping[str, dict[str, Any]], students: Iterable[str]) -> dict[str, Any]:
+    """Unweighted means over tasks; a student without a baseline in every task has no macro baseline."""
+    ensemble = float(np.mean([task["ensemble"] for task in by_task.values()]))
+    macro = {}
+    for name in students:
+        rows = [task["students"][name] for task in by_task.values()]
+        supervised = None
+        error = None
+        if all(row["supervised"] is not None for row in rows):
+            supervised = float(np.mean([row["supervised"] for row in rows]))
+            error = math.sqrt(sum(row["delta_error"] ** 2 for row in rows)) / len(rows)
+        score = float(np.mean([row["score"] for row in rows]))
+        macro[name] = {**_ratios(score, supervised, ensemble), "delta_error": error}
+    return {"ensemble": ensemble, "students": macro}
+
+
+def _versus_teachers(
+    student: str, by_task: Mapping[str, dict[str, Any]], facts: RunFacts
+) -> dict[str, float | None]:
+    """How many times smaller than all teachers together, and faster than a task's teachers one after another.
+
+    The latter is a mean over tasks. None where a size or a time is missing.
+    """
+    answers: dict[str, float | None] = {"times_smaller": None, "times_faster": None}
+    teachers = [name for task in by_task.values() for name in task["teachers"]]
+    size, latency = facts.size, facts.latency_ms
+    parts, own = size.get("teachers", {}), size.get("students", {}).get(student)
+    if own and own["parameters"] and all(name in parts for name in teachers):
+        answers["times_smaller"] = sum(parts[name]["parameters"] for name in teachers) / own["parameters"]
+    times, own_time = latency.get("teachers", {}), latency.get("students", {}).get(student)
+    if own_time and all(name in times for name in teachers):
+        answers["times_faster"] = sum(times[name] for name in teachers) / len(by_task) / own_time
+    return answers
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(
+    report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: RunFacts, folder: Path
+) -> list[Path]:
+    """Write figures/*.png, report.md and, last, report.json into `folder`; return their paths.
+
+    Each file appears whole or not at all, and report.json is there only once the rest is.
+    """
+    from pipeline import figures  # brings in matplotlib
+
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_scalar) + "\n"
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, png in figures.draw(report, tasks, facts).items():
+        written.append(_replace(folder / "figures" / name, png))
+    page = markdown(report, [path.name for path in written])
+    written.append(_replace(folder / "report.md", page.encode()))
+    written.append(_replace(folder / "report.json", text.encode()))
+    return written
+
+
+def _scalar(value: Any) -> Any:
+    """A NumPy scalar as Python's own."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} does not fit into JSON")
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    """Write `data` beside `path`, then move it there."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's own mode shuts everyone else out
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+# ---------------------------------------------------------------- report.md
+
+
+def markdown(report: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
+    """report.md's text, with those of `figures` (file names under figures/) that it knows."""
+    blocks = [
+        f"# {report['name']}",
+        verdict(report),
+        *_picture("retention.png", "Share of the ensemble", figures),
+    ]
+    blocks += _macro_section(report)
+    for task, values in report["tasks"].items():
+        blocks += _task_section(task, values, figures)
+    if "curves.png" in figures:
+        blocks += ["## Learning curves", *_picture("curves.png", "Validation score by epoch", figures)]
+    blocks += [*_cost_section(report), *_run_section(report)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """One paragraph in plain words: the best student, what it keeps, costs and owes to its teachers."""
+    macro = report["macro"]
+    ranked = sorted(macro["students"], key=lambda name: -macro["students"][name]["score"])
+    best, row = ranked[0], macro["students"][ranked[0]]
+    tasks = list(report["tasks"].values())
+    metrics = {task["metric"] for task in tasks}
+    what = metrics.pop() if len(metrics) == 1 else "each by its own metric"
+    over = f"{what} on {next(iter(report['tasks']))}"
+    if len(tasks) > 1:
+        over = f"mean of {len(tasks)} tasks, {what}"
+    lead = f"scores {points(row['score'])} points where the ensemble scores 0"
+    if row["retention"] is not None:
+        verb = "keeps" if row["retention"] < 1 else "reaches"
+        lead = f"{verb} {percent(row['retention'])} of the ensemble: {points(row['score'])} points against"
+        lead += f" {points(macro['ensemble'])}"
+    sentences = [f"**{best}** {lead} ({over})."]
+    if cost := _cost(report, best):
+        sentences.append(f"It is {cost}.")
+    sentences.append(_owed(report, best))
+    for name in ranked[1:]:
+        other = macro["students"][name]
+        cost = _cost(report, name, brief=True)
+        kept = "" if other["retention"] is None else f" ({percent(other['retention'])} of the ensemble)"
+        size = f" and is {cost}" if cost else ""
+        sentences.append(f"**{name}** scores {points(other['score'])}{kept}{size}. {_owed(report, name)}")
+    return " ".join(sentences)
+
+
+def _cost(report: Mapping[str, Any], student: str, brief: bool = False) -> str:
+    """`6.3 times smaller than … and 4.6 times faster than …`, as far as known; brief: without the `than …`."""
+    ratio = report["versus_teachers"][student]
+    teachers = sum(len(task["teachers"]) for task in report["tasks"].values())
+    crowd = f"the {teachers} teachers together" if teachers > 1 else "its teacher"
+    parts = []
+    if (smaller := ratio["times_smaller"]) is not None:
+        parts.append(_times(smaller, "smaller", "larger") + ("" if brief else f" than {crowd}"))
+    if (faster := ratio["times_faster"]) is not None:
+        whom = (
+            "a task's teachers one after another" if teachers > len(report["tasks"]) else "a task's teacher"
+        )
+        parts.append(_times(faster, "faster", "slower") + ("" if brief else f" than {whom}"))
+    return " and ".join(parts)
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
+
+
+def _owed(report: Mapping[str, Any], student: str) -> str:
+    """What the student owes to its teachers, measured against the same student without them."""
+    row = report["macro"]["students"][student]
+    if row["supervised"] is None:
+        return "It has no supervised baseline in this run, so nothing here says what the teachers were worth."
+    delta, error = row["score"] - row["supervised"], row["delta_error"]
+    size = f"{points(abs(delta))} points"
+    margin = f"standard error of the difference {points(error)}"
+    level = signed(delta) == "0.0"
+    if delta <= 0 or level:
+        how = "is level with it" if level else f"is {size} below"
+        clear = delta <= -CLEAR_ERRORS * error < 0
+        text = (
+            f"It does not beat its supervised baseline ({points(row['supervised'])}): it {how} ({margin}). "
+        )
+        text += "Here the teachers did harm." if clear else "Nothing here shows that the teachers helped."
+    elif delta < CLEAR_ERRORS * error:
+        text = (
+            f"It is {size} above its supervised baseline ({points(row['supervised'])}), which is within the noise "
+            f"of this test set ({margin}): not yet evidence that the teachers helped."
+        )
+    else:
+        text = f"It is {size} above its supervised baseline ({points(row['supervised'])}; {margin})"
+        gap = row["gap_recovered"]
+        text += "." if gap is None else f", recovering {percent(gap)} of the gap to the ensemble."
+    tasks = {name: task["students"][student] for name, task in report["tasks"].items()}
+    behind = [
+        f"{name} ({signed(one['score'] - one['supervised'])})"
+        for name, one in tasks.items()
+        if one["score"] <= one["supervised"]
+    ]
+    if behind and delta > 0 and not level:
+        text += f" On {', '.join(behind)} it does not beat it."
+    return text
+
+
+def _macro_section(report: Mapping[str, Any]) -> list[str]:
+    macro = report["macro"]
+    rows = [["ensemble", points(macro["ensemble"]), *[NOTHING] * 4]]
+    rows += [[f"**{name}**", *_cells(row)] for name, row in macro["students"].items()]
+    metrics = ", ".join(f"{name}: {task['metric']}" for name, task in report["tasks"].items())
+    return [
+        "## All tasks",
+        f"Unweighted mean of the tasks' test scores ({metrics}), in points.",
+        _table(["model", "score", *COMPARED], rows),
+        "Δ: student − supervised (the same student from the same start, trained on labels alone), ± its standard "
+        "error in accuracy, paired by example. Standard errors cover the choice of test examples, not of the seed: "
+        "one seed is one draw.",
+        "¹ (student − supervised) ÷ (ensemble − supervised). Left out (–) without a baseline, and where the ensemble "
+        f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise.",
+    ]
+
+
+def _task_section(task: str, values: Mapping[str, Any], figures: Sequence[str]) -> list[str]:
+    splits = ", ".join(f"{count:,} {split}" for split, count in values["examples"].items())
+    of_what = "A score's" if values["metric"] == "accuracy" else "The accuracy's"
+    metrics, blank = values["metrics"], [NOTHING] * 5
+    rows = [
+        [name, points(score), *blank, f"{metrics['teachers'][name]['ece']:.3f}"]
+        for name, score in values["teachers"].items()
+    ]
+    rows.append(["ensemble", points(values["ensemble"]), *blank, f"{metrics['ensemble']['ece']:.3f}"])
+    for name, row in values["students"].items():
+        rows.append([f"**{name}**", *_cells(row), percent(row["agreement"]), f"{row['ece']:.3f}"])
+    confusions = [
+        one
+        for name in values["students"]
+        for one in _picture(f"confusion-{name}@{task}.png", f"{name} on {task}", figures)
+    ]
+    blocks = [
+        f"## {task}",
+        f"{splits} examples; {len(values['labels'])} labels, the most frequent on "
+        f"{percent(values['majority'])} of test; aggregation: {values['aggregation']}. {of_what} standard error is "
+        f"{points(values['standard_error'])} points (√(p(1−p)/n)): read smaller differences between models as noise.",
+        _table(["model", values["metric"], *COMPARED, "agreement", "ECE"], rows),
+        "Agreement: share of examples to which the student gives the ensemble's answer. ECE: expected calibration "
+        "error, 15 bins.",
+        *(f"Note: {note}" for note in values["notes"]),
+        _details(metrics),
+        *_picture(f"reliability-{task}.png", f"Reliability on {task}", figures),
+    ]
+    return [*blocks, " ".join(confusions)] if confusions else blocks
+
+
+def _details(metrics: Mapping[str, Any]) -> str:
+    """Every metric of every model, folded away."""
+    models = {
+        **metrics["teachers"],
+        "ensemble": metrics["ensemble"],
+        **{f"**{name}**": one for name, one in metrics["students"].items()},
+        **{f"{name}, supervised": one for name, one in metrics["supervised"].items()},
+    }
+    rows = [
+        [name, points(one["accuracy"]), points(one["macro_f1"]), f"{one['nll']:.3f}", f"{one['ece']:.3f}"]
+        for name, one in models.items()
+    ]
+    table = _table(["model", "accuracy", "macro F1", "NLL", "ECE"], rows)
+    return f"<details><summary>All metrics</summary>\n\n{table}\n\n</details>"
+
+
+def _cost_section(report: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for group in ("students", "teachers"):
+        size, latency = report["size"].get(group, {}), report["latency_ms"].get(group, {})
+        for name in dict.fromkeys([*size, *latency]):
+            ratios = report["versus_teachers"].get(name, {}) if group == "students" else {}
+            times = [ratios.get(key) for key in ("times_smaller", "times_faster")]
+            row = [f"**{name}**" if group == "students" else name]
+            row += (
+                [f"{size[name]['parameters']:,}", f"{size[name]['bytes'] / 1e6:.1f}"]
+                if name in size
+                else [NOTHING] * 2
+            )
+            row += [f"{latency[name]:.2f}" if name in latency else NOTHING]
+            rows.append(row + [NOTHING if ratio is None else f"{ratio:.1f}×" for ratio in times])
+    labelled = [
+        [name, f"{count:,}", f"{report['soft_targets'].get(name, 0):,}"]
+        for name, count in report["teacher_forwards"].items()
+    ]
+    ratio = report["forwards_ratio"]
+    share = NOTHING if ratio is None else f"{ratio:.2f}"
+    return [
+        "## Size and latency",
+        _table(["model", "parameters", "MB", "ms an example", "smaller ²", "faster ²"], rows),
+        "² than all teachers together, in parameters; than a task's teachers one after another, mean over tasks.",
+        "## Teacher forwards",
+        _table(["teacher", "examples run this time", "soft targets needed"], labelled),
+        f"Forwards ÷ (examples × teachers): {share}. 1 is each example labelled once by each of its teachers, however "
+        "many epochs and students read it; 0 is everything read from the store.",
+    ]
+
+
+def _run_section(report: Mapping[str, Any]) -> list[str]:
+    timings = [[stage, f"{seconds:.1f}"] for stage, seconds in report["timings_s"].items()]
+    timings.append(["total", f"{sum(report['timings_s'].values()):.1f}"])
+    versions = [[package, version] for package, version in report["versions"].items()]
+    blocks = [
+        "## Run",
+        _table(["stage", "seconds"], timings),
+        f"Seed {report['seed']}.",
+        _table(["package", "version"], versions),
+    ]
+    return blocks + [f"Note: {note}" for note in report["notes"]]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """Score, supervised, Δ, retention, gap recovered."""
+    if row["supervised"] is None:
+        delta = supervised = NOTHING
+    else:
+        supervised = points(row["supervised"])
+        delta = f"{signed(row['score'] - row['supervised'])} ± {points(row['delta_error'])}"
+    return [points(row["score"]), supervised, delta, percent(row["retention"]), percent(row["gap_recovered"])]
+
+
+def _picture(name: str, caption: str, figures: Sequence[str]) -> list[str]:
+    return [f"![{caption}](figures/{name})"] if name in figures else []
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def points(share: float) -> str:
+    """0.8619 → `86.2`."""
+    return f"{100 * share:.1f}"
+
+
+def signed(share: float) -> str:
+    """0.023 → `+2.3`, −0.004 → `−0.4`, a difference that rounds to nothing → `0.0`."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """0.979 → `97.9%`, None → `–`."""
+    return NOTHING if share is None else f"{100 * share:.1f}%".replace("-", "−")

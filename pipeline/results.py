@@ -1,0 +1,168 @@
+"""A finished run's outputs → what its report is made from."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config import SPLITS, RunConfig
+from pipeline.data import TaskData
+from pipeline.loop import METRICS, read_metrics
+from pipeline.models import weights_size
+from pipeline.prepare import Inputs
+from pipeline.report import RunFacts, TaskResults
+from pipeline.train import Job, job_folder, jobs_of, read_result
+from teachers.aggregation import ensemble, needs_labels
+from teachers.pool import Labelling
+from teachers.store import Store
+from teachers.teacher import Teacher
+
+PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "numpy")
+LATENCY_EXAMPLES = 30
+
+
+@dataclass
+class Stages:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def done(self, stage: str) -> None:
+        """Books the time since the last call on `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def task_results(
+    config: RunConfig, data: Mapping[str, TaskData], keys: Mapping[str, str]
+) -> dict[str, TaskResults]:
+    """Everybody's outputs on the test splits: teachers' from the store, students' from their jobs."""
+    store = Store(config.store_path)
+    outputs = {job: read_result(config.run_dir, job)[1] for job in jobs_of(config)}
+    return {
+        name: _one_task(config, name, task_data, keys, store, outputs) for name, task_data in data.items()
+    }
+
+
+def _one_task(
+    config: RunConfig,
+    name: str,
+    data: TaskData,
+    keys: Mapping[str, str],
+    store: Store,
+    outputs: Mapping[Job, Mapping[str, torch.Tensor]],
+) -> TaskResults:
+    test, aggregation = data.splits["test"], config.aggregation_of(name)
+    rows = np.arange(len(test))
+    weights = config.teacher_weights(name)
+    views = {teacher: store.view(keys[teacher], test.keys, data.task.labels) for teacher in weights}
+    teachers = {teacher: view.gather(rows).astype(np.float32) for teacher, view in views.items()}
+    stacked = torch.from_numpy(np.stack(list(teachers.values())))
+    together = ensemble(stacked, strategy=aggregation.strategy, weights=torch.tensor(list(weights.values())))
+    by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
+    for job, logits in outputs.items():
+        by_mode[job.mode][job.student] = logits[name].numpy()
+    return TaskResults(
+        labels=data.task.labels,
+        metric=data.task.metric,
+        gold=test.labels,
+        examples={split: len(data.splits[split]) for split in SPLITS},
+        teachers=dict(teachers),
+        ensemble=together.numpy(),
+        students=by_mode["distilled"],
+        supervised=by_mode["supervised"],
+        aggregation=aggregation.strategy,
+        notes=[f"{aggregation.strategy} needs labels, so the ensemble is scored by its weighted mean"]
+        if needs_labels(aggregation.strategy) and len(weights) > 1
+        else [],
+    )
+
+
+def run_facts(
+    config: RunConfig, inputs: Inputs, labelled: Mapping[str, Labelling], stages: Stages, notes: list[str]
+) -> RunFacts:
+    """What else the report says: costs, counts, versions, curves."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    parameters: dict[str, int] = {}
+    for job in jobs_of(config):
+        result, _ = read_result(config.run_dir, job)
+        lines = read_metrics(job_folder(config.run_dir, job) / METRICS)
+        curves[job.name] = [line for line in lines if "macro/score" in line["metrics"]]
+        parameters.setdefault(job.student, result["parameters"])
+        notes += _job_notes(job, result)
+    notes += [
+        f"{name}: {done.truncated} texts truncated by the teacher"
+        for name, done in labelled.items()
+        if done.truncated
+    ]
+    notes += [
+        f"{name}: {done.restarts} replicas replaced" for name, done in labelled.items() if done.restarts
+    ]
+    return RunFacts(
+        name=config.name,
+        seed=config.seed,
+        teacher_forwards={name: done.forwards for name, done in labelled.items()},
+        soft_targets={
+            name: inputs.data[teacher.task].distinct() for name, teacher in config.teachers.items()
+        },
+        timings_s={name: round(seconds, 2) for name, seconds in stages.seconds.items()},
+        size={
+            "students": {name: {"parameters": n, "bytes": 4 * n} for name, n in parameters.items()},
+            "teachers": {name: weights_size(folder) for name, folder in inputs.teachers.items()},
+        },
+        latency_ms=_latencies(config, inputs),
+        versions={package: version(package) for package in PACKAGES},
+        curves=curves,
+        notes=notes,
+    )
+
+
+def _job_notes(job: Job, result: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if result["skipped"]:
+        notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
+    if result["status"] == "early_stopped":
+        notes.append(f"{job.name}: stopped early, weights of epoch {result['best_epoch'] + 1} kept")
+    if job.mode == "distilled":
+        cut = {task: count for task, count in result["truncated"].items() if count}
+        notes += [
+            f"{job.student}: {count} texts of {task} truncated to max_length" for task, count in cut.items()
+        ]
+    return notes
+
+
+def _latencies(config: RunConfig, inputs: Inputs) -> dict[str, dict[str, float]]:
+    first = next(iter(inputs.data))
+    students = {
+        name: latency_ms(config.run_dir / "students" / name / first, inputs.data[first])
+        for name in config.students
+    }
+    teachers = {
+        name: latency_ms(folder, inputs.data[config.teachers[name].task])
+        for name, folder in inputs.teachers.items()
+    }
+    return {"students": students, "teachers": teachers}
+
+
+def latency_ms(folder: Path, data: TaskData) -> float:
+    """Median milliseconds for one text alone, tokenizer included, over the first test examples, on this machine's CPU."""
+    teacher = Teacher(folder, data.task)
+    examples = data.splits["test"].take(np.arange(min(LATENCY_EXAMPLES, len(data.splits["test"]))))
+    times = []
+    for row in range(len(examples)):
+        one = examples.take(np.array([row]))
+        started = time.perf_counter()
+        teacher.label(one.inputs)
+        times.append(time.perf_counter() - started)
+    return round(1000 * statistics.median(times), 2)

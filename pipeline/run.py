@@ -1,0 +1,370 @@
+"""One run from config to report: prepare → fine-tune → label → train → evaluate → report.
+
+Every stage skips what is done already, so that the same command resumes wherever the last one stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import config as configs
+from pipeline import report as reports
+from pipeline import train as training
+from pipeline.checkpoint import write_atomically
+from pipeline.cluster import check_room, connected
+from pipeline.config import RunConfig
+from pipeline.display import Display
+from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
+from pipeline.loop import METRICS, read_metrics
+from pipeline.prepare import Inputs, prepare
+from pipeline.results import Stages, run_facts, task_results
+from pipeline.stop import StopSignals, locked
+from pipeline.tracking import NullTracker, Role, Tracker, open_tracker
+from pipeline.train import Job, job_folder, jobs_of
+from students.export import write_model_card
+from teachers.actor import TeacherSpec
+from teachers.fine_tune import WORK, Request, fine_tune_all
+from teachers.pool import Labelling, fill_store
+from teachers.store import Store
+from teachers.teacher import store_key
+
+POLL_S = 0.5
+
+
+@dataclass
+class Run:
+    """A run under way: what its stages share."""
+
+    config: RunConfig
+    inputs: Inputs
+    display: Display
+    stop: StopSignals
+    tracker: Tracker
+    stages: Stages
+    keys: dict[str, str] = field(default_factory=dict)
+    labelled: dict[str, Labelling] = field(default_factory=dict)
+
+
+def train(config: RunConfig, display: Display) -> dict[str, Any]:
+    """The whole run; returns its report. Raises any `TutelageError`."""
+    with _running(config, display) as run:
+        if not _is_trained(run):
+            with connected(config):
+                check_room(config)
+                run.stages.done("start")
+                _fine_tune(run)
+                _label(run)
+                _train_students(run)
+        else:
+            run.keys = _store_keys(run)
+            run.labelled = {name: Labelling() for name in config.teachers}
+            display.line("nothing left to train; evaluating again")
+        return _report(run)
+
+
+def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
+    """Teachers made and the store filled, no student trained; returns what each teacher did."""
+    with _running(config, display, record=False) as run:
+        with connected(config):
+            check_room(config)
+            run.stages.done("start")
+            _fine_tune(run)
+            _label(run)
+        return run.labelled
+
+
+@contextmanager
+def _running(config: RunConfig, display: Display, record: bool = True) -> Iterator[Run]:
+    """The run folder locked, signals handled, MLflow open; closed with the right status whatever happens."""
+    stages = Stages()
+    inputs = prepare(config)
+    with locked(config.run_dir), StopSignals(config.run_dir) as stop:
+        _settle(config, record)
+        for note in [*configs.notes(config), *_data_notes(inputs)]:
+            display.line(note)
+        tracker = open_tracker(config, config.run_dir) if record else NullTracker()
+        run = Run(config, inputs, display, stop, tracker, stages)
+        tracker.run("", config.name, "parent", {"tasks": ",".join(config.tasks)}, configs.flatten(config))
+        try:
+            yield run
+            tracker.finish("", "FINISHED")
+        except (InterruptedRunError, StoppedError):
+            tracker.finish("", "KILLED")
+            raise
+        except BaseException:
+            tracker.finish("", "FAILED")
+            raise
+        finally:
+            outcome = tracker.close()
+            if outcome.points_lost or outcome.operations_lost:
+                display.line(
+                    f"MLflow did not answer: {outcome.points_lost} points and {outcome.operations_lost} other calls are "
+                    "not recorded there; the run folder has everything, and the same command sends it again"
+                )
+
+
+def _settle(config: RunConfig, record: bool) -> None:
+    """Refuses to go on in a folder that another config began; writes the resolved config."""
+    file = config.run_dir / "config.yaml"
+    if file.exists():
+        changed = configs.differences(configs.load_config(file), config)
+        if changed:
+            more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+            raise ConfigError(
+                f"{config.run_dir} was begun with another config: {'; '.join(changed[:3])}{more}",
+                f"Give the run another name (name=…), put the value back, or remove {config.run_dir}.",
+            )
+    if record or file.exists():
+        write_atomically(file, configs.to_yaml(config))
+
+
+def _data_notes(inputs: Inputs) -> list[str]:
+    return [note for data in inputs.data.values() for note in data.notes]
+
+
+def _is_trained(run: Run) -> bool:
+    """Whether teachers, soft targets and students are all there."""
+    if run.inputs.to_fine_tune() or not all(
+        training.is_finished(run.config.run_dir, job) for job in jobs_of(run.config)
+    ):
+        return False
+    store, keys = Store(run.config.store_path), _store_keys(run)
+    return not any(
+        len(
+            store.missing(
+                keys[name], np.concatenate([e.keys for e in run.inputs.data[teacher.task].all_examples()])
+            )
+        )
+        for name, teacher in run.config.teachers.items()
+    )
+
+
+def _store_keys(run: Run) -> dict[str, str]:
+    return {
+        name: store_key(run.inputs.teachers[name], run.inputs.data[teacher.task].task, teacher.serving.dtype)
+        for name, teacher in run.config.teachers.items()
+    }
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _fine_tune(run: Run) -> None:
+    names = run.inputs.to_fine_tune()
+    requests = [_request(run, name) for name in names]
+    if requests:
+        run.display.line(f"fine-tuning {len(requests)} of {len(run.config.teachers)} teachers")
+    for request in requests:
+        tags = {"task": request.task, "teachers": request.name}
+        run.tracker.run(
+            f"teacher/{request.name}", request.name, "teacher", tags, request.config.model_dump(mode="json")
+        )
+        run.tracker.follow(f"teacher/{request.name}", request.folder / WORK / METRICS)
+
+    def poll(request: Request) -> None:
+        _show_progress(run.display, f"teacher {request.name}", request.folder / WORK / METRICS)
+
+    if requests:
+        stop = training.stop_file(run.config.run_dir).absolute()
+        fine_tune_all(requests, run.inputs.data, stop, poll, run.stop)
+    run.stop.check()
+    for request in requests:
+        poll(request)
+        run.display.end(f"teacher {request.name}", "stopped early")
+        run.tracker.finish(f"teacher/{request.name}", "FINISHED")
+    run.stages.done("fine_tune")
+
+
+def _request(run: Run, name: str) -> Request:
+    teacher = run.config.teachers[name]
+    assert teacher.fine_tune is not None, "only those are asked for"
+    folder = run.inputs.teachers[name].parent.absolute()
+    return Request(
+        name,
+        _reachable(teacher.model),
+        teacher.revision,
+        folder,
+        teacher.fine_tune,
+        teacher.serving,
+        teacher.task,
+    )
+
+
+def _reachable(model: str) -> str:
+    """A folder by its absolute path, a hub id as it is: workers have a working directory of their own."""
+    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+
+
+def _label(run: Run) -> None:
+    config, data = run.config, run.inputs.data
+    run.keys = _store_keys(run)
+    store = Store(config.store_path)
+    specs = []
+    for name, teacher in config.teachers.items():
+        tuned = teacher.fine_tune is not None
+        model = str(run.inputs.teachers[name].absolute()) if tuned else _reachable(teacher.model)
+        revision = None if tuned else teacher.revision
+        specs.append(
+            TeacherSpec(name, model, revision, data[teacher.task].task, teacher.serving, run.keys[name])
+        )
+        task = data[teacher.task].task
+        facts = {
+            "teacher": name,
+            "model": model,
+            "task": task.name,
+            "kind": task.kind,
+            "labels": list(task.labels),
+        }
+        store.describe(
+            run.keys[name], {**facts, "max_length": task.max_length, "dtype": teacher.serving.dtype}
+        )
+
+    def progress(teacher: str, done: int, total: int) -> None:
+        run.display.bar(f"labelling {teacher}", done, total)
+
+    examples = {name: task_data.all_examples() for name, task_data in data.items()}
+    run.labelled = fill_store(specs, examples, store, progress, run.stop)
+    run.stop.check()
+    forwards = sum(done.forwards for done in run.labelled.values())
+    needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
+    run.display.line(f"soft targets: {needed - forwards} from the store, {forwards} computed")
+    run.stages.done("label")
+
+
+def _train_students(run: Run) -> None:
+    config = run.config
+    jobs = [job for job in jobs_of(config) if not training.is_finished(config.run_dir, job)]
+    if jobs:
+        run.display.line(f"training {', '.join(job.name for job in jobs)}")
+    for job in jobs:
+        _track_job(run, job)
+    folders = {name: str(folder.absolute()) for name, folder in run.inputs.teachers.items()}
+    plan = training.new_plan(config, run.inputs.data, run.keys, folders)
+    if jobs:
+        _in_thread(lambda: training.launch(plan), lambda: _show_jobs(run, jobs))
+    run.stop.check()
+    for job in jobs:
+        run.display.end(job.name, "stopped early")
+        run.tracker.finish(job.name, "FINISHED")
+    firsts = [_first_step(job_folder(config.run_dir, job)) for job in jobs]
+    run.stages.done("train")
+    if any(firsts):
+        run.stages.seconds["launch_to_first_step"] = min(filter(None, firsts)) - run.stages.started
+
+
+def _track_job(run: Run, job: Job) -> None:
+    config = run.config
+    role: Role = "student" if job.mode == "distilled" else "baseline"
+    tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
+    if job.mode == "distilled":
+        tags["teachers"] = ",".join(config.teachers)
+    settings = {"train": config.train_of(job.student).model_dump(mode="json"), "seed": config.seed}
+    if job.mode == "distilled":
+        settings["loss"] = config.loss_of(job.student).model_dump(mode="json")
+    settings["student"] = config.students[job.student].model_dump(
+        mode="json", include={"model", "init_from", "layers"}
+    )
+    run.tracker.run(job.name, job.name, role, tags, configs.flatten_values(settings))
+    run.tracker.follow(job.name, job_folder(config.run_dir, job) / METRICS)
+
+
+def _in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
+    """Runs `work` off the main thread, where signals are ours and not Ray Train's; re-raises what it raises."""
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        future = threads.submit(work)
+        while not future.done():
+            poll()
+            time.sleep(POLL_S)
+    poll()
+    future.result()
+
+
+def _show_jobs(run: Run, jobs: list[Job]) -> None:
+    for job in jobs:
+        _show_progress(run.display, job.name, job_folder(run.config.run_dir, job) / METRICS)
+
+
+def _show_progress(display: Display, what: str, file: Path) -> None:
+    points = read_metrics(file)
+    if not points:
+        return
+    scores = [p["metrics"]["macro/score"] for p in points if "macro/score" in p["metrics"]]
+    note = f"validation {100 * scores[-1]:.1f}" if scores else ""
+    last = points[-1]
+    if (
+        last["step"] < last["total"] or "macro/score" in last["metrics"]
+    ):  # the last step's score comes after it
+        display.bar(what, last["step"], last["total"], note)
+
+
+def _first_step(folder: Path) -> float | None:
+    points = read_metrics(folder / METRICS)
+    return float(points[0]["time"]) if points and points[0]["step"] == 1 else None
+
+
+# ---------------------------------------------------------------- report
+
+
+def _report(run: Run) -> dict[str, Any]:
+    config, tracker = run.config, run.tracker
+    notes = [*configs.notes(config), *_data_notes(run.inputs)]
+    tasks = task_results(config, run.inputs.data, run.keys)
+    facts = run_facts(config, run.inputs, run.labelled, run.stages, notes)
+    run.stages.done("evaluate")
+    facts.timings_s["evaluate"] = round(run.stages.seconds["evaluate"], 2)
+    report = reports.build(tasks, facts)
+    files = reports.write(report, tasks, facts, config.run_dir)
+    _log_scores(run, report)
+    for student in config.students:
+        for task in config.tasks:
+            folder = config.run_dir / "students" / student / task
+            write_model_card(folder, config, report, student, task)
+            tracker.model(student_key(student), f"{student}-{task}", folder, config.tasks[task].kind)
+    tracker.artifacts("", config.run_dir / "config.yaml")
+    for file in files:
+        tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)
+    return report
+
+
+def student_key(student: str) -> str:
+    """The tracker's key of a distilled student's run."""
+    return Job(student, "distilled").name
+
+
+def _log_scores(run: Run, report: Mapping[str, Any]) -> None:
+    """Test scores as metrics of each run's own, and the ensemble's of the parent."""
+    tracker = run.tracker
+    parent: dict[str, float] = {"test/macro/ensemble": report["macro"]["ensemble"]}
+    for student, macro in report["macro"]["students"].items():
+        values = {"test/macro/score": macro["score"], "retention/macro": macro["retention"]}
+        base = {"test/macro/score": macro["supervised"]}
+        for task, results in report["tasks"].items():
+            scored = results["students"][student]
+            name = f"test/{task}/{results['metric']}"
+            values |= {
+                name: scored["score"],
+                f"retention/{task}": scored["retention"],
+                f"test/{task}/ece": scored["ece"],
+            }
+            base[name] = scored["supervised"]
+            parent[f"test/{task}/ensemble"] = results["ensemble"]
+        tracker.metrics(student_key(student), _numbers(values))
+        tracker.metrics(
+            "",
+            _numbers({f"test/macro/{student}": macro["score"], f"retention/{student}": macro["retention"]}),
+        )
+        if run.config.baselines:
+            tracker.metrics(Job(student, "supervised").name, _numbers(base))
+    tracker.metrics("", parent)
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}

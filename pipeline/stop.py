@@ -1,0 +1,78 @@
+"""Asking a run to stop, and keeping two launches out of one run folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import InterruptedRunError, LockedError, StoppedError, TutelageError
+from pipeline.train import stop_file
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder for this process. Raises `LockedError` if another launch has it.
+
+    The lock is the operating system's and ends with its process, so a dead launch leaves none behind.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise LockedError(
+            f"another launch is using {run_dir}",
+            "Wait for it or stop it, or give this run another name: name=…",
+        ) from None
+
+
+class StopSignals:
+    """While entered: the first SIGINT or SIGTERM asks the trainings for a checkpoint, a second one ends at once."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = stop_file(run_dir)
+        self._signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        self._file.unlink(missing_ok=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._file.unlink(missing_ok=True)
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._signal is not None
+
+    def check(self) -> None:
+        """Raises `InterruptedRunError` or `StoppedError` if a stop was asked for."""
+        if self._signal is None:
+            return
+        remedy = "What is done is kept; the same command goes on from here."
+        error: TutelageError = (
+            InterruptedRunError("interrupted", remedy)
+            if self._signal == signal.SIGINT
+            else StoppedError("stopped by SIGTERM", remedy)
+        )
+        raise error
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            os._exit(130 if number == signal.SIGINT else 75)  # the private Ray dies with its driver
+        self._signal = number
+        self._file.touch()
+        print("\nstopping at the next step, with a checkpoint (again: at once)", file=sys.stderr, flush=True)

@@ -1,0 +1,339 @@
+"""The Ray Train loop and its launcher: one worker group trains every student, distilled and supervised.
+
+One group, because starting one costs as much as a small student's epoch. Each training is a `Job` with a
+folder of its own under ``checkpoints/``; a finished one holds ``result.json`` and is skipped when the group,
+or the whole command, starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import errors
+from pipeline.checkpoint import write_atomically
+from pipeline.cluster import cpus_per_worker
+from pipeline.config import RunConfig
+from pipeline.data import TaskData
+from pipeline.loop import LossPlan, StopWatch, TaskSet, Trainer
+from pipeline.models import open_tokenizer, resolve
+from pipeline.step import Aggregation, Workers, predict
+from students.export import save_task
+from students.student import MultiTaskStudent, build_student
+from teachers.store import Store, TargetView
+
+Mode = Literal["distilled", "supervised"]
+RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of one student."""
+
+    student: str
+    mode: Mode
+
+    @property
+    def name(self) -> str:
+        """Its folder, its MLflow run."""
+        return f"{self.student}-{self.mode}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the worker group needs, by value.
+
+    teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for `init_from`.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    data: Mapping[str, TaskData]
+    teacher_keys: Mapping[str, str]
+    teacher_folders: Mapping[str, str]
+    launch: str
+    cpus: int
+
+
+def jobs_of(config: RunConfig) -> list[Job]:
+    """Every student distilled, then every student's baselines."""
+    distilled = [Job(student, "distilled") for student in config.students]
+    return distilled + [Job(student, mode) for mode in config.baselines for student in config.students]
+
+
+def job_folder(run_dir: Path, job: Job) -> Path:
+    """Where a job keeps checkpoints, metrics.jsonl and its result."""
+    return run_dir / "checkpoints" / job.name
+
+
+def is_finished(run_dir: Path, job: Job) -> bool:
+    """Whether the job is done; its result is the last thing written."""
+    return (job_folder(run_dir, job) / RESULT).is_file()
+
+
+def stop_file(run_dir: Path) -> Path:
+    """While it exists, trainings write a checkpoint and end."""
+    return run_dir / "STOP"
+
+
+# ---------------------------------------------------------------- in the workers
+
+
+def train_jobs(plan: Plan, workers: Workers) -> None:
+    """Runs the unfinished jobs one after another; returns early when asked to stop."""
+    should_stop = StopWatch(stop_file(plan.run_dir))
+    store = Store(plan.config.store_path)
+    sets: dict[tuple[str, bool], list[TaskSet]] = {}
+    for job in jobs_of(plan.config):
+        if is_finished(plan.run_dir, job):
+            continue
+        if should_stop() and workers.world == 1:
+            return
+        folder = _start_folder(plan, job.student)
+        distilled = job.mode == "distilled"
+        if (str(folder), distilled) not in sets:
+            sets[str(folder), distilled] = task_sets(plan, folder, store if distilled else None)
+        if train_job(plan, job, folder, sets[str(folder), distilled], workers, should_stop) == "interrupted":
+            return
+
+
+def train_job(
+    plan: Plan,
+    job: Job,
+    folder: Path,
+    sets: Sequence[TaskSet],
+    workers: Workers,
+    should_stop: Callable[[], bool],
+) -> str:
+    """One job from its last checkpoint to its result; returns the training's status."""
+    config, target = plan.config, job_folder(plan.run_dir, job)
+    train, student_config = config.train_of(job.student), config.students[job.student]
+    tasks = [task_set.task for task_set in sets]
+    student = build_student(
+        folder, tasks, layers=student_config.layers, dropout=train.dropout, seed=config.seed
+    )
+    trainer = Trainer(
+        student,
+        sets,
+        train,
+        loss_plan(config, job),
+        target,
+        seed=config.seed,
+        sampling=train.task_sampling,
+        accumulation=train.accumulation,
+        workers=workers,
+        should_stop=should_stop,
+    )
+    progress = trainer.fit()
+    if progress.status != "interrupted":
+        tokenizer = open_tokenizer(folder)
+        encoded = {
+            task.name: task.encode(tokenizer, plan.data[task.name].splits["test"].inputs) for task in tasks
+        }
+        predictions = {
+            task.name: predict(student, task, encoded[task.name], train.tokens_per_batch, workers)
+            for task in tasks
+        }
+        if workers.rank == 0:
+            truncated = {
+                s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
+                for s in sets
+            }
+            result = {**asdict(progress), "truncated": truncated, "parameters": parameter_count(student)}
+            _finish(plan, job, student, tokenizer, predictions, result)
+    return progress.status
+
+
+def _finish(
+    plan: Plan,
+    job: Job,
+    student: MultiTaskStudent,
+    tokenizer: Any,
+    predictions: Mapping[str, torch.Tensor],
+    result: Mapping[str, Any],
+) -> None:
+    folder = job_folder(plan.run_dir, job)
+    save_file(dict(predictions), folder / PREDICTIONS)
+    if job.mode == "distilled":
+        (plan.run_dir / "students" / job.student).mkdir(parents=True, exist_ok=True)
+        for task in student.tasks:
+            save_task(student, task, tokenizer, plan.run_dir / "students" / job.student / task)
+    write_atomically(folder / RESULT, json.dumps(result))
+    for checkpoint in folder.glob("step-*"):
+        shutil.rmtree(checkpoint)
+
+
+def task_sets(plan: Plan, folder: Path, store: Store | None) -> list[TaskSet]:
+    """Every task encoded by the tokenizer in `folder`; with a store, soft targets as well."""
+    tokenizer = open_tokenizer(folder)
+    sets = []
+    for name, data in plan.data.items():
+        train, validation = data.splits["train"], data.splits["validation"]
+        weights = plan.config.teacher_weights(name)
+        readers: tuple[TargetView, ...] = ()
+        aggregation = None
+        if store is not None:
+            readers = tuple(
+                store.view(plan.teacher_keys[teacher], train.keys, data.task.labels) for teacher in weights
+            )
+            strategy = plan.config.aggregation_of(name).strategy
+            aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
+        sets.append(
+            TaskSet(
+                data.task,
+                data.task.encode(tokenizer, train.inputs),
+                train.labels,
+                data.task.encode(tokenizer, validation.inputs),
+                validation.labels,
+                readers,
+                aggregation,
+            )
+        )
+    return sets
+
+
+def loss_plan(config: RunConfig, job: Job) -> LossPlan:
+    """What a job minimises: the student's loss, or, for the supervised baseline, labels alone with the same task weights."""
+    loss, task_weights = config.loss_of(job.student), config.task_weights(job.student)
+    if job.mode == "supervised":
+        return LossPlan(task_weights=task_weights)
+    hard, soft = config.hard_soft(job.student)
+    return LossPlan(hard, soft, loss.temperature, loss.annealing, task_weights)
+
+
+def parameter_count(student: MultiTaskStudent) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in student.parameters())
+
+
+def _start_folder(plan: Plan, student: str) -> Path:
+    config = plan.config.students[student]
+    if config.init_from is not None:
+        return Path(plan.teacher_folders[config.init_from])
+    assert config.model is not None, "the config has checked it"
+    return resolve(config.model, config.revision, f"students.{student}")
+
+
+# ---------------------------------------------------------------- Ray Train
+
+
+def train_loop(payload: dict[str, Any]) -> None:
+    """Ray Train's per-worker function: joins the group and runs the jobs.
+
+    An error of ours is no fault of the worker's: it is written down for the driver instead of raised, so that
+    Ray Train does not restart the group to meet it again.
+    """
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    plan: Plan = ray.get(payload["plan"][0])
+    context = ray.train.get_context()
+    failure = _failure_file(plan.run_dir, plan.launch)
+    if failure.exists():
+        return
+    torch.set_num_threads(plan.cpus)
+    workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    try:
+        train_jobs(plan, workers)
+    except errors.TutelageError as error:
+        write_atomically(failure, json.dumps([type(error).__name__, error.cause, error.remedy]))
+        if workers.world > 1:
+            raise  # the others may be waiting for this one
+
+
+def launch(plan: Plan) -> None:
+    """Trains all jobs in a Ray Train worker group; blocks. Raises what a worker raised, or `ExhaustedError`."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig  # what ray.train.FailureConfig is, for type checkers
+
+    train = plan.config.train
+    failure = _failure_file(plan.run_dir, plan.launch)
+    resources = {"CPU": plan.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"plan": [ray.put(plan)]},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.workers,
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+        ),
+        torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=plan.launch,
+            storage_path=str((plan.run_dir / "ray").absolute()),
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if not failure.exists():
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise errors.ExhaustedError(
+                f"the student workers failed {train.max_failures + 1} times: {lines[-1].strip()}",
+                "Run the same command again to go on from the last checkpoint, with --debug for the whole traceback.",
+            ) from error
+    finally:
+        shutil.rmtree(plan.run_dir / "ray", ignore_errors=True)
+    if failure.exists():
+        kind, cause, remedy = json.loads(failure.read_text())
+        failure.unlink()
+        raise getattr(errors, kind)(cause, remedy)
+
+
+def new_plan(
+    config: RunConfig,
+    data: Mapping[str, TaskData],
+    teacher_keys: Mapping[str, str],
+    teacher_folders: Mapping[str, str],
+) -> Plan:
+    """A plan for one launch of the worker group."""
+    launch_id = f"{config.name}-{uuid.uuid4().hex[:8]}"
+    return Plan(
+        _absolute(config),
+        config.run_dir.absolute(),
+        data,
+        teacher_keys,
+        teacher_folders,
+        launch_id,
+        cpus_per_worker(config),
+    )
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Ray Train's workers run in a folder of their own: local paths must not depend on it."""
+    students = {
+        name: student.model_copy(update={"model": str(Path(student.model).absolute())})
+        if student.model is not None and Path(student.model).is_dir()
+        else student
+        for name, student in config.students.items()
+    }
+    store = config.store_path if "://" in config.store_path else str(Path(config.store_path).absolute())
+    return config.model_copy(
+        update={
+            "runs_dir": str(Path(config.runs_dir).absolute()),
+            "students": students,
+            "store": config.store.model_copy(update={"path": store}),
+        }
+    )
+
+
+def _failure_file(run_dir: Path, launch_id: str) -> Path:
+    return run_dir / f".failure-{launch_id}.json"
+
+
+def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A finished job's facts and its (n, C) test logits by task."""
+    folder = job_folder(run_dir, job)
+    return json.loads((folder / RESULT).read_text()), load_file(folder / PREDICTIONS)

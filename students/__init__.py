@@ -1,0 +1,1 @@
+"""What is trained: one shared encoder, one Hugging Face head a task."""

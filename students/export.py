@@ -1,0 +1,130 @@
+"""A trained student → one plain Hugging Face folder a task, with a model card; ONNX on request."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import write_atomically
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import open_model, open_tokenizer
+from students.student import MultiTaskStudent
+
+
+def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path) -> None:
+    """Writes the task's model and tokenizer to `folder` (replaced whole), as `from_pretrained` reads them."""
+    model = student.model(task)
+    with torch.device("meta"):
+        expected = (
+            type(model)(model.config).state_dict().keys()
+        )  # a shared encoder may hold a pooler the class has not
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in expected}
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch, state_dict=state)
+    tokenizer.save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.replace(folder)
+
+
+def export_onnx(model_folder: Path, model_class: Any, target: Path) -> float:
+    """Writes `target`/model.onnx with dynamic batch and length; returns the largest difference of its logits.
+
+    The difference is measured by ONNX Runtime on a padded batch of two. Raises `ConfigError` where the
+    `onnx` extra is not installed and `DataError` if the two disagree.
+    """
+    absent = [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
+    if absent:
+        raise ConfigError(
+            f"--onnx needs {', '.join(absent)}", "Install the extra: pip install 'tutelage[onnx]'."
+        )
+    import onnxruntime
+
+    model, tokenizer = (
+        open_model(model_class, model_folder, attn_implementation="eager"),
+        open_tokenizer(model_folder),
+    )
+    batch = dict(tokenizer(["a first text of some length", "another"], padding=True, return_tensors="pt"))
+    target.mkdir(parents=True, exist_ok=True)
+    file = target / "model.onnx"
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    torch.onnx.export(
+        model,
+        kwargs=batch,
+        f=str(file),
+        input_names=list(batch),
+        output_names=["logits"],
+        dynamic_shapes=dict.fromkeys(batch, axes),
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+    with torch.no_grad():
+        expected = model(**batch).logits
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})
+    difference = float((torch.from_numpy(found) - expected).abs().max())
+    if difference > 1e-3:
+        raise DataError(
+            f"{file}: the ONNX model's logits differ by {difference:.2g}",
+            "Use the Hugging Face folder; report this model.",
+        )
+    return difference
+
+
+def write_model_card(
+    folder: Path, config: RunConfig, report: Mapping[str, Any], student: str, task: str
+) -> None:
+    """README.md of one task's folder: what it is, how it was made, how good it is, how to open it."""
+    results = report["tasks"][task]
+    scored = results["students"][student]
+    kind = config.tasks[task].kind
+    loss = config.loss_of(student)
+    hard, soft = config.hard_soft(student)
+    teachers = "\n".join(
+        f"| teacher {name} | {100 * score:.1f} |" for name, score in results["teachers"].items()
+    )
+    supervised = (
+        ""
+        if scored["supervised"] is None
+        else f"| this student on labels alone | {100 * scored['supervised']:.1f} |\n"
+    )
+    start = config.students[student].init_from or config.students[student].model
+    card = f"""---
+pipeline_tag: {kind}
+library_name: transformers
+tags: [distillation, tutelage]
+---
+# {student}: {task}
+
+One task of a student that answers {", ".join(config.tasks)}, distilled by Tutelage (run {config.name}, seed {config.seed}).
+
+```python
+from transformers import pipeline
+pipeline("{kind}", "path/to/this/folder")("Some text.")
+```
+
+Test {results["metric"]} on {results["examples"]["test"]} examples:
+
+| | {results["metric"]} |
+|---|---|
+{teachers}
+| ensemble of the teachers | {100 * results["ensemble"]:.1f} |
+{supervised}| **this student** | **{100 * scored["score"]:.1f}** |
+
+Trained on {results["examples"]["train"]} examples of this task; labels: {", ".join(results["labels"])}; at most
+{config.tasks[task].data.max_length} tokens a text. Started from {start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature
+{loss.temperature:g}, aggregation {config.aggregation_of(task).strategy}. Expected calibration error {scored["ece"]:.3f}.
+
+Limits: it has learnt what its teachers and labels say about texts like those it was trained on, mistakes included.
+The licences of the base models and the data apply to it.
+"""
+    write_atomically(folder / "README.md", card)

@@ -1,0 +1,78 @@
+"""One shared encoder, one Hugging Face head a task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models import open_model
+from pipeline.tasks import Task
+from students.layer_init import truncate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class MultiTaskStudent(nn.Module):
+    """Hugging Face models, one a task, that share one encoder.
+
+    Every task's model is the plain `AutoModelFor…` of its kind with its base model replaced by the shared
+    encoder, so any encoder architecture works and every task can be saved as an ordinary folder.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.tasks = {task.name: task for task in tasks}
+        self.encoder = encoder
+        self.models = nn.ModuleList(_with_encoder(encoder, task) for task in tasks)
+        self._position = {task.name: i for i, task in enumerate(tasks)}
+
+    def model(self, task: str) -> Any:
+        """The task's Hugging Face model, encoder included."""
+        return self.models[self._position[task]]
+
+    def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(m, C) logits of one task's batch; inputs as the tokenizer gives them, (m, length) int64."""
+        logits: Tensor = self.model(task)(**inputs).logits
+        return logits
+
+
+def _with_encoder(encoder: PreTrainedModel, task: Task) -> nn.Module:
+    config = copy.deepcopy(encoder.config)
+    config.update(task.head_settings())
+    model = task.model_class().from_config(config)
+    setattr(model, model.base_model_prefix, encoder)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def build_student(
+    folder: Path,
+    tasks: Sequence[Task],
+    *,
+    layers: int | Sequence[int] | None = None,
+    dropout: float | None = None,
+    seed: int = 0,
+) -> MultiTaskStudent:
+    """A student on the encoder in `folder`, cut to `layers`, with new heads drawn from `seed`."""
+    from transformers import AutoModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = open_model(AutoModel, folder)
+        if dropout is not None:
+            set_dropout(encoder.config, dropout)
+        if layers is not None or dropout is not None:  # dropout is read when modules are made
+            encoder = truncate(encoder, layers)
+        return MultiTaskStudent(encoder, tasks)
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Sets every dropout that a model's config knows."""
+    for name, value in config.to_dict().items():
+        if name.endswith(("dropout", "dropout_prob")) and isinstance(value, int | float):
+            setattr(config, name, dropout)

@@ -1,0 +1,1 @@
+"""Examples → soft targets: teachers, their Ray actors, the store and the aggregation."""

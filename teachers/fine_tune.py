@@ -1,0 +1,214 @@
+"""Base model → teacher: a student of one task that learns from labels alone, by the same loop.
+
+The result is a plain Hugging Face folder, named by the content of everything that made it, so that no
+fine-tuning is ever repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.checkpoint import write_atomically
+from pipeline.config import FineTuneConfig, ServingConfig
+from pipeline.data import TaskData
+from pipeline.errors import ExhaustedError, TutelageError
+from pipeline.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer
+from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.step import Workers
+from students.export import save_task
+from students.student import build_student
+
+RECIPE = 1  # raise when the same inputs would give another teacher
+FREE = {"checkpoint_steps"}
+TEACHER = "teacher"
+WORK = "work"
+
+
+def teacher_folder(root: Path, name: str, base: Path, data: TaskData, config: FineTuneConfig) -> Path:
+    """Where the teacher made of `base` by `config` on `data` belongs: `root`/<name>-<hash of all three>."""
+    settings = config.model_dump(mode="json", exclude=FREE)
+    facts = [
+        RECIPE,
+        fingerprint(base),
+        settings,
+        list(data.task.labels),
+        data.task.max_length,
+        data.task.metric,
+    ]
+    digest = blake2b(json.dumps(facts).encode(), digest_size=8)
+    for split in ("train", "validation"):
+        digest.update(data.splits[split].keys.tobytes() + data.splits[split].labels.tobytes())
+    return root / f"{name}-{digest.hexdigest()}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the teacher is there; its folder appears whole or not at all."""
+    return (folder / TEACHER / "config.json").is_file()
+
+
+def fine_tune(
+    base: Path,
+    data: TaskData,
+    config: FineTuneConfig,
+    folder: Path,
+    workers: Workers | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Progress:
+    """Trains `base` on the task's train split, selects on validation, writes `folder`/teacher.
+
+    Resumes from its own checkpoints in `folder`/work; returns with status "interrupted" when asked to stop.
+    """
+    task = data.task
+    tokenizer = open_tokenizer(base)
+    student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
+    train, validation = data.splits["train"], data.splits["validation"]
+    task_set = TaskSet(
+        task,
+        task.encode(tokenizer, train.inputs),
+        train.labels,
+        task.encode(tokenizer, validation.inputs),
+        validation.labels,
+    )
+    trainer = Trainer(
+        student,
+        [task_set],
+        config,
+        LossPlan(),
+        folder / WORK,
+        seed=config.seed,
+        workers=workers,
+        should_stop=should_stop,
+    )
+    progress = trainer.fit()
+    if progress.status != "interrupted":
+        save_task(student, task.name, tokenizer, folder / TEACHER)
+        facts = {
+            "validation_score": progress.best_score,
+            "steps": progress.step,
+            "truncated": task_set.train.truncated,
+        }
+        write_atomically(
+            folder / "fine_tune.json",
+            json.dumps({**facts, "config": config.model_dump(mode="json")}, indent=1),
+        )
+        for checkpoint in (folder / WORK).glob(
+            "step-*"
+        ):  # metrics.jsonl stays: MLflow may still be reading it
+            shutil.rmtree(checkpoint)
+    return progress
+
+
+# ---------------------------------------------------------------- on Ray
+
+
+@dataclass(frozen=True)
+class Request:
+    """One teacher to make."""
+
+    name: str
+    model: str
+    revision: str | None
+    folder: Path
+    config: FineTuneConfig
+    serving: ServingConfig
+    task: str
+
+
+def fine_tune_all(
+    requests: Sequence[Request],
+    data: Mapping[str, TaskData],
+    stop: Path,
+    on_poll: Callable[[Request], None] = lambda request: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Fine-tunes as Ray tasks with their teachers' resources, side by side where the cluster has room; blocks.
+
+    `stop`: file whose existence asks the tasks to write a checkpoint and end · `on_poll` is called about
+    twice a second for each request. A task whose worker dies starts again from its checkpoint. Raises the
+    first task's `TutelageError`, or `ExhaustedError`, naming the teacher.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    refs = {name: ray.put(task_data) for name, task_data in data.items()}
+    waiting = {}
+    for request in requests:
+        options = {"num_cpus": request.serving.cpus, "num_gpus": request.serving.gpus}
+        remote = ray.remote(_fine_tune_task).options(
+            **options, resources=request.serving.resources, max_retries=request.serving.restarts
+        )
+        waiting[remote.remote(request, refs[request.task], stop)] = request
+    patience = _Patience(requests)
+    try:
+        while waiting:
+            done, _ = ray.wait(list(waiting), timeout=0.5)
+            for request in waiting.values():
+                on_poll(request)
+            for ref in done:
+                request = waiting.pop(ref)
+                ray.get(ref, timeout=request.serving.timeout_s)
+            if waiting and not should_stop():
+                patience.check(list(waiting.values()), ray.cluster_resources())
+    except RayTaskError as error:
+        if isinstance(error.cause, TutelageError):
+            raise error.cause from None
+        raise ExhaustedError(
+            f"fine-tuning {request.name} failed: {error.cause}", "Run again with --debug."
+        ) from error
+    except RayError as error:
+        raise ExhaustedError(
+            f"fine-tuning {request.name}: its worker died: {str(error).splitlines()[0]}",
+            "See the node's memory; the same command goes on from its checkpoint.",
+        ) from error
+    finally:
+        for ref in waiting:
+            ray.cancel(ref, force=True)
+
+
+class _Patience:
+    """Ends a wait in which nothing moves: no task finishes and no metrics are written."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._limit = max(request.serving.timeout_s for request in requests)
+        self._seen: object = None
+        self._since = time.monotonic()
+
+    def check(self, waiting: Sequence[Request], resources: Mapping[str, float]) -> None:
+        files = [request.folder / WORK / METRICS for request in waiting]
+        seen = [file.stat().st_mtime if file.exists() else 0.0 for file in files]
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        elif time.monotonic() - self._since > self._limit:
+            names = ", ".join(request.name for request in waiting)
+            raise ExhaustedError(
+                f"fine-tuning {names}: nothing moved for {self._limit:g} s; the cluster has {dict(resources)}",
+                "Add nodes, or ask for less in the teacher's serving section.",
+            )
+
+
+def _fine_tune_task(request: Request, data: TaskData, stop: Path) -> None:
+    import ray
+    import torch
+
+    torch.set_num_threads(max(1, int(request.serving.cpus)))
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    request.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(request.folder / ".lock")
+    should_stop = StopWatch(stop)
+    while not should_stop():  # another run may be making the same teacher
+        try:
+            with lock.acquire(timeout=1):
+                if not is_finished(request.folder):
+                    base = resolve(request.model, request.revision, f"teachers.{request.name}")
+                    fine_tune(base, data, request.config, request.folder, Workers(device=device), should_stop)
+                return
+        except Timeout:
+            continue

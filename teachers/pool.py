@@ -1,0 +1,322 @@
+"""Labelling: start replicas, fan examples out, bound what is in flight, time out, replace, fill the store.
+
+Ray Data's actor pool does much of this; what it has not is the time-out on a hanging call, the naming of the
+teacher that cannot be served, and a start-up short enough for a laptop (see benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from pipeline.batch import Examples, SoftTargets
+from pipeline.errors import ExhaustedError, TutelageError
+from teachers.actor import TeacherSpec, requested, start
+from teachers.store import Store
+
+CHUNK = 512  # examples a call: 1 ms of overhead to more than a second of work
+SHARD = 8192  # examples a shard of the store
+FLUSH_S = 60.0  # labelled examples are on disk after at most this long
+Chunk = Mapping[str, Sequence[str]]
+Labelled = tuple[NDArray[np.float32], int]
+
+
+@dataclass(eq=False)
+class _Replica:
+    actor: ActorHandle[Any]
+    ready: ray.ObjectRef[int] | None
+    calls: dict[ray.ObjectRef[Any], int] = field(default_factory=dict)
+    heard: float = field(default_factory=time.monotonic)
+
+
+class TeacherPool:
+    """The replicas of one teacher, from the first call of `map` to its end.
+
+    A replica that dies, or does not answer for `timeout_s`, is replaced and its calls are made again, at most
+    `restarts` times; then, or when no replica starts within `timeout_s`, `ExhaustedError` names the teacher.
+    """
+
+    def __init__(self, spec: TeacherSpec, replicas: int) -> None:
+        self.spec, self.restarts = spec, 0
+        self._wanted = replicas
+        self._replicas: list[_Replica] = []
+
+    def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
+        """(position, what the teacher says) of each chunk, in the order in which they are done."""
+        waiting = deque(range(len(chunks)))
+        done = 0
+        try:
+            self._replicas = [self._start() for _ in range(min(self._wanted, len(chunks)))]
+            self._first_heard = time.monotonic()
+            while done < len(chunks):
+                self._submit(waiting, chunks)
+                for position, result in self._collect(waiting):
+                    done += 1
+                    yield position, result
+                self._check_time(waiting)
+        finally:
+            for replica in self._replicas:
+                ray.kill(replica.actor)
+            self._replicas = []
+
+    def _start(self) -> _Replica:
+        actor = start(self.spec)
+        return _Replica(actor, actor.ready.remote())
+
+    def _submit(self, waiting: deque[int], chunks: Sequence[Chunk]) -> None:
+        """Gives every ready replica up to `in_flight` calls."""
+        for depth in range(self.spec.serving.in_flight):
+            for replica in self._replicas:
+                if replica.ready is None and len(replica.calls) <= depth and waiting:
+                    if not replica.calls:
+                        replica.heard = time.monotonic()
+                    position = waiting.popleft()
+                    replica.calls[replica.actor.label.remote(chunks[position])] = position
+
+    def _collect(self, waiting: deque[int]) -> Iterator[tuple[int, Labelled]]:
+        """Waits up to a second for answers and hands them out; replaces replicas that died."""
+        owners = {ref: replica for replica in self._replicas for ref in replica.calls}
+        owners |= {replica.ready: replica for replica in self._replicas if replica.ready is not None}
+        finished, _ = ray.wait(list(owners), num_returns=1, timeout=1.0)
+        for ref in finished:
+            replica = owners[ref]
+            if replica not in self._replicas:  # replaced while handling an earlier answer
+                continue
+            try:
+                result = ray.get(ref, timeout=self.spec.serving.timeout_s)
+            except (RayActorError, GetTimeoutError) as error:
+                self._replace(replica, waiting, _last_line(error))
+                continue
+            except RayTaskError as error:
+                raise self._explain(error) from None
+            replica.heard = time.monotonic()
+            if ref == replica.ready:
+                replica.ready = None
+            else:
+                yield replica.calls.pop(ref), result
+
+    def _check_time(self, waiting: deque[int]) -> None:
+        limit, now = self.spec.serving.timeout_s, time.monotonic()
+        for replica in [r for r in self._replicas if r.calls and now - r.heard > limit]:
+            self._replace(replica, waiting, f"no answer for {limit:g} s")
+        starting = all(replica.ready is not None for replica in self._replicas)
+        if starting and now - max(replica.heard for replica in self._replicas) > limit:
+            raise ExhaustedError(
+                f"teacher {self.spec.name}: no replica started within {limit:g} s; one asks for "
+                f"{_shown(requested(self.spec.serving))}, the cluster has {_shown(ray.cluster_resources())}",
+                f"Add nodes, or lower teachers.{self.spec.name}.serving; what is labelled is kept.",
+            )
+
+    def _replace(self, replica: _Replica, waiting: deque[int], reason: str) -> None:
+        self.restarts += 1
+        if self.restarts > self.spec.serving.restarts:
+            raise ExhaustedError(
+                f"teacher {self.spec.name}: replica lost for the {self.restarts}. time: {reason}",
+                f"See the node's memory, or raise teachers.{self.spec.name}.serving.restarts; what is labelled is kept.",
+            )
+        ray.kill(replica.actor)
+        waiting.extendleft(sorted(replica.calls.values(), reverse=True))
+        self._replicas[self._replicas.index(replica)] = self._start()
+
+    def _explain(self, error: RayTaskError) -> TutelageError:
+        cause = error.cause
+        if isinstance(cause, TutelageError):
+            return cause
+        return ExhaustedError(
+            f"teacher {self.spec.name} failed: {_last_line(error)}",
+            "Run again with --debug for the whole traceback.",
+        )
+
+
+@dataclass
+class Labelling:
+    """What was done for one teacher in this run."""
+
+    forwards: int = 0
+    """Examples that went through the teacher."""
+    truncated: int = 0
+    """How many of them lost tokens to max_length."""
+    restarts: int = 0
+    """Replicas that had to be replaced."""
+
+
+class Room:
+    """Lets pools in while their replicas fit the cluster, so that waiting for one's turn is not a time-out."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self._free = dict(resources)
+        self._inside = 0
+        self._changed = threading.Condition()
+
+    def enter(self, request: Mapping[str, float], count: int) -> int:
+        """Waits until one replica fits; returns how many of `count` do. One that never would is let in alone:
+        an autoscaler may make room, or the pool's time-out says what is missing."""
+        with self._changed:
+            while (fitting := self._fitting(request, count)) == 0 and self._inside:
+                self._changed.wait()
+            admitted = max(1, fitting) if fitting or not self._autoscaled(request) else count
+            self._take(request, admitted, +1)
+            return admitted
+
+    def leave(self, request: Mapping[str, float], count: int) -> None:
+        """Gives back what `count` replicas had."""
+        with self._changed:
+            self._take(request, -count, -1)
+            self._changed.notify_all()
+
+    def _fitting(self, request: Mapping[str, float], count: int) -> int:
+        rooms = [int((self._free.get(name, 0) + 1e-6) / amount) for name, amount in request.items() if amount]
+        return max(0, min([count, *rooms]))
+
+    def _autoscaled(self, request: Mapping[str, float]) -> bool:
+        """Whether the cluster has none of something asked for: only an autoscaler can bring it."""
+        return any(amount and name not in self._free for name, amount in request.items())
+
+    def _take(self, request: Mapping[str, float], count: int, pools: int) -> None:
+        for name, amount in request.items():
+            self._free[name] = self._free.get(name, 0) - amount * count
+        self._inside += pools
+
+
+def fill_store(
+    specs: Sequence[TeacherSpec],
+    examples: Mapping[str, Sequence[Examples]],
+    store: Store,
+    on_progress: Callable[[str, int, int], None] = lambda teacher, done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Labelling]:
+    """Labels what the store lacks, each teacher on its task's `examples`; pools run side by side where they fit.
+
+    `on_progress` gets (teacher, examples labelled, examples to label) from several threads. When
+    `should_stop` turns true, what is labelled by then is stored and the rest is left. Raises the first error
+    of any teacher after the others have stored theirs.
+    """
+    room = Room(ray.cluster_resources())
+    failed = threading.Event()
+
+    def one(spec: TeacherSpec) -> Labelling:
+        if should_stop() or failed.is_set():
+            return Labelling()
+        try:
+            return _label_one(
+                spec,
+                examples[spec.task.name],
+                store,
+                room,
+                on_progress,
+                lambda: should_stop() or failed.is_set(),
+            )
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(max_workers=len(specs)) as threads:
+        futures = {spec.name: threads.submit(one, spec) for spec in specs}
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _label_one(
+    spec: TeacherSpec,
+    splits: Sequence[Examples],
+    store: Store,
+    room: Room,
+    on_progress: Callable[[str, int, int], None],
+    should_stop: Callable[[], bool],
+) -> Labelling:
+    texts = {name: [text for split in splits for text in split.inputs[name]] for name in spec.task.fields}
+    keys = np.concatenate([split.keys for split in splits])
+    rows = store.missing(spec.key, keys)
+    on_progress(spec.name, 0, len(rows))
+    if not len(rows):
+        return Labelling()
+    chunks = _chunks(texts, rows)
+    inputs = [{name: [column[i] for i in chunk] for name, column in texts.items()} for chunk in chunks]
+    request = requested(spec.serving)
+    replicas = room.enter(request, min(spec.serving.replicas, len(chunks)))
+    labelling, shards = Labelling(), _ShardWriter(store, spec, keys, texts)
+    pool = TeacherPool(spec, replicas)
+    results = pool.map(inputs)
+    try:
+        for position, (logits, truncated) in results:
+            shards.add(chunks[position], logits)
+            labelling.forwards += len(logits)
+            labelling.truncated += truncated
+            on_progress(spec.name, labelling.forwards, len(rows))
+            if should_stop():
+                break
+    finally:
+        results.close()  # type: ignore[attr-defined]
+        shards.flush()
+        room.leave(request, replicas)
+        labelling.restarts = pool.restarts
+    return labelling
+
+
+def _chunks(texts: Mapping[str, Sequence[str]], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """`rows` by falling text length, cut into calls: batches of like length, the longest first so that the
+    last ones to finish are short."""
+    lengths = np.array([sum(len(column[i]) for column in texts.values()) for i in rows])
+    ordered = rows[np.argsort(-lengths, kind="stable")]
+    return [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+
+
+class _ShardWriter:
+    """Gathers labelled chunks into shards of the store."""
+
+    def __init__(
+        self, store: Store, spec: TeacherSpec, keys: NDArray[np.uint64], texts: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._store, self._spec, self._keys, self._texts = store, spec, keys, texts
+        self._rows: list[NDArray[np.int64]] = []
+        self._logits: list[NDArray[np.float32]] = []
+        self._since = time.monotonic()
+
+    def add(self, rows: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        """Raises `BadTargetsError` for NaN or Inf, once the good chunks before are on disk."""
+        if not np.isfinite(logits).all():
+            self.flush()
+        self._rows.append(rows)
+        self._logits.append(logits)
+        full = sum(map(len, self._rows)) >= SHARD
+        if full or not np.isfinite(logits).all() or time.monotonic() - self._since > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is gathered as one shard."""
+        self._since = time.monotonic()
+        if not self._rows:
+            return
+        rows, logits = np.concatenate(self._rows), np.concatenate(self._logits)
+        self._rows, self._logits = [], []
+
+        def describe(row: int) -> str:
+            return " | ".join(column[rows[row]][:80] for column in self._texts.values())
+
+        targets = SoftTargets(self._keys[rows], logits, self._spec.task.labels)
+        self._store.append(self._spec.key, targets, describe, self._spec.name)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    """Resources in words, without Ray's own node markers."""
+    own = {
+        n: v
+        for n, v in resources.items()
+        if v and ":" not in n and n not in ("memory", "object_store_memory")
+    }
+    return ", ".join(f"{value:g} {name}" for name, value in own.items()) or "nothing"

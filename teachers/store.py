@@ -1,0 +1,479 @@
+"""The store: each teacher's soft targets on disk, found by the content of the examples.
+
+::
+
+    <store>/<teacher>/teacher.json         what the fingerprint stands for, to be read by people
+    <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending · logits float16[C]; the schema
+                                           has the label names
+    <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels, when written
+
+`teacher` is a fingerprint: hexadecimal, made of everything that changes what the teacher says. A shard is
+written whole, named by its own bytes and never changed, and its entry is written after it: a shard without an
+entry does not exist. No file is shared between writers, so any number of processes may append at once without
+locks.
+
+What is not covered: the store never forgets a teacher (delete its folder), and never merges small shards.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import posixpath
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs, ipc
+
+from pipeline.batch import SoftTargets
+from pipeline.errors import BadTargetsError, ConfigError, CorruptError, ExhaustedError, TeacherError
+
+logger = logging.getLogger(__name__)
+
+ORPHAN_AGE_S = 24 * 3600
+"""Seconds after which a shard without an entry, or a temporary file, is a dead writer's and may go."""
+
+_ENTRY = re.compile(r"(shard-[0-9a-f]{32})\.json")
+_UNFINISHED = re.compile(r"(shard-[0-9a-f]{32})\.arrow|.+\.tmp")
+
+
+class Store:
+    """Soft targets of any number of teachers, in a local folder or behind a file system URL.
+
+    path: a folder, or a URL that `pyarrow.fs.FileSystem.from_uri` opens (``file:///``, ``s3://``, ``gs://``,
+    ``fsspec+…://``) · cache: where shards of a store that is not local are copied, once, to be memory-mapped;
+    by default a folder of its own under ``$XDG_CACHE_HOME/tutelage`` (``~/.cache/tutelage``) · filesystem: an
+    open pyarrow file system, when no URL can say what is needed; `path` is then a path on it.
+
+    Raises `ConfigError` where pyarrow cannot open the URL. Nothing is read or written before the first call.
+    """
+
+    def __init__(self, path: str, cache: Path | None = None, filesystem: fs.FileSystem | None = None) -> None:
+        self._files = _Files(path, cache, filesystem)
+        self._entries: dict[str, dict[str, _Entry]] = {}  # teacher → shard name → entry, as last listed
+        self._shards: dict[str, dict[str, _Shard]] = {}  # teacher → shard name → opened and verified
+        self._indexes: dict[str, _Index] = {}
+
+    def missing(self, teacher: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Which rows of `keys` (n,) still need a forward pass: ascending, one row a distinct key.
+
+        Sees whatever other processes have appended by now. Rows of a corrupt shard are missing.
+        """
+        distinct, first = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True)
+        absent = self._index(teacher).find(distinct) < 0
+        return np.sort(first[absent]).astype(np.int64)
+
+    def append(
+        self,
+        teacher: str,
+        targets: SoftTargets,
+        excerpt: Callable[[int], str] | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Write `targets` as one shard: all of it or, on any error, none. Best with thousands of rows.
+
+        Of equal keys the first is kept. `excerpt` (row of `targets` → the example's text) and `name` (the
+        teacher's, in the config) make the errors readable.
+
+        Raises `BadTargetsError` on NaN, Inf or a logit beyond float16; `TeacherError` where the stored shards
+        have other labels; `ExhaustedError` when the disk is full.
+        """
+        logits = _storable(targets, excerpt, f"{name} ({teacher})" if name else teacher)
+        entries, listing = self._refresh(teacher)
+        for known in entries.values():
+            _same_labels(teacher, known.labels, targets.labels)
+        if len(targets) == 0:
+            return
+        self._sweep(teacher, listing)
+        data, entry = _encode(targets, logits)
+        if entry.shard not in entries or self._open(teacher, entries[entry.shard]) is None:
+            self._files.put(f"{teacher}/{entry.shard}.arrow", data)
+            self._files.put(f"{teacher}/{entry.shard}.json", entry.dump())  # only now does the shard exist
+
+    def view(self, teacher: str, keys: NDArray[np.uint64], labels: Sequence[str]) -> TargetView:
+        """The soft targets of `keys` (n,), in that order; repeated keys are fine.
+
+        `labels` is the reader's label space, in the order of its columns. All looking up happens here, once,
+        so that reading a batch is a copy. The view stays valid, and the same, whatever is appended later.
+
+        Raises `CorruptError` if a key is missing and `TeacherError` if a shard's labels are not `labels`.
+        """
+        index = self._index(teacher)
+        for shard in index.shards:
+            _same_labels(teacher, shard.labels, labels)
+        positions = index.find(np.asarray(keys, dtype=np.uint64))
+        absent = int(np.count_nonzero(positions < 0))
+        if absent:
+            raise CorruptError(
+                f"the store {self._files.shown} lacks {absent} of {len(keys)} targets of teacher {teacher}",
+                "Label again: only what is missing is computed.",
+            )
+        return TargetView(tuple(labels), tuple(s.logits for s in index.shards), index.starts, positions)
+
+    def describe(self, teacher: str, metadata: Mapping[str, object]) -> None:
+        """Write ``teacher.json``, unless it is there: what the fingerprint stands for, in JSON types."""
+        if "teacher.json" not in self._files.list(_folder(teacher)):
+            text = json.dumps(dict(metadata), indent=2, ensure_ascii=False)
+            self._files.put(f"{teacher}/teacher.json", text.encode() + b"\n")
+
+    def size(self, teacher: str) -> int:
+        """Bytes that the teacher's folder takes, in all."""
+        return sum(int(info.size) for info in self._files.list(_folder(teacher)).values())
+
+    def _index(self, teacher: str) -> _Index:
+        """The index over every sound shard that the teacher has now."""
+        entries, _ = self._refresh(teacher)
+        ordered = sorted(entries.values(), key=lambda entry: (entry.written, entry.shard))
+        shards = tuple(shard for entry in ordered if (shard := self._open(teacher, entry)) is not None)
+        index = self._indexes.get(teacher)
+        if index is None or index.shards != shards:
+            index = self._indexes[teacher] = _Index.over(shards)
+        return index
+
+    def _refresh(self, teacher: str) -> tuple[dict[str, _Entry], dict[str, Any]]:
+        """List the teacher's folder: shard name → entry, and file name → pyarrow `FileInfo`."""
+        listing = self._files.list(_folder(teacher))
+        names = [match[1] for file in listing if (match := _ENTRY.fullmatch(file))]
+        known = self._entries.get(teacher, {})
+        entries = {name: known.get(name) or self._load(teacher, name) for name in names}
+        self._entries[teacher] = found = {name: entry for name, entry in entries.items() if entry is not None}
+        opened = self._shards.get(teacher, {})
+        self._shards[teacher] = {name: shard for name, shard in opened.items() if name in found}
+        return found, listing
+
+    def _load(self, teacher: str, shard: str) -> _Entry | None:
+        """A shard's entry; None, so that its rows are missing, if it is unreadable or has just gone."""
+        file = f"{teacher}/{shard}.json"
+        try:
+            return _Entry.parse(shard, self._files.read(file))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            shown = f"{self._files.shown}/{file}"
+            logger.warning("store entry %s is unreadable (%s): its rows count as missing", shown, error)
+            return None
+
+    def _open(self, teacher: str, entry: _Entry) -> _Shard | None:
+        """The shard, memory-mapped and verified once a process; None, and quarantined, if it is corrupt."""
+        opened = self._shards[teacher]
+        if entry.shard in opened:
+            return opened[entry.shard]
+        file = f"{teacher}/{entry.shard}.arrow"
+        fault = ""
+        for again in (False, True):  # a cached copy may be torn; another process may have healed the shard
+            try:
+                data = self._files.map(file, again)
+            except FileNotFoundError:
+                fault = "it is gone"
+                continue
+            fault = entry.fault(data)
+            if not fault:
+                opened[entry.shard] = shard = _Shard.parse(data)
+                return shard
+        logger.warning(
+            "store shard %s/%s is corrupt (%s), set aside as *.corrupt: %d rows will be recomputed",
+            *(self._files.shown, file, fault, entry.rows),
+        )
+        self._files.set_aside(f"{teacher}/{entry.shard}.json")  # first: without it the shard does not exist
+        self._files.set_aside(file)
+        return None
+
+    def _sweep(self, teacher: str, listing: dict[str, Any]) -> None:
+        """Delete what dead writers left behind: old temporary files, old shards without an entry."""
+        oldest = time.time_ns() - ORPHAN_AGE_S * 10**9
+        for file, info in listing.items():
+            match = _UNFINISHED.fullmatch(file)
+            if match and f"{match[1]}.json" not in listing and (info.mtime_ns or oldest) < oldest:
+                self._files.delete(f"{teacher}/{file}")
+
+
+@dataclass(frozen=True, eq=False)
+class TargetView:
+    """The soft targets of n examples, ready to be read by batch; made by `Store.view`.
+
+    labels: the C names of the columns · shards: memory-mapped (n_s, C) float16 each · starts: (S + 1,) int64,
+    shard s owns positions ``[starts[s], starts[s + 1])`` · positions: (n,) int64, where each example is.
+    """
+
+    labels: tuple[str, ...]
+    shards: tuple[NDArray[np.float16], ...]
+    starts: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """(m, C) logits of `rows` (m,) of the keys that the view was made for; one copy a shard touched."""
+        positions = self.positions[rows]
+        order = np.argsort(positions)
+        ascending = positions[order]
+        cuts = np.searchsorted(ascending, self.starts)
+        out = np.empty((len(positions), len(self.labels)), dtype=np.float16)
+        for shard in np.flatnonzero(np.diff(cuts)):
+            here = slice(cuts[shard], cuts[shard + 1])
+            out[order[here]] = self.shards[shard][ascending[here] - self.starts[shard]]
+        return out
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What ``shard-<hash>.json`` says of its shard; size: bytes · written: nanoseconds since 1970."""
+
+    shard: str
+    rows: int
+    size: int
+    checksum: str
+    labels: tuple[str, ...]
+    written: int
+
+    def dump(self) -> bytes:
+        fields = {"rows": self.rows, "bytes": self.size, "checksum": self.checksum}
+        fields |= {"labels": self.labels, "written": self.written}
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, shard: str, data: bytes) -> _Entry:
+        """Raises ValueError, KeyError or TypeError when `data` is no entry."""
+        fields = json.loads(data)
+        rows, size, written = (int(fields[name]) for name in ("rows", "bytes", "written"))
+        return cls(shard, rows, size, str(fields["checksum"]), tuple(fields["labels"]), written)
+
+    def fault(self, data: pa.Buffer) -> str:
+        """Why `data` is not the shard; empty if it is."""
+        if data.size != self.size:
+            return f"{data.size} bytes where {self.size} were written"
+        return "" if _checksum(data) == self.checksum else "its checksum does not match"
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """An opened shard: keys (n_s,) uint64 ascending and logits (n_s, C) float16, both memory-mapped."""
+
+    keys: NDArray[np.uint64]
+    logits: NDArray[np.float16]
+    labels: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, data: pa.Buffer) -> _Shard:
+        batch = ipc.open_file(data).get_batch(0)
+        labels = tuple(json.loads(batch.schema.metadata[b"labels"]))
+        logits = batch.column("logits").flatten().to_numpy(zero_copy_only=True)
+        return cls(batch.column("key").to_numpy(), logits.reshape(-1, len(labels)), labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """Where every key is, the shards being laid end to end, the oldest first: of equal keys the first counts.
+
+    starts: (S + 1,) int64, as in `TargetView` · keys: (N,) uint64, distinct, ascending · positions: (N,)
+    int64.
+    """
+
+    shards: tuple[_Shard, ...]
+    starts: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    positions: NDArray[np.int64]
+
+    @classmethod
+    def over(cls, shards: tuple[_Shard, ...]) -> _Index:
+        starts = np.cumsum([0, *(len(shard.keys) for shard in shards)], dtype=np.int64)
+        laid = np.concatenate([np.empty(0, dtype=np.uint64), *(shard.keys for shard in shards)])
+        keys, positions = np.unique(laid, return_index=True)
+        return cls(shards, starts, keys, positions.astype(np.int64))
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """(n,) positions of `keys` (n,), -1 where there is none."""
+        if len(self.keys) == 0:
+            return np.full(len(keys), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, self.positions[at], -1)
+
+
+class _Files:
+    """The store's files by their names under its root, on the local disk or on any pyarrow file system."""
+
+    def __init__(self, path: str, cache: Path | None, filesystem: fs.FileSystem | None) -> None:
+        self.shown = _without_secrets(path)
+        self._fs, self._root = _open_root(path, self.shown, filesystem)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self._cache = cache or _default_cache(path)
+
+    def list(self, folder: str) -> dict[str, Any]:
+        """File name → pyarrow `FileInfo` of the files in `folder`; empty if there is no such folder."""
+        selector = fs.FileSelector(self._at(folder), allow_not_found=True)
+        return {info.base_name: info for info in self._fs.get_file_info(selector) if info.is_file}
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        with self._fs.open_input_stream(self._at(name)) as stream:
+            return bytes(stream.read())
+
+    def put(self, name: str, data: pa.Buffer | bytes) -> None:
+        """Write a whole file: by rename on the local disk, as one object elsewhere."""
+        if self._local:
+            _write_atomically(Path(self._at(name)), data)
+            return
+        self._fs.create_dir(posixpath.dirname(self._at(name)), recursive=True)
+        with self._fs.open_output_stream(self._at(name)) as stream:
+            stream.write(data)
+
+    def map(self, name: str, again: bool) -> pa.Buffer:
+        """The file, memory-mapped; if not local, from the cache: copied there first if absent or `again`.
+
+        Raises FileNotFoundError.
+        """
+        path = Path(self._at(name)) if self._local else self._cache / name
+        if not self._local and (again or not path.exists()):
+            _write_atomically(path, self.read(name))
+        with pa.memory_map(str(path)) as file:  # the buffer keeps the mapping, and no file stays open
+            return file.read_buffer()
+
+    def set_aside(self, name: str) -> None:
+        """Rename to ``*.corrupt``, if it can be: another process may have been first."""
+        with suppress(OSError):
+            self._fs.move(self._at(name), f"{self._at(name)}.corrupt")
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it can be."""
+        with suppress(OSError):
+            self._fs.delete_file(self._at(name))
+
+    def _at(self, name: str) -> str:
+        return posixpath.join(self._root, name)
+
+
+def _open_root(path: str, shown: str, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
+    """The file system of a store and the store's path on it."""
+    if filesystem is not None:
+        return filesystem, path
+    if "://" not in path:
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    try:
+        opened, root = fs.FileSystem.from_uri(path)
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"the store {shown} cannot be opened: {str(error).replace(path, shown)}",
+            "Give a local folder or a URL that pyarrow opens: file:///, s3://, gs://, hdfs:// …",
+        ) from None  # the original may quote the URL's password
+    return opened, root
+
+
+def _without_secrets(path: str) -> str:
+    """`path` as it may be shown: a URL loses its user, password and query."""
+    if "://" not in path:
+        return path
+    scheme, rest = path.split("?", 1)[0].split("://", 1)
+    host, slash, folder = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{folder}"
+
+
+def _default_cache(path: str) -> Path:
+    """A cache folder of this store's own, named by its URL."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tutelage" / blake2b(path.encode(), digest_size=8).hexdigest()
+
+
+def _folder(teacher: str) -> str:
+    """`teacher`, once it is known to be a fingerprint and therefore safe as a folder's name."""
+    if not re.fullmatch(r"[0-9a-f]+", teacher):
+        raise ValueError(f"{teacher!r} is not a hexadecimal fingerprint")
+    return teacher
+
+
+def _write_atomically(target: Path, data: pa.Buffer | bytes) -> None:
+    """Write `target` whole or not at all: a temporary neighbour, flushed to disk, takes its name.
+
+    Raises `ExhaustedError` when the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ExhaustedError(
+            f"no room for {len(data)} bytes in {target.parent}",
+            "Free some disk space and run the same command again.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _encode(targets: SoftTargets, logits: NDArray[np.float16]) -> tuple[pa.Buffer, _Entry]:
+    """A shard's bytes, the rows sorted by key and distinct, and its entry."""
+    keys, first = np.unique(np.asarray(targets.keys, dtype=np.uint64), return_index=True)
+    columns = {
+        "key": pa.array(keys),
+        "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits[first].ravel()), len(targets.labels)),
+    }
+    labels = json.dumps(targets.labels, ensure_ascii=False)
+    batch = pa.record_batch(columns).replace_schema_metadata({"labels": labels})
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data = sink.getvalue()
+    checksum = _checksum(data)
+    name = f"shard-{checksum}"
+    return data, _Entry(name, len(keys), data.size, checksum, tuple(targets.labels), time.time_ns())
+
+
+def _checksum(data: pa.Buffer) -> str:
+    """128-bit BLAKE2b, in hexadecimal."""
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def _same_labels(teacher: str, stored: tuple[str, ...], wanted: Sequence[str]) -> None:
+    """Raises `TeacherError` unless both name the same columns in the same order."""
+    for column, (here, there) in enumerate(zip_longest(stored, wanted)):
+        if here == there:
+            continue
+        raise TeacherError(
+            f"other labels are stored for teacher {teacher}: column {column} is {here!r}, not {there!r}",
+            "Align the teacher by label name before storing; its fingerprint must change with the label map.",
+        )
+
+
+def _storable(
+    targets: SoftTargets, excerpt: Callable[[int], str] | None, teacher: str
+) -> NDArray[np.float16]:
+    """The logits (n, C) as float16; raises `BadTargetsError`, naming the first that is not finite."""
+    with np.errstate(over="ignore"):  # what overflows becomes Inf and is refused below
+        logits = targets.logits.astype(np.float16)
+    bad = ~np.isfinite(logits)
+    rows = np.flatnonzero(bad.any(axis=1))
+    if len(rows) == 0:
+        return logits
+    row = int(rows[0])
+    column = int(np.argmax(bad[row]))
+    value = targets.logits[row, column]
+    said = f"{value:g}" + (", beyond float16," if np.isfinite(value) else "")
+    example = f"row {row}" if excerpt is None else f'"{" ".join(excerpt(row).split())[:80]}"'
+    raise BadTargetsError(
+        f"teacher {teacher} gave {said} for label {targets.labels[column]!r} on example {example} (key"
+        f" {int(targets.keys[row]):016x}); {len(rows)} of {len(targets)} examples are bad, none was stored",
+        "Check the teacher's weights on that example; if it runs in half precision, run it in float32.",
+    )

@@ -1,0 +1,124 @@
+"""A real MLflow server that comes up after the run began, and goes down and up again in the middle of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.config import RunConfig, parse_config
+from pipeline.tracking import open_tracker, ui_command
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b"),
+]
+
+
+def config(folder: Path, uri: str | None) -> RunConfig:
+    return parse_config(
+        {
+            "name": "served",
+            "runs_dir": str(folder / "runs"),
+            "tasks": {"movies": {"kind": "text-classification", "data": {"path": "csv"}}},
+            "teachers": {"big": {"task": "movies", "model": "big"}},
+            "students": {"half": {"init_from": "big"}},
+            "tracking": {"uri": uri},
+        }
+    )
+
+
+@contextmanager
+def server(command: list[str], url: str, log: Path) -> Iterator[int]:
+    """`command` running in a session of its own until it answers at `url`, then until the block ends."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: answers(url), f"the server did not come up: {log.read_text()}")
+        yield process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def wait_until(true: Callable[[], bool], otherwise: str, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.2)
+
+
+def append(file: Path, steps: range) -> None:
+    with file.open("a") as stream:
+        for step in steps:
+            stream.write(
+                json.dumps({"step": step, "time": 1000.0 + step, "metrics": {"loss": step / 10}}) + "\n"
+            )
+
+
+def listening_elsewhere(port: int) -> list[str]:
+    """Addresses other than loopback at which something listens on `port`, in the kernel's notation."""
+    tables = [
+        table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()
+    ]  # Linux only
+    sockets = "".join(table.read_text() for table in tables)
+    addresses = [line.split()[1] for line in sockets.splitlines() if line.split()[3] == "0A"]
+    return [a for a in addresses if a.endswith(f":{port:04X}") and not a.startswith("0100007F:")]
+
+
+def test_points_are_replayed_when_the_server_is_back(tmp_path: Path) -> None:
+    command = ui_command(config(tmp_path, uri=None), port=5600)
+    port = int(command[-1])
+    url = f"http://127.0.0.1:{port}"
+    settings = config(tmp_path, uri=url)
+    file, report = tmp_path / "metrics.jsonl", tmp_path / "report.md"
+    report.write_text("# Report")
+    append(file, range(1, 4))
+
+    tracker = open_tracker(settings, settings.run_dir)  # nothing listens there yet
+    tracker.run("", "served", "parent", {}, {"a": 1})
+    tracker.run("half", "half", "student", {"task": "movies"}, {})
+    tracker.follow("half", file)
+    tracker.artifacts("", report)
+    time.sleep(3)
+    ledger = settings.run_dir / "mlflow.json"
+    assert not ledger.exists() or json.loads(ledger.read_text())["runs"] == {}
+
+    def sent() -> int:
+        runs = json.loads(ledger.read_text())["runs"] if ledger.exists() else {}
+        return int(runs["half"]["followed"].get("loss", 0)) if "half" in runs else 0
+
+    with server(command, url, tmp_path / "server.log"):
+        wait_until(lambda: sent() == 3, "points of before the server were not replayed")
+        assert listening_elsewhere(port) == []
+    append(file, range(4, 7))  # while it is down again
+    time.sleep(3)
+    assert sent() == 3
+    with server(command, url, tmp_path / "server.log"):
+        wait_until(lambda: sent() == 6, "points of the outage were not replayed")
+        tracker.finish("half", "FINISHED")
+        outcome = tracker.close(timeout_s=60)
+        assert (outcome.points_sent, outcome.points_lost, outcome.operations_lost) == (6, 0, 0)
+        client = MlflowClient(tracking_uri=url)
+        history = client.get_metric_history(outcome.run_ids["half"], "loss")
+        assert [(point.step, point.value) for point in history] == [(step, step / 10) for step in range(1, 7)]
+        assert client.get_run(outcome.run_ids["half"]).info.status == "FINISHED"
+        assert client.get_run(outcome.run_ids[""]).info.status == "KILLED"
+        assert [artifact.path for artifact in client.list_artifacts(outcome.run_ids[""])] == ["report.md"]

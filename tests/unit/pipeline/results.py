@@ -1,0 +1,123 @@
+"""Made-up outcomes of a run, for the tests of report, figures and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluate import softmax
+from pipeline.report import RunFacts, TaskResults
+
+STUDENTS = ("half", "tiny")
+
+
+def logits_of(
+    gold: NDArray[np.int64], classes: int, skill: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """(n, C) noise, the gold label raised by `skill`."""
+    logits = rng.normal(size=(len(gold), classes))
+    logits[np.arange(len(gold)), gold] += skill
+    return np.asarray(logits, dtype=np.float32)
+
+
+def answers(predicted: Sequence[int] | NDArray[np.int64], classes: int = 2) -> NDArray[np.float32]:
+    """(n, C) logits that put each of `predicted` first."""
+    logits: NDArray[np.float32] = np.eye(classes, dtype=np.float32)[np.asarray(predicted)] * np.float32(3)
+    return logits
+
+
+def some_task(
+    metric: str = "accuracy",
+    labels: tuple[str, ...] = ("negative", "positive"),
+    n: int = 400,
+    skill: float = 2.4,
+    students: Sequence[str] = STUDENTS,
+    supervised: bool = True,
+    name: str = "movies",
+) -> TaskResults:
+    """Two teachers, their mean, students below it and baselines below them."""
+    rng = np.random.default_rng(len(labels))
+    gold = rng.integers(0, len(labels), n)
+    teachers = {
+        f"{name}-large": logits_of(gold, len(labels), skill, rng),
+        f"{name}-base": logits_of(gold, len(labels), skill - 0.5, rng),
+    }
+    return TaskResults(
+        labels=labels,
+        metric=metric,
+        gold=gold,
+        examples={"train": 5 * n, "validation": n // 2, "test": n},
+        teachers=teachers,
+        ensemble=np.mean([softmax(logits) for logits in teachers.values()], axis=0),
+        students={
+            student: logits_of(gold, len(labels), skill - 0.4 * rank - 0.3, rng)
+            for rank, student in enumerate(students)
+        },
+        supervised={
+            student: logits_of(gold, len(labels), skill - 0.4 * rank - 0.9, rng)
+            for rank, student in enumerate(students)
+            if supervised
+        },
+        aggregation="confidence",
+        notes=["the ensemble is scored by mean: confidence needs labels"],
+    )
+
+
+def hand_task(student: int, supervised: int | None, ensemble: int, n: int = 10) -> TaskResults:
+    """Two classes, as many answers right as told: the first ones."""
+    gold = np.arange(n) % 2
+
+    def right(count: int) -> NDArray[np.float32]:
+        return answers(np.where(np.arange(n) < count, gold, 1 - gold))
+
+    return TaskResults(
+        labels=("no", "yes"),
+        metric="accuracy",
+        gold=gold,
+        examples={"train": 3 * n, "validation": n, "test": n},
+        teachers={"large": right(ensemble)},
+        ensemble=softmax(right(ensemble)),
+        students={"half": right(student)},
+        supervised={} if supervised is None else {"half": right(supervised)},
+        aggregation="mean",
+    )
+
+
+def some_facts(teachers: Sequence[str], students: Sequence[str] = STUDENTS) -> RunFacts:
+    """A student has a fifth of a teacher's parameters and answers in a quarter of its time."""
+    curve = [
+        {
+            "step": 10 * e,
+            "epoch": e,
+            "metrics": {"macro/score": 0.8 - 0.2 / e, "movies/accuracy": 0.9 - 0.3 / e},
+        }
+        for e in range(1, 4)
+    ]
+    return RunFacts(
+        name="quickstart",
+        seed=7,
+        teacher_forwards=dict.fromkeys(teachers, 1300),
+        soft_targets=dict.fromkeys(teachers, 2600),
+        timings_s={"start": 8.25, "fine_tune": 120.5, "label": 30.0, "train": 211.0, "evaluate": 12.0},
+        size={
+            "students": {name: {"parameters": 4_000_000, "bytes": 16_000_000} for name in students},
+            "teachers": {name: {"parameters": 20_000_000, "bytes": 80_000_000} for name in teachers},
+        },
+        latency_ms={"students": dict.fromkeys(students, 1.25), "teachers": dict.fromkeys(teachers, 5.0)},
+        versions={"tutelage": "0.1.0", "torch": "2.13.0"},
+        curves={job: curve for name in students for job in (name, f"{name}-supervised")},
+        notes=["40 texts were truncated"],
+    )
+
+
+def some_run(**changes: object) -> tuple[dict[str, TaskResults], RunFacts]:
+    """Two tasks, one scored by accuracy and one by macro F1; two students."""
+    tweets = ("anger", "joy", "optimism", "sadness")
+    tasks = {
+        "movies": some_task(**changes),  # type: ignore[arg-type]
+        "tweets": some_task("macro_f1", tweets, 300, name="tweets", **changes),  # type: ignore[arg-type]
+    }
+    students = tuple(tasks["movies"].students)
+    return tasks, some_facts([name for results in tasks.values() for name in results.teachers], students)

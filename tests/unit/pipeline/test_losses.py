@@ -1,0 +1,245 @@
+"""The losses against PyTorch's own, against calculus, and against themselves cut into parts."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
+
+from pipeline.batch import UNLABELLED
+from pipeline.losses import LossInputs, LossWeights, annealed, hard_cross_entropy, soft_kl, task_loss
+
+PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
+SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 7))
+TEMPERATURES = st.floats(0.25, 32)
+
+
+def logits_of(shape: Any) -> st.SearchStrategy[Tensor]:
+    finite = st.floats(-20, 20, width=32)
+    return hnp.arrays(np.float32, shape, elements=finite).map(torch.from_numpy)
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_inputs(n: int = 12, c: int = 4) -> LossInputs:
+    """Examples, two of them unlabelled and three that only fill the batch."""
+    labels = torch.arange(n) % c
+    labels[2:4] = UNLABELLED
+    valid = torch.ones(n)
+    valid[[1, 2, n - 1]] = 0
+    return LossInputs(gaussian(n, c), labels, softmax(gaussian(n, c, seed=1), dim=-1), valid)
+
+
+# ---------------------------------------------------------------- soft loss
+
+
+@PROPERTY
+@given(SHAPES.flatmap(logits_of), TEMPERATURES)
+def test_soft_loss_is_zero_at_student_equals_teacher(logits: Tensor, temperature: float) -> None:
+    loss = soft_kl(logits, softmax(logits / temperature, dim=-1), temperature)
+    assert loss.abs().max() <= 1e-6 * max(1, temperature**2)
+
+
+@PROPERTY
+@given(SHAPES.flatmap(lambda shape: st.tuples(logits_of(shape), logits_of(shape))), TEMPERATURES)
+def test_soft_loss_is_pytorchs_kl(pair: tuple[Tensor, Tensor], temperature: float) -> None:
+    student, teacher = pair
+    target = softmax(teacher / temperature, dim=-1)
+    log_student = log_softmax(student.double() / temperature, dim=-1)
+    expected = kl_div(log_student, target.double(), reduction="none").sum(-1) * temperature**2
+    loss = soft_kl(student, target, temperature)
+    assert torch.allclose(loss.double(), expected, rtol=1e-5, atol=1e-6 * max(1, temperature**2))
+
+
+@PROPERTY
+@given(SHAPES.flatmap(lambda shape: st.tuples(logits_of(shape), logits_of(shape))), TEMPERATURES)
+def test_gradient_of_soft_loss(pair: tuple[Tensor, Tensor], temperature: float) -> None:
+    student, teacher = pair
+    student.requires_grad_()
+    target = softmax(teacher / temperature, dim=-1)
+    (gradient,) = torch.autograd.grad(soft_kl(student, target, temperature).sum(), student)
+    expected = temperature * (softmax(student.detach() / temperature, dim=-1) - target)
+    assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [2.0, 4.0])
+def test_soft_gradients_keep_their_scale(temperature: float) -> None:
+    """On small logits the norm stays within 5% of that at T = 1; without T² it would fall to 1/T²."""
+
+    def norm(at: float) -> float:
+        student = (0.1 * gaussian(64, 8)).requires_grad_()
+        target = softmax(0.1 * gaussian(64, 8, seed=1) / at, dim=-1)
+        return float(torch.autograd.grad(soft_kl(student, target, at).sum(), student)[0].norm())
+
+    assert norm(temperature) / norm(1.0) == pytest.approx(1, abs=0.05)
+
+
+def test_soft_loss_takes_zeros_in_the_target() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5]], requires_grad=True)
+    loss = soft_kl(logits, torch.tensor([[0.0, 1.0, 0.0]]), 1.0)
+    assert torch.equal(loss, cross_entropy(logits, torch.tensor([1]), reduction="none"))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert torch.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------- hard loss
+
+
+def test_hard_loss_is_pytorchs_cross_entropy_and_zero_without_label() -> None:
+    logits, labels = gaussian(6, 3), torch.tensor([0, UNLABELLED, 2, 1, UNLABELLED, 0])
+    loss = hard_cross_entropy(logits, labels)
+    known = labels != UNLABELLED
+    assert torch.equal(loss[known], cross_entropy(logits[known], labels[known], reduction="none"))
+    assert torch.equal(loss[~known], torch.zeros(2))
+
+
+def test_losses_compute_in_float32() -> None:
+    logits, labels = gaussian(5, 3).bfloat16(), torch.tensor([0, 1, 2, 0, 1])
+    target = softmax(gaussian(5, 3, seed=1), dim=-1)
+    assert torch.equal(hard_cross_entropy(logits, labels), hard_cross_entropy(logits.float(), labels))
+    assert torch.equal(soft_kl(logits, target, 2.0), soft_kl(logits.float(), target, 2.0))
+    assert soft_kl(logits, target, 2.0).dtype == torch.float32
+
+
+# ---------------------------------------------------------------- annealing
+
+
+def test_constant_annealing_keeps_the_weights() -> None:
+    assert annealed(0.3, 0.7, 0.9, "constant") == (0.3, 0.7)
+
+
+@PROPERTY
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_linear_annealing_keeps_the_sum(hard: float, progress: float) -> None:
+    now_hard, now_soft = annealed(hard, 1 - hard, progress, "linear")
+    assert now_hard + now_soft == pytest.approx(1)
+    assert now_soft == pytest.approx((1 - hard) * (1 - progress))
+
+
+def test_linear_annealing_ends_without_soft_loss() -> None:
+    assert annealed(0.3, 0.7, 0.0, "linear") == (0.3, 0.7)
+    assert annealed(0.3, 0.7, 1.0, "linear") == (1.0, 0.0)
+
+
+def test_linear_annealing_from_soft_alone_is_bam() -> None:
+    """The gradient at T = 1 is that of the cross-entropy to λ·y + (1 − λ)·p_T (1907.04829)."""
+    progress, labels = 0.4, torch.tensor([0, 2, 1])
+    target = softmax(gaussian(3, 3, seed=1), dim=-1)
+    logits = gaussian(3, 3).requires_grad_()
+    hard, soft = annealed(0.0, 1.0, progress, "linear")
+    total, _ = task_loss(LossInputs(logits, labels, target, torch.ones(3)), LossWeights(hard, soft, 1.0), 1.0)
+    bam = progress * one_hot(labels, 3).float() + (1 - progress) * target
+    expected = torch.autograd.grad(cross_entropy(logits, bam, reduction="sum"), logits)[0]
+    assert torch.allclose(torch.autograd.grad(total, logits)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("progress", [-0.01, 1.01, math.nan])
+def test_annealing_refuses_progress_outside_the_training(progress: float) -> None:
+    with pytest.raises(ValueError, match="progress"):
+        annealed(0.3, 0.7, progress, "linear")
+
+
+# ---------------------------------------------------------------- task loss
+
+
+def test_task_loss_is_the_weighted_sum_over_valid_rows() -> None:
+    inputs = some_inputs()
+    assert inputs.target is not None
+    rows = inputs.valid.bool()
+    hard = hard_cross_entropy(inputs.logits, inputs.labels)[rows].sum() / 9
+    soft = soft_kl(inputs.logits, inputs.target, 2.0)[rows].sum() / 9
+    total, terms = task_loss(inputs, LossWeights(0.3, 0.7, 2.0, task=1.5), 9)
+    assert torch.allclose(total, 1.5 * (0.3 * hard + 0.7 * soft))
+    assert set(terms) == {"hard", "soft"}
+    assert torch.allclose(terms["hard"], hard)
+    assert torch.allclose(terms["soft"], soft)
+    assert not any(term.requires_grad for term in terms.values())
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 12), max_size=4))
+def test_parts_add_up_to_the_whole(cuts: list[int]) -> None:
+    """Whatever way a step is cut into micro-batches and workers: loss, terms and gradient are the same."""
+    inputs, weights, normaliser = some_inputs(), LossWeights(0.3, 0.7, 2.0), 9.0
+    assert inputs.target is not None
+    logits = inputs.logits.clone().requires_grad_()
+    edges = [0, *sorted(cuts), 12]
+    parts = []
+    for start, end in pairwise(edges):
+        own = slice(start, end)
+        part = LossInputs(logits[own], inputs.labels[own], inputs.target[own], inputs.valid[own])
+        parts.append(task_loss(part, weights, normaliser))
+    everything = LossInputs(logits, inputs.labels, inputs.target, inputs.valid)
+    whole, terms = task_loss(everything, weights, normaliser)
+    total = torch.stack([part for part, _ in parts]).sum()
+    assert torch.allclose(total, whole)
+    for name, term in terms.items():
+        assert torch.allclose(torch.stack([part[name] for _, part in parts]).sum(), term)
+    of_parts, of_whole = (torch.autograd.grad(loss, logits)[0] for loss in (total, whole))
+    assert torch.allclose(of_parts, of_whole)
+
+
+def test_padding_rows_have_no_gradient() -> None:
+    inputs = some_inputs()
+    inputs.logits.requires_grad_()
+    total, _ = task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)
+    (gradient,) = torch.autograd.grad(total, inputs.logits)
+    assert torch.equal(gradient.abs().sum(-1) > 0, inputs.valid.bool())
+
+
+def test_no_soft_weight_needs_no_target_and_computes_no_soft_loss() -> None:
+    def never(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        raise AssertionError("computed")
+
+    whole = some_inputs()
+    for target in (whole.target, None):
+        inputs = LossInputs(whole.logits, whole.labels, target, whole.valid)
+        total, terms = task_loss(inputs, LossWeights(1.0, 0.0, 2.0), 9, soft_loss=never)
+        assert set(terms) == {"hard"}
+        assert torch.equal(total.detach(), terms["hard"])
+
+
+def test_soft_weight_without_target_is_refused() -> None:
+    whole = some_inputs()
+    with pytest.raises(ValueError, match="no target"):
+        task_loss(LossInputs(whole.logits, whole.labels, None, whole.valid), LossWeights(0.3, 0.7, 2.0), 9)
+
+
+def test_target_of_another_shape_is_refused() -> None:
+    whole = some_inputs()
+    inputs = LossInputs(whole.logits, whole.labels, torch.full((1, 4), 0.25), whole.valid)  # would broadcast
+    with pytest.raises(ValueError, match="does not fit"):
+        task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)
+
+
+@pytest.mark.parametrize("normaliser", [0.0, -1.0, math.nan])
+def test_normaliser_must_be_above_zero(normaliser: float) -> None:
+    with pytest.raises(ValueError, match="normaliser"):
+        task_loss(some_inputs(), LossWeights(0.3, 0.7, 2.0), normaliser)
+
+
+def test_another_kind_brings_its_own_losses() -> None:
+    """Regression, say: squared errors from a (N, 1) head."""
+
+    def hard(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.squeeze(-1) - labels) ** 2
+
+    def soft(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        return ((logits - target) ** 2).squeeze(-1)
+
+    inputs = LossInputs(
+        torch.tensor([[1.0], [2.0]]), torch.tensor([0, 0]), torch.tensor([[3.0], [2.0]]), torch.ones(2)
+    )
+    total, _ = task_loss(inputs, LossWeights(0.5, 0.5, 1.0), 2, hard_loss=hard, soft_loss=soft)
+    assert float(total) == 0.5 * (1 + 4) / 2 + 0.5 * (4 + 0) / 2

@@ -1,0 +1,357 @@
+"""report.json against hand-computed cases and DESIGN's keys; report.md against report.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluate import agreement, scores, softmax
+from pipeline.report import build, markdown, percent, points, signed, verdict, write
+from tests.unit.pipeline.results import answers, hand_task, some_facts, some_run, some_task
+
+TASK_KEYS = {"metric", "teachers", "ensemble", "students", "examples"}
+STUDENT_KEYS = {"score", "supervised", "retention", "gap_recovered", "agreement", "ece"}
+MACRO_KEYS = {"score", "supervised", "retention", "gap_recovered"}
+TOP_KEYS = {
+    "tasks",
+    "macro",
+    "teacher_forwards",
+    "timings_s",
+    "size",
+    "latency_ms",
+    "seed",
+    "versions",
+}
+
+
+def hand(student: int, supervised: int | None, ensemble: int, n: int = 10) -> dict[str, Any]:
+    """The report of one task on which that many answers are right."""
+    return build({"movies": hand_task(student, supervised, ensemble, n)}, some_facts(["large"], ["half"]))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_keys_are_those_of_the_contract() -> None:
+    report = build(*some_run())
+    assert report.keys() >= TOP_KEYS
+    assert report["macro"].keys() == {"ensemble", "students"}
+    for task in report["tasks"].values():
+        assert task.keys() >= TASK_KEYS
+        assert task["examples"].keys() == {"train", "validation", "test"}
+        assert [set(row) - {"delta_error"} for row in task["students"].values()] == [STUDENT_KEYS] * 2
+    assert [set(row) - {"delta_error"} for row in report["macro"]["students"].values()] == [MACRO_KEYS] * 2
+    assert report["timings_s"].keys() == {"start", "fine_tune", "label", "train", "evaluate"}
+
+
+def test_hand_case() -> None:
+    report = hand(student=8, supervised=7, ensemble=9)
+    task = report["tasks"]["movies"]
+    row = task["students"]["half"]
+    assert (task["ensemble"], task["teachers"]) == (0.9, {"large": 0.9})
+    assert (row["score"], row["supervised"]) == (0.8, 0.7)
+    assert row["retention"] == pytest.approx(8 / 9)
+    assert row["gap_recovered"] == pytest.approx(1 / 2)
+    assert row["agreement"] == 0.9  # they differ on the ninth example alone
+    # one example of ten differs: variance 0.1 − 0.01, over n
+    assert row["delta_error"] == pytest.approx(math.sqrt(0.09 / 10))
+    # all right or wrong with the same confidence e³/(e³+1): one bin
+    assert row["ece"] == pytest.approx(math.exp(3) / (math.exp(3) + 1) - 0.8)
+    assert task["majority"] == 0.5
+    assert task["standard_error"] == pytest.approx(math.sqrt(0.8 * 0.2 / 10))
+
+
+def test_macro_is_the_plain_mean_and_its_ratios_are_of_means() -> None:
+    tasks = {"a": hand_task(8, 6, 10), "b": hand_task(5, 5, 6)}
+    report = build(tasks, some_facts(["large"], ["half"]))
+    row = report["macro"]["students"]["half"]
+    assert report["macro"]["ensemble"] == pytest.approx(0.8)
+    assert (row["score"], row["supervised"]) == (pytest.approx(0.65), pytest.approx(0.55))
+    assert row["retention"] == pytest.approx(0.65 / 0.8)
+    assert row["gap_recovered"] == pytest.approx((0.65 - 0.55) / (0.8 - 0.55))
+    errors = [report["tasks"][task]["students"]["half"]["delta_error"] for task in tasks]
+    assert row["delta_error"] == pytest.approx(math.hypot(*errors) / 2)
+
+
+@pytest.mark.parametrize(
+    ("supervised", "ensemble", "recovered"),
+    [
+        (700, 706, pytest.approx(50 / 6)),  # 0.6 points to recover
+        (700, 704, None),  # 0.4 points: none to speak of
+        (700, 700, None),
+        (760, 700, None),  # the ensemble is below: a ratio of negatives would read as praise
+        (None, 700, None),
+    ],
+)
+def test_gap_recovered_needs_a_gap(supervised: int | None, ensemble: int, recovered: float | None) -> None:
+    report = hand(750, supervised, ensemble, n=1000)
+    assert report["tasks"]["movies"]["students"]["half"]["gap_recovered"] == recovered
+    assert report["macro"]["students"]["half"]["gap_recovered"] == recovered
+
+
+def test_retention_over_nothing_is_nothing() -> None:
+    assert hand(5, 4, 0)["tasks"]["movies"]["students"]["half"]["retention"] is None
+
+
+def test_every_number_of_the_report_comes_from_evaluate() -> None:
+    tasks, facts = some_run()
+    report = build(tasks, facts)
+    for name, results in tasks.items():
+        task = report["tasks"][name]
+        for student, logits in results.students.items():
+            expected = scores(softmax(logits), results.gold)
+            row = task["students"][student]
+            assert task["metrics"]["students"][student] == expected
+            assert (row["score"], row["ece"]) == (expected[results.metric], expected["ece"])
+            assert row["agreement"] == agreement(logits, results.ensemble)
+        assert task["ensemble"] == scores(results.ensemble, results.gold)[results.metric]
+        assert task["metrics"]["supervised"].keys() == results.supervised.keys()
+
+
+def test_no_baseline_anywhere() -> None:
+    report = build(*some_run(supervised=False))
+    for rows in [report["macro"]["students"], *(task["students"] for task in report["tasks"].values())]:
+        assert {(row["supervised"], row["gap_recovered"], row["delta_error"]) for row in rows.values()} == {
+            (None, None, None)
+        }
+
+
+def test_a_baseline_in_some_tasks_only_gives_no_macro_baseline() -> None:
+    tasks, facts = some_run()
+    tasks["tweets"] = replace(tasks["tweets"], supervised={})
+    report = build(tasks, facts)
+    assert report["tasks"]["movies"]["students"]["half"]["supervised"] is not None
+    assert report["macro"]["students"]["half"]["supervised"] is None
+
+
+def test_size_and_speed_against_the_teachers() -> None:
+    ratios = build(*some_run())["versus_teachers"]["half"]
+    assert ratios == {"times_smaller": 4 * 20 / 4, "times_faster": 2 * 5.0 / 1.25}
+
+
+def test_a_missing_size_or_time_is_left_out_and_not_guessed() -> None:
+    tasks, facts = some_run()
+    del facts.size["teachers"]["movies-base"], facts.latency_ms["students"]["tiny"]
+    report = build(tasks, facts)
+    assert report["versus_teachers"]["half"] == {"times_smaller": None, "times_faster": 8.0}
+    assert report["versus_teachers"]["tiny"] == {"times_smaller": None, "times_faster": None}
+    assert "smaller" not in verdict(report)
+
+
+def test_forwards_ratio() -> None:
+    assert build(*some_run())["forwards_ratio"] == 0.5
+    tasks, facts = some_run()
+    assert build(tasks, replace(facts, soft_targets={}, teacher_forwards={}))["forwards_ratio"] is None
+
+
+def test_names_that_do_not_fit_are_refused() -> None:
+    tasks, facts = some_run()
+    other = {"other": tasks["tweets"].students["half"]}
+    for odd in (replace(tasks["tweets"], students=other), replace(tasks["tweets"], supervised=other)):
+        with pytest.raises(ValueError, match="tweets: students"):
+            build({**tasks, "tweets": odd}, facts)
+
+
+def test_nothing_to_report_is_refused() -> None:
+    with pytest.raises(ValueError, match="no task"):
+        build({}, some_facts([]))
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_verdict_of_a_clear_gain() -> None:
+    text = verdict(hand(900, 800, 1000, n=1000))
+    assert text == (
+        "**half** keeps 90.0% of the ensemble: 90.0 points against 100.0 (accuracy on movies). It is 5.0 times smaller "
+        "than its teacher and 4.0 times faster than a task's teacher. It is 10.0 points above its supervised "
+        "baseline (80.0; standard error of the difference 0.9), recovering 50.0% of the gap to the ensemble."
+    )
+
+
+def test_verdict_within_noise_claims_nothing() -> None:
+    text = verdict(hand(81, 80, 90, n=100))
+    assert (
+        "1.0 points above its supervised baseline (80.0), which is within the noise of this test set" in text
+    )
+    assert "not yet evidence that the teachers helped" in text
+    assert "recovering" not in text
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (80, "it is level with it (standard error of the difference 0.0). Nothing here shows"),
+        (79, "it is 1.0 points below (standard error of the difference 1.0). Nothing here shows"),
+        (60, "it is 20.0 points below (standard error of the difference 4.0). Here the teachers did harm"),
+    ],
+)
+def test_verdict_says_when_the_baseline_wins(student: int, words: str) -> None:
+    text = verdict(hand(student, 80, 90, n=100))
+    assert "It does not beat its supervised baseline (80.0)" in text
+    assert words in text
+
+
+def test_verdict_names_tasks_that_lose_although_the_mean_gains() -> None:
+    tasks = {"a": hand_task(95, 60, 99, 100), "b": hand_task(70, 72, 90, 100)}
+    text = verdict(build(tasks, some_facts(["large"], ["half"])))
+    assert "16.5 points above" in text
+    assert "On b (−2.0) it does not beat it." in text
+
+
+def test_verdict_without_a_baseline_and_above_the_ensemble() -> None:
+    text = verdict(hand(95, None, 90, n=100))
+    assert "**half** reaches 105.6% of the ensemble" in text
+    assert "no supervised baseline in this run" in text
+
+
+def test_verdict_of_a_student_that_is_no_lighter() -> None:
+    tasks = {"movies": hand_task(80, 70, 90, 100)}
+    facts = some_facts(["large"], ["half"])
+    facts.size["students"]["half"]["parameters"] = 40_000_000
+    facts.latency_ms["students"]["half"] = 10.0
+    assert "It is 2.0 times larger than its teacher and 2.0 times slower" in verdict(build(tasks, facts))
+
+
+def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:
+    tasks, facts = some_run(students=("small", "big"))
+    report = build(tasks, facts)
+    ranked = sorted(report["macro"]["students"], key=lambda name: -report["macro"]["students"][name]["score"])
+    text = verdict(report)
+    assert text.startswith(f"**{ranked[0]}** keeps")
+    assert f" **{ranked[1]}** scores" in text
+    assert "\n" not in text
+
+
+# ---------------------------------------------------------------- report.md
+
+
+def numbers(values: Any) -> Iterator[float]:
+    """Every float under `values`."""
+    if isinstance(values, dict):
+        for value in values.values():
+            yield from numbers(value)
+    elif isinstance(values, float):
+        yield values
+
+
+def test_page_holds_every_number() -> None:
+    report = build(*some_run())
+    page = markdown(report)
+    for task in report["tasks"].values():
+        for models in [*task["metrics"].values()]:
+            for one in models.values() if "accuracy" not in models else [models]:
+                shown = [
+                    points(one["accuracy"]),
+                    points(one["macro_f1"]),
+                    f"{one['nll']:.3f}",
+                    f"{one['ece']:.3f}",
+                ]
+                assert " | ".join(shown) in page
+        assert f"standard error is {points(task['standard_error'])} points" in page
+        assert percent(task["majority"]) in page
+        assert ", ".join(f"{count:,} {split}" for split, count in task["examples"].items()) in page
+    for rows in [report["macro"]["students"], *(task["students"] for task in report["tasks"].values())]:
+        for name, row in rows.items():
+            delta = f"{signed(row['score'] - row['supervised'])} ± {points(row['delta_error'])}"
+            cells = [points(row["score"]), points(row["supervised"]), delta, percent(row["retention"])]
+            line = " | ".join([f"**{name}**", *cells, percent(row["gap_recovered"])])
+            if "agreement" in row:
+                line += f" | {percent(row['agreement'])} | {row['ece']:.3f} |"
+            assert line in page
+    assert points(report["macro"]["ensemble"]) in page
+    assert "| **half** | 4,000,000 | 16.0 | 1.25 | 20.0× | 8.0× |" in page
+    assert "| tweets-base | 20,000,000 | 80.0 | 5.00 | – | – |" in page
+    assert "| movies-large | 1,300 | 2,600 |" in page
+    assert "(examples × teachers): 0.50." in page
+    assert all(f"| {stage} | {seconds:.1f} |" in page for stage, seconds in report["timings_s"].items())
+    assert "| total | 381.8 |" in page
+    assert "| torch | 2.13.0 |" in page
+    assert "Seed 7." in page
+    assert "Note: 40 texts were truncated" in page
+    assert page.count("Note: the ensemble is scored by mean: confidence needs labels") == 2
+    assert "¹ (student − supervised) ÷ (ensemble − supervised). Left out" in page
+
+
+def test_every_table_is_square() -> None:
+    page = markdown(build(*some_run()))
+    tables = re.findall(r"(?:^\|.*\|\n)+", page, flags=re.MULTILINE)
+    assert len(tables) == 9
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_accuracy_error_is_named_as_such_where_the_metric_is_another() -> None:
+    page = markdown(build(*some_run()))
+    movies, tweets = page.split("## movies")[1].split("## tweets")
+    assert "A score's standard error" in movies
+    assert "The accuracy's standard error" in tweets
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0229, "+2.3"), (-0.0041, "−0.4"), (0.0004, "0.0"), (-0.0004, "0.0"), (0.0, "0.0")]
+)
+def test_signed(share: float, text: str) -> None:
+    assert signed(share) == text
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_write_makes_the_run_folder_complete(tmp_path: Path) -> None:
+    tasks, facts = some_run()
+    report = build(tasks, facts)
+    folder = tmp_path / "runs" / "quickstart"
+    written = write(report, tasks, facts, folder)
+    assert json.loads((folder / "report.json").read_text()) == report
+    page = (folder / "report.md").read_text()
+    embedded = re.findall(r"!\[[^]]+\]\((figures/[^)]+)\)", page)
+    assert {folder / name for name in embedded} == set((folder / "figures").iterdir())
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    assert files == set(written)  # nothing temporary is left
+    assert written[-1].name == "report.json"  # the last, so that it vouches for the rest
+
+
+def test_write_takes_numpy_numbers(tmp_path: Path) -> None:
+    tasks = {"movies": hand_task(8, 7, 9)}
+    facts = some_facts(["large"], ["half"])
+    facts.latency_ms["students"]["half"] = np.float32(1.5)  # type: ignore[assignment]
+    facts.teacher_forwards["large"] = np.int64(12)  # type: ignore[assignment]
+    write(build(tasks, facts), tasks, facts, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["latency_ms"]["students"]["half"], report["teacher_forwards"]["large"]) == (1.5, 12)
+
+
+def test_a_failing_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, facts = {"movies": hand_task(8, 7, 9)}, some_facts(["large"], ["half"])
+    report = build(tasks, facts)
+    (tmp_path / "report.json").write_text("old")
+
+    def full(path: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        write(report, tasks, facts, tmp_path)
+    assert (tmp_path / "report.json").read_text() == "old"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["report.json"]
+
+
+def test_three_classes_with_one_absent() -> None:
+    task = replace(
+        some_task(labels=("a", "b", "c"), students=("half",)),
+        gold=np.zeros(400, dtype=np.int64),
+        students={"half": answers(np.zeros(400, dtype=np.int64), 3)},
+    )
+    report = build({"movies": task}, some_facts(list(task.teachers), ["half"]))
+    assert report["tasks"]["movies"]["students"]["half"]["score"] == 1
+    assert report["tasks"]["movies"]["majority"] == 1
+    assert all(map(math.isfinite, numbers(report)))

@@ -1,0 +1,559 @@
+"""The store: what is read back, who may write at once, and what damage does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pyarrow import fs, ipc
+
+from pipeline.batch import SoftTargets, content_keys
+from pipeline.errors import BadTargetsError, ConfigError, CorruptError, ExhaustedError, TeacherError
+from teachers.store import ORPHAN_AGE_S, Store, TargetView
+
+TEACHER = "0a1b2c"
+LABELS = ("negative", "neutral", "positive")
+
+
+def keys_of(start: int, stop: int) -> NDArray[np.uint64]:
+    return content_keys("text-classification", {"text": [f"example {i}" for i in range(start, stop)]})
+
+
+def logits_of(keys: NDArray[np.uint64], labels: int = len(LABELS)) -> NDArray[np.float16]:
+    """Logits that give their key away: every row is a function of its own key alone."""
+    parts = [(keys >> np.uint64(8 * (c % 8))) & np.uint64(0xFF) for c in range(labels)]
+    return np.stack(parts, axis=1).astype(np.float16)
+
+
+def targets_of(keys: NDArray[np.uint64]) -> SoftTargets:
+    return SoftTargets(keys, logits_of(keys).astype(np.float32), LABELS)
+
+
+def read(store: Store, keys: NDArray[np.uint64]) -> NDArray[np.float16]:
+    return store.view(TEACHER, keys, LABELS).gather(np.arange(len(keys)))
+
+
+def shards_in(folder: Path) -> list[Path]:
+    return sorted((folder / TEACHER).glob("shard-*.arrow"))
+
+
+def run_python(script: str, *args: str) -> subprocess.Popen[bytes]:
+    """`script` in a process of its own, with this one's import path."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", script, *args], env=environment)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def two_shards(folder: Path) -> Path:
+    """A store of examples 0 … 99 and 100 … 149, in one shard each."""
+    Store(str(folder)).append(TEACHER, targets_of(keys_of(0, 100)))
+    Store(str(folder)).append(TEACHER, targets_of(keys_of(100, 150)))
+    return folder
+
+
+def test_roundtrip(folder: Path) -> None:
+    keys = keys_of(0, 100)
+    Store(str(folder)).append(TEACHER, targets_of(keys))
+    view = Store(str(folder)).view(TEACHER, keys, LABELS)
+    batch = view.gather(np.array([5, 99, 5, 0]))
+    assert isinstance(view, TargetView)
+    assert len(view) == 100
+    assert view.labels == LABELS
+    assert batch.dtype == np.float16
+    np.testing.assert_array_equal(batch, logits_of(keys[[5, 99, 5, 0]]))
+
+
+def test_gather_of_no_rows(two_shards: Path) -> None:
+    view = Store(str(two_shards)).view(TEACHER, keys_of(0, 150), LABELS)
+    assert view.gather(np.empty(0, dtype=np.int64)).shape == (0, 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_order_over_any_shards_reads_the_right_rows(data: st.DataObject) -> None:
+    keys = keys_of(0, 60)
+    written = np.array(data.draw(st.permutations(range(60)), "order written"))
+    cuts = sorted(data.draw(st.lists(st.integers(0, 60), max_size=4), "shard borders"))
+    asked = np.array(data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=90), "keys asked for"))
+    rows = np.array(data.draw(st.lists(st.integers(0, len(asked) - 1), max_size=90), "rows"), dtype=np.int64)
+    with tempfile.TemporaryDirectory() as path:
+        store = Store(path)
+        for part in np.split(written, cuts):
+            store.append(TEACHER, targets_of(keys[part]))
+        view = store.view(TEACHER, keys[asked], LABELS)
+        np.testing.assert_array_equal(view.gather(rows), logits_of(keys[asked[rows]]))
+
+
+def test_only_what_is_missing_is_appended(two_shards: Path) -> None:
+    store, keys = Store(str(two_shards)), keys_of(50, 200)
+    rows = store.missing(TEACHER, keys)
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(rows, np.arange(100, 150))
+    store.append(TEACHER, targets_of(keys[rows]))
+    assert len(store.missing(TEACHER, keys)) == 0
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+
+
+def test_missing_names_a_repeated_key_once(two_shards: Path) -> None:
+    keys = keys_of(148, 153)[[4, 0, 4, 3, 3]]
+    np.testing.assert_array_equal(Store(str(two_shards)).missing(TEACHER, keys), [0, 3])
+
+
+def test_an_empty_store_lacks_everything(folder: Path) -> None:
+    store = Store(str(folder))
+    np.testing.assert_array_equal(store.missing(TEACHER, keys_of(0, 3)), [0, 1, 2])
+    assert store.size(TEACHER) == 0
+    assert not folder.exists()
+
+
+def test_no_targets_make_no_shard(folder: Path) -> None:
+    Store(str(folder)).append(TEACHER, targets_of(keys_of(0, 0)))
+    assert not folder.exists()
+
+
+def test_teachers_do_not_mix(two_shards: Path) -> None:
+    assert len(Store(str(two_shards)).missing("ff", keys_of(0, 150))) == 150
+
+
+def test_a_missing_key_is_refused(two_shards: Path) -> None:
+    with pytest.raises(CorruptError, match=f"lacks 2 of 152 targets of teacher {TEACHER}"):
+        Store(str(two_shards)).view(TEACHER, keys_of(0, 152), LABELS)
+
+
+@pytest.mark.parametrize("teacher", ["", "..", "movies", "a/b"])
+def test_only_a_fingerprint_names_a_folder(folder: Path, teacher: str) -> None:
+    with pytest.raises(ValueError, match="not a hexadecimal fingerprint"):
+        Store(str(folder)).missing(teacher, keys_of(0, 1))
+
+
+def test_of_a_repeated_key_the_first_written_counts(folder: Path) -> None:
+    keys = keys_of(0, 4)
+    first, later = logits_of(keys), logits_of(keys) + np.float16(1)
+    store = Store(str(folder))
+    store.append(TEACHER, SoftTargets(keys[[0, 0]], np.stack([first[0], later[0]]), LABELS))
+    for part, logits in ([0, 1], later), ([1, 2], first), ([2, 3], later):
+        store.append(TEACHER, SoftTargets(keys[part], logits[part], LABELS))
+        expected = read(store, keys[:2])
+        np.testing.assert_array_equal(expected, [first[0], later[1]])
+    np.testing.assert_array_equal(read(Store(str(folder)), keys), [first[0], later[1], first[2], later[3]])
+
+
+def test_the_same_targets_make_one_shard(folder: Path) -> None:
+    store, keys = Store(str(folder)), keys_of(0, 100)
+    store.append(TEACHER, targets_of(keys))
+    before = {file.name: file.read_bytes() for file in (folder / TEACHER).iterdir()}
+    store.append(TEACHER, targets_of(keys[::-1]))
+    assert {file.name: file.read_bytes() for file in (folder / TEACHER).iterdir()} == before
+
+
+def test_shards_of_another_process_are_seen(folder: Path) -> None:
+    mine, other, keys = Store(str(folder)), Store(str(folder)), keys_of(0, 100)
+    other.append(TEACHER, targets_of(keys[:50]))
+    np.testing.assert_array_equal(mine.missing(TEACHER, keys), np.arange(50, 100))
+    view = mine.view(TEACHER, keys[:50], LABELS)
+    other.append(TEACHER, targets_of(keys[50:]))
+    assert len(mine.missing(TEACHER, keys)) == 0
+    np.testing.assert_array_equal(read(mine, keys), logits_of(keys))
+    np.testing.assert_array_equal(view.gather(np.arange(50)), logits_of(keys[:50]))
+
+
+def test_a_shard_is_plain_arrow_with_its_labels(folder: Path) -> None:
+    Store(str(folder)).append(TEACHER, targets_of(keys_of(0, 100)))
+    (shard,) = shards_in(folder)
+    table = ipc.open_file(shard.read_bytes()).read_all()
+    assert table.schema.field("key").type == pa.uint64()
+    assert table.schema.field("logits").type == pa.list_(pa.float16(), 3)
+    assert json.loads(table.schema.metadata[b"labels"]) == list(LABELS)
+    assert table["key"].to_pylist() == sorted(keys_of(0, 100).tolist())
+    entry = json.loads(shard.with_suffix(".json").read_text())
+    assert (entry["rows"], entry["bytes"], entry["labels"]) == (100, shard.stat().st_size, list(LABELS))
+    assert shard.name == f"shard-{entry['checksum']}.arrow"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files where Linux shows them")
+def test_no_file_stays_open(two_shards: Path) -> None:
+    store = Store(str(two_shards))
+    read(store, keys_of(0, 150))
+    links = [link for link in Path("/proc/self/fd").glob("*") if link.is_symlink()]
+    assert not [link for link in links if str(two_shards) in str(link.resolve())]
+
+
+@pytest.mark.parametrize("labels", [2, 3, 8, 20, 52])
+def test_size_at_ten_thousand_rows(folder: Path, labels: int) -> None:
+    rows = 10_000
+    keys = np.arange(rows, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    names = tuple(f"label number {c}" for c in range(labels))
+    Store(str(folder)).append(TEACHER, SoftTargets(keys, logits_of(keys, labels), names))
+    (shard,) = shards_in(folder)
+    assert shard.stat().st_size <= (2 * labels + 8) * rows + 3 * 1024
+    files = (folder / TEACHER).iterdir()
+    assert Store(str(folder)).size(TEACHER) == sum(file.stat().st_size for file in files)
+
+
+def test_teacher_json_is_written_once(folder: Path) -> None:
+    for name in "movies-minilm", "another":
+        Store(str(folder)).describe(TEACHER, {"name": name, "labels": ["schlecht", "süß"]})
+    text = (folder / TEACHER / "teacher.json").read_text(encoding="utf-8")
+    assert json.loads(text)["name"] == "movies-minilm"
+    assert "süß" in text
+
+
+# --- refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (np.nan, np.float32, "gave nan for"),
+        (-np.inf, np.float16, "gave -inf for"),
+        (70_000.0, np.float32, "gave 70000, beyond float16, for"),
+    ],
+)
+def test_bad_targets_are_refused_and_nothing_is_written(
+    folder: Path, value: float, dtype: type[np.floating], said: str
+) -> None:
+    keys = keys_of(0, 100)
+    logits: NDArray[np.floating] = logits_of(keys).astype(dtype)
+    logits[[7, 9], 1] = value
+    targets, texts = SoftTargets(keys, logits, LABELS), [f"a film,\nthe {i}th" for i in range(100)]
+    with pytest.raises(BadTargetsError) as caught:
+        Store(str(folder)).append(TEACHER, targets, texts.__getitem__, "movies-minilm")
+    said = f"teacher movies-minilm ({TEACHER}) {said} label 'neutral' on example "
+    for part in said, f'"a film, the 7th" (key {keys[7]:016x})', "2 of 100 examples":
+        assert part in caught.value.cause
+    assert not folder.exists()
+
+
+def test_bad_targets_are_named_without_an_excerpt_too(folder: Path) -> None:
+    targets = targets_of(keys_of(0, 3))
+    targets.logits[2, 0] = np.nan
+    with pytest.raises(BadTargetsError, match=f"teacher {TEACHER} gave nan .* example row 2"):
+        Store(str(folder)).append(TEACHER, targets)
+
+
+@pytest.mark.parametrize("labels", [LABELS[::-1], LABELS[:2], (*LABELS, "mixed")])
+def test_other_labels_are_refused(two_shards: Path, labels: tuple[str, ...]) -> None:
+    keys = keys_of(0, 10)
+    before = shards_in(two_shards)
+    with pytest.raises(TeacherError, match="other labels are stored"):
+        Store(str(two_shards)).view(TEACHER, keys, labels)
+    with pytest.raises(TeacherError, match="other labels are stored"):
+        Store(str(two_shards)).append(TEACHER, SoftTargets(keys, logits_of(keys, len(labels)), labels))
+    assert shards_in(two_shards) == before
+
+
+def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ExhaustedError, match=r"no room for \d+ bytes"):
+        Store(str(folder)).append(TEACHER, targets_of(keys_of(0, 100)))
+    assert not list((folder / TEACHER).iterdir())
+
+
+# --- several writers, and writers that die -----------------------------------------------------------------
+
+WRITER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from pipeline.batch import SoftTargets
+from teachers.store import Store
+
+folder, me = sys.argv[1], int(sys.argv[2])
+saved = np.load(Path(folder).with_suffix(".npz"))
+keys, logits, labels = saved["keys"], saved["logits"], tuple(map(str, saved["labels"]))
+store = Store(folder)
+Path(folder).with_suffix(f".ready{me}").touch()
+while not Path(folder).with_suffix(".go").exists():
+    time.sleep(0.001)
+rows = np.roll(np.arange(len(keys)), -97 * me)
+for part in np.array_split(rows, 12):  # each process writes everything, cut in its own way
+    store.append("0a1b2c", SoftTargets(keys[part], logits[part], labels))
+    store.missing("0a1b2c", keys)
+"""
+
+
+def test_four_processes_write_at_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = keys_of(0, 1200)
+    np.savez(folder.with_suffix(".npz"), keys=keys, logits=logits_of(keys), labels=np.array(LABELS))
+    writers = [run_python(WRITER, str(folder), str(me)) for me in range(4)]
+    while any(not folder.with_suffix(f".ready{me}").exists() for me in range(4)):
+        assert all(writer.poll() is None for writer in writers)
+    folder.with_suffix(".go").touch()
+    assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
+    store = Store(str(folder))
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+    assert not caplog.records
+    assert len(shards_in(folder)) == 48
+    assert len(list((folder / TEACHER).iterdir())) == 96  # a shard and an entry each, no temporary file
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from pipeline.batch import SoftTargets
+from teachers.store import Store
+
+folder, survived = sys.argv[1], int(sys.argv[2])
+replace = Path.replace
+
+def die_when_due(self, target):
+    global survived
+    if survived == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    survived -= 1
+    return replace(self, target)
+
+Path.replace = die_when_due
+labels = ("negative", "neutral", "positive")
+targets = SoftTargets(np.arange(100, dtype=np.uint64), np.ones((100, 3), np.float16), labels)
+Store(folder).append("0a1b2c", targets)
+"""
+
+
+@pytest.mark.parametrize(("renames", "left"), [(0, [".tmp"]), (1, [".arrow", ".tmp"])])
+def test_a_killed_writer_has_written_nothing(folder: Path, renames: int, left: list[str]) -> None:
+    assert run_python(KILLED, str(folder), str(renames)).wait() == -signal.SIGKILL
+    assert sorted(file.suffix for file in (folder / TEACHER).iterdir()) == left
+    store, keys = Store(str(folder)), np.arange(100, dtype=np.uint64)
+    assert len(store.missing(TEACHER, keys)) == 100
+    store.append(TEACHER, SoftTargets(keys, np.ones((100, 3), np.float16), LABELS))
+    assert len(store.missing(TEACHER, keys)) == 0
+    assert list((folder / TEACHER).glob("*.tmp")), "what may belong to a live writer must stay"
+
+
+def test_an_orphan_does_not_exist_and_goes_when_old(two_shards: Path) -> None:
+    first, second = shards_in(two_shards)
+    torn = first.with_name("shard-x.arrow.123.tmp")
+    torn.touch()
+    for shard in first, second:
+        shard.with_suffix(".json").unlink()
+    for file in first, torn:
+        os.utime(file, (0, time.time() - ORPHAN_AGE_S - 60))
+    store = Store(str(two_shards))
+    assert len(store.missing(TEACHER, keys_of(0, 150))) == 150
+    store.append(TEACHER, targets_of(keys_of(200, 210)))
+    assert not first.exists()
+    assert not torn.exists()
+    assert second.exists()
+
+
+def test_an_old_shard_with_an_entry_stays(two_shards: Path) -> None:
+    for shard in shards_in(two_shards):
+        os.utime(shard, (1, 1))
+    store = Store(str(two_shards))
+    store.append(TEACHER, targets_of(keys_of(150, 160)))
+    np.testing.assert_array_equal(read(store, keys_of(0, 160)), logits_of(keys_of(0, 160)))
+
+
+def test_an_old_orphan_written_again_stays(folder: Path) -> None:
+    keys = keys_of(0, 100)
+    Store(str(folder)).append(TEACHER, targets_of(keys))
+    (shard,) = shards_in(folder)
+    shard.with_suffix(".json").unlink()
+    os.utime(shard, (1, 1))
+    Store(str(folder)).append(TEACHER, targets_of(keys))
+    np.testing.assert_array_equal(read(Store(str(folder)), keys), logits_of(keys))
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+
+Damage = Callable[[Path, float], None]
+
+
+def truncate(shard: Path, keep: float) -> None:
+    data = shard.read_bytes()
+    shard.write_bytes(data[: int(len(data) * keep)])
+
+
+def flip(shard: Path, at: float) -> None:
+    data = bytearray(shard.read_bytes())
+    data[int((len(data) - 1) * at)] ^= 0x10
+    shard.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "amount", "fault"),
+    [
+        *((truncate, keep, "bytes where") for keep in (0.0, 0.5, 0.999)),
+        *((flip, at, "checksum does not match") for at in (0.0, 0.4, 0.8, 1.0)),
+    ],
+)
+def test_only_a_damaged_shard_is_recomputed(
+    two_shards: Path, caplog: pytest.LogCaptureFixture, damage: Damage, amount: float, fault: str
+) -> None:
+    keys = keys_of(0, 150)
+    shard = max(shards_in(two_shards), key=lambda file: file.stat().st_size)
+    damage(shard, amount)
+    store = Store(str(two_shards))
+    rows = store.missing(TEACHER, keys)
+    np.testing.assert_array_equal(rows, np.arange(100))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for part in str(shard), fault, "100 rows will be recomputed":
+        assert part in record.getMessage()
+    assert not shard.exists()
+    assert shard.with_name(f"{shard.name}.corrupt").exists()
+    with pytest.raises(CorruptError, match="lacks 100 of 150"):
+        store.view(TEACHER, keys, LABELS)
+    store.append(TEACHER, targets_of(keys[rows]))  # the very same bytes, hence the same name
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+    np.testing.assert_array_equal(read(Store(str(two_shards)), keys), logits_of(keys))
+    assert len(caplog.records) == 1
+
+
+def test_a_damaged_shard_is_replaced_by_appending_it_again(folder: Path) -> None:
+    keys = keys_of(0, 100)
+    Store(str(folder)).append(TEACHER, targets_of(keys))
+    flip(shards_in(folder)[0], 0.5)
+    Store(str(folder)).append(TEACHER, targets_of(keys))
+    np.testing.assert_array_equal(read(Store(str(folder)), keys), logits_of(keys))
+
+
+def test_a_shard_that_another_process_healed_is_opened_anew(folder: Path) -> None:
+    mine, keys = Store(str(folder)), keys_of(0, 100)
+    mine.append(TEACHER, targets_of(keys))
+    assert len(mine.missing(TEACHER, keys)) == 0  # opened, and verified for good
+    flip(shards_in(folder)[0], 0.5)
+    assert len(Store(str(folder)).missing(TEACHER, keys)) == 100
+    mine.append(TEACHER, targets_of(keys[:0]))  # sees that the shard has gone
+    Store(str(folder)).append(TEACHER, targets_of(keys))
+    np.testing.assert_array_equal(read(mine, keys), logits_of(keys))
+
+
+def test_a_lost_shard_is_recomputed(two_shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, keys = Store(str(two_shards)), keys_of(0, 150)
+    shards_in(two_shards)[0].unlink()
+    rows = store.missing(TEACHER, keys)
+    assert len(rows) in (50, 100)
+    assert "it is gone" in caplog.text
+    store.append(TEACHER, targets_of(keys[rows]))
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"rows": "many"}'])
+def test_an_unreadable_entry_makes_its_rows_missing(
+    two_shards: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    shards_in(two_shards)[0].with_suffix(".json").write_text(damage)
+    store, keys = Store(str(two_shards)), keys_of(0, 150)
+    rows = store.missing(TEACHER, keys)
+    assert len(rows) in (50, 100)
+    assert "is unreadable" in caplog.text
+    store.append(TEACHER, targets_of(keys[rows]))
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+
+
+def test_a_shard_is_verified_once_a_process(two_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, keys = Store(str(two_shards)), keys_of(0, 150)
+    assert len(store.missing(TEACHER, keys)) == 0
+    monkeypatch.setattr("teachers.store._checksum", lambda _: pytest.fail("hashed again"))
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+
+
+# --- stores behind a URL -----------------------------------------------------------------------------------
+
+
+def test_a_file_url_is_a_local_store(folder: Path) -> None:
+    spaced, keys = folder / "with space", keys_of(0, 100)
+    Store(spaced.as_uri()).append(TEACHER, targets_of(keys))
+    np.testing.assert_array_equal(read(Store(str(spaced)), keys), logits_of(keys))
+
+
+def memory_store(tmp_path: Path) -> tuple[str, fs.FileSystem | None]:
+    return f"fsspec+memory:///{uuid4().hex}/store", None  # shared by all of the process, as a bucket would be
+
+
+def mock_store(tmp_path: Path) -> tuple[str, fs.FileSystem | None]:
+    return "bucket/store", fs._MockFileSystem()
+
+
+def subtree_store(tmp_path: Path) -> tuple[str, fs.FileSystem | None]:
+    return "store", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+
+
+Remote = Callable[[Path], tuple[str, fs.FileSystem | None]]
+REMOTE = pytest.mark.parametrize("remote", [memory_store, mock_store, subtree_store])
+
+
+@REMOTE
+def test_a_remote_store_is_copied_once_and_mapped(tmp_path: Path, remote: Remote) -> None:
+    (path, filesystem), cache, keys = remote(tmp_path), tmp_path / "cache", keys_of(0, 150)
+    for part in keys[:100], keys[100:]:
+        Store(path, tmp_path / "writers", filesystem).append(TEACHER, targets_of(part))
+    store = Store(path, cache, filesystem)
+    store.describe(TEACHER, {"name": "movies-minilm"})
+    np.testing.assert_array_equal(store.missing(TEACHER, keys_of(0, 160)), np.arange(150, 160))
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+    copies = shards_in(cache)
+    assert len(copies) == 2
+    assert store.size(TEACHER) > sum(copy.stat().st_size for copy in copies)
+    made = [copy.stat().st_ino for copy in copies]
+    np.testing.assert_array_equal(read(Store(path, cache, filesystem), keys), logits_of(keys))
+    assert [copy.stat().st_ino for copy in copies] == made
+
+
+@REMOTE
+def test_a_damaged_copy_is_copied_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, remote: Remote
+) -> None:
+    (path, filesystem), cache, keys = remote(tmp_path), tmp_path / "cache", keys_of(0, 100)
+    Store(path, cache, filesystem).append(TEACHER, targets_of(keys))
+    read(Store(path, cache, filesystem), keys)
+    truncate(shards_in(cache)[0], 0.3)
+    np.testing.assert_array_equal(read(Store(path, cache, filesystem), keys), logits_of(keys))
+    assert not caplog.records
+
+
+def test_a_damaged_remote_shard_is_recomputed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (path, filesystem), cache, keys = subtree_store(tmp_path), tmp_path / "cache", keys_of(0, 100)
+    Store(path, cache, filesystem).append(TEACHER, targets_of(keys))
+    flip(shards_in(tmp_path / "store")[0], 0.5)
+    store = Store(path, cache, filesystem)
+    assert len(store.missing(TEACHER, keys)) == 100
+    assert "100 rows will be recomputed" in caplog.text
+    store.append(TEACHER, targets_of(keys))
+    np.testing.assert_array_equal(read(store, keys), logits_of(keys))
+    np.testing.assert_array_equal(read(Store(path, cache, filesystem), keys), logits_of(keys))
+
+
+def test_stores_do_not_share_a_cache_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keys = keys_of(0, 10)
+    for _ in range(2):
+        store = Store(*memory_store(tmp_path)[:1])
+        store.append(TEACHER, targets_of(keys))
+        read(store, keys)
+    assert len(list((tmp_path / "tutelage").iterdir())) == 2
+
+
+def test_a_url_that_cannot_be_opened_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigError, match="nowhere://host/store cannot be opened") as caught:
+        Store("nowhere://me:hunter2@host/store?token=abc")
+    assert "hunter2" not in str(caught.value)
+    assert "abc" not in str(caught.value)
