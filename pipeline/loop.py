@@ -83,7 +83,8 @@ class Progress:
     skipped_in_a_row: int = 0
     best_score: float = -math.inf
     best_epoch: int = -1
-    status: Literal["running", "done", "early_stopped", "interrupted"] = "running"
+    status: str = "running"
+    """running, done, early_stopped or interrupted."""
     epoch_seconds: list[float] = field(default_factory=list)
 
 
@@ -131,7 +132,12 @@ class Trainer:
         torch.manual_seed(1_000_003 * (self.seed + 1) + self.workers.rank)  # dropout differs by worker
         self._resume()
         while self.progress.status == "running":
-            self._epoch(self.progress.step // self.schedule.steps_per_epoch)
+            epoch = self.progress.step // self.schedule.steps_per_epoch
+            seconds = self.run_epoch(epoch)
+            if self.progress.status != "interrupted":
+                self.progress.epoch_seconds.append(seconds)
+                self._validate(epoch)
+                self._save()
         if self.progress.status == "interrupted":
             return self.progress
         if self.best:
@@ -139,7 +145,8 @@ class Trainer:
         self.student.eval()
         return self.progress
 
-    def _epoch(self, epoch: int) -> None:
+    def run_epoch(self, epoch: int) -> float:
+        """The optimiser steps that are left of `epoch`, counted from 0; returns the seconds they took."""
         steps = self.schedule.epoch(epoch)
         done = self.progress.step - epoch * self.schedule.steps_per_epoch
         started = time.perf_counter()
@@ -151,12 +158,10 @@ class Trainer:
                 self._log_losses(epoch)
             if stop and not last:
                 self._save(status="interrupted")
-                return
+                break
             if not last and self.progress.step % self.config.checkpoint_steps == 0:
                 self._save()
-        self.progress.epoch_seconds.append(time.perf_counter() - started)
-        self._validate(epoch)
-        self._save()
+        return time.perf_counter() - started
 
     def _step(self, step: Step) -> bool:
         """One optimiser step; returns whether any worker was asked to stop."""

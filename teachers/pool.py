@@ -41,7 +41,7 @@ class _Replica:
 
 
 class TeacherPool:
-    """The replicas of one teacher, from the first call of `map` to its end.
+    """The replicas of one teacher, open for one `map`, or for as many `run`s as are wanted.
 
     A replica that dies, or does not answer for `timeout_s`, is replaced and its calls are made again, at most
     `restarts` times; then, or when no replica starts within `timeout_s`, `ExhaustedError` names the teacher.
@@ -54,21 +54,32 @@ class TeacherPool:
 
     def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
         """(position, what the teacher says) of each chunk, in the order in which they are done."""
+        try:
+            self.open(min(self._wanted, len(chunks)))
+            yield from self.run(chunks)
+        finally:
+            self.close()
+
+    def open(self, replicas: int) -> None:
+        """Starts replicas; does not wait for them."""
+        self._replicas = [self._start() for _ in range(replicas)]
+
+    def close(self) -> None:
+        """Ends the replicas."""
+        for replica in self._replicas:
+            ray.kill(replica.actor)
+        self._replicas = []
+
+    def run(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
+        """`map`, on replicas that are open and stay so."""
         waiting = deque(range(len(chunks)))
         done = 0
-        try:
-            self._replicas = [self._start() for _ in range(min(self._wanted, len(chunks)))]
-            self._first_heard = time.monotonic()
-            while done < len(chunks):
-                self._submit(waiting, chunks)
-                for position, result in self._collect(waiting):
-                    done += 1
-                    yield position, result
-                self._check_time(waiting)
-        finally:
-            for replica in self._replicas:
-                ray.kill(replica.actor)
-            self._replicas = []
+        while done < len(chunks):
+            self._submit(waiting, chunks)
+            for position, result in self._collect(waiting):
+                done += 1
+                yield position, result
+            self._check_time(waiting)
 
     def _start(self) -> _Replica:
         actor = start(self.spec)
@@ -240,7 +251,7 @@ def _label_one(
     on_progress(spec.name, 0, len(rows))
     if not len(rows):
         return Labelling()
-    chunks = _chunks(texts, rows)
+    chunks = length_sorted_chunks(texts, rows)
     inputs = [{name: [column[i] for i in chunk] for name, column in texts.items()} for chunk in chunks]
     request = requested(spec.serving)
     replicas = room.enter(request, min(spec.serving.replicas, len(chunks)))
@@ -263,7 +274,9 @@ def _label_one(
     return labelling
 
 
-def _chunks(texts: Mapping[str, Sequence[str]], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def length_sorted_chunks(
+    texts: Mapping[str, Sequence[str]], rows: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
     """`rows` by falling text length, cut into calls: batches of like length, the longest first so that the
     last ones to finish are short."""
     lengths = np.array([sum(len(column[i]) for column in texts.values()) for i in rows])

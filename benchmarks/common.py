@@ -1,0 +1,51 @@
+"""What the benchmarks share: the demo's data, paired timing, one way to print."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline.config import SPLITS, DataConfig, TaskConfig
+from pipeline.data import TaskData, load_task
+
+ASSETS = Path(".cache/assets")
+
+
+def demo_task(name: str, train: int, validation: int = 100, test: int = 100) -> TaskData:
+    """A task of the demo with that many examples a split; `make demo` fetches its data."""
+    files: dict[str, str | tuple[str, ...]] = {split: str(ASSETS / name / f"{split}.csv") for split in SPLITS}
+    limit = {"train": train, "validation": validation, "test": test}
+    data = DataConfig(path="csv", data_files=files, max_length=64, limit=limit)  # type: ignore[arg-type]
+    return load_task(name, TaskConfig(kind="text-classification", data=data))
+
+
+def paired(runs: int, *measures: Callable[[], float]) -> list[list[float]]:
+    """Each measure's values over `runs` rounds, taken in turn (A B A B …) after one round that is thrown away."""
+    values: list[list[float]] = [[] for _ in measures]
+    for number in range(runs + 1):
+        order = list(enumerate(measures))
+        for i, measure in order if number % 2 else reversed(order):
+            value = measure()
+            if number:
+                values[i].append(value)
+    return values
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def machine() -> str:
+    """What was measured on."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"

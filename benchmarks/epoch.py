@@ -1,0 +1,102 @@
+"""Warm distilled epoch ÷ supervised epoch: the same student, the same batches, two teachers' targets from the store.
+
+    python benchmarks/epoch.py [--runs 7]
+
+Wanted: at most 1.05. An epoch is its optimiser steps; validation and checkpoints are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
+from pipeline.batch import SoftTargets
+from pipeline.config import TrainConfig
+from pipeline.data import TaskData
+from pipeline.loop import LossPlan, TaskSet, Trainer
+from pipeline.models import open_tokenizer
+from pipeline.step import Aggregation
+from students.student import build_student
+from teachers.store import Store
+
+TEACHERS = ("aa", "bb")
+STUDENTS = {"tiny (2 layers, 128)": ("bert-tiny", None), "half (3 layers, 384)": ("minilm-l6", 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=7)
+    runs = parser.parse_args().runs
+    print(f"{machine()}; {runs} paired epochs, median (range)")
+    data = [demo_task("movies", 1000), demo_task("tweets", 1000)]
+    with tempfile.TemporaryDirectory() as scratch:
+        store = filled_store(Path(scratch) / "store", data)
+        for name, (folder, layers) in STUDENTS.items():
+            trainers = [
+                trainer(ASSETS / folder, layers, data, store if distilled else None, Path(scratch))
+                for distilled in (True, False)
+            ]
+            measures = [partial(one_epoch, t) for t in trainers]
+            distilled, supervised = paired(runs, *measures)
+            print(f"{name}: distilled ÷ supervised {spread(ratios(distilled, supervised))}", end="; ")
+            print(f"seconds an epoch: distilled {spread(distilled)}, supervised {spread(supervised)}")
+
+
+def filled_store(path: Path, data: list[TaskData]) -> Store:
+    """Two teachers' soft targets for every training example; random, since reading costs the same."""
+    store, rng = Store(str(path)), np.random.default_rng(0)
+    for task_data in data:
+        keys = np.unique(task_data.splits["train"].keys)
+        for teacher in TEACHERS:
+            logits = rng.normal(size=(len(keys), len(task_data.task.labels))).astype(np.float32)
+            store.append(
+                teacher + task_data.task.name.encode().hex(), SoftTargets(keys, logits, task_data.task.labels)
+            )
+    return store
+
+
+def trainer(
+    folder: Path, layers: int | None, data: list[TaskData], store: Store | None, scratch: Path
+) -> Trainer:
+    tokenizer = open_tokenizer(folder)
+    sets = []
+    for task_data in data:
+        task, train, validation = task_data.task, task_data.splits["train"], task_data.splits["validation"]
+        readers = (
+            ()
+            if store is None
+            else tuple(
+                store.view(teacher + task.name.encode().hex(), train.keys, task.labels)
+                for teacher in TEACHERS
+            )
+        )
+        sets.append(
+            TaskSet(
+                task,
+                task.encode(tokenizer, train.inputs),
+                train.labels,
+                task.encode(tokenizer, validation.inputs),
+                validation.labels,
+                readers,
+                Aggregation("confidence", torch.tensor([0.5, 0.5])) if readers else None,
+            )
+        )
+    student = build_student(folder, [s.task for s in sets], layers=layers)
+    losses = LossPlan() if store is None else LossPlan(hard=0.3, soft=0.7, temperature=2.0)
+    config = TrainConfig(epochs=1000, tokens_per_batch=1024, checkpoint_steps=10**9)
+    return Trainer(student, sets, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
+
+
+def one_epoch(trainer: Trainer) -> float:
+    """Seconds for the optimiser steps of the trainer's next epoch."""
+    return trainer.run_epoch(trainer.progress.step // trainer.schedule.steps_per_epoch)
+
+
+if __name__ == "__main__":
+    main()

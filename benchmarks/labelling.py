@@ -1,0 +1,143 @@
+"""Labelling through the Ray pool, against a bare tuned loop in this process, a naive padded loop, and Ray Data.
+
+    python benchmarks/labelling.py [--runs 5] [--examples 2000] [--ray-data]
+
+Wanted: pool ÷ bare loop ≥ 0.90 in throughput with the same threads; pool ÷ naive ≥ 2. Replicas are started
+before the clock; their start-up is printed by itself. The naive loop pads every text to max_length, 32 a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
+from pipeline.cluster import connected
+from pipeline.config import ServingConfig, parse_config
+from pipeline.data import TaskData
+from pipeline.models import open_tokenizer
+from students.export import save_task
+from students.student import build_student
+from teachers.actor import TeacherSpec
+from teachers.pool import CHUNK, Chunk, TeacherPool, length_sorted_chunks
+from teachers.teacher import Teacher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--ray-data", action="store_true", help="Time Ray Data's actor pool as well.")
+    arguments = parser.parse_args()
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    data = demo_task("movies", arguments.examples)
+    print(
+        f"{machine()}; {arguments.examples} movie sentences, MiniLM-L6, {threads} threads, {arguments.runs} runs"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "teacher"
+        tokenizer = open_tokenizer(ASSETS / "minilm-l6")
+        save_task(build_student(ASSETS / "minilm-l6", [data.task]), "movies", tokenizer, folder)
+        config = parse_config(
+            {
+                "name": "b",
+                "tasks": {"movies": {"kind": "text-classification", "data": {"path": "csv"}}},
+                "teachers": {"t": {"task": "movies", "model": str(folder)}},
+                "students": {"s": {"init_from": "t"}},
+            }
+        )
+        with connected(config):
+            compare(folder, data, threads, arguments)
+
+
+def compare(folder: Path, data: TaskData, threads: int, arguments: argparse.Namespace) -> None:
+    examples = data.splits["train"]
+    texts = {"text": list(examples.inputs["text"])}
+    chunks = [
+        {"text": [texts["text"][i] for i in rows]}
+        for rows in length_sorted_chunks(texts, np.arange(len(examples)))
+    ]
+    teacher = Teacher(folder, data.task)
+    for replicas in (1, threads):
+        serving = ServingConfig(replicas=replicas, cpus=threads / replicas)
+        pool = TeacherPool(TeacherSpec("t", str(folder), None, data.task, serving, "aa"), replicas)
+        started = time.perf_counter()
+        pool.open(replicas)
+        pooled_seconds(pool, chunks)
+        print(
+            f"pool of {replicas} × {threads // replicas} threads: start-up and a first pass {time.perf_counter() - started:.1f} s"
+        )
+        measures = (
+            partial(pooled_seconds, pool, chunks),
+            partial(bare, teacher, texts),
+            partial(naive, teacher, texts["text"]),
+        )
+        pooled, alone, padded = paired(arguments.runs, *measures)
+        pool.close()
+        print(
+            f"  throughput, pool ÷ bare loop {spread(ratios(alone, pooled))}, pool ÷ naive {spread(ratios(padded, pooled))}"
+        )
+        print(f"  seconds: pool {spread(pooled)}, bare {spread(alone)}, naive {spread(padded)}")
+    if arguments.ray_data:
+        print(
+            f"Ray Data, {threads} actors × 1 thread: {spread([ray_data(folder, data, texts, threads) for _ in range(2)])} s, start-up included"
+        )
+
+
+def pooled_seconds(pool: TeacherPool, chunks: Sequence[Chunk]) -> float:
+    started = time.perf_counter()
+    for _ in pool.run(chunks):
+        pass
+    return time.perf_counter() - started
+
+
+def bare(teacher: Teacher, texts: dict[str, list[str]]) -> float:
+    started = time.perf_counter()
+    teacher.label(texts)
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def naive(teacher: Teacher, texts: list[str]) -> float:
+    started = time.perf_counter()
+    for i in range(0, len(texts), 32):
+        batch = teacher.tokenizer(
+            texts[i : i + 32], padding="max_length", truncation=True, max_length=64, return_tensors="pt"
+        )
+        teacher.model(**batch)
+    return time.perf_counter() - started
+
+
+def ray_data(folder: Path, data: TaskData, texts: dict[str, list[str]], actors: int) -> float:
+    import ray.data
+
+    class Label:
+        def __init__(self) -> None:
+            torch.set_num_threads(1)
+            self.teacher = Teacher(folder, data.task)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return {"logits": self.teacher.label({"text": [str(text) for text in batch["text"]]})[0]}
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    started = time.perf_counter()
+    table = ray.data.from_items([{"text": text} for text in sorted(texts["text"], key=len, reverse=True)])
+    labelled = table.map_batches(
+        Label, batch_size=CHUNK, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=actors)
+    )
+    labelled.materialize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
