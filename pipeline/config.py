@@ -13,9 +13,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from omegaconf import OmegaConf
@@ -109,7 +108,7 @@ class OptimizationConfig(Strict):
     dropout: Share | None = None
     """Dropout of the whole model; null: as its own config has it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of forward and backward; weights stay fp32. auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    """Arithmetic of forward and backward; weights stay fp32. auto: bf16 where the GPU or CPU computes in it, fp32 elsewhere."""
     early_stopping: EarlyStoppingConfig | None = None
     """null: train every epoch and keep the last weights."""
     max_skipped_steps: Count = 5
@@ -389,10 +388,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{file}:{line}: not UTF-8", "Save the file as UTF-8.") from None
     try:
-        merged = OmegaConf.merge(OmegaConf.create(text), _dotlist(overrides))
+        tree = OmegaConf.create(text)
+        if not OmegaConf.is_dict(tree):
+            raise ValueError
+        merged = OmegaConf.merge(tree, _dotlist(overrides))
         data = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        cause = " ".join(str(error).split())
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
+        cause = " ".join(str(error).split()) or "not a mapping of keys to values"
         raise ConfigError(f"{file}: {cause}", "Mend the YAML; every key may stand once.") from None
     return parse_config(data)
 
@@ -420,32 +422,40 @@ def _dotlist(overrides: Sequence[str]) -> Any:
 def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> ConfigError:
     """The first of pydantic's complaints as one line of cause and one of remedy."""
     first = error.errors()[0]
-    loc = [str(part) for part in first["loc"] if part != "[key]"]
+    loc, known = _walk(model, first["loc"])
     path = ".".join((*prefix, *loc)) or "the config"
     if first["type"] == "extra_forbidden":
-        known = _keys_at(model, loc[:-1])
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
         return ConfigError(f"{path}: unknown key", remedy)
     if first["type"] == "missing":
         return ConfigError(f"{path}: missing", "Add the key; docs/config.md says what it holds.")
     message = str(first["msg"]).removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+    value = "" if isinstance(first["input"], dict) else f" (given: {redact(path, first['input'])!r})"
     return ConfigError(f"{path}: {message}{value}", "Change the value; docs/config.md lists what is allowed.")
 
 
-def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
-    """The known keys of the section that `loc` leads to."""
+def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """The keys that pydantic's `loc` leads through, less what it adds of its own, and the known keys at its end."""
     section: Any = model
+    path: list[str] = []
     for part in loc:
-        section = (
-            section.model_fields[part].annotation
-            if hasattr(section, "model_fields")
-            else get_args(section)[1]
-        )
+        fields = getattr(section, "model_fields", None)
+        if fields is not None and part not in fields:  # an unknown key, or pydantic's "[key]"
+            return [*path, *([str(part)] if part != "[key]" else [])], list(fields)
+        if fields is not None:
+            section = fields[part].annotation
+        elif get_origin(section) in (dict, tuple):
+            section = get_args(section)[-1 if get_origin(section) is dict else 0]
+        else:  # pydantic's name for a member of a union
+            break
+        path.append(str(part))
         while get_origin(section) in (Annotated, Union, UnionType):  # `X | None`, `Annotated[X, …]` → X
-            section = get_args(section)[0]
-    return list(section.model_fields) if hasattr(section, "model_fields") else []
+            members = [member for member in get_args(section) if member is not NoneType]
+            if get_origin(section) is not Annotated and len(members) > 1:
+                break
+            section = members[0]
+    return path, []
 
 
 def _check_references(config: RunConfig) -> None:
@@ -459,6 +469,9 @@ def _check_references(config: RunConfig) -> None:
             )
         for name in config.aggregation_of(task).teacher_weights:
             _known(f"aggregation.teacher_weights.{name}", name, config.teachers)
+        for name in config.tasks[task].aggregation.get("teacher_weights", {}):
+            own = dict.fromkeys(config.teachers_of(task))
+            _known(f"tasks.{task}.aggregation.teacher_weights.{name}", name, own)
     for name, student in config.students.items():
         if student.init_from is not None:
             _known(f"students.{name}.init_from", student.init_from, config.teachers)
@@ -507,9 +520,14 @@ RESULT_FREE = (  # keys that change where and how a run is done, not what comes 
     "teachers.*.serving.timeout_s",
     "teachers.*.serving.restarts",
     "*train.checkpoint_steps",
+    "teachers.*.fine_tune.checkpoint_steps",
     "*train.max_failures",
     "*train.cpus_per_worker",
     "*train.resources_per_worker*",
+)
+USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
+SECRET_QUERY = re.compile(
+    r"([?&](?:[^=&#]*(?:token|secret|password|signature|key)|sig)=)[^&#]+", re.IGNORECASE
 )
 SECRET = re.compile(r"token(?!s_per_batch)|secret|password|(^|[._-])key($|[._-])|api_?key", re.IGNORECASE)
 
@@ -531,18 +549,20 @@ def flatten_values(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def redact(path: str, value: Any) -> Any:
-    """`value`, or what may be shown of it: no secrets by name, no user info inside URLs."""
-    leaf = path.rsplit(".", 1)[-1]
-    if SECRET.search(leaf) and value is not None:
+    """`value`, or what may be shown of it: no secrets by name, none inside URLs. Numbers are never secrets."""
+    if isinstance(value, list | tuple):
+        return [redact(path, item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if SECRET.search(path.rsplit(".", 1)[-1]):
         return "***"
-    if isinstance(value, str) and "://" in value and "@" in value:
-        parts = urlsplit(value)
-        return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rsplit('@', 1)[-1]}"))
-    return value
+    if "://" not in value:
+        return value
+    return SECRET_QUERY.sub(r"\1***", USER_INFO.sub("***@", value))
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML that `load_config` reads back; user info in URLs redacted."""
+    """The resolved config as YAML that `load_config` reads back; secrets redacted."""
 
     def clean(node: Any, path: str = "") -> Any:
         if isinstance(node, dict):
@@ -550,12 +570,14 @@ def to_yaml(config: RunConfig) -> str:
         return redact(path, node)
 
     data = clean(config.model_dump(mode="json"))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return OmegaConf.to_yaml(OmegaConf.create(data))  # PyYAML would not quote 1e3, which it reads as a number
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """`path: old → new` for every key that would change the results."""
-    before, after = flatten(old), flatten(new)
+    before, after = (
+        {path: value for path, value in flatten(config).items() if value != {}} for config in (old, new)
+    )
     paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     return [
         f"{path}: {before.get(path)!r} → {after.get(path)!r}"
@@ -568,7 +590,9 @@ def notes(config: RunConfig) -> list[str]:
     """What was normalised, one line each."""
     lines: list[str] = []
     for task in config.tasks:
-        if (given := config.aggregation_of(task).teacher_weights) and sum(given.values()) != 1:
+        given = config.aggregation_of(task).teacher_weights
+        weights = [given.get(name, 1.0) for name in config.teachers_of(task)]
+        if given.keys() & set(config.teachers_of(task)) and abs(sum(weights) - 1) > 1e-9:
             shown = ", ".join(f"{name} {weight:.3g}" for name, weight in config.teacher_weights(task).items())
             lines.append(f"teacher weights of {task} normalised to sum to 1: {shown}")
     for student in config.students:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,10 @@ from pipeline.config import SPLITS, DataConfig, RunConfig, Split, TaskConfig
 from pipeline.errors import DataError
 from pipeline.tasks import KINDS, Task
 
+NUMERAL = re.compile(r"[+-]?\d+|True|False")
 TEXT_FORMATS = ("csv", "json", "text")
+EMPTY = "Point data.splits or data_files at examples."
+FILE_FORMATS = (*TEXT_FORMATS, "parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,6 @@ def load_tasks(config: RunConfig) -> dict[str, TaskData]:
 def load_task(name: str, config: TaskConfig) -> TaskData:
     """One task's data: loaded, checked, split, freed of texts that stand in two splits, limited."""
     kind = KINDS[config.kind]
-    tables = _load_splits(name, config.data)
     columns = {role: config.data.columns.get(role, role) for role in (*kind.fields, "label")}
     unknown = set(config.data.columns) - set(columns)
     if unknown:
@@ -57,7 +60,10 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
             f"tasks.{name}.data.columns: {config.kind} has no {min(unknown)!r}",
             f"It reads {', '.join(columns)}.",
         )
+    tables = _load_splits(name, config.data, [columns[role] for role in kind.fields])
     for split, table in tables.items():
+        if not len(table):
+            raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
         _check_columns(name, split, table, columns)
     labels = _label_space(name, config.data, tables["train"], columns["label"])
     task = kind(name, labels, config.data.max_length, config.metric)
@@ -68,58 +74,75 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
     splits = {split: _limit(examples, config.data.limit.get(split)) for split, examples in splits.items()}
     for split in SPLITS:
         if not len(splits[split]):
-            raise DataError(
-                f"tasks.{name}: split {split} is empty", "Point data.splits or data_files at examples."
-            )
+            raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
     return TaskData(task, splits, tuple(f"{name}: {note}" for note in notes))
 
 
 # ---------------------------------------------------------------- loading
 
 
-def _load_splits(name: str, data: DataConfig) -> dict[Split, Any]:
+def _load_splits(name: str, data: DataConfig, texts: Sequence[str]) -> dict[Split, Any]:
     """The data set's tables, by our split names; those it lacks are left out."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    import datasets
-
-    datasets.disable_progress_bars()
     _check_files(name, data)
-    folder = Path(data.path)
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            loaded = datasets.load_from_disk(data.path)
-            whole = loaded if isinstance(loaded, dict) else {"train": loaded}
-            return {
-                split: whole[data.splits.get(split, split)]
-                for split in SPLITS
-                if data.splits.get(split, split) in whole
-            }
-        files = {k: list(v) if isinstance(v, tuple) else v for k, v in (data.data_files or {}).items()}
-        options: dict[str, Any] = {"data_files": files or None, "revision": data.revision}
-        if data.path == "csv":
-            options["keep_default_na"] = False  # a text may be the word "null" or "NA"
-        if any("[" in expression for expression in data.splits.values()):
-            wanted = {split: data.splits.get(split, split) for split in SPLITS}
-            return {
-                s: datasets.load_dataset(data.path, data.name, split=e, **options) for s, e in wanted.items()
-            }
-        whole = datasets.load_dataset(data.path, data.name, **options)
+        whole = _load(data, texts)
+        wanted = {split: data.splits.get(split, split) for split in SPLITS}
+        sliced = {s: _slice(whole, e) for s, e in wanted.items() if "[" in e or "+" in e}
     except Exception as error:  # datasets raises dozens of types, each about the user's data
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(
             f"tasks.{name}.data: cannot load {data.path}: {reason}", "Check path, data_files and network."
         ) from None
     for split, theirs in data.splits.items():
-        if theirs not in whole:
+        if theirs not in whole and split not in sliced:
             raise DataError(
                 f"tasks.{name}.data.splits.{split}: no split {theirs!r}", f"There are {', '.join(whole)}."
             )
-    tables = {s: whole[data.splits.get(s, s)] for s in SPLITS if data.splits.get(s, s) in whole}
+    tables = {
+        s: sliced[s] if s in sliced else whole[e] for s, e in wanted.items() if s in sliced or e in whole
+    }
     if "train" not in tables:
         raise DataError(
             f"tasks.{name}.data: no split 'train' among {', '.join(whole)}", "Name it in data.splits.train."
         )
     return tables
+
+
+def _load(data: DataConfig, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The data set's tables, by its own split names. `texts`: the columns that hold text."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs, it raises as well
+    folder = Path(data.path)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        loaded = datasets.load_from_disk(data.path)
+        return loaded if isinstance(loaded, dict) else {"train": loaded}
+    files = {k: list(v) if isinstance(v, tuple) else v for k, v in (data.data_files or {}).items()}
+    options: dict[str, Any] = {"revision": data.revision}
+    if data.path == "csv":  # a text may be the word "null" or "NA", or 007
+        options |= {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
+    if data.path in FILE_FORMATS and files:  # one by one: splits may differ in columns that nobody reads
+        return {
+            key: datasets.load_dataset(data.path, data.name, data_files={key: entry}, split=key, **options)
+            for key, entry in files.items()
+        }
+    whole: Mapping[str, Any] = datasets.load_dataset(
+        data.path, data.name, data_files=files or None, **options
+    )
+    return whole
+
+
+def _slice(whole: Mapping[str, Any], expression: str) -> Any:
+    """What `load_dataset` would take for a split expression such as ``train[:80%]``."""
+    import datasets
+
+    sizes = {split: len(table) for split, table in whole.items()}
+    parts = datasets.ReadInstruction.from_spec(expression).to_absolute(sizes)
+    return datasets.concatenate_datasets(
+        [whole[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    )
 
 
 def _check_files(name: str, data: DataConfig) -> None:
@@ -134,20 +157,24 @@ def _check_files(name: str, data: DataConfig) -> None:
                     f"tasks.{name}.data.data_files: no file {file}", "`make demo` fetches the examples' data."
                 )
             if file.stat().st_size == 0:
-                raise DataError(f"tasks.{name}.data: {file} is empty", "Point data_files at examples.")
-            if data.path in TEXT_FORMATS and file.suffix not in (".gz", ".zst", ".bz2", ".xz"):
-                _check_utf8(file)
+                raise DataError(f"tasks.{name}.data: {file} is empty", EMPTY)
+            packed = file.suffix in (".gz", ".zst", ".bz2", ".xz")
+            if data.path in TEXT_FORMATS and not packed and _count_lines(file) <= (data.path == "csv"):
+                raise DataError(f"tasks.{name}.data: {file} has no rows", EMPTY)
 
 
-def _check_utf8(file: Path) -> None:
+def _count_lines(file: Path) -> int:
+    """Lines with anything on them. Raises `DataError` at the first that is not UTF-8."""
+    count = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                line.decode()
+                count += bool(line.decode().strip())
             except UnicodeDecodeError:
                 raise DataError(
                     f"{file}:{number}: not UTF-8", "Convert the file, for instance with iconv -t UTF-8."
                 ) from None
+    return count
 
 
 def _check_columns(name: str, split: Split, table: Any, columns: Mapping[str, str]) -> None:
@@ -169,7 +196,7 @@ def _label_space(name: str, data: DataConfig, train: Any, column: str) -> tuple[
     elif names is not None:
         labels = tuple(names)
     else:
-        labels = tuple(sorted(str(value) for value in found if value is not None))
+        labels = tuple(str(value) for value in sorted(value for value in found if value is not None))
     if len(set(labels)) != len(labels):
         raise DataError(
             f"tasks.{name}: a label stands twice in {list(labels)}", "Every label needs a name of its own."
@@ -196,8 +223,8 @@ def _read(task: Task, split: Split, table: Any, columns: Mapping[str, str]) -> E
     index: dict[Any, int] = {label: i for i, label in enumerate(task.labels)}
     if names is not None:  # ClassLabel: numbers are positions in its own names
         index.update({number: index[label] for number, label in enumerate(names) if label in index})
-    elif all(isinstance(value, int) for value in values) and not set(map(str, values)) <= set(task.labels):
-        index.update((number, number) for number in range(len(task.labels)))
+    elif all(isinstance(v, int) for v in values) and not any(map(NUMERAL.fullmatch, task.labels)):
+        index.update((number, number) for number in range(len(task.labels)))  # positions among names
     ids = [index.get(value, index.get(str(value), UNLABELLED)) for value in values]
     if UNLABELLED in ids:
         row = ids.index(UNLABELLED)

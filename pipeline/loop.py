@@ -35,6 +35,7 @@ from students.student import MultiTaskStudent
 LOG_STEPS = 10  # steps that one point of the loss curves stands for
 METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
+DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
 
 
 class SoftTargetReader(Protocol):
@@ -127,7 +128,8 @@ class Trainer:
         """Trains to the end, from the last checkpoint in `folder` if there is one; leaves the selected weights
         (the last, or with early stopping the best on validation) in the student.
 
-        Raises `DivergedError` after more than `max_skipped_steps` updates in a row with a NaN or Inf loss.
+        Raises `DivergedError` after more than `max_skipped_steps` updates in a row with a NaN or Inf loss, or
+        where validation gives NaN or Inf.
         """
         torch.manual_seed(1_000_003 * (self.seed + 1) + self.workers.rank)  # dropout differs by worker
         self._resume()
@@ -196,7 +198,7 @@ class Trainer:
             raise DivergedError(
                 f"the loss is NaN or Inf in {self.progress.skipped_in_a_row} steps in a row, up to step "
                 f"{self.progress.step} (task {step.task})",
-                "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact.",
+                DIVERGED,
             )
 
     def _micro_batches(self, task_set: TaskSet, rows: NDArray[np.int64]) -> list[MicroBatch]:
@@ -234,6 +236,16 @@ class Trainer:
             logits = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
             )
+            if not bool(logits.isfinite().all()):  # the weights blew up since the last loss that was looked at
+                raise DivergedError(
+                    f"what the student says on validation of task {name} is NaN or Inf after step {self.progress.step}",
+                    DIVERGED,
+                )
+            if not torch.isfinite(logits).all():
+                raise DivergedError(
+                    f"the student answers NaN or Inf on {name} after step {self.progress.step}",
+                    "Lower the learning rate, or use precision fp32; the last checkpoint is intact.",
+                )
             metric = task_set.task.metric
             values[f"{name}/{metric}"] = scores(softmax(logits.numpy()), task_set.validation_labels)[metric]
         score = sum(values.values()) / len(values)
@@ -386,9 +398,12 @@ def learning_rate_factor(step: int, total: int, warmup: float, schedule: str) ->
 
 
 def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    on = precision == "bf16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities()
+        native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    on = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
 
 

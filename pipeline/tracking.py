@@ -29,21 +29,21 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from pipeline.config import RunConfig, redact
 from pipeline.errors import ConfigError
+from pipeline.spool import Ledger, Point, Record, Tail, unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -211,9 +211,9 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str, run_dir: Path, artifacts: Path | None = None) -> None:
         self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
         self._shown_uri: str = redact("uri", uri)
-        self._ledger = _Ledger(run_dir / "mlflow.json", self._shown_uri, experiment)
+        self._ledger = Ledger(run_dir / "mlflow.json", self._shown_uri, experiment)
         self._queue: deque[_Operation] = deque()
-        self._tails: list[_Tail] = []
+        self._tails: list[Tail] = []
         self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
         self._outcome: TrackingOutcome | None = None
         self._warned = False
@@ -234,11 +234,11 @@ class MlflowTracker:
 
     def follow(self, key: str, file: Path) -> None:
         if not any(tail.key == key and tail.file == file for tail in self._tails):
-            self._tails.append(_Tail(key, file))
+            self._tails.append(Tail(key, file))
             self._wake.set()
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
-        points = [_Point(name, value, step, int(time.time() * 1000)) for name, value in values.items()]
+        points = [Point(name, value, step, int(time.time() * 1000)) for name, value in values.items()]
         for batch in _batches(points, METRICS_A_BATCH):
             self._put(f"metrics of {key!r}", partial(self._log_direct, key, batch), points=len(batch))
 
@@ -267,20 +267,20 @@ class MlflowTracker:
     def _reckon(self) -> TrackingOutcome:
         """Counts, with all that still waits taken as lost."""
         waiting = list(self._queue)
-        unsent = 0
+        left = 0
         for tail in self._tails:
             record = self._ledger.runs.get(tail.key)
-            points, broken = _unsent(_Tail(tail.key, tail.file).read_all(), record.followed if record else {})
-            unsent += len(points) + broken
+            points, broken = unsent(Tail(tail.key, tail.file).read_all(), record.followed if record else {})
+            left += len(points) + broken
         outcome = TrackingOutcome(
             points_sent=self._points_sent,
-            points_lost=self._points_lost + sum(operation.points for operation in waiting) + unsent,
+            points_lost=self._points_lost + sum(operation.points for operation in waiting) + left,
             operations_lost=self._operations_lost + sum(operation.points == 0 for operation in waiting),
             uri=self._shown_uri,
             experiment_id=self._experiment_id,
             run_ids={key: record.run_id for key, record in dict(self._ledger.runs).items()},
         )
-        if waiting or unsent:
+        if waiting or left:
             self._warn("had no time to take everything")
         return outcome
 
@@ -440,17 +440,17 @@ class MlflowTracker:
         )
         tags = {"tutelage.key": mark, "mlflow.source.name": "tutelage", "mlflow.source.type": "LOCAL"}
         run: Run = made[0] if made else self._mlflow.create_run(self._experiment_id, tags=tags, run_name=name)
-        self._ledger.runs[key] = _Record(run.info.run_id)
+        self._ledger.runs[key] = Record(run.info.run_id)
         self._ledger.save()
         return run
 
-    def _send(self, tail: _Tail) -> None:
+    def _send(self, tail: Tail) -> None:
         """Log what is new in a followed file, once its run exists."""
         if tail.key not in self._open:
             return
         sent = self._ledger.runs[tail.key].followed
         while (lines := tail.read()) and not self._abandoned.is_set():
-            points, broken = _unsent(lines, sent)
+            points, broken = unsent(lines, sent)
             for batch in _batches(points, METRICS_A_BATCH):
                 what = f"{len(batch)} points of {tail.file.name}"
                 self._attempt(_Operation(what, len(batch), partial(self._log_points, tail.key, batch)))
@@ -460,7 +460,7 @@ class MlflowTracker:
                 self._points_lost += broken
             tail.advance(lines)
 
-    def _log_points(self, key: str, points: Sequence[_Point]) -> None:
+    def _log_points(self, key: str, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
         self._mlflow.log_batch(
@@ -469,7 +469,7 @@ class MlflowTracker:
         )
         self._points_sent += len(points)
 
-    def _log_direct(self, key: str, points: Sequence[_Point]) -> None:
+    def _log_direct(self, key: str, points: Sequence[Point]) -> None:
         self._run_id(key)
         direct = self._ledger.runs[key].direct
         points = [point._replace(value=float(point.value)) for point in points]  # it may be NumPy's
@@ -522,115 +522,6 @@ class MlflowTracker:
 def _quieten() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-
-
-# ---------------------------------------------------------------- what was sent, and what is to be sent
-
-
-class _Point(NamedTuple):
-    metric: str
-    value: float
-    step: int
-    time_ms: int
-
-
-@dataclass
-class _Record:
-    """What MLflow has of one run."""
-
-    run_id: str
-    followed: dict[str, int] = field(default_factory=dict)
-    """Last step sent, by metric, out of followed files."""
-    direct: dict[str, float] = field(default_factory=dict)
-    """Values logged without a file, by `metric@step`."""
-    models: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Logged models by name: id, digest of the folder, status."""
-
-
-class _Ledger:
-    """`mlflow.json`: what MLflow has of this run folder. Another store or experiment starts an empty one."""
-
-    def __init__(self, file: Path, uri: str, experiment: str) -> None:
-        self.file = file
-        self.place = {"uri": uri, "experiment": experiment}
-        self.mark = uuid.uuid4().hex
-        self.runs: dict[str, _Record] = {}
-        self._saved = ""
-        try:
-            data = json.loads(file.read_text("utf-8"))
-            if {name: data[name] for name in self.place} == self.place:
-                self.runs = {key: _Record(**record) for key, record in data["runs"].items()}
-                self.mark = str(data["mark"])
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            log.warning("%s cannot be read (%s); MLflow gets new runs.", file, error)
-
-    def save(self) -> None:
-        """Write the file if anything changed; it is whole at any time."""
-        runs = {key: asdict(record) for key, record in self.runs.items()}
-        text = json.dumps({**self.place, "mark": self.mark, "runs": runs}, indent=1)
-        if text == self._saved:
-            return
-        self._saved = text
-        scratch = self.file.with_suffix(".json.tmp")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(text, "utf-8")
-            scratch.replace(self.file)
-        except OSError as error:
-            log.warning(
-                "%s cannot be written (%s); a resumed command may get new MLflow runs.", self.file, error
-            )
-
-
-class _Tail:
-    """Reads a growing file of lines piece by piece, from the start again whenever it was cut or rewritten."""
-
-    def __init__(self, key: str, file: Path) -> None:
-        self.key, self.file = key, file
-        self._offset, self._last = 0, b""
-
-    def read(self) -> list[bytes]:
-        """The next whole lines, about a megabyte of them; none where the file cannot be read now."""
-        try:
-            with self.file.open("rb") as stream:
-                stream.seek(self._offset - len(self._last))
-                if stream.read(len(self._last)) != self._last:
-                    self._offset, self._last = 0, b""
-                    stream.seek(0)
-                lines = stream.readlines(1 << 20)
-        except OSError:
-            return []
-        return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
-
-    def advance(self, lines: Sequence[bytes]) -> None:
-        """Take `lines`, just read, as done."""
-        self._offset, self._last = self._offset + sum(map(len, lines)), lines[-1]
-
-    def read_all(self) -> Iterator[bytes]:
-        """Every whole line from here on."""
-        while lines := self.read():
-            yield from lines
-            self.advance(lines)
-
-
-def _unsent(lines: Iterable[bytes], sent: Mapping[str, int]) -> tuple[list[_Point], int]:
-    """The points in `lines` that are past the last step `sent`, and how many lines are not metrics."""
-    last, points, broken = dict(sent), [], 0
-    for line in lines:
-        try:
-            record = json.loads(line)
-            step, time_ms = int(record["step"]), int(record["time"] * 1000)
-            values = {str(metric): float(value) for metric, value in record["metrics"].items()}
-        except (ValueError, LookupError, TypeError, AttributeError):
-            broken += 1
-            continue
-        for metric, value in values.items():
-            if step > last.get(metric, -1):
-                points.append(_Point(metric, value, step, time_ms))
-                last[metric] = step
-    return points, broken
 
 
 # ---------------------------------------------------------------- a Hugging Face folder as an MLflow model

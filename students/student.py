@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models import open_model
+from pipeline.models import open_config, open_model
 from pipeline.tasks import Task
 from students.layer_init import truncate
 
@@ -63,10 +63,11 @@ def build_student(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = open_model(AutoModel, folder)
-        if dropout is not None:
-            set_dropout(encoder.config, dropout)
-        if layers is not None or dropout is not None:  # dropout is read when modules are made
+        config = open_config(folder)
+        if dropout is not None:  # it is read when modules are made
+            set_dropout(config, dropout)
+        encoder = open_model(AutoModel, folder, config=config)
+        if layers is not None:
             encoder = truncate(encoder, layers)
         return MultiTaskStudent(encoder, tasks)
 

@@ -64,7 +64,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 PIECES = (*LETTERS, *(f"##{letter}" for letter in LETTERS), *"-.,!?'", "##ing", "##ed", "##ly")
 WORDS = (*PIECES, *sorted({*GOOD, *BAD, *PLAIN, *FILLER} - set(PIECES)))
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
-PAD_SECOND = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *WORDS)  # as MPNet and RoBERTa have it
+PAD_SECOND = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *reversed(WORDS))  # as MPNet and RoBERTa have it
 
 _caches = tempfile.TemporaryDirectory(prefix="tutelage-tests-")
 os.environ["HF_HUB_OFFLINE"] = (

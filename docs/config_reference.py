@@ -1,0 +1,143 @@
+"""Writes docs/config.md out of the schema in pipeline/config.py.
+
+::
+
+    python docs/config_reference.py
+
+One table a section: key, type, default, meaning. Meanings are the schema's attribute docstrings, so the page says
+what the code does; tests/unit/test_docs.py fails while the committed page differs.
+
+Not here: checks that look at several keys at once (a teacher's task must exist, not all weights may be 0 …). They
+explain themselves when they refuse a config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, StringConstraints
+from pydantic.fields import FieldInfo
+
+from pipeline.config import RunConfig
+
+PAGE = Path(__file__).with_name("config.md")
+PLACEHOLDERS = {"tasks": "<task>", "teachers": "<teacher>", "students": "<student>"}
+WORDS = {str: "text", bool: "`true`, `false`", int: "integer", float: "number", NoneType: "null"}
+BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
+INTRO = """\
+<!-- Made by `python docs/config_reference.py` from pipeline/config.py; do not edit. -->
+# Config reference
+
+Every key of a run's YAML file. A key that is not here is refused with the nearest name, a value of another type too, and
+so is a key that stands twice. `tutelage check RUN.yaml` prints the whole config with every default filled in.
+
+- `<task>`, `<teacher>`, `<student>` are names of your choice: letters, digits, `_`, `.` and `-`, at most 64, the first a letter
+  or a digit.
+- On the command line a key is set by its path: `tutelage train RUN.yaml train.epochs=1 tasks.movies.metric=macro_f1`. An
+  override wins over the file.
+- `${key.path}` stands for another key's value, `${oc.env:NAME}` for an environment variable, as text.
+- Relative paths start at the working directory.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    return "\n\n".join([INTRO.rstrip(), *sections(RunConfig, "")]) + "\n"
+
+
+def sections(model: type[BaseModel], path: str, optional: bool = False) -> Iterator[str]:
+    """A section's heading, text and table, then those of the sections inside it. `optional`: it may be null."""
+    heading = f"`{path}`" if path else "Top level"
+    absent = " Null, and so without effect, unless given." if optional else ""
+    rows = [_row(_join(path, name), field) for name, field in model.model_fields.items()]
+    table = ["| key | type or allowed values | default | meaning |", "| --- | --- | --- | --- |", *rows]
+    yield "\n\n".join([f"## {heading}", f"{_line(model.__doc__)}{absent}", "\n".join(table)])
+    for name, field in model.model_fields.items():
+        inner, where = _inner(field.annotation, _join(path, name))
+        if inner is not None:
+            yield from sections(inner, where, NoneType in get_args(field.annotation))
+
+
+def _row(path: str, field: FieldInfo) -> str:
+    inner, where = _inner(field.annotation, path)
+    if inner is None:
+        shown = _words(field.annotation, field.metadata)
+    else:
+        shown = f"section `{where}`"
+        shown += " or null" if NoneType in get_args(field.annotation) else ""
+    cells = (f"`{path}`", shown, _default(field), _line(field.description))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _inner(annotation: Any, path: str) -> tuple[type[BaseModel] | None, str]:
+    """The section that a field holds, if it holds one, and its path: through `X | None` and `dict[Name, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, path
+    if get_origin(annotation) in (Union, UnionType):
+        (first, *rest) = get_args(annotation)
+        return _inner(first, path) if rest == [NoneType] else (None, path)
+    if get_origin(annotation) is dict:
+        return _inner(get_args(annotation)[1], f"{path}.{PLACEHOLDERS.get(path, '<name>')}")
+    return None, path
+
+
+def _default(field: FieldInfo) -> str:
+    """The default in YAML's flow style."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "its own defaults"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(value)}]`"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+    """A type in a reader's words, e.g. `integer ≥ 1 or null`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        constraints = [part for one in arguments[1:] for part in getattr(one, "metadata", [one])]
+        return _words(arguments[0], [*metadata, *constraints])
+    if origin in (Union, UnionType):
+        bounded = [_words(one, metadata if one is not NoneType else ()) for one in arguments]
+        return " or ".join(bounded)
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in arguments)
+    if origin is tuple:
+        return f"list of {_words(arguments[0])}"
+    if origin is dict:
+        return "keys and values" if arguments[1] is Any else f"{_key(arguments[0])} → {_words(arguments[1])}"
+    if any(isinstance(one, StringConstraints) for one in metadata):
+        return "a name"
+    return " ".join([WORDS[annotation], ", ".join(map(_bound, metadata))]).rstrip()
+
+
+def _key(annotation: Any) -> str:
+    """What a mapping's keys are: the allowed ones, or `name`."""
+    return _words(annotation).replace(",", " /") if get_origin(annotation) is Literal else "name"
+
+
+def _bound(constraint: Any) -> str:
+    if isinstance(constraint, MinLen):
+        return "(not empty)"
+    sign, attribute = BOUNDS[type(constraint)]
+    return f"{sign} {getattr(constraint, attribute):g}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
+    print(PAGE)

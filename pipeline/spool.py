@@ -1,0 +1,124 @@
+"""Between training and MLflow: points wait in files, and a ledger says which of them have been sent.
+
+No MLflow here: `pipeline.tracking` sends, this module remembers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    metric: str
+    value: float
+    step: int
+    time_ms: int
+
+
+@dataclass
+class Record:
+    """What MLflow has of one run."""
+
+    run_id: str
+    followed: dict[str, int] = field(default_factory=dict)
+    """Last step sent, by metric, out of followed files."""
+    direct: dict[str, float] = field(default_factory=dict)
+    """Values logged without a file, by `metric@step`."""
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Logged models by name: id, digest of the folder, status."""
+
+
+class Ledger:
+    """`mlflow.json`: what MLflow has of this run folder. Another store or experiment starts an empty one."""
+
+    def __init__(self, file: Path, uri: str, experiment: str) -> None:
+        self.file = file
+        self.place = {"uri": uri, "experiment": experiment}
+        self.mark = uuid.uuid4().hex
+        self.runs: dict[str, Record] = {}
+        self._saved = ""
+        try:
+            data = json.loads(file.read_text("utf-8"))
+            if {name: data[name] for name in self.place} == self.place:
+                self.runs = {key: Record(**record) for key, record in data["runs"].items()}
+                self.mark = str(data["mark"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            log.warning("%s cannot be read (%s); MLflow gets new runs.", file, error)
+
+    def save(self) -> None:
+        """Write the file if anything changed; it is whole at any time."""
+        runs = {key: asdict(record) for key, record in self.runs.items()}
+        text = json.dumps({**self.place, "mark": self.mark, "runs": runs}, indent=1)
+        if text == self._saved:
+            return
+        self._saved = text
+        scratch = self.file.with_suffix(".json.tmp")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(text, "utf-8")
+            scratch.replace(self.file)
+        except OSError as error:
+            log.warning(
+                "%s cannot be written (%s); a resumed command may get new MLflow runs.", self.file, error
+            )
+
+
+class Tail:
+    """Reads a growing file of lines piece by piece, from the start again whenever it was cut or rewritten."""
+
+    def __init__(self, key: str, file: Path) -> None:
+        self.key, self.file = key, file
+        self._offset, self._last = 0, b""
+
+    def read(self) -> list[bytes]:
+        """The next whole lines, about a megabyte of them; none where the file cannot be read now."""
+        try:
+            with self.file.open("rb") as stream:
+                stream.seek(self._offset - len(self._last))
+                if stream.read(len(self._last)) != self._last:
+                    self._offset, self._last = 0, b""
+                    stream.seek(0)
+                lines = stream.readlines(1 << 20)
+        except OSError:
+            return []
+        return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+
+    def advance(self, lines: Sequence[bytes]) -> None:
+        """Take `lines`, just read, as done."""
+        self._offset, self._last = self._offset + sum(map(len, lines)), lines[-1]
+
+    def read_all(self) -> Iterator[bytes]:
+        """Every whole line from here on."""
+        while lines := self.read():
+            yield from lines
+            self.advance(lines)
+
+
+def unsent(lines: Iterable[bytes], sent: Mapping[str, int]) -> tuple[list[Point], int]:
+    """The points in `lines` that are past the last step `sent`, and how many lines are not metrics."""
+    last, points, broken = dict(sent), [], 0
+    for line in lines:
+        try:
+            record = json.loads(line)
+            step, time_ms = int(record["step"]), int(record["time"] * 1000)
+            values = {str(metric): float(value) for metric, value in record["metrics"].items()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            broken += 1
+            continue
+        for metric, value in values.items():
+            if step > last.get(metric, -1):
+                points.append(Point(metric, value, step, time_ms))
+                last[metric] = step
+    return points, broken

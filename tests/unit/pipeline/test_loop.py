@@ -1,0 +1,437 @@
+"""The training loop in one process: optimiser, schedule, losses, early stopping, NaN. Resuming: test_resume.py."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import loop
+from pipeline.checkpoint import load_checkpoint
+from pipeline.config import EarlyStoppingConfig
+from pipeline.errors import DivergedError
+from pipeline.losses import LossWeights
+from pipeline.loop import LossPlan, TaskSet, learning_rate_factor, make_optimizer
+from pipeline.step import to_tensors
+from pipeline.tasks.text_classification import TextClassification
+from tests.unit.pipeline.training import (
+    DISTIL,
+    FixedTargets,
+    curve,
+    largest_difference,
+    points,
+    same_bits,
+    settings,
+    student_of,
+    task_of,
+    task_set,
+    trainer_of,
+    two_tasks,
+    weights_of,
+)
+
+PLAIN = {"warmup": 0.0, "schedule": "constant", "gradient_clip": None, "weight_decay": 0.0}
+
+
+# ---------------------------------------------------------------- against a loop written by hand
+
+
+def by_hand(sets: TaskSet, optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Two epochs at a learning rate of 0.01 on the trainer's batches, in as few lines as PyTorch allows."""
+    student = student_of([sets], dropout=0.0).train()
+    own = optimizer(list(student.parameters()))
+    schedule = loop.Schedule({sets.task.name: sets.train.lengths}, 48, 1.0, 0)
+    for epoch in range(2):
+        for step in schedule.epoch(epoch):
+            own.zero_grad()
+            inputs = to_tensors(sets.train.pad(step.rows), torch.device("cpu"))
+            logits = student.model(sets.task.name)(**inputs).logits
+            torch.nn.functional.cross_entropy(logits, torch.from_numpy(sets.labels[step.rows])).backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 0.5)
+            own.step()
+    return weights_of(student)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_equals_a_loop_written_by_hand(tmp_path: Path, name: str) -> None:
+    def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        if name == "sgd":
+            return torch.optim.SGD(parameters, lr=0.01, momentum=0.8)
+        return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0)
+
+    sets = task_set()
+    config = settings(
+        **{**PLAIN, "gradient_clip": 0.5},
+        epochs=2,
+        optimizer=name,
+        momentum=0.8,
+        learning_rate=0.01,
+    )
+    trainer = trainer_of(tmp_path, [sets], config, LossPlan(), dropout=0.0)
+    trainer.fit()
+    found, expected = weights_of(trainer.student), by_hand(sets, optimizer)
+    # An attention key's bias has gradient 0 but for rounding, which AdamW scales up: it changes no output.
+    compared = [key for key in found if not key.endswith("key.bias")]
+    assert largest_difference({k: found[k] for k in compared}, {k: expected[k] for k in compared}) < 1e-4
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 40])
+def test_accumulation_gives_the_gradient_of_the_whole_step(tmp_path: Path, accumulation: int) -> None:
+    # SGD at rate 1 for one step: what the weights move by is the gradient. Differences measured < 3e-7.
+    config = settings(**PLAIN, epochs=1, tokens_per_batch=10_000, optimizer="sgd", learning_rate=1.0, momentum=0)
+    moved = {}
+    for parts in (1, accumulation):
+        sets = task_set(count=12, teachers=2, strategy="confidence")
+        trainer = trainer_of(tmp_path / str(parts), [sets], config, dropout=0.0, accumulation=parts)
+        before = weights_of(trainer.student)
+        assert trainer.fit().step == 1
+        moved[parts] = {name: w - before[name] for name, w in weights_of(trainer.student).items()}
+    assert largest_difference(moved[accumulation], moved[1]) < 3e-6
+    assert max(float(move.abs().max()) for move in moved[1].values()) > 0.01
+    one, other = (curve(tmp_path / str(parts), "loss/total") for parts in (1, accumulation))
+    assert other == pytest.approx(one, abs=1e-6)
+
+
+# ---------------------------------------------------------------- optimiser and schedule
+
+
+def test_weight_decay_is_for_matrices_alone() -> None:
+    student = student_of(two_tasks())
+    frozen = student.encoder.embeddings.position_embeddings.weight
+    frozen.requires_grad_(False)
+    decayed, free = make_optimizer(student, settings(weight_decay=0.02)).param_groups
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    decays = {names[id(p)] for p in decayed["params"]}
+    spared = {names[id(p)] for p in free["params"]}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.02, 0.0)
+    assert spared == {name for name in names.values() if name.endswith("bias") or "LayerNorm" in name}
+    assert decays | spared == set(names.values()) - {names[id(frozen)]}
+    assert len(decayed["params"]) + len(free["params"]) == len(decays) + len(spared)  # each parameter once
+
+
+def test_weight_decay_shrinks_what_has_no_gradient(tmp_path: Path) -> None:
+    # At a rate of 0.1 and a decay of 0.5 a step multiplies matrices by 0.95: an unused token's row shows it.
+    sets = task_set(count=6)
+    config = settings(**{**PLAIN, "weight_decay": 0.5}, epochs=1, tokens_per_batch=10_000, learning_rate=0.1)
+    trainer = trainer_of(tmp_path, [sets], config, LossPlan(), dropout=0.0)
+    embeddings = trainer.student.encoder.embeddings.word_embeddings.weight
+    unused, before = 1, embeddings.detach().clone()
+    trainer.fit()
+    torch.testing.assert_close(embeddings[unused], 0.95 * before[unused])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "factors"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", 0.0, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ("linear", 0.2, [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("constant", 0.11, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),  # rounded up to whole steps
+        ("cosine", 0.0, [0.5 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]),
+        ("linear", 1.0, [k / 11 for k in range(1, 11)]),
+    ],
+)
+def test_learning_rate_factors(schedule: str, warmup: float, factors: list[float]) -> None:
+    found = [learning_rate_factor(step, 10, warmup, schedule) for step in range(10)]
+    assert found == pytest.approx(factors)
+
+
+def test_the_schedule_spans_the_whole_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(epochs=2, warmup=0.25, learning_rate=0.002)
+    trainer = trainer_of(tmp_path, two_tasks(), config)
+    rates: list[float] = []
+    step = trainer.optimizer.step
+
+    def recorded(*args: Any) -> Any:
+        rates.extend({group["lr"] for group in trainer.optimizer.param_groups})
+        return step(*args)
+
+    monkeypatch.setattr(trainer.optimizer, "step", recorded)
+    trainer.fit()
+    total = trainer.total_steps
+    assert rates == [0.002 * learning_rate_factor(k, total, 0.25, "linear") for k in range(total)]
+    assert max(rates) == 0.002
+    assert curve(tmp_path, "learning_rate")[-1] == rates[-1] > 0
+
+
+# ---------------------------------------------------------------- losses
+
+
+@dataclass
+class Seen:
+    """What each step was given."""
+
+    task: str
+    rows: int
+    weights: LossWeights
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
+    """Fills up with every step that a trainer takes."""
+    seen: list[Seen] = []
+    accumulate = loop.accumulate
+
+    def watched(student: Any, task: Any, batches: Any, weights: LossWeights, *rest: Any) -> dict[str, Tensor]:
+        seen.append(Seen(task.name, sum(len(batch.labels) for batch in batches), weights))
+        return accumulate(student, task, batches, weights, *rest)
+
+    monkeypatch.setattr(loop, "accumulate", watched)
+    return seen
+
+
+def test_annealing_hands_the_soft_weight_over_to_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch(monkeypatch)
+    plan = replace(DISTIL, annealing="linear", task_weights={"mood": 1.5, "tone.v2": 0.5})
+    trainer = trainer_of(tmp_path, two_tasks(), settings(epochs=2), plan)
+    trainer.fit()
+    total = trainer.total_steps
+    assert [each.weights.soft for each in seen] == pytest.approx([0.7 * (1 - k / total) for k in range(total)])
+    assert [each.weights.hard + each.weights.soft for each in seen] == pytest.approx([1.0] * total)
+    assert {(each.task, each.weights.task) for each in seen} == {("mood", 1.5), ("tone.v2", 0.5)}
+    assert plan.at("mood", 1.0) == LossWeights(1.0, 0.0, 2.0, 1.5)
+
+
+def test_a_supervised_plan_logs_no_soft_loss_and_a_distilled_one_does(tmp_path: Path) -> None:
+    names = {}
+    for plan, folder in ((LossPlan(), tmp_path / "supervised"), (DISTIL, tmp_path / "distilled")):
+        trainer_of(folder, two_tasks(), settings(epochs=1), plan).fit()
+        names[folder.name] = {name for line in points(folder) for name in line["metrics"] if "loss/" in name}
+    assert names["supervised"] == {"loss/total", "loss/hard/mood", "loss/hard/tone.v2"}
+    assert names["distilled"] == names["supervised"] | {"loss/soft/mood", "loss/soft/tone.v2"}
+
+
+def test_a_distilled_plan_without_targets_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no target"):
+        trainer_of(tmp_path, [task_set()], settings()).fit()
+
+
+@pytest.mark.parametrize(("sampling", "mood"), [(1.0, 9), (0.0, 6)])
+def test_sampling_decides_how_many_steps_a_task_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: float, mood: int
+) -> None:
+    seen = watch(monkeypatch)
+    sets = [task_set(count=36), task_set(task_of("tone", ("a", "b", "c")), count=12)]
+    sets = [replace(each, train=replace(each.train, offsets=4 * np.arange(len(each.train) + 1))) for each in sets]
+    trainer = trainer_of(tmp_path, sets, settings(epochs=2, tokens_per_batch=16), LossPlan(), sampling=sampling)
+    trainer.fit()
+    steps = Counter(each.task for each in seen)
+    assert steps == {"mood": 2 * mood, "tone": 2 * (12 - mood)}
+    assert {each.rows for each in seen} == {4}
+
+
+def test_a_student_of_soft_targets_alone_comes_to_answer_as_its_teacher(tmp_path: Path) -> None:
+    sets = task_set(count=48)
+    teacher = student_of([sets], dropout=0.0, seed=7)
+    with torch.no_grad():
+        teacher.model("mood").classifier.weight.mul_(20)  # a random teacher hardly has opinions
+    says = loop.predict(teacher, sets.task, sets.train, 256).numpy().astype(np.float16)
+    taught = replace(
+        sets, readers=[FixedTargets(says)], aggregation=loop.Aggregation("mean", torch.ones(1))
+    )
+    config = settings(epochs=25, learning_rate=3e-3, tokens_per_batch=128)
+    trainer = trainer_of(tmp_path, [taught], config, LossPlan(0.0, 1.0, 2.0), dropout=0.0)
+    trainer.fit()
+    losses = curve(tmp_path, "loss/soft/mood")
+    assert losses[-1] < 0.1 * losses[0]
+    own = loop.predict(trainer.student, sets.task, sets.train, 256).numpy()
+    assert (own.argmax(1) == says.argmax(1)).mean() > 0.9
+
+
+def test_a_student_that_is_its_teacher_stays_where_it_is(tmp_path: Path) -> None:
+    sets = task_set(count=16)
+    says = loop.predict(student_of([sets], dropout=0.0), sets.task, sets.train, 256).numpy()
+    taught = replace(
+        sets,
+        readers=[FixedTargets(says)],  # not rounded to float16 here
+        aggregation=loop.Aggregation("mean", torch.ones(1)),
+    )
+    config = settings(**PLAIN, epochs=1, optimizer="sgd", learning_rate=0.1, momentum=0)
+    trainer = trainer_of(tmp_path, [taught], config, LossPlan(0.0, 1.0, 4.0), dropout=0.0)
+    before = weights_of(trainer.student)
+    trainer.fit()
+    assert max(map(abs, curve(tmp_path, "loss/soft/mood"))) < 4**2 * 1e-6
+    assert largest_difference(weights_of(trainer.student), before) < 1e-6
+
+
+def test_bf16_trains_on_a_cpu_and_keeps_the_weights_in_fp32(tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        trainer = trainer_of(tmp_path / precision, two_tasks(), settings(epochs=1, precision=precision))
+        assert trainer.fit().status == "done"
+    assert {w.dtype for w in weights_of(trainer.student).values()} == {torch.float32}
+    full, half = (curve(tmp_path / precision, "loss/total") for precision in ("fp32", "bf16"))
+    assert half != full
+    assert half == pytest.approx(full, abs=0.02)  # bf16 has 8 bits of mantissa
+
+
+@pytest.mark.parametrize(
+    ("precision", "capable", "enabled"),
+    [("auto", False, False), ("auto", True, True), ("fp32", True, False), ("bf16", False, True)],
+)
+def test_auto_means_bf16_where_the_cpu_computes_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, capable: bool, enabled: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable, "amx_bf16": False})
+    trainer = trainer_of(tmp_path, [task_set()], settings(precision=precision), LossPlan())
+    with trainer.autocast:
+        assert torch.is_autocast_enabled("cpu") == enabled
+        assert not enabled or torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+# ---------------------------------------------------------------- validation
+
+
+def script(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
+    """Makes one task's validation scores these, epoch by epoch."""
+    left = list(scores)
+    monkeypatch.setattr(loop, "scores", lambda probabilities, gold: {"accuracy": left.pop(0)})
+
+
+def test_early_stopping_keeps_the_best_epochs_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(epochs=9, schedule="constant", early_stopping=EarlyStoppingConfig(patience=2))
+    sets = [task_set(teachers=1)]
+    at_epoch: list[dict[str, Tensor]] = []
+    trainer = trainer_of(tmp_path, sets, config)
+    validate = trainer._validate
+
+    def watched(epoch: int) -> None:
+        at_epoch.append(weights_of(trainer.student))
+        validate(epoch)
+
+    monkeypatch.setattr(trainer, "_validate", watched)
+    script(monkeypatch, [0.5, 0.7, 0.7, 0.6])  # an equal score is no better
+    progress = trainer.fit()
+    assert (progress.status, progress.best_epoch, progress.best_score) == ("early_stopped", 1, 0.7)
+    assert progress.step == 4 * trainer.schedule.steps_per_epoch
+    assert same_bits(weights_of(trainer.student), at_epoch[1])
+    assert not same_bits(at_epoch[1], at_epoch[3])
+    assert not trainer.student.training
+    assert curve(tmp_path, "macro/score") == curve(tmp_path, "mood/accuracy") == [0.5, 0.7, 0.7, 0.6]
+
+
+def test_patience_starts_again_with_a_better_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(epochs=5, early_stopping=EarlyStoppingConfig(patience=2))
+    script(monkeypatch, [0.5, 0.4, 0.6, 0.5, 0.4])
+    progress = trainer_of(tmp_path, [task_set(teachers=1)], config).fit()
+    assert (progress.status, progress.best_epoch) == ("done", 2)  # the last epoch there is: done, not stopped
+
+
+def test_without_early_stopping_the_last_weights_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, [0.9, 0.5, 0.1])
+    progress = trainer_of(tmp_path, [task_set(teachers=1)], settings()).fit()
+    assert (progress.status, progress.best_score, progress.best_epoch) == ("done", 0.1, 2)
+
+
+def test_the_macro_score_is_the_mean_over_tasks(tmp_path: Path) -> None:
+    trainer_of(tmp_path, two_tasks(), settings(epochs=1)).fit()
+    (line,) = [line["metrics"] for line in points(tmp_path) if "macro/score" in line["metrics"]]
+    assert line["macro/score"] == pytest.approx((line["mood/accuracy"] + line["tone.v2/accuracy"]) / 2)
+
+
+# ---------------------------------------------------------------- NaN
+
+
+@dataclass
+class Poisoned(FixedTargets):
+    """NaN for the `bad` rows; from the `healthy`-th read on."""
+
+    bad: frozenset[int] = frozenset()
+    healthy: int = 0
+    reads: int = 0
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        self.reads += 1
+        logits = super().gather(rows).copy()
+        if self.reads > self.healthy:
+            logits[np.isin(rows, list(self.bad))] = np.nan
+        return logits
+
+
+def poison(sets: TaskSet, bad: Sequence[int], healthy: int = 0) -> TaskSet:
+    """`sets` with one teacher that says NaN about the `bad` rows."""
+    (reader,) = sets.readers
+    assert isinstance(reader, FixedTargets)
+    return replace(sets, readers=[Poisoned(reader.logits, frozenset(bad), healthy)])
+
+
+def test_a_step_with_a_nan_loss_is_left_out_and_counted(tmp_path: Path) -> None:
+    sets = poison(task_set(teachers=1), [3])
+    trainer = trainer_of(tmp_path, [sets], settings(max_skipped_steps=1))
+    progress = trainer.fit()
+    assert (progress.status, progress.skipped, progress.skipped_in_a_row) == ("done", 3, 0)  # one an epoch
+    assert all(bool(w.isfinite().all()) for w in weights_of(trainer.student).values())
+    assert all(math.isfinite(value) for value in curve(tmp_path, "loss/total"))
+    assert curve(tmp_path, "skipped_steps")[-1] == 3
+
+
+def test_a_skipped_step_moves_nothing(tmp_path: Path) -> None:
+    sets = poison(task_set(count=6, teachers=1), range(6))
+    trainer = trainer_of(tmp_path, [sets], settings(epochs=1, tokens_per_batch=10_000))
+    before = weights_of(trainer.student)
+    assert trainer.fit().skipped == 1
+    assert same_bits(weights_of(trainer.student), before)
+
+
+@dataclass(frozen=True)
+class SteepTask(TextClassification):
+    """A finite loss with a NaN gradient: 0 · √0."""
+
+    def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().hard_loss(logits, labels) + 0 * (logits - logits.detach()).sum(-1).sqrt()
+
+
+def test_a_nan_gradient_of_a_finite_loss_is_left_out_too(tmp_path: Path) -> None:
+    steep = SteepTask("mood", ("bad", "good"), 16, "accuracy")
+    trainer = trainer_of(tmp_path, [task_set(steep, count=6)], settings(epochs=1, tokens_per_batch=99), LossPlan())
+    before = weights_of(trainer.student)
+    assert trainer.fit().skipped == 1
+    assert same_bits(weights_of(trainer.student), before)
+
+
+@pytest.mark.parametrize("checkpoint_steps", [1, 3])
+def test_too_many_in_a_row_end_the_run_and_leave_a_sound_checkpoint(
+    tmp_path: Path, checkpoint_steps: int
+) -> None:
+    config = settings(max_skipped_steps=2, checkpoint_steps=checkpoint_steps)
+    healthy = task_set(teachers=1)
+    sets = poison(healthy, range(24), healthy=7)
+    with pytest.raises(DivergedError, match=r"3 steps in a row, up to step 10 \(task mood\)") as error:
+        trainer_of(tmp_path, [sets], config).fit()
+    assert error.value.exit_code == 3
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state["progress"]["step"] == 9
+    assert all(bool(w.isfinite().all()) for w in found.tensors["model"].values())
+    with pytest.raises(DivergedError):  # what failed fails again, at the same place
+        trainer_of(tmp_path, [poison(healthy, range(24))], config).fit()
+    mended = trainer_of(tmp_path, [healthy], config).fit()
+    assert (mended.status, mended.skipped) == ("done", 2)
+
+
+def test_weights_that_blow_up_are_a_diverged_run_even_at_validation(tmp_path: Path) -> None:
+    # so few steps that validation comes before the steps to skip are used up
+    config = settings(**PLAIN, epochs=2, tokens_per_batch=200, learning_rate=1e38, optimizer="sgd")
+    with pytest.raises(DivergedError) as error:
+        trainer_of(tmp_path, [task_set()], config, LossPlan()).fit()
+    assert "mood" in error.value.cause
+    found = load_checkpoint(tmp_path)
+    assert found is None or all(bool(w.isfinite().all()) for w in found.tensors["model"].values())
+
+
+def test_the_best_weights_are_not_those_of_a_later_step(tmp_path: Path) -> None:
+    """`best` is a copy: training on does not change it."""
+    config = settings(epochs=2, early_stopping=EarlyStoppingConfig(patience=1))
+    trainer = trainer_of(tmp_path, [task_set(teachers=1)], config)
+    trainer.fit()
+    own: Mapping[str, Tensor] = dict(trainer.student.named_parameters())
+    assert all(trainer.best[name].data_ptr() != own[name].data_ptr() for name in own)

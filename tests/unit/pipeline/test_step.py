@@ -1,0 +1,197 @@
+"""One step: gradients do not depend on how its rows are cut up; `predict` on how they are batched."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.losses import LossWeights
+from pipeline.loop import TaskSet
+from pipeline.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients, to_tensors
+from students.student import MultiTaskStudent
+from teachers.aggregation import Strategy
+from tests.unit.pipeline.training import largest_difference, student_of, task_of, task_set
+
+WEIGHTS = LossWeights(hard=0.3, soft=0.7, temperature=2.0)
+CPU = torch.device("cpu")
+FULL = torch.autocast("cpu", enabled=False)
+STRATEGIES: tuple[Strategy, ...] = ("mean", "log_mean", "confidence", "entropy", "best")
+
+
+def micro_batch(task_set: TaskSet, rows: NDArray[np.int64], *, filler: bool = False) -> MicroBatch:
+    return MicroBatch(
+        to_tensors(task_set.train.pad(rows), CPU),
+        torch.from_numpy(task_set.labels[rows]),
+        torch.stack([torch.from_numpy(reader.gather(rows)) for reader in task_set.readers])
+        if task_set.readers
+        else None,
+        torch.full((len(rows),), 0.0 if filler else 1.0),
+    )
+
+
+def gradients(
+    sets: TaskSet,
+    parts: Sequence[MicroBatch],
+    normaliser: float,
+    weights: LossWeights = WEIGHTS,
+    aggregation: Aggregation | None = None,
+    autocast: torch.autocast = FULL,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Gradients and summed terms of one step on a new student without dropout."""
+    student = student_of([sets], dropout=0.0).train()
+    terms = accumulate(
+        student, sets.task, parts, weights, aggregation or sets.aggregation, normaliser, autocast
+    )
+    found = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return found, {name: float(value) for name, value in terms.items()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_do_not_depend_on_the_micro_batches(strategy: Strategy) -> None:
+    # Float tolerance: sums in another order. Gradients are of order 0.01 to 1; differences measured < 2e-7.
+    sets = task_set(count=12, teachers=2, strategy=strategy)
+    rows = np.arange(12)
+    whole, terms = gradients(sets, [micro_batch(sets, rows)], 12)
+    for cuts in ([6], [1, 2, 11], list(range(1, 12))):
+        parts = [micro_batch(sets, part) for part in np.split(rows, cuts)]
+        found, found_terms = gradients(sets, parts, 12)
+        assert largest_difference(found, whole) < 2e-6
+        assert found_terms == pytest.approx(terms, abs=1e-6)
+    assert terms["total"] == pytest.approx(0.3 * terms["hard"] + 0.7 * terms["soft"], abs=1e-6)
+
+
+def test_filler_rows_change_nothing() -> None:
+    sets = task_set(count=8, teachers=1)
+    part, filler = micro_batch(sets, np.arange(8)), micro_batch(sets, np.arange(1), filler=True)
+    plain, terms = gradients(sets, [part], 8)
+    filled, filled_terms = gradients(sets, [part, filler], 8)
+    assert largest_difference(filled, plain) == 0
+    assert filled_terms == terms
+
+
+def test_task_weight_scales_the_gradient() -> None:
+    sets = task_set(count=8, teachers=1)
+    part = [micro_batch(sets, np.arange(8))]
+    once, terms = gradients(sets, part, 8)
+    thrice, weighted = gradients(sets, part, 8, LossWeights(0.3, 0.7, 2.0, task=3.0))
+    assert largest_difference(thrice, {name: 3 * g for name, g in once.items()}) < 2e-6
+    assert weighted["total"] == pytest.approx(3 * terms["total"])
+    assert weighted["hard"] == pytest.approx(terms["hard"])  # the terms are logged unweighted
+
+
+def test_labels_alone_need_no_teachers_and_log_no_soft_term() -> None:
+    sets = task_set(count=8)
+    _, terms = gradients(sets, [micro_batch(sets, np.arange(8))], 8, LossWeights(1.0, 0.0, 1.0))
+    assert terms.keys() == {"total", "hard"}
+    assert terms["total"] == terms["hard"] == pytest.approx(np.log(2), abs=0.3)
+
+
+def test_soft_weight_zero_ignores_the_teachers() -> None:
+    with_teachers, without = task_set(count=8, teachers=2), task_set(count=8)
+    weights = LossWeights(1.0, 0.0, 2.0)
+    a, _ = gradients(with_teachers, [micro_batch(with_teachers, np.arange(8))], 8, weights)
+    b, _ = gradients(without, [micro_batch(without, np.arange(8))], 8, weights)
+    assert largest_difference(a, b) == 0
+
+
+def test_missing_targets_are_an_error_never_the_hard_loss_alone() -> None:
+    sets = task_set(count=4)
+    with pytest.raises(ValueError, match="no target"):
+        gradients(sets, [micro_batch(sets, np.arange(4))], 4)
+
+
+def test_teacher_weights_choose_whom_to_follow() -> None:
+    sets = task_set(count=8, teachers=2)
+    part = micro_batch(sets, np.arange(8))
+    assert part.teachers is not None
+    second = MicroBatch(part.inputs, part.labels, part.teachers[1:], part.valid)
+    weighted, _ = gradients(sets, [part], 8, aggregation=Aggregation("mean", torch.tensor([0.0, 1.0])))
+    alone, _ = gradients(sets, [second], 8, aggregation=Aggregation("mean", torch.tensor([1.0])))
+    assert largest_difference(weighted, alone) == 0
+
+
+def test_one_task_leaves_the_other_heads_alone() -> None:
+    sets = [task_set(), task_set(task_of("tone.v2", ("a", "b", "c")))]
+    student = student_of(sets, dropout=0.0)
+    accumulate(
+        student,
+        sets[1].task,
+        [micro_batch(sets[1], np.arange(4))],
+        LossWeights(1.0, 0.0, 1.0),
+        None,
+        4,
+        FULL,
+    )
+    assert student.model("mood").classifier.weight.grad is None
+    assert student.model("tone.v2").classifier.weight.grad is not None
+    assert student.encoder.embeddings.word_embeddings.weight.grad is not None
+
+
+def test_bf16_autocast_keeps_weights_and_gradients_in_fp32() -> None:
+    sets = task_set(count=8, teachers=1)
+    part = [micro_batch(sets, np.arange(8))]
+    full, terms = gradients(sets, part, 8)
+    half, half_terms = gradients(sets, part, 8, autocast=torch.autocast("cpu", dtype=torch.bfloat16))
+    assert {gradient.dtype for gradient in half.values()} == {torch.float32}
+    assert half_terms == pytest.approx(terms, abs=0.02)  # bf16 has 8 bits of mantissa
+    assert 0 < largest_difference(half, full) < 0.05
+
+
+def test_alone_every_collective_is_free() -> None:
+    workers, tensor = Workers(), torch.ones(3)
+    assert workers.sum_(tensor) is tensor
+    assert workers.gather(tensor) == [tensor]
+    student = student_of([task_set()])
+    share_gradients(student, workers)
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+# ---------------------------------------------------------------- predict
+
+
+def one_by_one(student: MultiTaskStudent, sets: TaskSet) -> Tensor:
+    """The model's own forward, a row at a time, in order."""
+    student.eval()
+    with torch.no_grad():
+        rows = [to_tensors(sets.train.pad(np.array([i])), CPU) for i in range(len(sets.train))]
+        return torch.cat([student.model(sets.task.name)(**inputs).logits for inputs in rows])
+
+
+@pytest.mark.parametrize("tokens", [1, 13, 40, 10**6])
+def test_predict_is_the_models_forward_in_order_for_any_token_budget(tokens: int) -> None:
+    sets = task_set(count=24)
+    student = student_of([sets], dropout=0.5)
+    found = predict(student, sets.task, sets.train, tokens)
+    # padding adds masked positions to the sums: measured < 1e-7
+    torch.testing.assert_close(found, one_by_one(student, sets), atol=1e-5, rtol=0)
+    assert not student.training
+
+
+def test_predict_leaves_the_random_numbers_alone() -> None:
+    sets = task_set(count=6)
+    student = student_of([sets])
+    before = torch.get_rng_state()
+    predict(student.train(), sets.task, sets.train, 64)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_share_out_all_the_batches_of_predict() -> None:
+    class Rank(Workers):
+        """One of two workers that never meet: `predict`'s sum is left to the test."""
+
+        def sum_(self, tensor: Tensor) -> Tensor:
+            return tensor
+
+    sets = task_set(count=11)
+    student = student_of([sets])
+    alone = predict(student, sets.task, sets.train, 30)
+    shares = [predict(student, sets.task, sets.train, 30, Rank(rank, 2)) for rank in range(2)]
+    assert torch.equal(shares[0] + shares[1], alone)
+    assert all(bool((share != 0).any()) for share in shares)
+    assert not any(bool(((a != 0) & (b != 0)).any()) for a, b in itertools.pairwise(shares))

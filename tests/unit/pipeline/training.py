@@ -1,0 +1,217 @@
+"""Small trainings without files or tokenizers: a BERT of hidden size 32 on made-up token ids.
+
+Shared by the tests of step, loop and fine-tuning and by the processes that they start, so nothing here needs
+pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import Encoded
+from pipeline.config import OptimizationConfig
+from pipeline.loop import METRICS, LossPlan, TaskSet, Trainer, read_metrics
+from pipeline.step import Aggregation, Workers
+from pipeline.tasks.text_classification import TextClassification
+from students.student import MultiTaskStudent
+from teachers.aggregation import Strategy
+
+ROOT = Path(__file__).resolve().parents[3]
+VOCABULARY, TELLING, FILLER = 40, 4, 10  # ids: a label's telling token is TELLING + label, filler from FILLER on
+DISTIL = LossPlan(hard=0.3, soft=0.7, temperature=2.0)
+
+torch.set_num_threads(1)  # the models are tiny and the tests start several processes
+
+
+# ---------------------------------------------------------------- data
+
+
+def task_of(name: str = "mood", labels: Sequence[str] = ("bad", "good")) -> TextClassification:
+    return TextClassification(name, tuple(labels), 16, "accuracy")
+
+
+def encode(rows: Sequence[Sequence[int]]) -> Encoded:
+    """Token ids as a tokenizer's output."""
+    ids = np.array([token for row in rows for token in row], dtype=np.int32)
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return Encoded({"input_ids": ids}, offsets, {"input_ids": 0}, truncated=0)
+
+
+def examples(classes: int, count: int, rng: np.random.Generator) -> tuple[Encoded, NDArray[np.int64]]:
+    """`count` rows of 3 to 12 tokens, one of which tells the label."""
+    labels = rng.integers(classes, size=count)
+    rows = []
+    for label in labels:
+        row = [*rng.integers(FILLER, VOCABULARY, size=int(rng.integers(2, 12))), TELLING + label]
+        rows.append([int(token) for token in rng.permutation(row)])
+    return encode(rows), labels.astype(np.int64)
+
+
+@dataclass
+class FixedTargets:
+    """A reader over logits in memory."""
+
+    logits: NDArray[np.float16]
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        return self.logits[rows]
+
+
+def task_set(
+    task: TextClassification | None = None,
+    count: int = 24,
+    *,
+    teachers: int = 0,
+    strategy: Strategy = "mean",
+    seed: int = 0,
+) -> TaskSet:
+    """A task with `count` training and half as many validation examples; its teachers are right, and noisy."""
+    task = task or task_of()
+    rng = np.random.default_rng(seed)
+    train, labels = examples(len(task.labels), count, rng)
+    validation, validation_labels = examples(len(task.labels), count // 2, rng)
+    right = 2 * np.eye(len(task.labels))[labels]
+    readers = [
+        FixedTargets((right + rng.normal(size=right.shape)).astype(np.float16)) for _ in range(teachers)
+    ]
+    aggregation = Aggregation(strategy, torch.full((teachers,), 1 / teachers)) if teachers else None
+    return TaskSet(task, train, labels, validation, validation_labels, readers, aggregation)
+
+
+def two_tasks(teachers: int = 2, strategy: Strategy = "confidence") -> list[TaskSet]:
+    """`mood` with two labels, `tone.v2` with three and fewer examples."""
+    tone = task_of("tone.v2", ("bad", "good", "plain"))
+    return [
+        task_set(count=24, teachers=teachers, strategy=strategy),
+        task_set(tone, count=16, teachers=teachers, strategy=strategy, seed=1),
+    ]
+
+
+# ---------------------------------------------------------------- training
+
+
+def student_of(
+    sets: Sequence[TaskSet], *, dropout: float = 0.1, seed: int = 0, layers: int = 2
+) -> MultiTaskStudent:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MultiTaskStudent(BertModel(config), [each.task for each in sets])
+
+
+def settings(**changes: Any) -> OptimizationConfig:
+    """Three epochs of about nine steps on `two_tasks`."""
+    values = {"epochs": 3, "tokens_per_batch": 48, "learning_rate": 1e-3, "precision": "fp32", **changes}
+    return OptimizationConfig.model_validate(values)
+
+
+def trainer_of(
+    folder: Path,
+    sets: Sequence[TaskSet],
+    config: OptimizationConfig | None = None,
+    losses: LossPlan = DISTIL,
+    *,
+    dropout: float = 0.1,
+    accumulation: int = 1,
+    sampling: float = 1.0,
+    workers: Workers | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """A trainer on a new student, the same one every time."""
+    return Trainer(
+        student_of(sets, dropout=dropout),
+        sets,
+        config or settings(),
+        losses,
+        folder,
+        sampling=sampling,
+        accumulation=accumulation,
+        workers=workers,
+        should_stop=should_stop,
+    )
+
+
+class StopAfter:
+    """Says stop at its `calls`-th call: a trainer asks once a step."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def weights_of(student: MultiTaskStudent) -> dict[str, Tensor]:
+    """A copy of every parameter, shared ones once."""
+    return {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+
+
+def optimizer_state(trainer: Trainer) -> dict[str, Tensor]:
+    """Moments and step counts by parameter."""
+    slots = trainer.optimizer.state_dict()["state"]
+    return {f"{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
+
+
+def points(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock wrote."""
+    lines = read_metrics(folder / METRICS)
+    for line in lines:
+        del line["time"]
+        line["metrics"].pop("time/epoch_s", None)
+    return lines
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    """One metric's values, in order."""
+    return [line["metrics"][name] for line in points(folder) if name in line["metrics"]]
+
+
+def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def python(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
+    """`function`, of a module, on string arguments in a process of its own."""
+    script = f"import sys; from {function.__module__} import {function.__name__} as f; f(*sys.argv[1:])"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 180) -> None:
+    """Waits for it; a failure shows what it printed."""
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
