@@ -1,7 +1,8 @@
 """Atomic checkpoints: safetensors for tensors, JSON for the rest, a checksum over each.
 
 A checkpoint is a folder ``step-00000200``. It is written under a hidden name, synced, then renamed, so that
-one with its proper name is whole; ``checkpoint.json`` holds the state and every file's size and checksum.
+one with its proper name is whole; ``checkpoint.json`` holds the state, every file's size and checksum, and a
+checksum of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,15 +54,16 @@ def save_checkpoint(
                 part / f"{name}.safetensors",
             )
         files = {file.name: _checksum(file) for file in sorted(part.iterdir())}
-        (part / INDEX).write_text(json.dumps({"state": dict(state), "files": files}))
+        index = {"state": dict(state), "files": files}
+        (part / INDEX).write_text(json.dumps({**index, "checksum": _index_checksum(index)}))
         for file in (*part.iterdir(), part):
             _sync(file)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
             raise ExhaustedError(
                 f"the disk is full: a checkpoint in {folder} needs {needed} bytes; the previous one is intact",
                 "Free some space and run the same command again; it resumes.",
@@ -81,7 +85,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(_finished(folder)):
         try:
             index = json.loads((path / INDEX).read_text())
-            if all(_checksum(path / name) == checksum for name, checksum in index["files"].items()):
+            whole = index["checksum"] == _index_checksum(index)
+            if whole and all(_checksum(path / name) == checksum for name, checksum in index["files"].items()):
                 tensors = {Path(name).stem: load_file(path / name) for name in index["files"]}
                 return Checkpoint(tensors, index["state"])
             reason = "checksum mismatch"
@@ -104,6 +109,19 @@ def _checksum(file: Path) -> str:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
     return f"{file.stat().st_size}:{digest.hexdigest()}"
+
+
+def _index_checksum(index: Mapping[str, Any]) -> str:
+    text = json.dumps([index["state"], index["files"]], sort_keys=True)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _errno(error: OSError | SafetensorError) -> int | None:
+    """The operating system's number for an error; safetensors only mentions it."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _sync(path: Path) -> None:

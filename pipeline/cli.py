@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -158,26 +159,20 @@ def _config_of(student: Path) -> Path:
 
 
 def main() -> NoReturn:
-    """The console script: runs a command; an error of ours becomes two lines on stderr and its exit code."""
-    debug = "--debug" in sys.argv[1:]
+    """The console script: runs a command; an error becomes two lines on stderr and its exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # it may stand anywhere
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(arguments, standalone_mode=False))
     except TutelageError as error:
-        if debug:
-            raise
         _fail(error.cause, error.remedy, error.exit_code)
     except typer.Exit as error:
         sys.exit(error.exit_code)
-    except typer.Abort:
-        _fail("interrupted", "Run the same command again.", 130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", "Run the same command again.", 130)
     except Exception as error:
-        if debug or hasattr(error, "show"):
-            if hasattr(error, "show"):  # click's usage errors explain themselves
-                error.show()
-                sys.exit(getattr(error, "exit_code", 2))
-            raise
+        if hasattr(error, "show"):  # click's usage errors explain themselves
+            error.show()
+            sys.exit(getattr(error, "exit_code", 2))
         _fail(
             f"unexpected {type(error).__name__}: {error}",
             "Run again with --debug for the traceback, and report it.",
@@ -186,5 +181,8 @@ def main() -> NoReturn:
 
 
 def _fail(cause: str, remedy: str, code: int) -> NoReturn:
-    print(f"error: {cause}\n  {remedy}", file=sys.stderr)
+    """Ends the process; called while an exception is handled."""
+    if "--debug" in sys.argv[1:]:
+        traceback.print_exc()
+    print(f"error: {' '.join(cause.split())}\n  {' '.join(remedy.split())}", file=sys.stderr)
     sys.exit(code)

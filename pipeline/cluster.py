@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -55,12 +56,12 @@ def connected(config: RunConfig) -> Iterator[None]:
 
 def _own_code() -> dict[str, list[str]]:
     """Ships this very code to the cluster's workers, so that driver and workers never differ."""
-    import pipeline
-    import students
-    import teachers
-    import tune
-
-    return {"py_modules": [next(iter(module.__path__)) for module in (pipeline, teachers, students, tune)]}
+    folders = []
+    for package in ("pipeline", "teachers", "students", "tune"):
+        spec = find_spec(package)
+        assert spec is not None, "all four are in one distribution"
+        folders += list(spec.submodule_search_locations or [])[:1]
+    return {"py_modules": folders}
 
 
 def check_gpus(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ class TaskData:
     def all_examples(self) -> list[Examples]:
         """Train, validation, test."""
         return [self.splits[split] for split in SPLITS]
+
+    def fingerprint(self) -> str:
+        """Hash of every split's examples and labels, in their order."""
+        digest = blake2b(digest_size=8)
+        for examples in self.all_examples():
+            digest.update(examples.keys.tobytes() + examples.labels.tobytes() + b"|")
+        return digest.hexdigest()
 
     def distinct(self) -> int:
         """Distinct examples over all splits: what each teacher has to label."""

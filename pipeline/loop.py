@@ -236,7 +236,9 @@ class Trainer:
             logits = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
             )
-            if not bool(logits.isfinite().all()):  # the weights blew up since the last loss that was looked at
+            if not bool(
+                logits.isfinite().all()
+            ):  # the weights blew up since the last loss that was looked at
                 raise DivergedError(
                     f"what the student says on validation of task {name} is NaN or Inf after step {self.progress.step}",
                     DIVERGED,
@@ -371,14 +373,15 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused; weight decay on matrices only."""
+    """AdamW, fused, or SGD; weight decay on matrices only."""
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+        # Not fused: that fails where a head gets its first gradient at a later step than the encoder.
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 

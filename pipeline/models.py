@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,15 @@ def _download(model: str, revision: str | None, where: str) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """Hash of a model folder's config, weights and tokenizer: what makes it say what it says."""
+    files = sorted({file for pattern in FILES for file in folder.glob(pattern)})
+    return _hash_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Names and contents; asked for again only when a size or time has changed."""
     digest = blake2b(digest_size=16)
-    for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
+    for file, _, _ in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):
@@ -73,11 +81,18 @@ def quiet() -> None:
 
 
 def open_config(folder: Path) -> PretrainedConfig:
-    """The model's config."""
+    """The model's config. Raises `TeacherError` where transformers cannot read it, or only by running its code."""
     from transformers import AutoConfig
 
     quiet()
-    config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TeacherError(
+            f"{folder / 'config.json'}: {reason}",
+            "Give a model that this version of transformers knows; code that comes with a model is never run.",
+        ) from None
     return config
 
 
@@ -86,7 +101,7 @@ def open_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     quiet()
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
@@ -103,12 +118,27 @@ def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedMod
 
 def check_length(folder: Path, max_length: int, where: str) -> None:
     """Raises `TeacherError` if the model has no positions for `max_length` tokens."""
-    positions = getattr(open_config(folder), "max_position_embeddings", None)
+    positions = _positions(folder)
     if positions is not None and max_length > positions:
         raise TeacherError(
             f"{where}: max_length {max_length} is more than the model's {positions} positions",
             f"Set the task's data.max_length to {positions} or less.",
         )
+
+
+def _positions(folder: Path) -> int | None:
+    """Tokens that the model has positions for; None where it says nothing."""
+    import torch
+    from transformers import AutoModel
+
+    config = open_config(folder)
+    with torch.device("meta"):  # shapes, no weights
+        model = AutoModel.from_config(config, trust_remote_code=False)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's and MPNet's
+            return module.num_embeddings - first
+    return getattr(config, "max_position_embeddings", None)
 
 
 def weights_size(folder: Path) -> dict[str, int]:

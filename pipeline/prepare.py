@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.cluster import check_gpus
 from pipeline.config import RunConfig
 from pipeline.data import TaskData, load_tasks
-from pipeline.models import check_length, open_config, resolve
+from pipeline.models import check_length, fingerprint, open_config, resolve
 from students.layer_init import layer_indices
 from teachers.fine_tune import TEACHER, is_finished, teacher_folder
 from teachers.teacher import check_teacher
@@ -26,6 +26,15 @@ class Inputs:
     data: Mapping[str, TaskData]
     bases: Mapping[str, Path]
     teachers: Mapping[str, Path]
+
+    def fingerprints(self, config: RunConfig) -> dict[str, str]:
+        """Content of all that the config only names: a run may not go on when any of it has changed."""
+        found = {f"tasks.{name}.data": data.fingerprint() for name, data in self.data.items()}
+        found |= {f"teachers.{name}.model": fingerprint(folder) for name, folder in self.bases.items()}
+        for name, student in config.students.items():
+            if student.model is not None:
+                found[f"students.{name}.model"] = fingerprint(resolve(student.model, student.revision, name))
+        return found
 
     def to_fine_tune(self) -> list[str]:
         """Teachers that are not there yet."""

@@ -5,8 +5,9 @@ Every stage skips what is done already, so that the same command resumes whereve
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from pipeline.tracking import NullTracker, Role, Tracker, open_tracker
 from pipeline.train import Job, job_folder, jobs_of
 from students.export import write_model_card
 from teachers.actor import TeacherSpec
-from teachers.fine_tune import WORK, Request, fine_tune_all
+from teachers.fine_tune import WORK, Request, fine_tune_all, is_finished
 from teachers.pool import Labelling, fill_store
 from teachers.store import Store
 from teachers.teacher import store_key
@@ -67,6 +68,8 @@ def train(config: RunConfig, display: Display) -> dict[str, Any]:
             run.keys = _store_keys(run)
             run.labelled = {name: Labelling() for name in config.teachers}
             display.line("nothing left to train; evaluating again")
+            for job in jobs_of(config):
+                _track_job(run, job)
         return _report(run)
 
 
@@ -87,7 +90,7 @@ def _running(config: RunConfig, display: Display, record: bool = True) -> Iterat
     stages = Stages()
     inputs = prepare(config)
     with locked(config.run_dir), StopSignals(config.run_dir) as stop:
-        _settle(config, record)
+        _settle(config, inputs, record)
         for note in [*configs.notes(config), *_data_notes(inputs)]:
             display.line(note)
         tracker = open_tracker(config, config.run_dir) if record else NullTracker()
@@ -111,19 +114,28 @@ def _running(config: RunConfig, display: Display, record: bool = True) -> Iterat
                 )
 
 
-def _settle(config: RunConfig, record: bool) -> None:
-    """Refuses to go on in a folder that another config began; writes the resolved config."""
-    file = config.run_dir / "config.yaml"
-    if file.exists():
-        changed = configs.differences(configs.load_config(file), config)
-        if changed:
-            more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-            raise ConfigError(
-                f"{config.run_dir} was begun with another config: {'; '.join(changed[:3])}{more}",
-                f"Give the run another name (name=…), put the value back, or remove {config.run_dir}.",
-            )
-    if record or file.exists():
-        write_atomically(file, configs.to_yaml(config))
+def _settle(config: RunConfig, inputs: Inputs, record: bool) -> None:
+    """Refuses to go on in a folder begun with another config or other data; writes both down."""
+    settings, contents = config.run_dir / "config.yaml", config.run_dir / "inputs.json"
+    fingerprints = inputs.fingerprints(config)
+    if settings.exists():
+        _refuse_changes(config, configs.differences(configs.load_config(settings), config))
+    if contents.exists():
+        before = json.loads(contents.read_text())
+        changed = [path for path, value in fingerprints.items() if before.get(path, value) != value]
+        _refuse_changes(config, [f"{path}: its content has changed" for path in changed])
+    if record or settings.exists():
+        write_atomically(settings, configs.to_yaml(config))
+        write_atomically(contents, json.dumps(fingerprints, indent=1))
+
+
+def _refuse_changes(config: RunConfig, changed: Sequence[str]) -> None:
+    if changed:
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{config.run_dir} was begun with something else: {'; '.join(changed[:3])}{more}",
+            f"Give the run another name (name=…), put it back as it was, or remove {config.run_dir}.",
+        )
 
 
 def _data_notes(inputs: Inputs) -> list[str]:
@@ -175,11 +187,12 @@ def _fine_tune(run: Run) -> None:
     if requests:
         stop = training.stop_file(run.config.run_dir).absolute()
         fine_tune_all(requests, run.inputs.data, stop, poll, run.stop)
-    run.stop.check()
     for request in requests:
-        poll(request)
-        run.display.end(f"teacher {request.name}", "stopped early")
-        run.tracker.finish(f"teacher/{request.name}", "FINISHED")
+        if is_finished(request.folder):  # or the run was stopped
+            poll(request)
+            run.display.end(f"teacher {request.name}", "stopped early")
+            run.tracker.finish(f"teacher/{request.name}", "FINISHED")
+    run.stop.check()
     run.stages.done("fine_tune")
 
 
@@ -244,7 +257,7 @@ def _train_students(run: Run) -> None:
     jobs = [job for job in jobs_of(config) if not training.is_finished(config.run_dir, job)]
     if jobs:
         run.display.line(f"training {', '.join(job.name for job in jobs)}")
-    for job in jobs:
+    for job in jobs_of(config):  # the report has scores for the finished ones, too
         _track_job(run, job)
     folders = {name: str(folder.absolute()) for name, folder in run.inputs.teachers.items()}
     plan = training.new_plan(config, run.inputs.data, run.keys, folders)
@@ -253,7 +266,6 @@ def _train_students(run: Run) -> None:
     run.stop.check()
     for job in jobs:
         run.display.end(job.name, "stopped early")
-        run.tracker.finish(job.name, "FINISHED")
     firsts = [_first_step(job_folder(config.run_dir, job)) for job in jobs]
     run.stages.done("train")
     if any(firsts):
@@ -328,6 +340,8 @@ def _report(run: Run) -> dict[str, Any]:
             folder = config.run_dir / "students" / student / task
             write_model_card(folder, config, report, student, task)
             tracker.model(student_key(student), f"{student}-{task}", folder, config.tasks[task].kind)
+    for job in jobs_of(config):
+        tracker.finish(job.name, "FINISHED")
     tracker.artifacts("", config.run_dir / "config.yaml")
     for file in files:
         tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)

@@ -24,13 +24,14 @@ def locked(run_dir: Path) -> Iterator[None]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run_dir / ".lock", timeout=0):
-            yield
+        held = FileLock(run_dir / ".lock").acquire(timeout=0)
     except Timeout:
         raise LockedError(
             f"another launch is using {run_dir}",
             "Wait for it or stop it, or give this run another name: name=…",
         ) from None
+    with held:
+        yield
 
 
 class StopSignals:

@@ -68,18 +68,20 @@ class TextClassification:
         )
 
     def columns_of(self, id2label: Mapping[Any, str], where: str) -> NDArray[np.int64]:
-        """(C,) column of a teacher's logits for each label, matched by name (case aside), never by index.
+        """(C,) column of a teacher's logits for each label, matched by name, never by index; case is set aside
+        where names do not match as they stand.
 
         `where` names the teacher in the `TeacherError` raised where the two label spaces differ.
         """
-        theirs = {str(name).casefold(): int(i) for i, name in id2label.items()}
-        ours = [label.casefold() for label in self.labels]
-        if len(theirs) != len(id2label) or set(theirs) != set(ours):
-            raise TeacherError(
-                f"{where}: its labels {list(id2label.values())} are not those of task {self.name}: {list(self.labels)}",
-                "Give its config.json an id2label with the task's names, or set the task's data.labels.",
-            )
-        return np.array([theirs[label] for label in ours], dtype=np.int64)
+        for spelt in (str, str.casefold):
+            theirs = {spelt(str(name)): int(i) for i, name in id2label.items()}
+            ours = [spelt(label) for label in self.labels]
+            if len(theirs) == len(id2label) == len(ours) and set(theirs) == set(ours):
+                return np.array([theirs[label] for label in ours], dtype=np.int64)
+        raise TeacherError(
+            f"{where}: its labels {list(id2label.values())} are not those of task {self.name}: {list(self.labels)}",
+            "Give its config.json an id2label with the task's names, or set the task's data.labels.",
+        )
 
     def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N,) cross-entropy; logits (N, C), labels (N,) int64."""
