@@ -69,10 +69,7 @@ def check_gpus(config: RunConfig) -> None:
     wanted = {
         f"teachers.{name}.serving.gpus": teacher.serving.gpus for name, teacher in config.teachers.items()
     }
-    wanted |= {
-        f"students.{name}: train.gpus_per_worker": config.train_of(name).gpus_per_worker
-        for name in config.students
-    }
+    wanted["train.gpus_per_worker"] = config.train.gpus_per_worker
     asking = [path for path, gpus in wanted.items() if gpus]
     if config.cluster.address is not None or not asking:
         return
@@ -94,10 +91,9 @@ def check_room(config: RunConfig) -> None:
     for name, teacher in config.teachers.items():
         asks = {"CPU": teacher.serving.cpus, "GPU": teacher.serving.gpus, **teacher.serving.resources}
         _check_fits(f"teachers.{name}.serving", asks, has)
-    for name in config.students:
-        train = config.train_of(name)
-        asks = {"CPU": cpus_per_worker(config), "GPU": train.gpus_per_worker, **train.resources_per_worker}
-        _check_fits("train", {key: amount * train.workers for key, amount in asks.items()}, has)
+    train = config.train
+    asks = {"CPU": cpus_per_worker(config), "GPU": train.gpus_per_worker, **train.resources_per_worker}
+    _check_fits("train", {key: amount * train.workers for key, amount in asks.items()}, has)
 
 
 def _check_fits(path: str, asks: dict[str, float], has: dict[str, float]) -> None:

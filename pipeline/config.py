@@ -49,7 +49,7 @@ class DataConfig(Strict):
     revision: str | None = None
     """Revision of a hub data set."""
     data_files: dict[str, str | tuple[str, ...]] | None = None
-    """Files by split, for csv, json, parquet and text. Relative to the working directory."""
+    """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory."""
     splits: dict[Split, str] = Field(default_factory=dict)
     """What the data set calls each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split under its own name."""
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -144,9 +144,9 @@ class ServingConfig(Strict):
     in_flight: Count = 2
     """Calls waiting at one replica."""
     timeout_s: Positive = 600
-    """Longest wait for a replica to start or to answer one call."""
+    """Longest wait for a replica to start or to answer one call, and for a fine-tuning to show any progress."""
     restarts: Annotated[int, Field(ge=0)] = 3
-    """Times a dead or hanging replica is replaced before the run stops with exit code 4."""
+    """Times a dead or hanging replica, or a dead fine-tuning, is replaced before the run stops with exit code 4."""
 
 
 class TeacherConfig(Strict):
@@ -183,7 +183,7 @@ class StudentConfig(Strict):
     init_from: str | None = None
     """Teacher whose embeddings, layers and pooler it starts from."""
     layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """With `init_from`: how many layers, evenly spaced with first and last kept, or which ones; null: all."""
+    """With `init_from`: how many layers, evenly spaced with the last one kept, or which ones; null: all."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Keys of `train` that this student sets otherwise."""
     loss: dict[str, Any] = Field(default_factory=dict)
@@ -458,6 +458,9 @@ def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], 
     return path, []
 
 
+GROUP_KEYS = {"workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker", "max_failures"}
+
+
 def _check_references(config: RunConfig) -> None:
     """Names that must exist elsewhere in the config."""
     for name, teacher in config.teachers.items():
@@ -475,9 +478,9 @@ def _check_references(config: RunConfig) -> None:
     for name, student in config.students.items():
         if student.init_from is not None:
             _known(f"students.{name}.init_from", student.init_from, config.teachers)
-        if config.train_of(name).workers != config.train.workers:
+        for key in sorted(GROUP_KEYS & student.train.keys()):
             raise ConfigError(
-                f"students.{name}.train.workers: one worker group trains all students", "Set train.workers."
+                f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
             )
         for task in config.loss_of(name).task_weights:
             _known(f"loss.task_weights.{task}", task, config.tasks)

@@ -54,7 +54,8 @@ class RunFacts:
     """What else is known about a run.
 
     teacher_forwards: examples each teacher ran this time · soft_targets: distinct examples the run needs of it ·
-    timings_s: seconds by stage · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
+    timings_s: seconds by stage · first_step_s: from the
+    launch to the first student's first step, None where none trained · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
     latency_ms: ``{"students": {name: ms an example}, "teachers": …}`` · versions: by package · curves: by job,
     ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
     job has its name, its baseline's name starts with it.
@@ -68,6 +69,7 @@ class RunFacts:
     size: dict[str, dict[str, dict[str, int]]]
     latency_ms: dict[str, dict[str, float]]
     versions: dict[str, str]
+    first_step_s: float | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -103,6 +105,7 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, Any]:
         "soft_targets": dict(facts.soft_targets),
         "forwards_ratio": forwards / needed if needed else None,
         "timings_s": dict(facts.timings_s),
+        "first_step_s": facts.first_step_s,
         "size": facts.size,
         "latency_ms": facts.latency_ms,
         "versus_teachers": {name: _versus_teachers(name, by_task, facts) for name in students},
@@ -448,6 +451,8 @@ def _cost_section(report: Mapping[str, Any]) -> list[str]:
 def _run_section(report: Mapping[str, Any]) -> list[str]:
     timings = [[stage, f"{seconds:.1f}"] for stage, seconds in report["timings_s"].items()]
     timings.append(["total", f"{sum(report['timings_s'].values()):.1f}"])
+    if report["first_step_s"] is not None:
+        timings.append(["launch to first step", f"{report['first_step_s']:.1f}"])
     versions = [[package, version] for package, version in report["versions"].items()]
     blocks = [
         "## Run",

@@ -35,6 +35,8 @@ class Stages:
 
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    first_step: float | None = None
+    """Seconds from the launch to the first step of the first student trained in it."""
     _last: float = field(default_factory=time.perf_counter)
 
     def done(self, stage: str) -> None:
@@ -98,7 +100,9 @@ def run_facts(
     for job in jobs_of(config):
         result, _ = read_result(config.run_dir, job)
         lines = read_metrics(job_folder(config.run_dir, job) / METRICS)
-        curves[job.name] = [line for line in lines if "macro/score" in line["metrics"]]
+        curves[job.student if job.mode == "distilled" else job.name] = [
+            line for line in lines if "macro/score" in line["metrics"]
+        ]
         parameters.setdefault(job.student, result["parameters"])
         notes += _job_notes(job, result)
     notes += [
@@ -117,6 +121,7 @@ def run_facts(
             name: inputs.data[teacher.task].distinct() for name, teacher in config.teachers.items()
         },
         timings_s={name: round(seconds, 2) for name, seconds in stages.seconds.items()},
+        first_step_s=None if stages.first_step is None else round(stages.first_step, 2),
         size={
             "students": {name: {"parameters": n, "bytes": 4 * n} for name, n in parameters.items()},
             "teachers": {name: weights_size(folder) for name, folder in inputs.teachers.items()},

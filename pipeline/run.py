@@ -269,7 +269,7 @@ def _train_students(run: Run) -> None:
     firsts = [_first_step(job_folder(config.run_dir, job)) for job in jobs]
     run.stages.done("train")
     if any(firsts):
-        run.stages.seconds["launch_to_first_step"] = min(filter(None, firsts)) - run.stages.started
+        run.stages.first_step = min(filter(None, firsts)) - run.stages.started
 
 
 def _track_job(run: Run, job: Job) -> None:

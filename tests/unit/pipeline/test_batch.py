@@ -23,7 +23,7 @@ def keys_of(*texts: str) -> list[int]:
 
 def test_keys_are_the_same_in_every_process_and_version() -> None:
     # stores on disk are found by these: a change of the hash makes every store in the world miss
-    assert keys_of("a film", "") == [KEY_OF_A_FILM, KEY_OF_NOTHING]
+    assert keys_of("a film", "") == [0xB5D1D4683883BFD3, 0x1FD06242C062A723]
 
 
 @PROPERTY
@@ -71,7 +71,9 @@ def test_no_examples_have_no_keys() -> None:
 
 def test_take_keeps_rows_together() -> None:
     texts = ["a", "b", "c"]
-    examples = Examples("mood", content_keys(KIND, {"text": texts}), {"text": texts}, np.array([0, 1, UNLABELLED]))
+    examples = Examples(
+        "mood", content_keys(KIND, {"text": texts}), {"text": texts}, np.array([0, 1, UNLABELLED])
+    )
     taken = examples.take(np.array([2, 0]))
     assert list(taken.inputs["text"]) == ["c", "a"]
     assert taken.labels.tolist() == [UNLABELLED, 0]
@@ -91,7 +93,9 @@ def test_soft_targets_of_another_shape_are_refused(shape: tuple[int, ...]) -> No
 def ragged(*rows: list[int]) -> Encoded:
     flat = np.array([token for row in rows for token in row], dtype=np.int32)
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
-    return Encoded({"input_ids": flat, "token_type_ids": flat % 2}, offsets, {"input_ids": 99, "token_type_ids": 7}, 0)
+    return Encoded(
+        {"input_ids": flat, "token_type_ids": flat % 2}, offsets, {"input_ids": 99, "token_type_ids": 7}, 0
+    )
 
 
 def test_padding_fills_the_right_with_each_columns_own_value() -> None:
@@ -109,8 +113,8 @@ def test_padding_is_as_wide_as_the_longest_of_these_rows() -> None:
 
 
 @PROPERTY
-@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=8), st.randoms())
-def test_padding_keeps_every_token_in_its_place(rows: list[list[int]], random: object) -> None:
+@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=8))
+def test_padding_keeps_every_token_in_its_place(rows: list[list[int]]) -> None:
     order = np.random.default_rng(len(rows)).permutation(len(rows))
     batch = ragged(*rows).pad(order)
     for place, row in enumerate(order):

@@ -87,7 +87,9 @@ def test_equals_a_loop_written_by_hand(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("accumulation", [2, 3, 40])
 def test_accumulation_gives_the_gradient_of_the_whole_step(tmp_path: Path, accumulation: int) -> None:
     # SGD at rate 1 for one step: what the weights move by is the gradient. Differences measured < 3e-7.
-    config = settings(**PLAIN, epochs=1, tokens_per_batch=10_000, optimizer="sgd", learning_rate=1.0, momentum=0)
+    config = settings(
+        **PLAIN, epochs=1, tokens_per_batch=10_000, optimizer="sgd", learning_rate=1.0, momentum=0
+    )
     moved = {}
     for parts in (1, accumulation):
         sets = task_set(count=12, teachers=2, strategy="confidence")
@@ -196,7 +198,9 @@ def test_annealing_hands_the_soft_weight_over_to_the_labels(
     trainer = trainer_of(tmp_path, two_tasks(), settings(epochs=2), plan)
     trainer.fit()
     total = trainer.total_steps
-    assert [each.weights.soft for each in seen] == pytest.approx([0.7 * (1 - k / total) for k in range(total)])
+    assert [each.weights.soft for each in seen] == pytest.approx(
+        [0.7 * (1 - k / total) for k in range(total)]
+    )
     assert [each.weights.hard + each.weights.soft for each in seen] == pytest.approx([1.0] * total)
     assert {(each.task, each.weights.task) for each in seen} == {("mood", 1.5), ("tone.v2", 0.5)}
     assert plan.at("mood", 1.0) == LossWeights(1.0, 0.0, 2.0, 1.5)
@@ -222,8 +226,12 @@ def test_sampling_decides_how_many_steps_a_task_gets(
 ) -> None:
     seen = watch(monkeypatch)
     sets = [task_set(count=36), task_set(task_of("tone", ("a", "b", "c")), count=12)]
-    sets = [replace(each, train=replace(each.train, offsets=4 * np.arange(len(each.train) + 1))) for each in sets]
-    trainer = trainer_of(tmp_path, sets, settings(epochs=2, tokens_per_batch=16), LossPlan(), sampling=sampling)
+    sets = [
+        replace(each, train=replace(each.train, offsets=4 * np.arange(len(each.train) + 1))) for each in sets
+    ]
+    trainer = trainer_of(
+        tmp_path, sets, settings(epochs=2, tokens_per_batch=16), LossPlan(), sampling=sampling
+    )
     trainer.fit()
     steps = Counter(each.task for each in seen)
     assert steps == {"mood": 2 * mood, "tone": 2 * (12 - mood)}
@@ -236,9 +244,7 @@ def test_a_student_of_soft_targets_alone_comes_to_answer_as_its_teacher(tmp_path
     with torch.no_grad():
         teacher.model("mood").classifier.weight.mul_(20)  # a random teacher hardly has opinions
     says = loop.predict(teacher, sets.task, sets.train, 256).numpy().astype(np.float16)
-    taught = replace(
-        sets, readers=[FixedTargets(says)], aggregation=loop.Aggregation("mean", torch.ones(1))
-    )
+    taught = replace(sets, readers=[FixedTargets(says)], aggregation=loop.Aggregation("mean", torch.ones(1)))
     config = settings(epochs=25, learning_rate=3e-3, tokens_per_batch=128)
     trainer = trainer_of(tmp_path, [taught], config, LossPlan(0.0, 1.0, 2.0), dropout=0.0)
     trainer.fit()
@@ -297,7 +303,9 @@ def script(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     monkeypatch.setattr(loop, "scores", lambda probabilities, gold: {"accuracy": left.pop(0)})
 
 
-def test_early_stopping_keeps_the_best_epochs_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best_epochs_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(epochs=9, schedule="constant", early_stopping=EarlyStoppingConfig(patience=2))
     sets = [task_set(teachers=1)]
     at_epoch: list[dict[str, Tensor]] = []
@@ -326,7 +334,9 @@ def test_patience_starts_again_with_a_better_score(tmp_path: Path, monkeypatch: 
     assert (progress.status, progress.best_epoch) == ("done", 2)  # the last epoch there is: done, not stopped
 
 
-def test_without_early_stopping_the_last_weights_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_early_stopping_the_last_weights_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script(monkeypatch, [0.9, 0.5, 0.1])
     progress = trainer_of(tmp_path, [task_set(teachers=1)], settings()).fit()
     assert (progress.status, progress.best_score, progress.best_epoch) == ("done", 0.1, 2)
@@ -392,7 +402,9 @@ class SteepTask(TextClassification):
 
 def test_a_nan_gradient_of_a_finite_loss_is_left_out_too(tmp_path: Path) -> None:
     steep = SteepTask("mood", ("bad", "good"), 16, "accuracy")
-    trainer = trainer_of(tmp_path, [task_set(steep, count=6)], settings(epochs=1, tokens_per_batch=99), LossPlan())
+    trainer = trainer_of(
+        tmp_path, [task_set(steep, count=6)], settings(epochs=1, tokens_per_batch=99), LossPlan()
+    )
     before = weights_of(trainer.student)
     assert trainer.fit().skipped == 1
     assert same_bits(weights_of(trainer.student), before)

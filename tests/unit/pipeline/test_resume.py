@@ -110,9 +110,7 @@ def uninterrupted(
     yield of
 
 
-def test_the_same_training_twice_is_the_same(
-    tmp_path: Path, uninterrupted: Callable[[str], Trainer]
-) -> None:
+def test_the_same_training_twice_is_the_same(tmp_path: Path, uninterrupted: Callable[[str], Trainer]) -> None:
     first = uninterrupted("adamw")
     assert differences(train(tmp_path, "adamw"), first) == []
     assert first.total_steps > 3 * 8
@@ -200,9 +198,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert (tmp_path / f"{newest.name}.corrupt").exists()
 
 
-def test_half_a_line_of_metrics_is_dropped(
-    tmp_path: Path, uninterrupted: Callable[[str], Trainer]
-) -> None:
+def test_half_a_line_of_metrics_is_dropped(tmp_path: Path, uninterrupted: Callable[[str], Trainer]) -> None:
     begin(tmp_path, "adamw", StopAfter(12)).fit()
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 12, "tot')
@@ -306,11 +302,14 @@ def test_killed_and_resumed_equals_uninterrupted(
     expected = uninterrupted("no momentum")
     folder = killed / kill
     left = sorted(path.name for path in folder.glob("step-*")), bool(list(folder.glob(".part-*")))
-    assert left == {
-        "kill_between_checkpoints": (["step-00000005"], False),
-        "kill_before_the_first_checkpoint": ([], False),
-        "kill_while_a_checkpoint_is_written": (["step-00000003"], True),
-        "kill_between_an_epochs_score_and_its_checkpoint": (["step-00000004", "step-00000008"], False),
-    }[kill]
+    assert (
+        left
+        == {
+            "kill_between_checkpoints": (["step-00000005"], False),
+            "kill_before_the_first_checkpoint": ([], False),
+            "kill_while_a_checkpoint_is_written": (["step-00000003"], True),
+            "kill_between_an_epochs_score_and_its_checkpoint": (["step-00000004", "step-00000008"], False),
+        }[kill]
+    )
     assert differences(train(folder, "no momentum"), expected) == []
     assert not list(folder.glob(".part-*"))

@@ -28,7 +28,11 @@ from students.student import MultiTaskStudent
 from teachers.aggregation import Strategy
 
 ROOT = Path(__file__).resolve().parents[3]
-VOCABULARY, TELLING, FILLER = 40, 4, 10  # ids: a label's telling token is TELLING + label, filler from FILLER on
+VOCABULARY, TELLING, FILLER = (
+    40,
+    4,
+    10,
+)  # ids: a label's telling token is TELLING + label, filler from FILLER on
 DISTIL = LossPlan(hard=0.3, soft=0.7, temperature=2.0)
 
 torch.set_num_threads(1)  # the models are tiny and the tests start several processes

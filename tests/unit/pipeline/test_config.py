@@ -1,0 +1,731 @@
+"""The config: what is refused and how it is said, what is normalised, what is shown, what may change."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import (
+    SPLITS,
+    RunConfig,
+    differences,
+    flatten,
+    load_config,
+    notes,
+    parse_config,
+    redact,
+    to_yaml,
+)
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+TASK = {"kind": "text-classification", "data": {"path": "csv"}}
+RUN: dict[str, Any] = {
+    "name": "run",
+    "tasks": {"movies": TASK, "tweets": copy.deepcopy(TASK)},
+    "teachers": {
+        "movies-big": {"task": "movies", "model": "big"},
+        "movies-tiny": {"task": "movies", "model": "tiny", "fine_tune": {}},
+        "tweets-big": {"task": "tweets", "model": "big"},
+    },
+    "students": {"half": {"init_from": "movies-big"}, "tiny": {"model": "tiny"}},
+}
+
+
+def changed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`RUN` with other values at some dotted paths."""
+    run = copy.deepcopy(RUN)
+    for path, value in values.items():
+        *sections, leaf = path.split(".")
+        place = run
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return run
+
+
+def written(folder: Path, run: object) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(run if isinstance(run, str) else yaml.safe_dump(run), encoding="utf-8")
+    return file
+
+
+def refusal(run: object) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(run)
+    assert caught.value.exit_code == 2
+    assert "\n" not in caught.value.cause + caught.value.remedy
+    return caught.value
+
+
+# ---------------------------------------------------------------- unknown keys
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("sead", "seed"),
+        ("los", "loss"),
+        ("loss.temprature", "temperature"),
+        ("train.epoch", "epochs"),
+        ("train.early_stopping.patienc", "patience"),
+        ("tasks.movies.data.colums", "columns"),
+        ("tasks.movies.agregation", "aggregation"),
+        ("teachers.movies-tiny.fine_tune.learning_rat", "learning_rate"),
+        ("teachers.movies-big.serving.replica", "replicas"),
+        ("students.half.layer", "layers"),
+        ("students.half.train.epoch", "epochs"),  # an overlay: laid over `train` and checked as one
+        ("students.half.train.early_stopping.patienc", "patience"),
+        ("students.tiny.loss.temprature", "temperature"),
+        ("tasks.movies.aggregation.strategi", "strategy"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest(tmp_path: Path, path: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, RUN), [f"{path}=1"])
+    assert caught.value.cause == f"{path}: unknown key"
+    assert caught.value.remedy == f"Did you mean {near!r}?"
+
+
+def test_unknown_key_like_none_lists_those_there_are() -> None:
+    error = refusal(changed({"tracking.zzz": 1}))
+    assert error.cause == "tracking.zzz: unknown key"
+    assert error.remedy == "Known keys here: enabled, uri, experiment."
+
+
+def test_missing_key_is_named() -> None:
+    assert refusal({"name": "run"}).cause == "tasks: missing"
+    assert (
+        refusal(changed({"tasks": {"movies": {"kind": "text-classification"}}})).cause
+        == "tasks.movies.data: missing"
+    )
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("loss.temperature", 0),
+        ("loss.temperature", -1),
+        ("loss.temperature", float("nan")),
+        ("loss.temperature", float("inf")),
+        ("loss.hard", float("nan")),
+        ("loss.soft", -0.1),
+        ("loss.task_weights.movies", float("nan")),
+        ("loss.task_weights.movies", -1),
+        ("aggregation.teacher_weights.movies-big", float("nan")),
+        ("aggregation.teacher_weights.movies-big", -1),
+        ("students.tiny.loss.temperature", 0),
+        ("students.tiny.loss.hard", float("nan")),
+        ("students.tiny.train.learning_rate", -1e-4),
+        ("tasks.movies.aggregation.teacher_weights.movies-big", -1),
+        ("train.epochs", 0),
+        ("train.epochs", 1.5),
+        ("train.epochs", "3"),
+        ("train.epochs", True),
+        ("train.dropout", 1.5),
+        ("train.optimizer", "adam"),
+        ("tasks.movies.kind", "text-clasification"),
+        ("tasks.movies.data.holdout", 0.5),
+        ("tasks.movies.data.max_length", 2),
+        ("tasks.movies.data.limit", {"train": 0}),
+        ("tasks.movies.data.limit", {"dev": 5}),
+        ("tasks.movies.data.data_files.train", 5),
+        ("students.half.layers", "three"),
+        ("students.half.layers", 0),
+        ("name", "a/b"),
+        ("name", "../up"),
+        ("name", ".hidden"),
+        ("name", ""),
+        ("name", "x" * 65),
+        ("baselines", ["unsupervised"]),
+    ],
+)
+def test_bad_value_is_refused_with_its_path(path: str, value: Any) -> None:
+    error = refusal(changed({path: value}))
+    given = [*path.split("."), *(value if isinstance(value, dict) else ())]
+    shown = error.cause.split(":")[0].split(".")
+    assert shown[: len(given)] in (given, path.split(".")), error.cause
+
+
+@pytest.mark.parametrize("section", ["tasks", "teachers", "students"])
+def test_names_are_plain(section: str) -> None:
+    (entry,) = list(RUN[section].values())[:1]
+    error = refusal({**RUN, section: {**RUN[section], "not a name": entry}})
+    assert error.cause.startswith(f"{section}.not a name: ")
+
+
+@pytest.mark.parametrize("section", ["tasks", "teachers", "students"])
+def test_at_least_one_of_each(section: str) -> None:
+    assert refusal({**RUN, section: {}}).cause.startswith(f"{section}: ")
+
+
+def test_values_are_not_converted_in_silence() -> None:
+    assert "train.workers" in refusal(changed({"train.workers": "2"})).cause
+    assert "tasks.movies.data.labels.0" in refusal(changed({"tasks.movies.data.labels": [0, 1]})).cause
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(RUN).seed = 1  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nname: b\n", "duplicate key name"),
+        ("name: a\nloss:\n  hard: 1\n  hard: 2\n", "duplicate key hard"),
+        ("tasks:\n  movies: {}\n  tweets: {}\n  movies: {}\n", "duplicate key movies"),
+        ("name: [1\n", "line 1"),
+        ("name: ${nobody}\n", "'nobody' not found"),
+        ("name: ???\n", "Missing mandatory value: name"),
+        ("- name\n", "not a mapping"),
+        ("5\n", "not a mapping"),
+    ],
+)
+def test_broken_yaml_is_refused_with_the_file(tmp_path: Path, text: str, said: str) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(file)
+    assert caught.value.cause.startswith(f"{file}: ")
+    assert "\n" not in caught.value.cause
+
+
+def test_an_empty_file_lacks_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name: missing"):
+        load_config(written(tmp_path, ""))
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"name: run\n# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml:2: not UTF-8"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / name)
+
+
+def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="could not determine a constructor"):
+        load_config(written(tmp_path, "name: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_interpolation_and_merge_keys(tmp_path: Path) -> None:
+    text = yaml.safe_dump({key: value for key, value in RUN.items() if key != "teachers"}) + (
+        "seed: 7\n"
+        "teachers:\n"
+        "  movies-big: &big {task: movies, model: big, fine_tune: {seed: '${seed}'}}\n"
+        "  tweets-big: {<<: *big, task: tweets}\n"
+    )
+    config = load_config(written(tmp_path, text))
+    tuned = config.teachers["tweets-big"]
+    assert (tuned.task, tuned.model) == ("tweets", "big")
+    assert tuned.fine_tune is not None
+    assert tuned.fine_tune.seed == 7
+
+
+# ---------------------------------------------------------------- overrides
+
+
+def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
+    overrides = [
+        "name=other",
+        "train.epochs=9",
+        "train.epochs=2",
+        "train.learning_rate=3e-4",
+        "train.early_stopping={patience: 4}",
+        "students.half.layers=[0,2]",
+        "students.tiny.loss.soft=0.5",
+        "tasks.movies.data.limit.train=10",
+        "tracking.uri=null",
+    ]
+    config = load_config(written(tmp_path, RUN), overrides)
+    assert config.name == "other"
+    assert config.train.epochs == 2
+    assert config.train.learning_rate == 3e-4
+    assert config.train.early_stopping is not None
+    assert config.train.early_stopping.patience == 4
+    assert config.students["half"].layers == (0, 2)
+    assert config.loss_of("tiny").soft == 0.5
+    assert config.loss_of("half").soft == 0.7
+    assert config.tasks["movies"].data.limit == {"train": 10}
+    assert config.tracking.uri is None
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=5", "a b=5", "--debug", ""])
+def test_what_is_no_override_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="is not key.path=value") as caught:
+        load_config(written(tmp_path, RUN), [override])
+    assert "train.epochs=1" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.epochs=[", "train=5", "train.epochs=", "train..epochs=1", "tasks.movies=null", "seed=${x}"],
+)
+def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(written(tmp_path, RUN), [override])
+
+
+# ---------------------------------------------------------------- references
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "cause", "remedy"),
+    [
+        (
+            "teachers.movies-tiny.task",
+            "movie",
+            "teachers.movies-tiny.task: there is no 'movie'",
+            "Did you mean 'movies'?",
+        ),
+        (
+            "students.half.init_from",
+            "movie-big",
+            "students.half.init_from: there is no 'movie-big'",
+            "Did you mean 'movies-big'?",
+        ),
+        (
+            "aggregation.teacher_weights.qqq",
+            1,
+            "aggregation.teacher_weights.qqq: there is no 'qqq'",
+            "Known: movies-big, movies-tiny, tweets-big.",
+        ),
+        (
+            "tasks.movies.aggregation.teacher_weights.qqq",
+            1,
+            "aggregation.teacher_weights.qqq: there is no 'qqq'",
+            "Known: movies-big, movies-tiny, tweets-big.",
+        ),
+        (
+            "tasks.tweets.aggregation.teacher_weights.movies-tiny",
+            1,
+            "tasks.tweets.aggregation.teacher_weights.movies-tiny: there is no 'movies-tiny'",
+            "Known: tweets-big.",
+        ),
+        ("loss.task_weights.qqq", 1, "loss.task_weights.qqq: there is no 'qqq'", "Known: movies, tweets."),
+        (
+            "students.tiny.loss.task_weights.tweet",
+            1,
+            "loss.task_weights.tweet: there is no 'tweet'",
+            "Did you mean 'tweets'?",
+        ),
+    ],
+)
+def test_names_must_exist(path: str, value: Any, cause: str, remedy: str) -> None:
+    error = refusal(changed({path: value}))
+    assert (error.cause, error.remedy) == (cause, remedy)
+
+
+def test_every_task_has_a_teacher() -> None:
+    error = refusal(changed({"tasks.news": TASK}))
+    assert error.cause == "tasks.news: no teacher"
+    assert error.remedy == "Add a teacher with `task: news`, or drop the task."
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({}, "give `model` or `init_from`"),
+        ({"model": "tiny", "init_from": "movies-big"}, "give `model` or `init_from`"),
+        ({"model": "tiny", "layers": 2}, "`layers` needs `init_from`"),
+        ({"init_from": "movies-big", "layers": []}, "at least one layer"),
+        ({"init_from": "movies-big", "layers": [2, 1]}, "in rising order"),
+        ({"init_from": "movies-big", "layers": [1, 1]}, "each once"),
+        ({"init_from": "movies-big", "layers": [0, -1]}, "layers"),
+    ],
+)
+def test_where_a_student_starts(student: dict[str, Any], said: str) -> None:
+    error = refusal(changed({"students": {"s": student}}))
+    assert error.cause.startswith("students.s")
+    assert said in error.cause
+
+
+def test_students_share_one_worker_group() -> None:
+    error = refusal(changed({"students.tiny.train.workers": 2}))
+    assert error.cause == "students.tiny.train.workers: one worker group trains all students"
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_are_normalised_and_that_is_said() -> None:
+    config = parse_config(
+        changed(
+            {
+                "aggregation": {"teacher_weights": {"movies-big": 3.0}},
+                "loss": {"hard": 1.0, "soft": 3.0, "task_weights": {"movies": 3.0}},
+            }
+        )
+    )
+    assert config.teacher_weights("movies") == {"movies-big": 0.75, "movies-tiny": 0.25}
+    assert config.teacher_weights("tweets") == {"tweets-big": 1.0}
+    assert config.hard_soft("half") == (0.25, 0.75)
+    assert config.task_weights("half") == {"movies": 1.5, "tweets": 0.5}
+    assert notes(config) == [
+        "teacher weights of movies normalised to sum to 1: movies-big 0.75, movies-tiny 0.25",
+        "loss weights of half normalised to sum to 1: hard 0.25, soft 0.75",
+        "task weights of half normalised to a mean of 1: movies 1.5, tweets 0.5",
+        "loss weights of tiny normalised to sum to 1: hard 0.25, soft 0.75",
+        "task weights of tiny normalised to a mean of 1: movies 1.5, tweets 0.5",
+    ]
+
+
+def test_a_weight_of_one_beside_another_of_one_is_a_half_and_that_is_said() -> None:
+    config = parse_config(changed({"aggregation.teacher_weights": {"movies-big": 1.0}}))
+    assert config.teacher_weights("movies") == {"movies-big": 0.5, "movies-tiny": 0.5}
+    assert notes(config) == [
+        "teacher weights of movies normalised to sum to 1: movies-big 0.5, movies-tiny 0.5"
+    ]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.7])
+def test_weights_that_sum_to_one_are_left_alone(share: float) -> None:
+    weights = {"movies-big": share, "movies-tiny": 1 - share, "tweets-big": 1.0}
+    config = parse_config(
+        changed({"aggregation.teacher_weights": weights, "loss": {"hard": share, "soft": 1 - share}})
+    )
+    assert notes(config) == []
+    assert config.teacher_weights("movies")["movies-big"] == pytest.approx(share)
+
+
+def test_nothing_is_noted_of_defaults() -> None:
+    assert notes(parse_config(RUN)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        (
+            {"aggregation.teacher_weights": {"movies-big": 0, "movies-tiny": 0}},
+            "aggregation.teacher_weights: every teacher of movies has weight 0",
+        ),
+        (
+            {"tasks.tweets.aggregation.teacher_weights": {"tweets-big": 0}},
+            "aggregation.teacher_weights: every teacher of tweets has weight 0",
+        ),
+        ({"loss": {"hard": 0, "soft": 0}}, "loss: hard and soft are both 0 (student half)"),
+        ({"students.tiny.loss": {"hard": 0, "soft": 0}}, "loss: hard and soft are both 0 (student tiny)"),
+        (
+            {"loss.task_weights": {"movies": 0, "tweets": 0}},
+            "loss.task_weights: every task has weight 0 (student half)",
+        ),
+    ],
+)
+def test_weights_that_are_all_zero_are_refused(values: dict[str, Any], cause: str) -> None:
+    error = refusal(changed(values))
+    assert (error.cause, error.remedy) == (cause, "Give at least one of them a weight above 0.")
+
+
+def test_one_loss_alone_is_fine() -> None:
+    assert parse_config(changed({"loss": {"hard": 0, "soft": 5}})).hard_soft("half") == (0.0, 1.0)
+
+
+# ---------------------------------------------------------------- overlays
+
+
+def test_overlays_reach_only_their_own(tmp_path: Path) -> None:
+    config = parse_config(
+        changed(
+            {
+                "train": {"epochs": 3, "early_stopping": {"patience": 2}},
+                "students.tiny.train": {"epochs": 6, "early_stopping": {"patience": 5}},
+                "students.half.train": {"early_stopping": None},
+                "aggregation": {"strategy": "log_mean", "teacher_weights": {"movies-big": 2.0}},
+                "tasks.movies.aggregation": {
+                    "strategy": "confidence",
+                    "teacher_weights": {"movies-tiny": 4.0},
+                },
+            }
+        )
+    )
+    tiny, half = config.train_of("tiny"), config.train_of("half")
+    assert (tiny.epochs, half.epochs) == (6, 3)
+    assert tiny.early_stopping is not None
+    assert tiny.early_stopping.patience == 5
+    assert half.early_stopping is None
+    movies, tweets = config.aggregation_of("movies"), config.aggregation_of("tweets")
+    assert (movies.strategy, tweets.strategy) == ("confidence", "log_mean")
+    assert movies.teacher_weights == {"movies-big": 2.0, "movies-tiny": 4.0}
+    assert tweets.teacher_weights == {"movies-big": 2.0}
+
+
+def test_the_order_of_the_file_is_kept() -> None:
+    config = parse_config(RUN)
+    assert config.teachers_of("movies") == ("movies-big", "movies-tiny")
+    assert list(config.students) == ["half", "tiny"]
+
+
+def test_where_things_are_kept(tmp_path: Path) -> None:
+    config = parse_config(changed({"runs_dir": str(tmp_path)}))
+    assert config.run_dir == tmp_path / "run"
+    assert config.teachers_dir == tmp_path / "_teachers"
+    assert config.store_path == str(tmp_path / "_store")
+    assert config.tracking_uri == f"sqlite:///{tmp_path}/_mlflow/mlflow.db"
+    assert config.experiment == "run"
+    elsewhere = parse_config(
+        changed({"store": {"path": "s3://b/x"}, "tracking": {"uri": "http://h:1", "experiment": "e"}})
+    )
+    assert (elsewhere.store_path, elsewhere.tracking_uri, elsewhere.experiment) == (
+        "s3://b/x",
+        "http://h:1",
+        "e",
+    )
+
+
+# ---------------------------------------------------------------- shown and read back
+
+
+ODD = [
+    "1e3",
+    "1_000",
+    "12e45",
+    "nan",
+    ".inf",
+    "no",
+    "y",
+    "null",
+    "~",
+    "None",
+    "12:30",
+    "0x1f",
+    "2024-01-01",
+    "<<",
+    "=",
+]
+
+
+def test_resolved_yaml_reads_back_as_it_was(tmp_path: Path) -> None:
+    run = changed(
+        {
+            "tasks.movies.data": {
+                "path": "csv",
+                "data_files": {"train": ["a.csv", "b.csv"]},
+                "labels": [*ODD, "é\n", " x", "a: b", "#c", "'", '"', "", "\u2028"],
+                "limit": {"train": 5},
+                "splits": {"validation": "train[80%:]"},
+            },
+            "teachers.movies-tiny.revision": "12e45",
+            "students.half.layers": [0, 2],
+            "students.tiny.train": {"epochs": 6, "learning_rate": 3e-4},
+            "store.path": "hf://datasets/somebody/something@main/store",
+        }
+    )
+    config = parse_config(run)
+    again = load_config(written(tmp_path, to_yaml(config)))
+    assert again == config
+    assert differences(config, again) == []
+    assert to_yaml(again) == to_yaml(config)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="$"), max_size=8), min_size=1, max_size=5
+    )
+)
+def test_any_label_reads_back(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
+    config = parse_config(changed({"tasks.movies.data.labels": labels, "tasks.movies.data.path": "csv"}))
+    again = load_config(written(tmp_path_factory.mktemp("labels"), to_yaml(config)))
+    assert again.tasks["movies"].data.labels == tuple(labels)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_shipped_examples_are_valid_and_read_back(tmp_path: Path, file: Path) -> None:
+    config = load_config(file)
+    assert load_config(written(tmp_path, to_yaml(config))) == config
+
+
+def test_there_are_examples() -> None:
+    assert ROOT / "examples" / "quickstart.yaml" in EXAMPLES
+
+
+def test_flat_view_has_every_default() -> None:
+    flat = flatten(parse_config(RUN))
+    assert flat["loss.temperature"] == 2.0
+    assert flat["teachers.movies-tiny.fine_tune.epochs"] == 2
+    assert flat["teachers.movies-big.fine_tune"] is None
+    assert flat["students.half.train"] == {}
+    assert flat["tasks.movies.data.path"] == "csv"
+
+
+# ---------------------------------------------------------------- secrets
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://me:hunter2@host/x", "https://***@host/x"),
+        ("https://me:hunter2@host:5000", "https://***@host:5000"),
+        ("s3://id:hunter2@bucket/path", "s3://***@bucket/path"),
+        ("postgresql://me:hunt@er2@host/db", "postgresql://***@host/db"),
+        ("https://host/x?version=2&token=hunter2&y=1#z", "https://host/x?version=2&token=***&y=1#z"),
+        (
+            "s3://bucket/p?access_key=hunter2&secret_key=hunter2",
+            "s3://bucket/p?access_key=***&secret_key=***",
+        ),
+        ("https://host/blob?sv=1&sig=hunter2", "https://host/blob?sv=1&sig=***"),
+        ("hf://datasets/me/data@main/a.csv", "hf://datasets/me/data@main/a.csv"),
+        ("https://host/?mail=a@b", "https://host/?mail=a@b"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("me@host", "me@host"),
+    ],
+)
+def test_urls_are_shown_without_their_secrets(value: str, shown: str) -> None:
+    assert redact("uri", value) == shown
+    assert redact("uri", shown) == shown
+    assert redact("files", [value, "a.csv"]) == [shown, "a.csv"]
+
+
+@pytest.mark.parametrize(
+    "leaf", ["token", "api_key", "apikey", "key", "hub-key", "secret", "DB_PASSWORD", "hf_token"]
+)
+def test_secrets_are_known_by_name(leaf: str) -> None:
+    assert redact(f"some.section.{leaf}", "hunter2") == "***"
+    assert redact(f"some.section.{leaf}", None) is None
+
+
+@pytest.mark.parametrize("leaf", ["tokens_per_batch", "monkey", "keyboard"])
+def test_what_only_looks_like_a_secret_is_shown(leaf: str) -> None:
+    assert redact(leaf, "hunter2") == "hunter2"
+
+
+def test_weights_of_things_with_secretive_names_are_no_secrets(tmp_path: Path) -> None:
+    run = changed({"loss.task_weights": {"token": 2.0}})
+    run["tasks"]["token"] = TASK
+    run["teachers"]["token"] = {"task": "token", "model": "big"}
+    config = parse_config(run)
+    assert flatten(config)["loss.task_weights.token"] == 2.0
+    assert load_config(written(tmp_path, to_yaml(config))) == config
+
+
+def test_no_view_of_the_config_has_a_secret() -> None:
+    url = "https://me:hunter2@host/train.csv?token=hunter2"
+    config = parse_config(
+        changed(
+            {
+                "tasks.movies.data": {"path": "csv", "data_files": {"train": [url], "test": url}},
+                "store": {"path": "s3://id:hunter2@bucket"},
+                "tracking": {"uri": "https://me:hunter2@mlflow"},
+            }
+        )
+    )
+    other = parse_config({**json.loads(config.model_dump_json()), "seed": 1})
+    for view in (to_yaml(config), str(flatten(config)), str(differences(config, other))):
+        assert "hunter2" not in view
+    assert differences(config, other) == ["seed: 0 → 1"]
+
+
+def test_a_misplaced_secret_is_not_printed() -> None:
+    assert "hunter2" not in refusal(changed({"tracking": "https://me:hunter2@mlflow"})).cause
+
+
+# ---------------------------------------------------------------- differences
+
+
+FREE: dict[str, Any] = {
+    "runs_dir": "elsewhere",
+    "store": {"path": "s3://bucket/store"},
+    "tracking": {"enabled": False, "uri": "http://host", "experiment": "other"},
+    "cluster": {"address": "auto", "cpus": 3},
+    "train.checkpoint_steps": 7,
+    "train.max_failures": 9,
+    "train.cpus_per_worker": 2,
+    "train.resources_per_worker": {"student": 1},
+    "students.tiny.train": {"checkpoint_steps": 7},
+    "teachers.movies-tiny.fine_tune.checkpoint_steps": 7,
+    "teachers.movies-big.serving": {
+        "replicas": 2,
+        "cpus": 2,
+        "gpus": 1,
+        "resources": {"teacher": 1},
+        "in_flight": 4,
+        "timeout_s": 5,
+        "restarts": 0,
+    },
+}
+BINDING: dict[str, Any] = {
+    "seed": 1,
+    "loss.temperature": 3.0,
+    "loss.task_weights": {"movies": 2.0},
+    "aggregation.strategy": "best",
+    "train.epochs": 9,
+    "train.workers": 2,
+    "train.early_stopping": {"patience": 1},
+    "students.tiny.train": {"epochs": 9},
+    "students.half.layers": 2,
+    "teachers.movies-tiny.fine_tune": {"epochs": 9},
+    "teachers.movies-big.serving.dtype": "bf16",
+    "tasks.movies.data.max_length": 64,
+    "tasks.movies.data.limit": {"train": 5},
+    "tasks.movies.metric": "macro_f1",
+    "baselines": [],
+}
+
+
+@pytest.mark.parametrize("path", FREE)
+def test_where_and_how_may_change(path: str) -> None:
+    other = changed({path: FREE[path]})
+    assert differences(parse_config(RUN), parse_config(other)) == []
+    assert differences(parse_config(other), parse_config(RUN)) == []
+
+
+@pytest.mark.parametrize("path", BINDING)
+def test_what_changes_the_results_is_listed(path: str) -> None:
+    before, after = parse_config(RUN), parse_config(changed({path: BINDING[path]}))
+    found = differences(before, after)
+    assert found
+    assert all(line.startswith(path) for line in found), found
+    assert len(differences(after, before)) == len(found)
+
+
+def test_a_difference_is_shown_with_both_values() -> None:
+    assert differences(parse_config(RUN), parse_config(changed({"loss.temperature": 3}))) == [
+        "loss.temperature: 2.0 → 3.0"
+    ]
+
+
+def test_another_teacher_or_student_is_a_difference() -> None:
+    more = changed({"students.third": {"model": "tiny"}})
+    assert any(
+        line.startswith("students.third.") for line in differences(parse_config(RUN), parse_config(more))
+    )
+
+
+# ---------------------------------------------------------------- lightness
+
+
+def test_importing_the_config_is_light() -> None:
+    heavy = ["torch", "ray", "mlflow", "transformers", "datasets", "numpy", "pandas"]
+    script = f"import sys, pipeline.config; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_split_names() -> None:
+    assert SPLITS == ("train", "validation", "test")
+    assert set(RunConfig.model_fields) >= {"tasks", "teachers", "students"}

@@ -1,0 +1,120 @@
+"""Trainings that one worker or two take part in; run by test_workers.py in processes of their own and in its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.loop import TaskSet, Trainer
+from pipeline.step import Workers, predict
+from tests.unit.pipeline.training import (
+    FixedTargets,
+    StopAfter,
+    settings,
+    task_of,
+    task_set,
+    trainer_of,
+    two_tasks,
+    weights_of,
+)
+
+SGD = settings(epochs=2, optimizer="sgd", learning_rate=0.05)
+ADAMW = settings(epochs=2)
+ROWS = settings(epochs=2, optimizer="sgd", learning_rate=0.05, tokens_per_batch=1)  # one row a step
+POISONED_ROW = 3
+
+
+@dataclass
+class NanAt(FixedTargets):
+    """NaN on one row."""
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        logits = super().gather(rows).copy()
+        logits[rows == POISONED_ROW] = np.nan
+        return logits
+
+
+def poisoned() -> TaskSet:
+    sets = task_set(teachers=1)
+    readers = [NanAt(reader.logits) for reader in sets.readers if isinstance(reader, FixedTargets)]
+    return replace(sets, readers=readers)
+
+
+def sgd(folder: Path, workers: Workers) -> Trainer:
+    return trainer_of(folder, two_tasks(), SGD, dropout=0.0, workers=workers)
+
+
+def adamw(folder: Path, workers: Workers) -> Trainer:
+    return trainer_of(folder, two_tasks(), ADAMW, dropout=0.0, workers=workers)
+
+
+def accumulated(folder: Path, workers: Workers) -> Trainer:
+    """Steps of about five rows in up to six parts."""
+    return trainer_of(folder, two_tasks(), SGD, dropout=0.0, accumulation=3, workers=workers)
+
+
+def fewer_rows_than_workers(folder: Path, workers: Workers) -> Trainer:
+    sets = [task_set(count=8, teachers=2), task_set(task_of("tone", ("a", "b", "c")), count=6, teachers=1)]
+    return trainer_of(folder, sets, ROWS, dropout=0.0, workers=workers)
+
+
+def nan_on_one_worker(folder: Path, workers: Workers) -> Trainer:
+    return trainer_of(folder, [poisoned()], SGD, dropout=0.0, workers=workers)
+
+
+def with_dropout(folder: Path, workers: Workers) -> Trainer:
+    return trainer_of(folder, two_tasks(), ADAMW, workers=workers)
+
+
+def interrupted(folder: Path, workers: Workers) -> Trainer:
+    """`with_dropout`, of which the last worker alone is asked to stop, twice."""
+    for calls in (3, 9):
+        stop: Callable[[], bool] = StopAfter(calls) if workers.rank == workers.world - 1 else lambda: False
+        trainer = trainer_of(folder, two_tasks(), ADAMW, workers=workers, should_stop=stop)
+        assert trainer.fit().status == "interrupted"
+        torch.manual_seed(calls)
+    return with_dropout(folder, workers)
+
+
+TRAININGS = (
+    sgd,
+    adamw,
+    accumulated,
+    fewer_rows_than_workers,
+    nan_on_one_worker,
+    with_dropout,
+    interrupted,
+)
+
+
+def run(training: Callable[[Path, Workers], Trainer], folder: Path, workers: Workers) -> dict[str, Tensor]:
+    """Trains; returns weights and, as ``says``, the student's logits on its first task's validation split."""
+    trainer = training(folder / training.__name__, workers)
+    progress = trainer.fit()
+    first = next(iter(trainer.sets.values()))
+    says = predict(trainer.student, first.task, first.validation, 20, workers)
+    facts = {**asdict(progress), "epoch_seconds": []}
+    if workers.world > 1:
+        file = folder / f"{training.__name__}-{workers.rank}.json"
+        file.write_text(json.dumps(facts))
+    return {**weights_of(trainer.student), "says": says.clone()}
+
+
+def worker(rank: str, world: str, folder: str) -> None:
+    """One worker of `world`, in a process of its own: all trainings, their outcomes saved in `folder`."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=int(world)
+    )
+    for training in TRAININGS:
+        found = run(training, Path(folder), Workers(int(rank), int(world)))
+        save_file(found, Path(folder, f"{training.__name__}-{rank}.safetensors"))
+    dist.destroy_process_group()
