@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from pipeline.cluster import lock_private_ray
 from pipeline.config import Split, load_config, notes, to_yaml
 from pipeline.errors import TutelageError
 
@@ -62,6 +63,7 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
 def train(run: RunFile, overrides: Overrides = None) -> None:
     """Teachers, soft targets, students, report; goes on where a run of the same config stopped."""
     config = load_config(run, overrides or [])
+    lock_private_ray(config)  # before Ray is imported
     from pipeline import run as runs
     from pipeline.compare import load, table
     from pipeline.display import Display
@@ -81,6 +83,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
 def label(run: RunFile, overrides: Overrides = None) -> None:
     """Make the teachers and fill the store with their soft targets; train no student."""
     config = load_config(run, overrides or [])
+    lock_private_ray(config)  # before Ray is imported
     from pipeline import run as runs
     from pipeline.display import Display
 

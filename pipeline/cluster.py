@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +15,15 @@ from pipeline.errors import ConfigError
 OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
 )
+
+
+def lock_private_ray(config: RunConfig) -> None:
+    """Gives the private local Ray a token of its own, so that nobody else on the network can use its ports.
+
+    Ray reads it when it is imported: to be called before. A mode that the user has set is left alone.
+    """
+    if config.cluster.address is None and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager

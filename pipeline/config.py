@@ -478,6 +478,7 @@ def _check_references(config: RunConfig) -> None:
     for name, student in config.students.items():
         if student.init_from is not None:
             _known(f"students.{name}.init_from", student.init_from, config.teachers)
+        config.train_of(name)  # checks the overlay
         for key in sorted(GROUP_KEYS & student.train.keys()):
             raise ConfigError(
                 f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."

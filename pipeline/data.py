@@ -7,9 +7,11 @@ is a pure function of (seed, epoch).
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -155,6 +157,10 @@ def _slice(whole: Mapping[str, Any], expression: str) -> Any:
 
 def _check_files(name: str, data: DataConfig) -> None:
     """Local files exist, and text formats are UTF-8; said with file and line."""
+    if (
+        data.path in FILE_FORMATS and not data.data_files
+    ):  # `datasets` would take every file below this folder
+        raise DataError(f"tasks.{name}.data: {data.path} without data_files", "Name the files in data_files.")
     for files in (data.data_files or {}).values():
         for entry in (files,) if isinstance(files, str) else files:
             if "://" in entry or "*" in entry:
@@ -166,9 +172,23 @@ def _check_files(name: str, data: DataConfig) -> None:
                 )
             if file.stat().st_size == 0:
                 raise DataError(f"tasks.{name}.data: {file} is empty", EMPTY)
-            packed = file.suffix in (".gz", ".zst", ".bz2", ".xz")
-            if data.path in TEXT_FORMATS and not packed and _count_lines(file) <= (data.path == "csv"):
+            if _is_blank(data.path, file):
                 raise DataError(f"tasks.{name}.data: {file} has no rows", EMPTY)
+    for state in (Path(data.path, "state.json"), *Path(data.path).glob("*/state.json")):
+        if state.is_file() and not json.loads(state.read_text()).get("_data_files", True):
+            raise DataError(f"tasks.{name}.data: {state.parent} is empty", EMPTY)
+
+
+def _is_blank(path: str, file: Path) -> bool:
+    """Whether a file that is not empty has no rows all the same, as far as that is seen at a glance."""
+    if path in TEXT_FORMATS and file.suffix not in (".gz", ".zst", ".bz2", ".xz"):
+        return _count_lines(file) <= (path == "csv")
+    if path == "parquet":
+        from pyarrow import ArrowException, parquet
+
+        with suppress(ArrowException):  # no parquet: `datasets` says so
+            return bool(parquet.read_metadata(file).num_rows == 0)
+    return False
 
 
 def _count_lines(file: Path) -> int:

@@ -59,6 +59,7 @@ def train(config: RunConfig, display: Display) -> dict[str, Any]:
     with _running(config, display) as run:
         if not _is_trained(run):
             with connected(config):
+                run.stop.listen()
                 check_room(config)
                 run.stages.done("start")
                 _fine_tune(run)
@@ -77,6 +78,7 @@ def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
     """Teachers made and the store filled, no student trained; returns what each teacher did."""
     with _running(config, display, record=False) as run:
         with connected(config):
+            run.stop.listen()
             check_room(config)
             run.stages.done("start")
             _fine_tune(run)

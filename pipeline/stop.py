@@ -44,9 +44,14 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self._file.unlink(missing_ok=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Takes the signals. To be called again once Ray is up: it claims SIGTERM when it starts, and aborts on it."""
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

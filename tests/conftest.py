@@ -155,7 +155,7 @@ def _model_config(architecture: Architecture, layers: int, positions: int) -> An
     from transformers import BertConfig, DistilBertConfig, ModernBertConfig, MPNetConfig
 
     common: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0}
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": layers,
         "num_attention_heads": 2,

@@ -109,7 +109,7 @@ def processes_of(session: int) -> dict[int, str]:
 def all_processes() -> dict[int, tuple[int, str, str]]:
     """Process id → parent's id, state and title, of every process there is."""
     listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,stat=,command="], capture_output=True, text=True, check=True
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,command="], capture_output=True, text=True, check=True
     )
     found = {}
     for line in listing.stdout.splitlines():

@@ -79,7 +79,8 @@ def scores_of(report: dict[str, Any]) -> list[Any]:
 
 def test_a_run_leaves_its_folder_and_no_process(first: Finished) -> None:
     assert {file.name for file in first.run_dir.iterdir()} - {".lock"} == {
-        *("config.yaml", "report.json", "report.md", "figures", "students", "checkpoints", "mlflow.json")
+        *("config.yaml", "report.json", "report.md", "figures", "students", "checkpoints"),
+            *("inputs.json", "mlflow.json"),
     }
     assert {file.name for file in first.config.run_dir.parent.iterdir()} == {
         *("first", "_teachers", "_store", "_mlflow")
@@ -266,7 +267,8 @@ def test_a_saved_student_is_scored_copied_and_compared(first: Finished, tmp_path
     table = list(csv.DictReader(io.StringIO(compared.output)))
     assert {row["student"] for row in table} == set(first.config.students)
     for row in table:
-        assert float(row["macro"]) == pytest.approx(first.report["macro"]["students"][row["student"]]["score"])
+        macro = first.report["macro"]["students"][row["student"]]
+        assert float(row["macro/score"]) == pytest.approx(macro["score"])
 
 
 # ---------------------------------------------------------------- interrupted

@@ -180,7 +180,7 @@ def test_values_are_not_converted_in_silence() -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse_config(RUN).seed = 1  # type: ignore[misc]
+        parse_config(RUN).seed = 1
 
 
 # ---------------------------------------------------------------- the file
@@ -274,7 +274,7 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["train.epochs", "=5", "a b=5", "--debug", ""])
 def test_what_is_no_override_is_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match="is not key.path=value") as caught:
+    with pytest.raises(ConfigError, match=r"is not key\.path=value") as caught:
         load_config(written(tmp_path, RUN), [override])
     assert "train.epochs=1" in caught.value.remedy
 
@@ -539,10 +539,10 @@ def test_resolved_yaml_reads_back_as_it_was(tmp_path: Path) -> None:
     assert to_yaml(again) == to_yaml(config)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(
-        st.text(st.characters(codec="utf-8", exclude_characters="$"), max_size=8), min_size=1, max_size=5
+        st.text("01eE.+-_:#&*!|>%@`'\"\\ \n\t,[]{}é\u2028nulltrefasy~", max_size=8), min_size=1, max_size=5
     )
 )
 def test_any_label_reads_back(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:

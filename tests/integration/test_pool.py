@@ -1,0 +1,232 @@
+"""Labelling on a real local Ray: replicas that die, hang, cannot start or talk nonsense; shards that rot; two at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from pipeline.batch import Examples, content_keys
+from pipeline.config import ServingConfig
+from pipeline.errors import BadTargetsError, ExhaustedError
+from pipeline.tasks.text_classification import TextClassification
+from teachers import pool
+from teachers.actor import TeacherSpec
+from teachers.pool import Labelling, TeacherPool, fill_store
+from teachers.store import Store
+from teachers.teacher import store_key
+from tests.conftest import VOCABULARY, TinyModel, texts_of
+from tests.integration.command import descendants, wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+TASK = TextClassification("mood", ("bad", "good"), 32, "accuracy")
+Progress = Callable[[str, int, int], None]
+
+
+def examples_of(texts: Sequence[str]) -> Examples:
+    inputs = {"text": list(texts)}
+    return Examples(
+        "mood", content_keys(TASK.kind, inputs), inputs, np.zeros(len(texts), dtype=np.int64)
+    )
+
+
+EXAMPLES = examples_of(texts_of(0, 200) + texts_of(1, 200))
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "CHUNK", 8)  # 50 calls for 400 examples
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: TinyModel) -> Path:
+    return tiny_model("bert", ("good", "bad"))
+
+
+def spec_of(model: Path, name: str = "mood-bert", **serving: Any) -> TeacherSpec:
+    key = store_key(model, TASK, "fp32")
+    return TeacherSpec(name, str(model), None, TASK, ServingConfig(**serving), key)
+
+
+def label(
+    store: Store,
+    *specs: TeacherSpec,
+    examples: Examples = EXAMPLES,
+    on_progress: Progress = lambda teacher, done, total: None,
+) -> dict[str, Labelling]:
+    return fill_store(specs, {"mood": [examples]}, store, on_progress)
+
+
+def contents(store_folder: Path) -> dict[str, bytes]:
+    """Shards by name, which is a hash of what is in them."""
+    return {file.name: file.read_bytes() for file in store_folder.glob("*/*.arrow")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store filled by two replicas to which nothing happened."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "CHUNK", 8)
+        done = label(Store(str(folder)), spec_of(model, replicas=2))
+    assert done == {"mood-bert": Labelling(forwards=400, truncated=0, restarts=0)}
+    return folder
+
+
+def read(folder: Path, spec: TeacherSpec, examples: Examples = EXAMPLES) -> NDArray[np.float16]:
+    return Store(str(folder)).view(spec.key, examples.keys, TASK.labels).gather(np.arange(len(examples)))
+
+
+# ---------------------------------------------------------------- replicas
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[TeacherPool]:
+    """Every pool that the test opens, in order."""
+    opened: list[TeacherPool] = []
+
+    class Watched(TeacherPool):
+        def open(self, replicas: int) -> None:
+            opened.append(self)
+            super().open(replicas)
+
+    monkeypatch.setattr(pool, "TeacherPool", Watched)
+    return opened
+
+
+def pid_of(watched: TeacherPool, replica: int) -> int:
+    """Process id of a replica; waits until it has started and answered what it was asked before."""
+    return int(ray.get(watched._replicas[replica].actor.ready.remote(), timeout=60))
+
+
+def test_killed_and_hanging_replicas_are_replaced(
+    model: Path, undisturbed: Path, pools: list[TeacherPool], tmp_path: Path
+) -> None:
+    """One replica is killed and another stopped in the middle; the third has their calls to do as well."""
+    spec = spec_of(model, replicas=3)
+    hit: list[int] = []
+
+    def disturb(teacher: str, done: int, total: int) -> None:
+        if done and not hit:
+            hit[:] = [pid_of(pools[0], 0), pid_of(pools[0], 1), pid_of(pools[0], 2)]
+            pools[0].spec = replace(spec, serving=spec.serving.model_copy(update={"timeout_s": 2.0}))
+            os.kill(hit[0], signal.SIGKILL)
+            os.kill(hit[1], signal.SIGSTOP)
+
+    done = label(Store(str(tmp_path)), spec, on_progress=disturb)["mood-bert"]
+    assert len(set(hit)) == 3
+    assert done == Labelling(forwards=400, truncated=0, restarts=2)
+    assert contents(tmp_path) == contents(undisturbed)
+    wait_until(lambda: not set(hit) & set(descendants(os.getpid())), lambda: f"one of {hit} still runs", 20)
+
+
+def test_replicas_lost_too_often_end_the_run_but_not_what_is_labelled(
+    model: Path, undisturbed: Path, pools: list[TeacherPool], tmp_path: Path
+) -> None:
+    spec = spec_of(model, restarts=0)
+    seen: list[int] = []
+
+    def kill(teacher: str, done: int, total: int) -> None:
+        seen.append(done)
+        if done >= 80 and len(pools) == 1:
+            os.kill(pid_of(pools[0], 0), signal.SIGKILL)
+            pools.append(pools[0])  # once
+
+    with pytest.raises(ExhaustedError, match="teacher mood-bert: replica lost") as caught:
+        label(Store(str(tmp_path)), spec, on_progress=kill)
+    assert caught.value.exit_code == 4
+    assert "teachers.mood-bert.serving.restarts" in caught.value.remedy
+    missing = Store(str(tmp_path)).missing(spec.key, EXAMPLES.keys)
+    assert len(missing) == 400 - max(seen)
+    kept = np.setdiff1d(np.arange(400), missing)
+    found = Store(str(tmp_path)).view(spec.key, EXAMPLES.keys[kept], TASK.labels).gather(np.arange(len(kept)))
+    assert np.array_equal(found, read(undisturbed, spec)[kept])
+
+
+def test_a_teacher_that_nobody_can_host_is_named_in_time(model: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    spec = spec_of(model, name="golden", resources={"gold": 2.0}, timeout_s=3)
+    with pytest.raises(ExhaustedError, match=r"teacher golden: no replica started.* 2 gold, the cluster has"):
+        label(Store(str(tmp_path)), spec)
+    assert time.monotonic() - started < 10
+
+
+def test_nonsense_is_not_stored_and_names_teacher_and_text(
+    model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The bad teacher says NaN to one word; it waits for the good one, so that both have their say."""
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][VOCABULARY.index("boring")] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    good, bad = spec_of(model, name="good"), spec_of(broken, name="bad")
+    good_is_done = threading.Event()
+
+    def after_the_good_one(teacher: str, done: int, total: int) -> None:
+        if teacher == "bad" and done == 0:
+            good_is_done.wait(120)
+        if teacher == "good" and done == total:
+            good_is_done.set()
+
+    store = tmp_path / "store"
+    with pytest.raises(BadTargetsError, match=r"teacher bad .* gave nan for label .*boring") as caught:
+        label(Store(str(store)), good, bad, on_progress=after_the_good_one)
+    assert caught.value.exit_code == 3
+    assert np.array_equal(read(store, good), read(undisturbed, good))
+    missing = Store(str(store)).missing(bad.key, EXAMPLES.keys)
+    unsaid = {row for row, text in enumerate(EXAMPLES.inputs["text"]) if "boring" in text.split()}
+    assert unsaid <= set(missing.tolist())
+
+
+# ---------------------------------------------------------------- the store below
+
+
+def test_only_rotten_and_new_examples_are_labelled_again(
+    model: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four shards, a bit of one flipped, and ten examples more than before."""
+    spec, targets = spec_of(model), read(undisturbed, spec_of(model))
+    monkeypatch.setattr(pool, "SHARD", 100)
+    store = Store(str(tmp_path))
+    writer = pool._ShardWriter(store, spec, EXAMPLES.keys, EXAMPLES.inputs)
+    for rows in np.split(np.arange(400), 50):
+        writer.add(rows, targets[rows].astype(np.float32))
+    writer.flush()
+    shards = sorted(tmp_path.glob("*/*.arrow"))
+    rotten = bytearray(shards[1].read_bytes())
+    rotten[len(rotten) // 2] ^= 1
+    shards[1].write_bytes(rotten)
+    lost = len(EXAMPLES) - sum(len(Store(str(tmp_path)).missing(spec.key, EXAMPLES.keys[:0]))) if False else 0
+    assert lost == 0
+
+    grown = examples_of([*EXAMPLES.inputs["text"], *texts_of(2, 10)])
+    done = label(Store(str(tmp_path)), spec, examples=grown)["mood-bert"]
+    assert 100 <= done.forwards - 10 <= 107
+    assert "is corrupt" in caplog.text
+    assert np.array_equal(read(tmp_path, spec, grown)[:400], targets)
+    assert label(Store(str(tmp_path)), spec, examples=grown)["mood-bert"].forwards == 0
+
+
+def test_two_may_fill_one_store_at_once(model: Path, undisturbed: Path, tmp_path: Path) -> None:
+    spec = spec_of(model)
+    halves = [EXAMPLES.take(np.arange(300)), EXAMPLES.take(np.arange(100, 400))]
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(label, Store(str(tmp_path)), spec, examples=half) for half in halves]
+    forwards = [future.result()["mood-bert"].forwards for future in both]
+    assert 400 <= sum(forwards) <= 600
+    assert np.array_equal(read(tmp_path, spec), read(undisturbed, spec))

@@ -1,0 +1,751 @@
+"""Loading, splitting and ordering examples: no leak between splits, nothing dropped in silence, order from the seed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.batch import Examples, content_keys
+from pipeline.config import SPLITS, Split, TaskConfig, parse_config
+from pipeline.data import Schedule, TaskData, _hold_out, _limit, _separate, load_task, load_tasks
+from pipeline.errors import DataError
+from tests.conftest import CsvTask, write_csv
+
+PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
+Row = tuple[str, object]
+
+
+def rows_of(start: int, count: int, labels: Sequence[object] = ("x", "y")) -> list[Row]:
+    return [(f"text {i}", labels[i % len(labels)]) for i in range(start, start + count)]
+
+
+WHOLE: dict[str, list[Row]] = {"train": rows_of(0, 30), "validation": rows_of(30, 8), "test": rows_of(38, 8)}
+
+
+def csv_files(
+    folder: Path, splits: Mapping[str, Sequence[Row]], columns: tuple[str, str] = ("text", "label")
+) -> dict[str, str]:
+    return {
+        split: str(write_csv(folder / f"{split}.csv", [dict(zip(columns, row, strict=True)) for row in rows]))
+        for split, rows in splits.items()
+    }
+
+
+def load(path: object, **data: Any) -> TaskData:
+    section = {"path": str(path), **data}
+    task = TaskConfig.model_validate_json(
+        json.dumps({"kind": "text-classification", "data": section}), strict=True
+    )
+    return load_task("mood", task)
+
+
+def load_rows(folder: Path, splits: Mapping[str, Sequence[Row]], **data: Any) -> TaskData:
+    return load("csv", data_files=csv_files(folder, splits), **data)
+
+
+def refusal(path: object, **data: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load(path, **data)
+    assert caught.value.exit_code == 2
+    assert "\n" not in caught.value.cause + caught.value.remedy
+    return caught.value
+
+
+def contents(data: TaskData, split: Split) -> list[tuple[str, str]]:
+    """(text, label) of a split, in its order."""
+    examples = data.splits[split]
+    names = [data.task.labels[i] for i in examples.labels]
+    return list(zip(examples.inputs["text"], names, strict=True))
+
+
+# ---------------------------------------------------------------- formats
+
+
+def test_csv(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, WHOLE)
+    assert data.task.labels == ("x", "y")
+    assert data.notes == ()
+    for split in SPLITS:
+        assert contents(data, split) == WHOLE[split]
+    keys = content_keys("text-classification", {"text": [text for text, _ in WHOLE["test"]]})
+    np.testing.assert_array_equal(data.splits["test"].keys, keys)
+    assert [len(examples) for examples in data.all_examples()] == [30, 8, 8]
+    assert data.distinct() == 46
+
+
+def test_json_and_parquet_and_a_saved_folder_give_the_same(tmp_path: Path) -> None:
+    from_csv = load_rows(tmp_path, WHOLE)
+    tables = {
+        s: {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+        for s, rows in WHOLE.items()
+    }
+    json_files, parquet_files = {}, {}
+    for split, table in tables.items():
+        file = tmp_path / f"{split}.jsonl"
+        lines = [json.dumps({"text": text, "label": label}) for text, label in WHOLE[split]]
+        file.write_text("\n".join(lines))
+        json_files[split] = str(file)
+        parquet_files[split] = str(tmp_path / f"{split}.parquet")
+        pq.write_table(pa.table(table), parquet_files[split])
+    saved = datasets.DatasetDict(
+        {split: datasets.Dataset.from_dict(table) for split, table in tables.items()}
+    )
+    saved.save_to_disk(str(tmp_path / "saved"))
+    for data in (
+        load("json", data_files=json_files),
+        load("parquet", data_files=parquet_files),
+        load(tmp_path / "saved"),
+    ):
+        assert data.task == from_csv.task
+        for split in SPLITS:
+            assert contents(data, split) == WHOLE[split]
+            np.testing.assert_array_equal(data.splits[split].keys, from_csv.splits[split].keys)
+
+
+def test_several_files_and_compressed_files(tmp_path: Path) -> None:
+    files = csv_files(
+        tmp_path,
+        {"a": rows_of(0, 3), "b": rows_of(3, 3), "test": rows_of(6, 4), "validation": rows_of(10, 2)},
+    )
+    packed = tmp_path / "b.csv.gz"
+    packed.write_bytes(gzip.compress(Path(files["b"]).read_bytes()))
+    data = load(
+        "csv",
+        data_files={
+            "train": [files["a"], str(packed)],
+            "test": files["test"],
+            "validation": files["validation"],
+        },
+    )
+    assert contents(data, "train") == rows_of(0, 6)
+
+
+def test_a_folder_of_files(tmp_path: Path) -> None:
+    csv_files(tmp_path, WHOLE)
+    for data in (load(tmp_path), load(tmp_path, data_files={split: f"{split}.csv" for split in SPLITS})):
+        assert [len(examples) for examples in data.all_examples()] == [30, 8, 8]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, WHOLE)
+    train = Path(files["train"])
+    train.write_bytes(b"\xef\xbb\xbf" + train.read_bytes())
+    assert contents(load("csv", data_files=files), "train") == WHOLE["train"]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    load_rows(tmp_path, WHOLE)
+    assert contents(load_rows(tmp_path, {**WHOLE, "test": rows_of(50, 9)}), "test") == rows_of(50, 9)
+
+
+def test_words_that_pandas_takes_for_nothing_are_texts(tmp_path: Path) -> None:
+    texts = ["NA", "null", "None", "nan", "N/A", "", "007", "1.50", "True"]
+    odd: list[Row] = [(text, "xy"[i % 2]) for i, text in enumerate(texts)]
+    assert contents(load_rows(tmp_path, {**WHOLE, "test": odd}), "test") == odd
+
+
+def test_words_that_pandas_takes_for_nothing_are_labels(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, {split: rows_of(100 * i, 6, ("NA", "null")) for i, split in enumerate(SPLITS)})
+    assert data.task.labels == ("NA", "null")
+
+
+def test_texts_keep_every_character(tmp_path: Path) -> None:
+    odd: list[Row] = [
+        ('say "hi", twice', "x"),
+        ("two\nlines", "y"),
+        ("naïve café 😀", "x"),
+        ("  spaces ", "y"),
+    ]
+    assert contents(load_rows(tmp_path, {**WHOLE, "test": odd}), "test") == odd
+
+
+def test_load_tasks_loads_each(csv_task: CsvTask) -> None:
+    run = {
+        "name": "run",
+        "tasks": {"mood": csv_task(), "tone": csv_task(("bad", "good", "plain"))},
+        "teachers": {name: {"task": name, "model": "m"} for name in ("mood", "tone")},
+        "students": {"s": {"model": "m"}},
+    }
+    found = load_tasks(parse_config(run))
+    assert {name: data.task.labels for name, data in found.items()} == {
+        "mood": ("bad", "good"),
+        "tone": ("bad", "good", "plain"),
+    }
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_wrong_column_lists_the_columns_and_the_nearest(tmp_path: Path) -> None:
+    error = refusal("csv", data_files=csv_files(tmp_path, WHOLE, ("txt", "label")))
+    assert error.cause == "tasks.mood: split train has no column 'text'; it has txt, label"
+    assert error.remedy == "Did you mean 'txt'? Set data.columns.text to the column that holds the text."
+
+
+def test_wrong_column_in_one_split_names_the_split(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, WHOLE)
+    write_csv(Path(files["validation"]), [{"text": "a", "lable": "x", "more": 1}])
+    error = refusal("csv", data_files=files)
+    assert error.cause == "tasks.mood: split validation has no column 'label'; it has text, lable, more"
+    assert error.remedy.startswith("Did you mean 'lable'?")
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, WHOLE, ("sentence", "class"))
+    data = load("csv", data_files=files, columns={"text": "sentence", "label": "class"})
+    assert contents(data, "train") == WHOLE["train"]
+    error = refusal("csv", data_files=files, columns={"txt": "sentence"})
+    assert error.cause == "tasks.mood.data.columns: text-classification has no 'txt'"
+
+
+def test_columns_that_nobody_reads_may_differ(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, WHOLE)
+    rows = [{"id": i, "text": text, "label": label} for i, (text, label) in enumerate(WHOLE["train"])]
+    write_csv(Path(files["train"]), rows)
+    assert contents(load("csv", data_files=files), "train") == WHOLE["train"]
+
+
+@pytest.mark.parametrize("path", ["csv", "json"])
+def test_not_utf8_is_refused_with_file_and_line(tmp_path: Path, path: str) -> None:
+    files = csv_files(tmp_path, WHOLE)
+    train = Path(files["train"])
+    train.write_bytes(train.read_bytes() + b'"caf\xe9",x\n')
+    assert refusal(path, data_files=files).cause == f"{train}:32: not UTF-8"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "is empty"), ("text,label\n", "has no rows"), ("text,label\n\n \n", "has no rows")],
+)
+def test_an_empty_file_is_refused(tmp_path: Path, split: str, text: str, said: str) -> None:
+    files = csv_files(tmp_path, WHOLE)
+    Path(files[split]).write_text(text)
+    assert refusal("csv", data_files=files).cause == f"tasks.mood.data: {files[split]} {said}"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_empty_table_is_refused(tmp_path: Path, split: str) -> None:
+    # `datasets` itself cannot read them: it fails on an index out of range
+    schema = pa.schema({"text": pa.string(), "label": pa.string()})
+    tables = {
+        name: pa.Table.from_pylist([{"text": t, "label": v} for t, v in rows if name != split], schema)
+        for name, rows in WHOLE.items()
+    }
+    files = {name: str(tmp_path / f"{name}.parquet") for name in tables}
+    for name, table in tables.items():
+        pq.write_table(table, files[name])
+    assert refusal("parquet", data_files=files).cause == f"tasks.mood.data: {files[split]} has no rows"
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({name: datasets.Dataset(table) for name, table in tables.items()}).save_to_disk(
+        str(saved)
+    )
+    assert refusal(saved).cause == f"tasks.mood.data: {saved / split} is empty"
+
+
+@pytest.mark.parametrize("path", ["parquet", "csv", "json"])
+def test_a_file_of_another_format_is_refused(tmp_path: Path, path: str) -> None:
+    file = tmp_path / "train.data"
+    file.write_text("this is\nno table\nat 'all\n")
+    assert refusal(path, data_files={"train": str(file)}).cause.startswith("tasks.mood")
+
+
+def test_a_split_emptied_by_the_others_is_refused(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {**WHOLE, "validation": WHOLE["test"]})
+    assert refusal("csv", data_files=files).cause == "tasks.mood: split validation is empty"
+
+
+def test_too_few_examples_to_hold_out_are_refused(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {"train": rows_of(0, 2)})
+    assert "is empty" in refusal("csv", data_files=files).cause
+
+
+@pytest.mark.parametrize("path", ["csv", "json", "parquet", "text"])
+def test_files_must_be_named(path: str) -> None:
+    # else `datasets` reads whatever lies below the working directory
+    assert refusal(path).cause == f"tasks.mood.data: {path} without data_files"
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    error = refusal("csv", data_files={"train": str(tmp_path / "absent.csv")})
+    assert error.cause == f"tasks.mood.data.data_files: no file {tmp_path / 'absent.csv'}"
+
+
+@pytest.mark.parametrize("path", ["somebody/something", "no-such-folder", "/no/such/folder"])
+def test_no_such_data_set(path: str) -> None:
+    error = refusal(path)
+    assert error.cause.startswith(f"tasks.mood.data: cannot load {path}: ")
+    assert len(error.cause) < 400
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("csv", 'text,label\na,b,c,d\n"x\n'), ("json", "{nope\n"), ("json", '{"a": 1}\n[2]\n')]
+)
+def test_a_file_that_does_not_parse(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], path: str, text: str
+) -> None:
+    file = tmp_path / "train.data"
+    file.write_text(text)
+    assert refusal(path, data_files={"train": str(file)}).cause.startswith(
+        f"tasks.mood.data: cannot load {path}: "
+    )
+    assert capfd.readouterr().err == ""  # the command line prints two lines of its own and no more
+
+
+@pytest.mark.parametrize(("texts", "row"), [(["a", None], 1), ([5, 6], 0), ([["a"], ["b"]], 0)])
+def test_what_is_no_text_is_refused_with_its_row(tmp_path: Path, texts: list[object], row: int) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text(
+        "".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in zip(texts, "xy", strict=True))
+    )
+    error = refusal("json", data_files={"train": str(file)})
+    assert error.cause == f"tasks.mood: row {row} of train: text is {texts[row]!r}, not text"
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_a_label_outside_the_space_is_refused_with_its_row(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {**WHOLE, "test": [*WHOLE["test"], ("new", "z")]})
+    error = refusal("csv", data_files=files)
+    assert error.cause == "tasks.mood: row 8 of test: label 'z' is not one of ['x', 'y']"
+    assert "data.labels" in error.remedy
+
+
+@pytest.mark.parametrize("missing", ["", None])
+def test_a_missing_label_is_refused(tmp_path: Path, missing: str | None) -> None:
+    files = {}
+    for split, rows in WHOLE.items():
+        file = tmp_path / f"{split}.jsonl"
+        extra = [("more", missing)] if split == "validation" else []
+        file.write_text("".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in [*rows, *extra]))
+        files[split] = str(file)
+    assert f"row 8 of validation: label {missing!r}" in refusal("json", data_files=files).cause
+
+
+def test_given_labels_set_the_order(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, WHOLE, labels=["y", "spare", "x"])
+    assert data.task.labels == ("y", "spare", "x")
+    assert contents(data, "test") == WHOLE["test"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(["x", "y", "x"], "stands twice"), (["x"], "one label only"), ([], "one label only")]
+)
+def test_a_label_space_that_is_none(tmp_path: Path, labels: list[str], said: str) -> None:
+    assert said in refusal("csv", data_files=csv_files(tmp_path, WHOLE), labels=labels).cause
+
+
+def test_one_label_found_is_refused(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {split: rows_of(100 * i, 5, ["x"]) for i, split in enumerate(SPLITS)})
+    assert "one label only: ['x']" in refusal("csv", data_files=files).cause
+
+
+def numbered(labels: Sequence[object], test: Sequence[object] | None = None) -> dict[str, list[Row]]:
+    spaces = {"train": labels, "validation": labels, "test": test or labels}
+    return {split: rows_of(100 * i, 24, space) for i, (split, space) in enumerate(spaces.items())}
+
+
+def test_numbers_are_their_own_names_in_numeric_order(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, numbered([10, 2, 1]))
+    assert data.task.labels == ("1", "2", "10")
+    assert [name for _, name in contents(data, "test")[:4]] == [
+        str([10, 2, 1][i % 3]) for i in range(200, 204)
+    ]
+
+
+def test_numbers_are_positions_among_given_names(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, numbered([0, 1, 2]), labels=["bad", "plain", "good"])
+    assert {int(text.split()[1]) % 3: name for text, name in contents(data, "train")} == {
+        0: "bad",
+        1: "plain",
+        2: "good",
+    }
+
+
+def test_numbers_are_never_positions_among_numbers(tmp_path: Path) -> None:
+    # stars 1, 2, 3 in train, a 0 in test: 1 must not come to mean the label at position 1
+    error = refusal("csv", data_files=csv_files(tmp_path, numbered([1, 2, 3], [0, 1, 2, 3])))
+    assert error.cause == "tasks.mood: row 0 of test: label 0 is not one of ['1', '2', '3']"
+
+
+def test_numbers_outside_the_given_names_are_refused(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, numbered([1, 2]))
+    assert (
+        "label 2 is not one of ['bad', 'good']"
+        in refusal("csv", data_files=files, labels=["bad", "good"]).cause
+    )
+
+
+def test_truth_values_are_labels(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, numbered(["True", "False"]))
+    assert data.task.labels == ("False", "True")
+    assert [name for _, name in contents(data, "test")[:2]] == ["True", "False"]
+
+
+def saved_classes(folder: Path, names: list[str], numbers: Sequence[int]) -> Path:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    )
+    values = {
+        "text": [f"text {i}" for i in range(60)],
+        "label": [numbers[i % len(numbers)] for i in range(60)],
+    }
+    datasets.Dataset.from_dict(values, features).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("labels", [None, ["pos", "neg"], ["neg", "spare", "pos"]])
+def test_class_labels_keep_their_names_in_any_order(tmp_path: Path, labels: list[str] | None) -> None:
+    folder = saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1])
+    data = load(folder, labels=labels)
+    assert data.task.labels == tuple(labels or ["neg", "pos"])
+    for split in SPLITS:
+        assert all(name == ("neg", "pos")[int(text.split()[1]) % 2] for text, name in contents(data, split))
+
+
+def test_class_labels_that_are_not_in_the_given_space_are_refused(tmp_path: Path) -> None:
+    folder = saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1])
+    assert (
+        "row 0 of train: label 0 is not one of ['pos', 'other']"
+        in refusal(folder, labels=["pos", "other"]).cause
+    )
+
+
+def test_the_hubs_minus_one_is_no_label(tmp_path: Path) -> None:
+    folder = saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1, -1])
+    assert "label -1 is not one of ['neg', 'pos']" in refusal(folder).cause
+
+
+# ---------------------------------------------------------------- which split is which
+
+
+def saved_dict(folder: Path, **sizes: int) -> Path:
+    start, tables = 0, {}
+    for split, size in sizes.items():
+        rows = rows_of(start, size)
+        tables[split] = datasets.Dataset.from_dict(
+            {"text": [t for t, _ in rows], "label": [v for _, v in rows]}
+        )
+        start += size
+    datasets.DatasetDict(tables).save_to_disk(str(folder))
+    return folder
+
+
+def sizes_of(data: TaskData) -> tuple[int, ...]:
+    return tuple(len(examples) for examples in data.all_examples())
+
+
+def test_splits_by_other_names(tmp_path: Path) -> None:
+    folder = saved_dict(tmp_path / "saved", fit=20, dev=6, exam=5)
+    assert sizes_of(load(folder, splits={"train": "fit", "validation": "dev", "test": "exam"})) == (20, 6, 5)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_slices_of_splits(tmp_path: Path, saved: bool) -> None:
+    files = csv_files(tmp_path, {"train": rows_of(0, 40), "test": rows_of(40, 5)})
+    source = (
+        {"path": saved_dict(tmp_path / "saved", train=40, test=5)}
+        if saved
+        else {"path": "csv", "data_files": files}
+    )
+    data = load(**source, splits={"train": "train[:75%]", "validation": "train[75%:]"})
+    assert contents(data, "train") == rows_of(0, 30)
+    assert contents(data, "validation") == rows_of(30, 10)
+    assert contents(data, "test") == rows_of(40, 5)
+    both = load(**source, splits={"train": "train[:20]+train[30:]", "validation": "train[20:30]"})
+    assert contents(both, "train") == rows_of(0, 20) + rows_of(30, 10)
+
+
+def test_a_slice_without_a_test_split_has_one_held_out(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {"train": rows_of(0, 200)})
+    data = load("csv", data_files=files, splits={"train": "train[:80%]", "validation": "train[80%:]"})
+    train, validation, test = sizes_of(data)
+    assert validation == 40
+    assert train + test == 160
+    assert test > 0
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"validation": "devv"}, "tasks.mood.data.splits.validation: no split 'devv'"),
+        ({"train": "fit"}, "tasks.mood.data.splits.train: no split 'fit'"),
+        ({"validation": "devv[:5]"}, "devv"),
+    ],
+)
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_split_that_is_named_must_be_there(
+    tmp_path: Path, saved: bool, splits: dict[str, str], said: str
+) -> None:
+    files = csv_files(tmp_path, {"train": rows_of(0, 40), "dev": rows_of(40, 5)})
+    source = (
+        {"path": saved_dict(tmp_path / "saved", train=40, dev=5)}
+        if saved
+        else {"path": "csv", "data_files": files}
+    )
+    assert said in refusal(**source, splits=splits).cause
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_without_train_there_is_nothing(tmp_path: Path, saved: bool) -> None:
+    files = csv_files(tmp_path, {"dev": rows_of(0, 5)})
+    source = (
+        {"path": saved_dict(tmp_path / "saved", dev=5)} if saved else {"path": "csv", "data_files": files}
+    )
+    error = refusal(**source)
+    assert error.cause == "tasks.mood.data: no split 'train' among dev"
+    assert error.remedy == "Name it in data.splits.train."
+
+
+def test_what_is_missing_is_held_out_and_that_is_said(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, {"train": rows_of(0, 400)}, holdout=0.2)
+    train, validation, test = sizes_of(data)
+    assert train + validation + test == 400
+    assert 50 < validation < 110
+    assert 40 < test < 110
+    assert data.notes == (
+        f"mood: no validation split: {validation} examples of train held out for it",
+        f"mood: no test split: {test} examples of train held out for it",
+    )
+
+
+def test_holding_out_does_not_look_at_the_order_of_rows(tmp_path: Path) -> None:
+    rows = rows_of(0, 200)
+    forwards = load_rows(tmp_path / "a", {"train": rows})
+    backwards = load_rows(tmp_path / "b", {"train": rows[::-1]})
+    for split in SPLITS:
+        assert contents(backwards, split) == contents(forwards, split)[::-1]
+
+
+def test_more_rows_move_none_of_the_old(tmp_path: Path) -> None:
+    few = load_rows(tmp_path / "a", {"train": rows_of(0, 100)})
+    many = load_rows(tmp_path / "b", {"train": rows_of(0, 200)})
+    for split in SPLITS:
+        assert set(contents(few, split)) <= set(contents(many, split))
+
+
+def test_texts_of_two_splits_are_dropped_and_counted(tmp_path: Path) -> None:
+    data = load_rows(
+        tmp_path,
+        {"train": rows_of(0, 20), "validation": rows_of(18, 6), "test": [*rows_of(23, 5), ("text 0", "y")]},
+    )
+    assert sizes_of(data) == (17, 5, 6)
+    assert ("text 0", "y") in contents(data, "test")  # whatever label it has in train
+    assert data.notes == (
+        "mood: 1 examples of validation dropped: they stand in a later split as well",
+        "mood: 3 examples of train dropped: they stand in a later split as well",
+    )
+
+
+def test_repeated_texts_of_one_split_stay(tmp_path: Path) -> None:
+    data = load_rows(tmp_path, {**WHOLE, "train": WHOLE["train"] * 2})
+    assert sizes_of(data) == (60, 8, 8)
+    assert data.distinct() == 46
+
+
+# ---------------------------------------------------------------- splits as such
+
+
+def examples_of(texts: Sequence[str]) -> Examples:
+    keys = content_keys("text-classification", {"text": texts})
+    return Examples("mood", keys, {"text": list(texts)}, np.arange(len(texts)))
+
+
+TEXT_LISTS = st.lists(st.integers(0, 30).map(str), min_size=1, max_size=40)
+
+
+@PROPERTY
+@given(
+    st.fixed_dictionaries({"train": TEXT_LISTS}, optional={"validation": TEXT_LISTS, "test": TEXT_LISTS}),
+    st.floats(0.01, 0.49),
+)
+def test_no_text_stands_in_two_splits_and_none_is_lost(texts: dict[Split, list[str]], share: float) -> None:
+    notes: list[str] = []
+    given_splits: dict[Split, Examples] = {split: examples_of(values) for split, values in texts.items()}
+    splits = _separate(_hold_out(given_splits, share, notes), notes)
+    kept = {split: set(splits[split].inputs["text"]) for split in SPLITS}
+    assert not kept["train"] & kept["validation"]
+    assert not kept["train"] & kept["test"]
+    assert not kept["validation"] & kept["test"]
+    assert kept["train"] | kept["validation"] | kept["test"] == {
+        text for values in texts.values() for text in values
+    }
+    for split in SPLITS:  # rows stay whole
+        np.testing.assert_array_equal(splits[split].keys, examples_of(splits[split].inputs["text"]).keys)
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 99).map(str), min_size=1, max_size=60, unique=True), st.data())
+def test_a_larger_limit_keeps_what_a_smaller_one_has(texts: list[str], data: st.DataObject) -> None:
+    limits = sorted(data.draw(st.lists(st.integers(1, 70), min_size=2, max_size=4)))
+    shuffled = data.draw(st.permutations(texts))
+    before: set[str] = set()
+    for limit in limits:
+        chosen = list(_limit(examples_of(texts), limit).inputs["text"])
+        assert len(chosen) == min(limit, len(texts))
+        assert chosen == [text for text in texts if text in chosen]  # in their own order
+        assert before <= set(chosen)
+        assert set(_limit(examples_of(shuffled), limit).inputs["text"]) == set(chosen)
+        before = set(chosen)
+
+
+def test_limits_are_a_fair_sample() -> None:
+    chosen = _limit(examples_of([str(i) for i in range(4000)]), 1000).labels
+    assert abs(chosen.mean() - 2000) < 150
+    assert 420 < (chosen < 2000).sum() < 580
+
+
+def test_limits_by_split(tmp_path: Path) -> None:
+    few = load_rows(tmp_path, WHOLE, limit={"train": 5, "test": 3})
+    more = load_rows(tmp_path, WHOLE, limit={"train": 12, "test": 300})
+    assert (sizes_of(few), sizes_of(more)) == ((5, 8, 3), (12, 8, 8))
+    assert set(contents(few, "train")) < set(contents(more, "train"))
+
+
+def test_a_limit_on_train_does_not_change_what_is_held_out(tmp_path: Path) -> None:
+    whole = load_rows(tmp_path, {"train": rows_of(0, 200)})
+    limited = load_rows(tmp_path, {"train": rows_of(0, 200)}, limit={"train": 20})
+    assert contents(whole, "test") == contents(limited, "test")
+    assert contents(whole, "validation") == contents(limited, "validation")
+
+
+# ---------------------------------------------------------------- order
+
+
+SIZES = {"large": 90, "middle": 30, "small": 8}
+
+
+def lengths_of(sizes: Mapping[str, int] = SIZES, longest: int = 20) -> dict[str, NDArray[np.int64]]:
+    rng = np.random.default_rng(0)
+    return {task: rng.integers(3, longest + 1, size) for task, size in sizes.items()}
+
+
+def flat(schedule: Schedule, epoch: int) -> list[tuple[str, list[int]]]:
+    return [(step.task, step.rows.tolist()) for step in schedule.epoch(epoch)]
+
+
+def visits(schedule: Schedule, epochs: range) -> dict[str, Counter[int]]:
+    counts: dict[str, Counter[int]] = {}
+    for epoch in epochs:
+        for step in schedule.epoch(epoch):
+            counts.setdefault(step.task, Counter()).update(step.rows.tolist())
+    return counts
+
+
+def test_at_tau_one_every_example_comes_once_an_epoch() -> None:
+    schedule = Schedule(lengths_of(), tokens=64, sampling=1.0, seed=0)
+    for epoch in range(4):
+        counts = visits(schedule, range(epoch, epoch + 1))
+        assert {task: len(rows) for task, rows in counts.items()} == SIZES
+        assert all(count == 1 for rows in counts.values() for count in rows.values())
+
+
+@PROPERTY
+@given(
+    st.dictionaries(
+        st.sampled_from("abcd"), st.lists(st.integers(1, 30), min_size=1, max_size=25), min_size=1
+    ),
+    st.integers(1, 80),
+    st.integers(0, 5),
+)
+def test_at_tau_one_every_example_comes_once_an_epoch_whatever_the_data(
+    lengths: dict[str, list[int]], tokens: int, epoch: int
+) -> None:
+    arrays = {task: np.array(values, dtype=np.int64) for task, values in lengths.items()}
+    schedule = Schedule(arrays, tokens, 1.0, seed=1)
+    counts = visits(schedule, range(epoch, epoch + 1))
+    assert counts == {task: Counter(range(len(values))) for task, values in lengths.items()}
+
+
+@pytest.mark.parametrize("sampling", [0.0, 0.5, 0.75, 1.0])
+def test_steps_are_shared_out_by_tau(sampling: float) -> None:
+    lengths = {task: np.full(size, 8, dtype=np.int64) for task, size in SIZES.items()}
+    batches = {task: -(-size // 4) for task, size in SIZES.items()}
+    schedule = Schedule(lengths, tokens=32, sampling=sampling, seed=0)
+    total = sum(batches.values())
+    weight = sum(size**sampling for size in batches.values())
+    for task, size in batches.items():
+        assert abs(schedule.quotas[task] - total * size**sampling / weight) < 1
+    assert schedule.steps_per_epoch == sum(schedule.quotas.values()) == total
+    assert Counter(step.task for step in schedule.epoch(3)) == schedule.quotas
+
+
+def test_no_task_is_left_out() -> None:
+    lengths = {"huge": np.full(4000, 8, dtype=np.int64), "one": np.array([8])}
+    schedule = Schedule(lengths, tokens=32, sampling=1.0, seed=0)
+    assert schedule.quotas["one"] == 1
+    assert visits(schedule, range(1))["one"] == {0: 1}
+
+
+@pytest.mark.parametrize("sampling", [0.0, 0.5])
+def test_passes_run_on_across_epochs(sampling: float) -> None:
+    schedule = Schedule(lengths_of(), tokens=64, sampling=sampling, seed=0)
+    counts = visits(schedule, range(12))
+    for task in SIZES:  # never one example twice more than another
+        seen = counts[task]
+        assert max(seen.values()) - min(seen.get(row, 0) for row in range(SIZES[task])) <= 1
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    schedule = Schedule(lengths_of(), 64, 0.75, seed=3)
+    again = Schedule(lengths_of(), 64, 0.75, seed=3)
+    later = flat(again, 5)  # asked for first, as a resumed run does
+    assert [flat(schedule, epoch) for epoch in range(6)][5] == later
+    assert flat(schedule, 0) == flat(again, 0)
+    assert flat(schedule, 0) != flat(schedule, 1)
+    assert flat(schedule, 0) != flat(Schedule(lengths_of(), 64, 0.75, seed=4), 0)
+
+
+def test_tasks_are_mixed() -> None:
+    tasks = [step.task for step in Schedule(lengths_of(), 64, 1.0, seed=0).epoch(0)]
+    assert sum(a != b for a, b in pairwise(tasks)) > len(set(tasks))
+
+
+@PROPERTY
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(1, 100), st.floats(0, 1))
+def test_a_step_keeps_to_its_tokens(sizes: list[int], tokens: int, sampling: float) -> None:
+    lengths = {"a": np.array(sizes, dtype=np.int64), "b": np.array([5, 6, 7])}
+    for step in Schedule(lengths, tokens, sampling, seed=0).epoch(1):
+        padded = len(step.rows) * lengths[step.task][step.rows].max()
+        assert padded <= tokens or len(step.rows) == 1
+
+
+def test_batches_hold_examples_of_like_length() -> None:
+    lengths = lengths_of({"large": 400}, longest=60)
+    schedule = Schedule(lengths, tokens=256, sampling=1.0, seed=0)
+    kept = sum(int(lengths["large"][step.rows].sum()) for step in schedule.epoch(0))
+    padded = sum(len(step.rows) * int(lengths["large"][step.rows].max()) for step in schedule.epoch(0))
+    assert kept / padded > 0.9
+
+
+def test_steps_know_nothing_of_workers() -> None:
+    # a worker takes rows[rank::world] of each step: together they have the step, whatever their number
+    for step in Schedule(lengths_of(), 64, 0.75, seed=0).epoch(0):
+        for world in (1, 2, 3, 7):
+            shares = [step.rows[rank::world] for rank in range(world)]
+            assert sorted(np.concatenate(shares)) == sorted(step.rows)
+
+
+def test_csv_task_is_what_it_says(csv_task: CsvTask) -> None:
+    section = csv_task(train=20, validation=0, test=6, max_length=16)
+    assert set(section["data"]["data_files"]) == {"train", "test"}
+    with Path(section["data"]["data_files"]["train"]).open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert Counter(row["label"] for row in rows) == {"bad": 10, "good": 10}
+    assert len({row["text"] for row in rows}) == 20

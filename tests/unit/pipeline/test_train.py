@@ -1,0 +1,309 @@
+"""All trainings of a run in one worker, without Ray: which there are, what they read, write and leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import train as training
+from pipeline.batch import SoftTargets
+from pipeline.config import RunConfig, parse_config
+from pipeline.data import load_tasks
+from pipeline.errors import CorruptError
+from pipeline.loop import METRICS, LossPlan, read_metrics
+from pipeline.step import Workers
+from pipeline.train import (
+    Job,
+    Plan,
+    job_folder,
+    jobs_of,
+    loss_plan,
+    new_plan,
+    parameter_count,
+    read_result,
+    stop_file,
+    task_sets,
+    train_jobs,
+)
+from students.student import build_student
+from teachers.store import Store
+from teachers.teacher import Teacher, store_key
+from tests.conftest import TinyModel, TinyRun
+from tests.unit.pipeline.training import StopAfter, same_bits
+
+CUT, BARE = Job("cut", "distilled"), Job("bare", "distilled")
+LABELS = {"mood": ("bad", "good"), "tone": ("bad", "good", "plain")}
+TEACHERS = {"mood-bert": "mood", "mood-distilbert": "mood", "tone-bert": "tone"}
+
+
+@pytest.fixture
+def config(tiny_run: TinyRun, tiny_model: TinyModel) -> RunConfig:
+    """Three teachers that are ready, `mood-distilbert` with a third of the weight of `mood-bert`."""
+    teachers = {
+        name: {"task": task, "model": str(tiny_model("bert" if "-bert" in name else "distilbert", LABELS[task]))}
+        for name, task in TEACHERS.items()
+    }
+    return parse_config(
+        tiny_run(
+            teachers=teachers,
+            aggregation={"strategy": "confidence", "teacher_weights": {"mood-bert": 3.0}},
+            train={
+                "epochs": 2,
+                "tokens_per_batch": 256,
+                "learning_rate": 1e-3,
+                "dropout": 0.1,
+                "precision": "fp32",
+                "early_stopping": {"patience": 1},
+            },
+        )
+    )
+
+
+def plan_of(config: RunConfig, *, label: bool = True, sign: int = 1) -> Plan:
+    """The run's plan; with `label`, its store filled, `sign` −1 turning every teacher into its opposite."""
+    data = load_tasks(config)
+    folders = {name: teacher.model for name, teacher in config.teachers.items()}
+    keys = {
+        name: store_key(Path(folders[name]), data[task].task, "fp32") for name, task in TEACHERS.items()
+    }
+    store = Store(config.store_path)
+    for name, task in TEACHERS.items():
+        examples = data[task].splits["train"]
+        logits, _ = Teacher(Path(folders[name]), data[task].task).label(examples.inputs)
+        if label:
+            store.append(keys[name], SoftTargets(examples.keys, sign * 30 * logits, LABELS[task]))
+    return new_plan(config, data, keys, folders)
+
+
+def predictions(plan: Plan, job: Job) -> dict[str, Tensor]:
+    return read_result(plan.run_dir, job)[1]
+
+
+def first_point(plan: Plan, job: Job) -> Mapping[str, float]:
+    values: Mapping[str, float] = read_metrics(job_folder(plan.run_dir, job) / METRICS)[0]["metrics"]
+    return values
+
+
+# ---------------------------------------------------------------- which trainings, on what
+
+
+def test_every_student_is_distilled_and_then_trained_on_labels_alone(config: RunConfig) -> None:
+    assert [job.name for job in jobs_of(config)] == [
+        "cut-distilled",
+        "bare-distilled",
+        "cut-supervised",
+        "bare-supervised",
+    ]
+    assert jobs_of(config.model_copy(update={"baselines": ()})) == [CUT, BARE]
+
+
+def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: TinyRun) -> None:
+    config = parse_config(
+        tiny_run(
+            loss={"hard": 1.0, "soft": 3.0, "temperature": 4.0, "task_weights": {"mood": 3.0}},
+            students={
+                "cut": {"init_from": "mood-bert", "layers": 1},
+                "own": {"init_from": "mood-bert", "loss": {"hard": 0.0, "annealing": "linear"}},
+            },
+        )
+    )
+    weights = {"mood": 1.5, "tone": 0.5}
+    assert loss_plan(config, CUT) == LossPlan(0.25, 0.75, 4.0, "constant", weights)
+    assert loss_plan(config, Job("own", "distilled")) == LossPlan(0.0, 1.0, 4.0, "linear", weights)
+    assert loss_plan(config, Job("own", "supervised")) == LossPlan(1.0, 0.0, task_weights=weights)
+
+
+def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(config: RunConfig) -> None:
+    plan = plan_of(config)
+    mood, tone = task_sets(plan, Path(plan.teacher_folders["mood-bert"]), Store(config.store_path))
+    assert (mood.task.name, tone.task.name) == ("mood", "tone")
+    assert mood.aggregation is not None
+    assert mood.aggregation.strategy == "confidence"
+    assert mood.aggregation.weights.tolist() == [0.75, 0.25]
+    texts = plan.data["mood"].splits["train"].inputs["text"]
+    rows = np.array([40, 0, 7])
+    for reader, name in zip(mood.readers, ("mood-bert", "mood-distilbert"), strict=True):
+        teacher = Teacher(Path(plan.teacher_folders[name]), mood.task)
+        logits, _ = teacher.label({"text": [texts[row] for row in rows]})
+        np.testing.assert_allclose(reader.gather(rows), 30 * logits, rtol=2e-3, atol=1e-3)
+    assert len(tone.readers) == 1
+    alone = task_sets(plan, Path(plan.teacher_folders["mood-bert"]), None)
+    assert [(each.readers, each.aggregation) for each in alone] == [((), None)] * 2
+    assert np.array_equal(alone[0].labels, plan.data["mood"].splits["train"].labels)
+    assert len(alone[0].validation) == 16
+
+
+def test_plans_do_not_depend_on_the_working_directory(
+    config: RunConfig, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bare = config.students["bare"].model_copy(update={"model": "models/bare"})
+    Path("models/bare").mkdir(parents=True)
+    relative = config.model_copy(update={"runs_dir": "runs", "students": {**config.students, "bare": bare}})
+    plan = new_plan(relative, {}, {}, {})
+    assert plan.run_dir == tmp_path / "runs" / "tiny" == plan.config.run_dir
+    assert plan.config.store_path == str(tmp_path / "runs" / "_store")
+    assert plan.config.students["bare"].model == str(tmp_path / "models" / "bare")
+    hub = bare.model_copy(update={"model": "someone/something"})
+    store = config.store.model_copy(update={"path": "s3://bucket/store"})
+    remote = relative.model_copy(update={"students": {"bare": hub}, "store": store})
+    kept = new_plan(remote, {}, {}, {}).config
+    assert (kept.students["bare"].model, kept.store_path) == ("someone/something", "s3://bucket/store")
+    assert new_plan(relative, {}, {}, {}).launch != plan.launch
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def test_all_trainings_end_with_results(config: RunConfig) -> None:
+    plan = plan_of(config)
+    train_jobs(plan, Workers())
+    for job in jobs_of(config):
+        result, says = read_result(plan.run_dir, job)
+        assert {name: tuple(logits.shape) for name, logits in says.items()} == {"mood": (16, 2), "tone": (16, 3)}
+        assert result["status"] in ("done", "early_stopped")
+        assert result["truncated"] == {"mood": 0, "tone": 0}
+        assert result["parameters"] > 0
+        assert 0 <= result["best_score"] <= 1
+        assert result["skipped"] == 0
+        files = sorted(path.name for path in job_folder(plan.run_dir, job).iterdir())
+        assert files == [METRICS, "predictions.safetensors", "result.json"]  # and no checkpoint
+    assert sorted(path.name for path in (plan.run_dir / "students").iterdir()) == ["bare", "cut"]
+    for job in (CUT, BARE):  # the saved students are those that were scored
+        for name, logits in predictions(plan, job).items():
+            folder = plan.run_dir / "students" / job.student / name
+            found, _ = Teacher(folder, plan.data[name].task).label(plan.data[name].splits["test"].inputs)
+            np.testing.assert_allclose(found, logits.numpy(), atol=1e-5, rtol=0)
+
+
+def test_a_baseline_is_the_same_student_from_the_same_start(config: RunConfig) -> None:
+    plan = plan_of(config)
+    train_jobs(plan, Workers())
+    for student in config.students:
+        distilled, supervised = (first_point(plan, Job(student, m)) for m in ("distilled", "supervised"))
+        (hard,) = [name for name in supervised if name.startswith("loss/hard/")]
+        assert distilled[hard] == supervised[hard]  # before the first update: same weights, batch and dropout
+        assert hard.replace("hard", "soft") in distilled
+        assert not any("soft" in name for name in supervised)
+
+
+def test_teachers_change_the_distilled_students_and_no_baseline(config: RunConfig, tmp_path: Path) -> None:
+    plans = []
+    for sign in (1, -1):
+        runs = config.model_copy(update={"runs_dir": str(tmp_path / f"runs{sign}")})
+        plans.append(plan_of(runs, sign=sign))
+        train_jobs(plans[-1], Workers())
+    for job in jobs_of(config):
+        same = same_bits(*(predictions(plan, job) for plan in plans))
+        assert same == (job.mode == "supervised")
+
+
+def test_a_students_start_is_its_teachers_layers(config: RunConfig) -> None:
+    plan = plan_of(config)
+    folder = training._start_folder(plan, "cut")
+    assert str(folder) == plan.teacher_folders["mood-bert"]
+    tasks = [data.task for data in plan.data.values()]
+    cut, whole = (build_student(folder, tasks, layers=layers) for layers in (1, None))
+    assert same_bits(
+        dict(cut.encoder.encoder.layer[0].state_dict()), dict(whole.encoder.encoder.layer[1].state_dict())
+    )
+    encoder = sum(tensor.numel() for tensor in cut.encoder.state_dict().values())
+    assert parameter_count(cut) == encoder + (32 + 1) * 2 + (32 + 1) * 3  # two linear heads
+    assert str(training._start_folder(plan, "bare")) == config.students["bare"].model
+
+
+def test_targets_that_are_missing_are_an_error_and_nothing_is_trained(config: RunConfig) -> None:
+    plan = plan_of(config, label=False)
+    with pytest.raises(CorruptError, match="lacks 48 of 48 targets"):
+        train_jobs(plan, Workers())
+    assert not plan.run_dir.exists()
+
+
+# ---------------------------------------------------------------- again, and interrupted
+
+
+def test_finished_trainings_are_not_repeated(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(config)
+    train_jobs(plan, Workers())
+    before = {path: path.stat().st_mtime_ns for path in plan.run_dir.rglob("*") if path.is_file()}
+    expected = predictions(plan, BARE)
+    train_jobs(plan, Workers())
+    assert {path: path.stat().st_mtime_ns for path in plan.run_dir.rglob("*") if path.is_file()} == before
+    (job_folder(plan.run_dir, BARE) / "result.json").unlink()
+    trained: list[Job] = []
+    train_job = training.train_job
+
+    def watched(plan: Plan, job: Job, *rest: Any) -> str:
+        trained.append(job)
+        return train_job(plan, job, *rest)
+
+    monkeypatch.setattr(training, "train_job", watched)
+    train_jobs(plan, Workers())
+    assert trained == [BARE]
+    assert same_bits(predictions(plan, BARE), expected)
+
+
+@pytest.mark.parametrize("stops", [(1,), (4, 9)], ids=str)
+def test_interrupted_trainings_end_with_the_same_results(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+) -> None:
+    plans = {
+        name: plan_of(config.model_copy(update={"runs_dir": str(tmp_path / name)}))
+        for name in ("whole", "interrupted")
+    }
+    train_jobs(plans["whole"], Workers())
+    for calls in stops:
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "StopWatch", lambda file, calls=calls: StopAfter(calls + 1))
+            train_jobs(plans["interrupted"], Workers())
+        assert not (plans["interrupted"].run_dir / "students").exists()
+        assert list(job_folder(plans["interrupted"].run_dir, CUT).glob("step-*"))
+        torch.rand(calls)
+    train_jobs(plans["interrupted"], Workers())
+    for job in jobs_of(config):
+        (whole, expected), (resumed, found) = (read_result(plan.run_dir, job) for plan in plans.values())
+        assert same_bits(found, expected)
+        assert {**resumed, "epoch_seconds": 0} == {**whole, "epoch_seconds": 0}
+
+
+def test_nothing_is_begun_while_the_stop_file_is_there(config: RunConfig) -> None:
+    plan = plan_of(config)
+    stop_file(plan.run_dir).parent.mkdir(parents=True)
+    stop_file(plan.run_dir).touch()
+    train_jobs(plan, Workers())
+    assert [path.name for path in plan.run_dir.iterdir()] == ["STOP"]
+
+
+def test_cut_texts_are_counted_over_all_splits(config: RunConfig) -> None:
+    mood = config.tasks["mood"]
+    short = mood.model_copy(update={"data": mood.data.model_copy(update={"max_length": 6})})
+    students = {"bare": config.students["bare"]}
+    cut = config.model_copy(
+        update={"tasks": {**config.tasks, "mood": short}, "students": students, "baselines": ()}
+    )
+    plan = plan_of(cut)
+    train_jobs(plan, Workers())
+    texts = [text for examples in plan.data["mood"].all_examples() for text in examples.inputs["text"]]
+    result = json.loads((job_folder(plan.run_dir, BARE) / "result.json").read_text())
+    assert result["truncated"] == {"mood": sum(len(text.split()) > 4 for text in texts), "tone": 0}
+    assert result["truncated"]["mood"] > 0
+
+
+def test_the_seed_decides_the_students(config: RunConfig, tmp_path: Path) -> None:
+    says = []
+    for number, seed in enumerate((5, 5, 6)):
+        changes = {"runs_dir": str(tmp_path / str(number)), "seed": seed, "baselines": ()}
+        plan = plan_of(config.model_copy(update=changes))
+        torch.manual_seed(number)
+        train_jobs(replace(plan, cpus=1), Workers())
+        says.append(predictions(plan, CUT))
+    assert same_bits(says[0], says[1])
+    assert not same_bits(says[0], says[2])
