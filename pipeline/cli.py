@@ -165,7 +165,10 @@ def main() -> NoReturn:
     """The console script: runs a command; an error becomes two lines on stderr and its exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # it may stand anywhere
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        code = app(arguments, standalone_mode=False)
+        if code == 130:  # typer takes Ctrl-C for itself and says nothing
+            raise KeyboardInterrupt
+        sys.exit(code)
     except TutelageError as error:
         _fail(error.cause, error.remedy, error.exit_code)
     except typer.Exit as error:

@@ -157,9 +157,8 @@ def _slice(whole: Mapping[str, Any], expression: str) -> Any:
 
 def _check_files(name: str, data: DataConfig) -> None:
     """Local files exist, and text formats are UTF-8; said with file and line."""
-    if (
-        data.path in FILE_FORMATS and not data.data_files
-    ):  # `datasets` would take every file below this folder
+    if data.path in FILE_FORMATS and not data.data_files:
+        # `datasets` would take every file below the working directory
         raise DataError(f"tasks.{name}.data: {data.path} without data_files", "Name the files in data_files.")
     for files in (data.data_files or {}).values():
         for entry in (files,) if isinstance(files, str) else files:

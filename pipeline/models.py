@@ -97,11 +97,21 @@ def open_config(folder: Path) -> PretrainedConfig:
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer."""
+    """The model's tokenizer. Raises `TeacherError` where there is none, or one without a vocabulary."""
     from transformers import AutoTokenizer
 
     quiet()
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        reason = "it knows no words" if len(tokenizer) <= len(tokenizer.all_special_ids) else ""
+    except Exception as error:  # of any type: the tokenizers' library raises bare ones
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if reason:  # without its files transformers makes up an empty tokenizer, to which every word is unknown
+        raise TeacherError(
+            f"{folder}: no tokenizer that transformers can open: {reason}",
+            "Save the tokenizer beside the model with save_pretrained.",
+        )
+    return tokenizer
 
 
 def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:

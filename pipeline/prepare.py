@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.cluster import check_gpus
 from pipeline.config import RunConfig
 from pipeline.data import TaskData, load_tasks
-from pipeline.models import check_length, fingerprint, open_config, resolve
+from pipeline.errors import ConfigError
+from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from students.layer_init import layer_indices
 from teachers.fine_tune import TEACHER, is_finished, teacher_folder
 from teachers.teacher import check_teacher
@@ -49,9 +50,14 @@ def prepare(config: RunConfig) -> Inputs:
     """Loads and checks. Raises `ConfigError`, `DataError` or `TeacherError`, all of them exit code 2."""
     check_gpus(config)
     bases = {name: resolve(t.model, t.revision, f"teachers.{name}") for name, t in config.teachers.items()}
-    for name, student in config.students.items():
-        if student.model is not None:
-            resolve(student.model, student.revision, f"students.{name}")
+    starts = {
+        name: bases[student.init_from]
+        if student.init_from
+        else resolve(student.model or "", student.revision, f"students.{name}")
+        for name, student in config.students.items()
+    }
+    for folder in dict.fromkeys((*bases.values(), *starts.values())):
+        open_tokenizer(folder)
     data = load_tasks(config)
     teachers: dict[str, Path] = {}
     for name, teacher in config.teachers.items():
@@ -66,12 +72,10 @@ def prepare(config: RunConfig) -> Inputs:
             )
             teachers[name] = folder / TEACHER
     for name, student in config.students.items():
-        start = (
-            bases[student.init_from]
-            if student.init_from
-            else resolve(student.model or "", student.revision, name)
-        )
-        layer_indices(student.layers, open_config(start).num_hidden_layers)
+        try:
+            layer_indices(student.layers, open_config(starts[name]).num_hidden_layers)
+        except ConfigError as error:
+            raise ConfigError(f"students.{name}.{error.cause}", error.remedy) from None
         for task_data in data.values():
-            check_length(start, task_data.task.max_length, f"students.{name}")
+            check_length(starts[name], task_data.task.max_length, f"students.{name}")
     return Inputs(data, bases, teachers)

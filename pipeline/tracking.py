@@ -388,7 +388,8 @@ class MlflowTracker:
         experiment = client.get_experiment_by_name(self._experiment)
         if experiment is None:
             location = None if self._artifacts is None else self._artifacts.as_uri()
-            return str(client.create_experiment(self._experiment, artifact_location=location))
+            tags = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on training runs
+            return str(client.create_experiment(self._experiment, artifact_location=location, tags=tags))
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)

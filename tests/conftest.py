@@ -323,9 +323,9 @@ def tiny_run(tmp_path: Path, tiny_model: TinyModel, csv_task: CsvTask) -> TinyRu
             "runs_dir": str(tmp_path / "runs"),
             "tasks": {"mood": csv_task(), "tone": csv_task(("bad", "good", "plain"), seed=1)},
             "teachers": {
-                "mood-bert": {"task": "mood", "model": bert, "fine_tune": tuned},
-                "mood-distilbert": {"task": "mood", "model": distilbert, "fine_tune": tuned},
-                "tone-bert": {"task": "tone", "model": bert, "fine_tune": tuned},
+                "mood-bert": {"task": "mood", "model": bert, "fine_tune": {**tuned}},
+                "mood-distilbert": {"task": "mood", "model": distilbert, "fine_tune": {**tuned}},
+                "tone-bert": {"task": "tone", "model": bert, "fine_tune": {**tuned}},
             },
             "students": {
                 "cut": {"init_from": "mood-bert", "layers": 1},

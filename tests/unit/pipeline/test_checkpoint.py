@@ -250,6 +250,7 @@ import subprocess, sys
 from pathlib import Path
 import torch
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.errors import ExhaustedError
 
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], check=True)

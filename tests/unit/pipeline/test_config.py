@@ -362,9 +362,11 @@ def test_where_a_student_starts(student: dict[str, Any], said: str) -> None:
     assert said in error.cause
 
 
-def test_students_share_one_worker_group() -> None:
-    error = refusal(changed({"students.tiny.train.workers": 2}))
-    assert error.cause == "students.tiny.train.workers: one worker group trains all students"
+@pytest.mark.parametrize("key", ["workers", "cpus_per_worker", "gpus_per_worker", "max_failures"])
+def test_students_share_one_worker_group(key: str) -> None:
+    error = refusal(changed({f"students.tiny.train.{key}": 2}))
+    assert error.cause == f"students.tiny.train.{key}: one worker group trains all students"
+    assert error.remedy == f"Set train.{key}."
 
 
 # ---------------------------------------------------------------- weights

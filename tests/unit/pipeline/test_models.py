@@ -90,7 +90,6 @@ def test_pickled_weights_beside_safe_ones_are_not_read(folder: Path) -> None:
 THEIR_CODE = """
 from pathlib import Path
 from transformers import PretrainedConfig
-Path(__file__).with_name("RAN").touch()
 Path({marker!r}).touch()
 class Theirs(PretrainedConfig):
     model_type = "theirs"
@@ -188,3 +187,26 @@ def test_a_file_more_changes_the_fingerprint(folder: Path) -> None:
     before = fingerprint(folder)
     (folder / "added_tokens.json").write_text("{}")
     assert fingerprint(folder) != before
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "mpnet", "modernbert"])
+def test_a_model_without_its_tokenizer_is_refused(
+    tiny_model: TinyModel, tmp_path: Path, architecture: Architecture
+) -> None:
+    # transformers would make up an empty one for most, to which every word is [UNK]
+    folder = Path(shutil.copytree(tiny_model(architecture), tmp_path / "model"))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(TeacherError) as caught:
+        open_tokenizer(folder)
+    assert caught.value.cause.startswith(f"{folder}: no tokenizer that transformers can open: ")
+    assert "\n" not in caught.value.cause
+
+
+def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(TeacherError, match="no tokenizer"):
+        open_tokenizer(folder)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline import checkpoint, loop
 from pipeline.config import EarlyStoppingConfig
@@ -101,13 +100,13 @@ def whole() -> dict[str, Trainer]:
 @pytest.fixture
 def uninterrupted(
     whole: dict[str, Trainer], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Trainer]]:
+) -> Callable[[str], Trainer]:
     def of(name: str) -> Trainer:
         if name not in whole:
             whole[name] = train(tmp_path_factory.mktemp(name), name)
         return whole[name]
 
-    yield of
+    return of
 
 
 def test_the_same_training_twice_is_the_same(tmp_path: Path, uninterrupted: Callable[[str], Trainer]) -> None:
@@ -143,10 +142,8 @@ def test_stopped_in_the_last_step_of_an_epoch_ends_in_the_next(
 ) -> None:
     expected = uninterrupted("adamw")
     steps = expected.schedule.steps_per_epoch
-    watch = StopAfter(steps)
-    sticky = begin(tmp_path, "adamw", lambda: watch() or watch.left <= 0)
-    assert sticky.fit().status == "interrupted"
-    assert sticky.progress.step == steps + 1
+    stopped = begin(tmp_path, "adamw", StopAfter(steps)).fit()
+    assert (stopped.status, stopped.step) == ("interrupted", steps + 1)
     assert curve(tmp_path, "macro/score") == [0.5]  # the epoch was scored first
     assert differences(train(tmp_path, "adamw"), expected) == []
 

@@ -158,14 +158,14 @@ def trainer_of(
 
 
 class StopAfter:
-    """Says stop at its `calls`-th call: a trainer asks once a step."""
+    """Says stop from its `calls`-th call on: a trainer asks once a step."""
 
     def __init__(self, calls: int) -> None:
         self.left = calls
 
     def __call__(self) -> bool:
         self.left -= 1
-        return self.left == 0
+        return self.left <= 0
 
 
 def weights_of(student: MultiTaskStudent) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def test_transformers_says_what_the_student_says(
     model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info  # nothing missing, unexpected or of another shape
     assert model.config.architectures == [type(model).__name__]
-    answer = pipeline(
+    answer: Any = pipeline(
         "text-classification", str(folder), top_k=None, truncation=True, max_length=task.max_length
     )
     found = [{each["label"]: each["score"] for each in row} for row in answer(TEXTS)]
@@ -184,9 +184,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", pretend)
 
 
-def test_onnx_without_the_extra_is_a_config_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_onnx_without_the_extra_is_a_config_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend_installed(monkeypatch, "onnx", "onnxruntime")
     with pytest.raises(ConfigError) as error:
         export_onnx(tmp_path, None, tmp_path / "onnx")

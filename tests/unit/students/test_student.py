@@ -109,9 +109,7 @@ def test_building_leaves_the_global_random_numbers_alone(folder_of: FolderOf) ->
 def test_dropout_reaches_every_module(folder_of: FolderOf, architecture: str, layers: int | None) -> None:
     folder = folder_of(architecture)
     inputs = inputs_of(folder)
-    students = {
-        p: build_student(folder, TASKS, layers=layers, dropout=p).train() for p in (0.0, 0.4, None)
-    }
+    students = {p: build_student(folder, TASKS, layers=layers, dropout=p).train() for p in (0.0, 0.4, None)}
     found = {p: {m.p for m in s.modules() if isinstance(m, nn.Dropout)} for p, s in students.items()}
     assert found[0.0] <= {0.0}
     assert found[0.4] == {0.4}
@@ -150,7 +148,8 @@ def test_heads_have_the_tasks_label_names(tiny_model: TinyModel) -> None:
 
 def test_task_names_are_any_names(folder_of: FolderOf) -> None:
     tasks = [
-        TextClassification(name, ("a", "b"), 32, "accuracy") for name in ("x.y", "x", "encoder", "models", "0")
+        TextClassification(name, ("a", "b"), 32, "accuracy")
+        for name in ("x.y", "x", "encoder", "models", "0")
     ]
     folder = folder_of("bert")
     student = build_student(folder, tasks)

@@ -49,7 +49,9 @@ def test_the_name_is_the_same_for_the_same(tiny_model: TinyModel, data: TaskData
     copied = shutil.copytree(base, tmp_path / "elsewhere")
     (copied / "README.md").write_text("the same model")
     assert teacher_folder(tmp_path, "critic", copied, data, CONFIG) == folder
-    assert teacher_folder(tmp_path, "other", base, data, CONFIG).name == folder.name.replace("critic", "other")
+    assert teacher_folder(tmp_path, "other", base, data, CONFIG).name == folder.name.replace(
+        "critic", "other"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,9 @@ def test_only_what_is_needed_stays(tiny_model: TinyModel, data: TaskData, tmp_pa
 
 def test_a_cut_text_is_counted(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:
     short: Any = replace(data.task, max_length=6)  # type: ignore[type-var]
-    fine_tune(tiny_model("bert"), replace(data, task=short), CONFIG.model_copy(update={"epochs": 1}), tmp_path)
+    fine_tune(
+        tiny_model("bert"), replace(data, task=short), CONFIG.model_copy(update={"epochs": 1}), tmp_path
+    )
     longer = sum(len(text.split()) > 4 for text in data.splits["train"].inputs["text"])
     assert json.loads((tmp_path / "fine_tune.json").read_text())["truncated"] == longer > 0
 
@@ -201,9 +205,7 @@ def test_a_kill_after_training_and_before_the_save_loses_nothing(
         pytest.fail("took a step")
 
     fine_tune(base, data, CONFIG, tmp_path / "killed", should_stop=no_step)
-    whole, killed_file = (
-        tmp_path / name / TEACHER / "model.safetensors" for name in ("whole", "killed")
-    )
+    whole, killed_file = (tmp_path / name / TEACHER / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed_file.read_bytes()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softmax
@@ -127,12 +129,12 @@ def test_encode_and_pad_give_the_tokenizers_own_ids(
     assert len(encoded) == len(texts)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.text("abc .é☃\n", max_size=40), min_size=1, max_size=6), st.integers(4, 20))
 def test_any_texts_encode_as_the_tokenizer_does(
     tiny_model: TinyModel, texts: list[str], max_length: int
 ) -> None:
-    tokenizer = open_tokenizer_once(tiny_model("bert"))
+    tokenizer = opened(tiny_model("bert"))
     encoded = task_of(max_length=max_length).encode(tokenizer, {"text": texts})
     whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     expected = tokenizer(texts, truncation=True, max_length=max_length, padding=True, return_tensors="np")
@@ -141,13 +143,9 @@ def test_any_texts_encode_as_the_tokenizer_does(
     assert encoded.truncated == sum(length > max_length for length in whole)
 
 
-TOKENIZERS: dict[Path, object] = {}
-
-
-def open_tokenizer_once(folder: Path) -> object:
-    if folder not in TOKENIZERS:
-        TOKENIZERS[folder] = open_tokenizer(folder)
-    return TOKENIZERS[folder]
+@cache
+def opened(folder: Path) -> Any:
+    return open_tokenizer(folder)
 
 
 def test_truncated_texts_are_counted_to_the_text(tiny_model: TinyModel) -> None:
@@ -161,10 +159,7 @@ def test_truncated_texts_are_counted_to_the_text(tiny_model: TinyModel) -> None:
 
 def test_two_models_read_the_same_text_each_in_its_own_ids(tiny_model: TinyModel) -> None:
     text = {"text": ["a good film"]}
-    bert, mpnet = (
-        task_of().encode(open_tokenizer(tiny_model(a)), text)
-        for a in ("bert", "mpnet")  # type: ignore[arg-type]
-    )
+    bert, mpnet = (task_of().encode(open_tokenizer(tiny_model(a)), text) for a in ("bert", "mpnet"))
     assert bert.columns["input_ids"].tolist() != mpnet.columns["input_ids"].tolist()
     assert bert.lengths.tolist() == mpnet.lengths.tolist()
     assert (bert.pads["input_ids"], mpnet.pads["input_ids"]) == (0, 1)

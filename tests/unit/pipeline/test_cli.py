@@ -1,0 +1,409 @@
+"""The command line: exit codes, two lines on stderr, and nothing started before everything is known.
+
+Rows of faults are those that can be decided before Ray starts; `check` decides all but two of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from pipeline import cli
+from pipeline.config import load_config, parse_config, to_yaml
+from pipeline.errors import TutelageError
+from tests.conftest import TinyModel, TinyRun, write_csv
+
+ROOT = Path(__file__).resolve().parents[3]
+Outcome = tuple[int, str, str]
+Tutelage = Callable[..., Outcome]
+
+
+@pytest.fixture
+def tutelage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tutelage:
+    """Runs a command in this process: arguments → exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        code = caught.value.code
+        return code if isinstance(code, int) else 0, printed.out, printed.err
+
+    return run
+
+
+def written(folder: Path, run: object) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(run if isinstance(run, str) else yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def changed(run: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    run = copy.deepcopy(run)
+    *sections, leaf = path.split(".")
+    place = run
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[leaf] = value
+    return run
+
+
+def two_lines(error: str) -> tuple[str, str]:
+    """Cause and remedy, and nothing else."""
+    assert "Traceback" not in error
+    cause, remedy = error.splitlines()
+    assert cause.startswith("error: ")
+    assert remedy.startswith("  ")
+    return cause.removeprefix("error: "), remedy.strip()
+
+
+# ---------------------------------------------------------------- help and usage
+
+
+COMMANDS = ("check", "train", "label", "evaluate", "export", "compare", "ui")
+
+
+def test_help_lists_the_commands(tutelage: Tutelage) -> None:
+    for flag in ("--help", "-h"):
+        code, out, err = tutelage(flag)
+        assert (code, err) == (0, "")
+        assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(tutelage: Tutelage, command: str) -> None:
+    code, out, err = tutelage(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"tutelage {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chek"], "Did you mean 'check'?"),
+        (["check"], "Missing argument 'RUN.yaml'"),
+        (["check", "run.yaml", "--quick"], "No such option: --quick"),
+        (["compare", "--to", "html"], "--to"),
+        (["export", "runs/x/students/y"], "Missing option"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(tutelage: Tutelage, arguments: list[str], said: str) -> None:
+    code, _, err = tutelage(*arguments)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_no_command_shows_the_help(tutelage: Tutelage) -> None:
+    code, out, err = tutelage()
+    assert code == 2
+    assert "check" in out + err
+
+
+# ---------------------------------------------------------------- errors become exit codes
+
+
+@pytest.mark.parametrize("error_class", TutelageError.__subclasses__())
+@pytest.mark.parametrize("arguments", [("check", "run.yaml"), ("train", "run.yaml"), ("evaluate", "student")])
+def test_our_errors_are_two_lines_and_their_exit_code(
+    tutelage: Tutelage,
+    monkeypatch: pytest.MonkeyPatch,
+    error_class: type[TutelageError],
+    arguments: tuple[str, ...],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error_class("the cause,\nover two lines", "the  remedy")
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    code, out, err = tutelage(*arguments)
+    assert (code, out) == (error_class.exit_code, "")
+    assert two_lines(err) == ("the cause, over two lines", "the remedy")
+
+
+def test_other_errors_are_two_lines_and_exit_code_1(
+    tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("boom\nand more")
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    code, _, err = tutelage("check", "run.yaml")
+    assert code == 1
+    assert two_lines(err)[0] == "unexpected RuntimeError: boom and more"
+    assert "--debug" in two_lines(err)[1]
+
+
+def test_ctrl_c_is_exit_code_130(tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_config", interrupt)
+    code, _, err = tutelage("check", "run.yaml")
+    assert code == 130
+    assert two_lines(err)[0] == "interrupted"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_may_stand_anywhere_and_adds_the_traceback(
+    tutelage: Tutelage, tmp_path: Path, place: int
+) -> None:
+    arguments = ["check", str(tmp_path / "absent.yaml")]
+    code, _, err = tutelage(*arguments[:place], "--debug", *arguments[place:])
+    assert code == 2
+    assert "Traceback" in err
+    assert two_lines("\n".join(err.splitlines()[-2:]))[0].startswith("cannot read")
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_prints_the_resolved_config_and_what_it_found(
+    tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    run = tiny_run(aggregation={"teacher_weights": {"mood-bert": 3.0}})
+    code, out, err = tutelage("check", written(tmp_path, run), "train.epochs=4", "loss.hard=1.4")
+    assert (code, err) == (0, "")
+    expected = changed(changed(run, "train.epochs", 4), "loss.hard", 1.4)
+    assert load_config(written(tmp_path, out)) == parse_config(expected)  # what is no YAML is a comment
+    assert out.splitlines()[-9:] == [
+        "# task mood: 48 train, 16 validation, 16 test; labels bad, good",
+        "# task tone: 48 train, 16 validation, 16 test; labels bad, good, plain",
+        "# teacher mood-bert of mood: to be fine-tuned",
+        "# teacher mood-distilbert of mood: to be fine-tuned",
+        "# teacher tone-bert of tone: to be fine-tuned",
+        "# teacher weights of mood normalised to sum to 1: mood-bert 0.75, mood-distilbert 0.25",
+        "# loss weights of cut normalised to sum to 1: hard 0.667, soft 0.333",
+        "# loss weights of bare normalised to sum to 1: hard 0.667, soft 0.333",
+        "# ok",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_check_brings_in_neither_ray_nor_mlflow(tiny_run: TinyRun, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pipeline import cli\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    print([name for name in ('ray', 'mlflow', 'tune') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script, "check", str(written(tmp_path, tiny_run()))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == ["# ok", "[]"]
+
+
+# ---------------------------------------------------------------- faults, by their rows
+
+
+def test_secrets_are_not_printed(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run(tracking={"uri": "https://me:hunter2@mlflow", "enabled": False})
+    code, out, err = tutelage("check", written(tmp_path, run))
+    assert code == 0
+    assert "https://***@mlflow" in out
+    assert "hunter2" not in out + err
+
+
+def refused(tutelage: Tutelage, run: object, folder: Path, *overrides: str) -> tuple[str, str]:
+    code, _, err = tutelage("check", written(folder, run), *overrides)
+    assert code == 2
+    return two_lines(err)
+
+
+def test_20_label_space_mismatch(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    teacher = {"task": "mood", "model": str(tiny_model("bert", ("good", "bad", "ugly")))}
+    cause, remedy = refused(tutelage, changed(tiny_run(), "teachers.mood-bert", teacher), tmp_path)
+    assert cause == (
+        "teachers.mood-bert: its labels ['good', 'bad', 'ugly'] are not those of task mood: ['bad', 'good']"
+    )
+    assert "id2label" in remedy
+
+
+def test_20_permuted_labels_are_fine(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    teacher = {"task": "mood", "model": str(tiny_model("bert", ("good", "bad")))}
+    code, out, _ = tutelage("check", written(tmp_path, changed(tiny_run(), "teachers.mood-bert", teacher)))
+    assert code == 0
+    assert f"# teacher mood-bert of mood: ready in {teacher['model']}" in out
+
+
+@pytest.mark.parametrize("text", ["", "text,label\n"])
+def test_22_empty_split(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path, text: str) -> None:
+    run = tiny_run()
+    file = Path(run["tasks"]["mood"]["data"]["data_files"]["validation"])
+    file.write_text(text)
+    assert refused(tutelage, run, tmp_path)[0].startswith(f"tasks.mood.data: {file} ")
+
+
+def test_24_not_utf8(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    file = Path(run["tasks"]["mood"]["data"]["data_files"]["train"])
+    file.write_bytes(b"text,label\ngood,good\ncaf\xe9,bad\n")
+    assert refused(tutelage, run, tmp_path)[0] == f"{file}:3: not UTF-8"
+
+
+def test_25_wrong_column(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    write_csv(Path(run["tasks"]["mood"]["data"]["data_files"]["train"]), [{"texts": "good", "label": "good"}])
+    cause, remedy = refused(tutelage, run, tmp_path)
+    assert cause == "tasks.mood: split train has no column 'text'; it has texts, label"
+    assert remedy.startswith("Did you mean 'texts'?")
+
+
+def test_26_duplicate_keys(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    text = yaml.safe_dump(tiny_run(), sort_keys=False)
+    assert "duplicate key name" in refused(tutelage, text + "name: again\n", tmp_path)[0]
+    twice = text.replace("tasks:\n", "tasks:\n  mood: {kind: text-classification, data: {path: csv}}\n", 1)
+    assert "duplicate key mood" in refused(tutelage, twice, tmp_path)[0]
+
+
+def test_27_unknown_key_and_bad_values(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    assert refused(tutelage, run, tmp_path, "loss.temprature=2") == (
+        "loss.temprature: unknown key",
+        "Did you mean 'temperature'?",
+    )
+    assert refused(tutelage, run, tmp_path, "loss.temperature=0")[0].startswith("loss.temperature: ")
+    weights = changed(run, "aggregation.teacher_weights", {"mood-bert": float("nan")})
+    assert refused(tutelage, weights, tmp_path)[0].startswith("aggregation.teacher_weights.mood-bert: ")
+    assert "is not key.path=value" in refused(tutelage, run, tmp_path, "train.epochs")[0]
+
+
+def test_28_weights(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = changed(tiny_run(), "aggregation.teacher_weights", {"mood-bert": 0, "mood-distilbert": 0})
+    cause = "aggregation.teacher_weights: every teacher of mood has weight 0"
+    assert refused(tutelage, run, tmp_path)[0] == cause
+    run = changed(tiny_run(), "aggregation.teacher_weights", {"mood-bert": -1})
+    assert refused(tutelage, run, tmp_path)[0].startswith("aggregation.teacher_weights.mood-bert: ")
+
+
+def test_30_no_gpu(
+    tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    cause, _ = refused(tutelage, tiny_run(), tmp_path, "train.gpus_per_worker=1")
+    assert cause == "train.gpus_per_worker: a GPU is asked for, this machine has none"
+
+
+@pytest.mark.parametrize("model", ["somebody/no-such-model", "/no/such/folder"])
+def test_35_no_such_teacher(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path, model: str) -> None:
+    cause, remedy = refused(tutelage, tiny_run(), tmp_path, f"teachers.mood-bert.model={model}")
+    assert cause.startswith(f"teachers.mood-bert: no model '{model}'")
+    assert remedy.startswith("Check the name, the network")
+
+
+# Runs commands one after another in one process, for Ray's import is slow; tells how each ended.
+COMMANDS_IN_ONE = """
+import json, sys
+from pipeline import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["tutelage", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        print(f"exit {end.code}", file=sys.stderr)
+import ray
+print(ray.is_initialized())
+"""
+
+
+def test_33_and_34_one_launch_a_folder_and_one_config_too(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    file = written(tmp_path, run)
+    taken, begun = tmp_path / "runs" / "taken", tmp_path / "runs" / "begun"
+    taken.mkdir(parents=True)
+    begun.mkdir()
+    before = parse_config({**changed(run, "loss.temperature", 3.0), "name": "begun", "seed": 4})
+    (begun / "config.yaml").write_text(to_yaml(before))
+    commands = [
+        ["train", str(file), "name=taken"],
+        ["label", str(file), "name=begun"],
+        ["train", str(file), "name=begun"],
+    ]
+    with FileLock(taken / ".lock"):
+        done = subprocess.run(
+            [sys.executable, "-c", COMMANDS_IN_ONE, json.dumps(commands)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    refusal = [
+        f"error: {begun} was begun with something else: seed: 4 → 0; loss.temperature: 3.0 → 2.0",
+        f"  Give the run another name (name=…), put it back as it was, or remove {begun}.",
+        "exit 2",
+    ]
+    assert done.stderr.splitlines() == [
+        f"error: another launch is using {taken}",
+        "  Wait for it or stop it, or give this run another name: name=…",
+        "exit 2",
+        *refusal,
+        *refusal,
+    ]
+    assert done.stdout == "False\n"
+    assert (begun / "config.yaml").read_text() == to_yaml(before)
+
+
+# ---------------------------------------------------------------- other commands
+
+
+@pytest.mark.parametrize(
+    "arguments", [("evaluate", "nowhere/x/y"), ("export", "nowhere/x/y", "--task", "mood", "--to", "out")]
+)
+def test_a_student_that_is_not_there(tutelage: Tutelage, arguments: tuple[str, ...]) -> None:
+    code, _, err = tutelage(*arguments)
+    assert code == 2
+    assert two_lines(err)[0].startswith("cannot read")
+
+
+def test_a_student_of_an_unfinished_run(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    student = tmp_path / "runs" / "tiny" / "students" / "cut"
+    student.mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "config.yaml").write_text(to_yaml(parse_config(run)))
+    code, _, err = tutelage("evaluate", student)
+    assert code == 2
+    assert two_lines(err)[0] == f"no student in {student / 'mood'}"
+    code, _, err = tutelage("export", student, "--task", "mod", "--to", tmp_path / "out")
+    assert code == 2
+    assert two_lines(err) == ("there is no task 'mod'", "The run has mood, tone.")
+
+
+def test_a_saved_student_is_scored_and_copied_out(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    run = tiny_run()
+    folder = tmp_path / "runs" / "tiny"
+    for task, labels in (("mood", ("good", "bad")), ("tone", ("bad", "good", "plain"))):
+        target = folder / "students" / "cut" / task
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(tiny_model("bert", labels))
+    (folder / "config.yaml").write_text(to_yaml(parse_config(run)))
+    code, out, err = tutelage("evaluate", folder / "students" / "cut", "--split", "validation")
+    assert (code, err) == (0, "")
+    assert "cut on validation" in out
+    rows = {
+        line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()[:4] in ("mood", "tone")
+    }
+    assert {task: values[0] for task, values in rows.items()} == {"mood": "16", "tone": "16"}
+    out_folder = tmp_path / "out"
+    code, out, err = tutelage("export", folder / "students" / "cut", "--task", "tone", "--to", out_folder)
+    assert (code, err) == (0, "")
+    assert (out_folder / "model.safetensors").is_file()
+    assert str(out_folder) in out
+    code, _, err = tutelage("export", folder / "students" / "cut", "--task", "tone", "--to", out_folder)
+    assert code == 2
+    assert two_lines(err)[0] == f"--to {out_folder}: not empty"

@@ -1,0 +1,202 @@
+"""What is known before Ray starts: everything a run needs is found and fits, or it is refused with exit code 2."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import parse_config
+from pipeline.errors import TutelageError
+from pipeline.prepare import Inputs, prepare
+from tests.conftest import TinyModel, TinyRun, write_csv
+
+
+def changed(run: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """`run` with another value at a dotted path; None takes the key out."""
+    run = copy.deepcopy(run)
+    *sections, leaf = path.split(".")
+    place = run
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[leaf] = value
+    if value is None:
+        del place[leaf]
+    return run
+
+
+def prepared(run: dict[str, Any]) -> Inputs:
+    return prepare(parse_config(run))
+
+
+def refusal(run: dict[str, Any]) -> TutelageError:
+    with pytest.raises(TutelageError) as caught:
+        prepared(run)
+    assert caught.value.exit_code == 2
+    assert "\n" not in caught.value.cause + caught.value.remedy
+    return caught.value
+
+
+def test_inputs_of_a_new_run(tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path) -> None:
+    inputs = prepared(tiny_run())
+    assert {name: data.task.labels for name, data in inputs.data.items()} == {
+        "mood": ("bad", "good"),
+        "tone": ("bad", "good", "plain"),
+    }
+    assert inputs.bases["mood-bert"] == inputs.bases["tone-bert"] == tiny_model("bert")
+    assert inputs.to_fine_tune() == ["mood-bert", "mood-distilbert", "tone-bert"]
+    for name, folder in inputs.teachers.items():
+        assert folder.parent.parent == tmp_path / "runs" / "_teachers"
+        assert folder.parent.name.startswith(f"{name}-")
+    assert len(set(inputs.teachers.values())) == 3
+    assert not (tmp_path / "runs").exists()  # looking changes nothing
+
+
+def test_a_teacher_that_is_there_is_not_made_again(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    inputs = prepared(tiny_run())
+    folder = inputs.teachers["mood-distilbert"]
+    shutil.copytree(tiny_model("distilbert", ("bad", "good")), folder)
+    assert inputs.to_fine_tune() == ["mood-bert", "tone-bert"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "anew"),
+    [
+        ("teachers.mood-bert.fine_tune.epochs", 2, {"mood-bert"}),
+        ("teachers.mood-bert.fine_tune.seed", 1, {"mood-bert"}),
+        ("teachers.mood-bert.fine_tune.checkpoint_steps", 7, set()),
+        ("teachers.mood-bert.serving.cpus", 2, set()),
+        ("tasks.mood.data.max_length", 20, {"mood-bert", "mood-distilbert"}),
+        ("tasks.mood.data.limit", {"train": 20}, {"mood-bert", "mood-distilbert"}),
+        ("tasks.mood.data.limit", {"test": 5}, set()),
+        ("tasks.mood.data.labels", ["good", "bad"], {"mood-bert", "mood-distilbert"}),
+        ("tasks.mood.metric", "macro_f1", {"mood-bert", "mood-distilbert"}),
+        ("seed", 5, set()),
+        ("loss", {"temperature": 4.0}, set()),
+        ("train.epochs", 9, set()),
+    ],
+)
+def test_what_makes_another_teacher(tiny_run: TinyRun, path: str, value: object, anew: set[str]) -> None:
+    run = tiny_run()
+    before, after = prepared(run).teachers, prepared(changed(run, path, value)).teachers
+    assert {name for name in before if before[name] != after[name]} == anew
+
+
+def test_a_ready_teacher_is_served_from_its_own_folder(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    folder = tiny_model("mpnet", ("Good", "BAD"))
+    teachers = {**tiny_run()["teachers"], "mood-ready": {"task": "mood", "model": str(folder)}}
+    inputs = prepared(tiny_run(teachers=teachers))
+    assert inputs.teachers["mood-ready"] == inputs.bases["mood-ready"] == folder
+    assert "mood-ready" not in inputs.to_fine_tune()
+
+
+# ---------------------------------------------------------------- content
+
+
+def test_contents_have_fingerprints(tiny_run: TinyRun) -> None:
+    run = tiny_run()
+    config = parse_config(run)
+    before = prepare(config).fingerprints(config)
+    assert list(before) == [
+        "tasks.mood.data",
+        "tasks.tone.data",
+        "teachers.mood-bert.model",
+        "teachers.mood-distilbert.model",
+        "teachers.tone-bert.model",
+        "students.bare.model",
+    ]
+    write_csv(Path(run["tasks"]["mood"]["data"]["data_files"]["test"]), [{"text": "new", "label": "bad"}])
+    after = prepare(config).fingerprints(config)
+    assert {path for path in before if before[path] != after[path]} == {"tasks.mood.data"}
+
+
+def test_a_label_that_changes_changes_the_datas_fingerprint(tiny_run: TinyRun) -> None:
+    run = tiny_run()
+    before = prepared(run).data["mood"].fingerprint()
+    file = Path(run["tasks"]["mood"]["data"]["data_files"]["train"])
+    first, *others = file.read_text().splitlines()
+    mended = others[0].removesuffix("bad") + "good"
+    file.write_text("\n".join([first, mended, *others[1:]]))
+    assert prepared(run).data["mood"].fingerprint() != before
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_labels_of_a_ready_teacher_must_match(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    folder = tiny_model("bert", ("bad", "good", "mixed"))
+    run = changed(tiny_run(), "teachers.mood-bert", {"task": "mood", "model": str(folder)})
+    error = refusal(run)
+    assert error.cause == (
+        "teachers.mood-bert: its labels ['bad', 'good', 'mixed'] are not those of task mood: ['bad', 'good']"
+    )
+
+
+@pytest.mark.parametrize("section", ["teachers.mood-bert", "students.bare"])
+def test_a_model_that_is_not_there(tiny_run: TinyRun, section: str) -> None:
+    error = refusal(changed(tiny_run(), f"{section}.model", "somebody/no-such-model"))
+    assert error.cause.startswith(f"{section}: no model 'somebody/no-such-model'")
+
+
+@pytest.mark.parametrize("section", ["teachers.mood-bert", "students.bare"])
+def test_a_model_that_is_too_short(tiny_run: TinyRun, tiny_model: TinyModel, section: str) -> None:
+    error = refusal(changed(tiny_run(), f"{section}.model", str(tiny_model("mpnet", positions=24))))
+    assert error.cause == f"{section}: max_length 32 is more than the model's 24 positions"
+
+
+def test_a_student_of_one_task_must_fit_the_others(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    run = changed(tiny_run(), "tasks.mood.data.max_length", 20)
+    run = changed(run, "teachers.mood-bert.model", str(tiny_model("bert", positions=24)))
+    assert refusal(run).cause == "students.cut: max_length 32 is more than the model's 24 positions"
+
+
+@pytest.mark.parametrize("section", ["teachers.mood-bert", "students.bare"])
+def test_a_model_without_a_tokenizer(
+    tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path, section: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_model("bert"), tmp_path / "bare"))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert refusal(changed(tiny_run(), f"{section}.model", str(folder))).cause.startswith(
+        f"{folder}: no tokenizer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "cause"),
+    [
+        (3, "students.cut.layers: 3 asked for, the teacher has 2"),
+        ([0, 2], "students.cut.layers: there is no layer 2, the last is 1"),
+    ],
+)
+def test_layers_that_the_teacher_has_not(tiny_run: TinyRun, layers: object, cause: str) -> None:
+    assert refusal(changed(tiny_run(), "students.cut.layers", layers)).cause == cause
+
+
+def test_data_that_are_not_there(tiny_run: TinyRun) -> None:
+    error = refusal(changed(tiny_run(), "tasks.tone.data.data_files.test", "absent.csv"))
+    assert error.cause == "tasks.tone.data.data_files: no file absent.csv"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("teachers.mood-bert.serving.gpus", "teachers.mood-bert.serving.gpus"),
+        ("train.gpus_per_worker", "train.gpus_per_worker"),
+    ],
+)
+def test_a_gpu_where_there_is_none(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, path: str, said: str
+) -> None:
+    run = changed(tiny_run(), path, 0.5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    error = refusal(run)
+    assert error.cause == f"{said}: a GPU is asked for, this machine has none"
+    assert error.remedy == "Set it to 0, or give cluster.address."
+    prepared(changed(run, "cluster.address", "ray://somewhere:10001"))  # what a cluster has is for Ray to say
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    prepared(run)
