@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from pipeline.cluster import lock_private_ray
-from pipeline.config import Split, load_config, notes, to_yaml
+from pipeline.config import Split, load_config
+from pipeline.config_view import notes, to_yaml
 from pipeline.errors import TutelageError
 
 app = typer.Typer(

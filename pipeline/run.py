@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config as configs
+from pipeline import config_view
 from pipeline import report as reports
 from pipeline import train as training
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import check_room, connected
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, load_config
 from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
 from pipeline.loop import METRICS, read_metrics
@@ -93,11 +93,11 @@ def _running(config: RunConfig, display: Display, record: bool = True) -> Iterat
     inputs = prepare(config)
     with locked(config.run_dir), StopSignals(config.run_dir) as stop:
         _settle(config, inputs, record)
-        for note in [*configs.notes(config), *_data_notes(inputs)]:
+        for note in [*config_view.notes(config), *_data_notes(inputs)]:
             display.line(note)
         tracker = open_tracker(config, config.run_dir) if record else NullTracker()
         run = Run(config, inputs, display, stop, tracker, stages)
-        tracker.run("", config.name, "parent", {"tasks": ",".join(config.tasks)}, configs.flatten(config))
+        tracker.run("", config.name, "parent", {"tasks": ",".join(config.tasks)}, config_view.flatten(config))
         try:
             yield run
             tracker.finish("", "FINISHED")
@@ -121,13 +121,13 @@ def _settle(config: RunConfig, inputs: Inputs, record: bool) -> None:
     settings, contents = config.run_dir / "config.yaml", config.run_dir / "inputs.json"
     fingerprints = inputs.fingerprints(config)
     if settings.exists():
-        _refuse_changes(config, configs.differences(configs.load_config(settings), config))
+        _refuse_changes(config, config_view.differences(load_config(settings), config))
     if contents.exists():
         before = json.loads(contents.read_text())
         changed = [path for path, value in fingerprints.items() if before.get(path, value) != value]
         _refuse_changes(config, [f"{path}: its content has changed" for path in changed])
     if record or settings.exists():
-        write_atomically(settings, configs.to_yaml(config))
+        write_atomically(settings, config_view.to_yaml(config))
         write_atomically(contents, json.dumps(fingerprints, indent=1))
 
 
@@ -286,7 +286,7 @@ def _track_job(run: Run, job: Job) -> None:
     settings["student"] = config.students[job.student].model_dump(
         mode="json", include={"model", "init_from", "layers"}
     )
-    run.tracker.run(job.name, job.name, role, tags, configs.flatten_values(settings))
+    run.tracker.run(job.name, job.name, role, tags, config_view.flatten_values(settings))
     run.tracker.follow(job.name, job_folder(config.run_dir, job) / METRICS)
 
 
@@ -329,7 +329,7 @@ def _first_step(folder: Path) -> float | None:
 
 def _report(run: Run) -> dict[str, Any]:
     config, tracker = run.config, run.tracker
-    notes = [*configs.notes(config), *_data_notes(run.inputs)]
+    notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
     facts = run_facts(config, run.inputs, run.labelled, run.stages, notes)
     run.stages.done("evaluate")

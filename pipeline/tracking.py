@@ -41,8 +41,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from pipeline.config import RunConfig, redact
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 from pipeline.spool import Ledger, Point, Record, Tail, unsent
 
 if TYPE_CHECKING:

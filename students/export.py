@@ -44,7 +44,8 @@ def export_onnx(model_folder: Path, model_class: Any, target: Path) -> float:
     ]
     if absent:
         raise ConfigError(
-            f"--onnx needs {', '.join(absent)}", "Install the project's extra, from its folder: pip install -e '.[onnx]'."
+            f"--onnx needs {', '.join(absent)}",
+            "Install the project's extra, from its folder: pip install -e '.[onnx]'.",
         )
     import onnxruntime
 

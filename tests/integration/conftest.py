@@ -1,19 +1,22 @@
 """What the integration tests share: a local Ray for the session, and whole runs on files that outlive one test.
 
-`local_ray`    a Ray of this process's own with four CPUs, for tests that call the Ray shells directly
-`make_run`     factory: folder → a run's YAML file in it: two tasks, four teachers, two students
+`local_ray`       a Ray of this process's own with four CPUs, for tests that call the Ray shells directly
+`ready_teachers`  sections of teachers that need no fine-tuning
+`make_run`        factory: folder → a run's YAML file in it: two tasks, four teachers, two students
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import TinyModel, texts_of, write_csv
 
@@ -62,6 +65,30 @@ def csv_section(
     }
 
 
+@pytest.fixture(scope="session")
+def ready_teachers(
+    tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Teacher sections for tasks `mood` and `tone`: classifiers already, with their labels in another order.
+
+    Their weights are random, the heads' fifty times larger than usual: their answers differ from text to text.
+    """
+    folder = tmp_path_factory.mktemp("ready")
+    sections = {}
+    for task, bare in {
+        "mood": tiny_model("distilbert", ("good", "bad")),
+        "tone": tiny_model("mpnet", ("plain", "bad", "good")),
+    }.items():
+        shutil.copytree(bare, folder / task)
+        weights = load_file(folder / task / "model.safetensors")
+        for name in weights:
+            if name in ("classifier.weight", "classifier.out_proj.weight"):
+                weights[name] *= 50
+        save_file(weights, folder / task / "model.safetensors", metadata={"format": "pt"})
+        sections[f"{task}-ready"] = {"task": task, "model": str(folder / task)}
+    return sections
+
+
 class MakeRun(Protocol):
     """Writes run files."""
 
@@ -77,14 +104,12 @@ class MakeRun(Protocol):
 
 
 @pytest.fixture(scope="session")
-def make_run(tiny_model: TinyModel) -> MakeRun:
+def make_run(tiny_model: TinyModel, ready_teachers: dict[str, dict[str, Any]]) -> MakeRun:
     """See `MakeRun`."""
 
     def make(folder: Path, **sections: Any) -> Path:
         tuned = {"epochs": 2, "learning_rate": 1e-2, "tokens_per_batch": 128}
         bert = str(tiny_model("bert"))
-        mood_ready = str(tiny_model("distilbert", ("good", "bad")))
-        tone_ready = str(tiny_model("mpnet", ("plain", "bad", "good")))
         run: dict[str, Any] = {
             "name": "first",
             "tasks": {
@@ -93,9 +118,8 @@ def make_run(tiny_model: TinyModel) -> MakeRun:
             },
             "teachers": {
                 "mood-tuned": {"task": "mood", "model": bert, "fine_tune": tuned},
-                "mood-ready": {"task": "mood", "model": mood_ready},
                 "tone-tuned": {"task": "tone", "model": bert, "fine_tune": tuned},
-                "tone-ready": {"task": "tone", "model": tone_ready},
+                **ready_teachers,
             },
             "aggregation": {"strategy": "confidence"},
             "students": {

@@ -80,7 +80,7 @@ def scores_of(report: dict[str, Any]) -> list[Any]:
 def test_a_run_leaves_its_folder_and_no_process(first: Finished) -> None:
     assert {file.name for file in first.run_dir.iterdir()} - {".lock"} == {
         *("config.yaml", "report.json", "report.md", "figures", "students", "checkpoints"),
-            *("inputs.json", "mlflow.json"),
+        *("inputs.json", "mlflow.json"),
     }
     assert {file.name for file in first.config.run_dir.parent.iterdir()} == {
         *("first", "_teachers", "_store", "_mlflow")
@@ -122,9 +122,7 @@ def test_report_has_what_is_promised(first: Finished) -> None:
 
 
 def test_each_teacher_saw_each_example_once(first: Finished) -> None:
-    wanted = {
-        name: first.data[teacher.task].distinct() for name, teacher in first.config.teachers.items()
-    }
+    wanted = {name: first.data[teacher.task].distinct() for name, teacher in first.config.teachers.items()}
     assert first.report["teacher_forwards"] == wanted
     assert first.config.train.epochs > 1
     store = Store(first.config.store_path)
@@ -145,7 +143,10 @@ def test_labels_in_another_order_are_aligned_by_name(first: Finished) -> None:
         key = store_key(Path(teacher.model), data.task, teacher.serving.dtype)
         logits = store.view(key, test.keys, data.task.labels).gather(np.arange(len(test)))
         told = pipeline("text-classification", teacher.model)(list(test.inputs["text"]), top_k=None)
-        assert tuple(pipeline("text-classification", teacher.model).model.config.id2label.values()) != data.task.labels
+        assert (
+            tuple(pipeline("text-classification", teacher.model).model.config.id2label.values())
+            != data.task.labels
+        )
         assert_same_answers(told, torch.from_numpy(logits.astype(np.float32)), data.task.labels, 2e-3)
 
 
@@ -187,9 +188,12 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert {name: run.data.tags["role"] for name, run in runs.items()} == {
         "first": "parent",
-        **{"mood-tuned": "teacher", "tone-tuned": "teacher"},
-        **{"cut-distilled": "student", "bare-distilled": "student"},
-        **{"cut-supervised": "baseline", "bare-supervised": "baseline"},
+        "mood-tuned": "teacher",
+        "tone-tuned": "teacher",
+        "cut-distilled": "student",
+        "bare-distilled": "student",
+        "cut-supervised": "baseline",
+        "bare-supervised": "baseline",
     }
     parent = runs["first"]
     for name, run in runs.items():
@@ -211,7 +215,9 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
         assert f"test/{task}/accuracy" in runs["cut-supervised"].data.metrics
     epochs = client.get_metric_history(student.info.run_id, "macro/score")
     lines = read_metrics(first.run_dir / "checkpoints" / "cut-distilled" / METRICS)
-    expected = [(line["step"], line["metrics"]["macro/score"]) for line in lines if "macro/score" in line["metrics"]]
+    expected = [
+        (line["step"], line["metrics"]["macro/score"]) for line in lines if "macro/score" in line["metrics"]
+    ]
     assert [(point.step, point.value) for point in epochs] == expected
     assert len(expected) == config.train.epochs
     models = client.search_logged_models([experiment.experiment_id])

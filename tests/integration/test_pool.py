@@ -40,9 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 def examples_of(texts: Sequence[str]) -> Examples:
     inputs = {"text": list(texts)}
-    return Examples(
-        "mood", content_keys(TASK.kind, inputs), inputs, np.zeros(len(texts), dtype=np.int64)
-    )
+    return Examples("mood", content_keys(TASK.kind, inputs), inputs, np.zeros(len(texts), dtype=np.int64))
 
 
 EXAMPLES = examples_of(texts_of(0, 200) + texts_of(1, 200))
@@ -207,7 +205,11 @@ def test_nonsense_is_not_stored_and_names_teacher_and_text(
 
 
 def test_only_rotten_and_new_examples_are_labelled_again(
-    model: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Four shards, a bit of one flipped, and ten examples more than before."""
     spec, targets = spec_of(model), read(undisturbed, spec_of(model))

@@ -15,18 +15,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import (
-    SPLITS,
-    RunConfig,
-    differences,
-    flatten,
-    load_config,
-    notes,
-    parse_config,
-    redact,
-    to_yaml,
-)
+from pipeline.config import SPLITS, RunConfig, load_config, parse_config
+from pipeline.config_view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -1,0 +1,96 @@
+"""A config shown, flattened, compared with another."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipeline.config import RunConfig
+from pipeline.redact import redact
+
+RESULT_FREE = (  # keys that change where and how a run is done, not what comes out
+    "runs_dir",
+    "store.*",
+    "tracking.*",
+    "cluster.*",
+    "teachers.*.serving.replicas",
+    "teachers.*.serving.cpus",
+    "teachers.*.serving.gpus",
+    "teachers.*.serving.resources*",
+    "teachers.*.serving.in_flight",
+    "teachers.*.serving.timeout_s",
+    "teachers.*.serving.restarts",
+    "*train.checkpoint_steps",
+    "teachers.*.fine_tune.checkpoint_steps",
+    "*train.max_failures",
+    "*train.cpus_per_worker",
+    "*train.resources_per_worker*",
+)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as `dotted.path → scalar`, secrets redacted."""
+    return flatten_values(config.model_dump(mode="json"))
+
+
+def flatten_values(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested dicts as `dotted.path → leaf`, secrets redacted; empty dicts are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else str(key)
+        flat |= (
+            flatten_values(value, here) if isinstance(value, dict) and value else {here: redact(here, value)}
+        )
+    return flat
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads back; secrets redacted."""
+
+    def clean(node: Any, path: str = "") -> Any:
+        if isinstance(node, dict):
+            return {key: clean(value, f"{path}.{key}") for key, value in node.items()}
+        return redact(path, node)
+
+    data = clean(config.model_dump(mode="json"))
+    # PyYAML would not quote 1e3, which it reads as a number
+    text: str = OmegaConf.to_yaml(OmegaConf.create(data))
+    return text
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """`path: old → new` for every key that would change the results."""
+    before, after = (
+        {path: value for path, value in flatten(config).items() if value != {}} for config in (old, new)
+    )
+    paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    return [
+        f"{path}: {before.get(path)!r} → {after.get(path)!r}"
+        for path in paths
+        if not any(fnmatch.fnmatch(path, pattern) for pattern in RESULT_FREE)
+    ]
+
+
+def notes(config: RunConfig) -> list[str]:
+    """What was normalised, one line each."""
+    lines: list[str] = []
+    for task in config.tasks:
+        given = config.aggregation_of(task).teacher_weights
+        weights = [given.get(name, 1.0) for name in config.teachers_of(task)]
+        if given.keys() & set(config.teachers_of(task)) and abs(sum(weights) - 1) > 1e-9:
+            shown = ", ".join(f"{name} {weight:.3g}" for name, weight in config.teacher_weights(task).items())
+            lines.append(f"teacher weights of {task} normalised to sum to 1: {shown}")
+    for student in config.students:
+        loss = config.loss_of(student)
+        if abs(loss.hard + loss.soft - 1) > 1e-9:
+            hard, soft = config.hard_soft(student)
+            lines.append(
+                f"loss weights of {student} normalised to sum to 1: hard {hard:.3g}, soft {soft:.3g}"
+            )
+        if loss.task_weights:
+            shown = ", ".join(f"{name} {weight:.3g}" for name, weight in config.task_weights(student).items())
+            lines.append(f"task weights of {student} normalised to a mean of 1: {shown}")
+    return lines

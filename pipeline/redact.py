@@ -1,0 +1,25 @@
+"""Secrets, by the name of their key or their place in a URL, kept out of params, artifacts and logs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
+SECRET_QUERY = re.compile(
+    r"([?&](?:[^=&#]*(?:token|secret|password|signature|key)|sig)=)[^&#]+", re.IGNORECASE
+)
+SECRET = re.compile(r"token(?!s_per_batch)|secret|password|(^|[._-])key($|[._-])|api_?key", re.IGNORECASE)
+
+
+def redact(path: str, value: Any) -> Any:
+    """`value`, or what may be shown of it: no secrets by name, none inside URLs. Numbers are never secrets."""
+    if isinstance(value, list | tuple):
+        return [redact(path, item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if SECRET.search(path.rsplit(".", 1)[-1]):
+        return "***"
+    if "://" not in value:
+        return value
+    return SECRET_QUERY.sub(r"\1***", USER_INFO.sub("***@", value))
