@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Encoded
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from pipeline.config import OptimizationConfig
 from pipeline.data import Schedule, Step
 from pipeline.errors import DivergedError
@@ -341,7 +341,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / METRICS
         kept = [line for line in read_metrics(file) if line["step"] <= step]
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class StopWatch:

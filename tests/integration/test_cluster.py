@@ -1,0 +1,101 @@
+"""`tutelage train` on a Ray that was there before and is there after, from a folder that has none of the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TinyModel
+from tests.integration.command import BIN, Command, started, tutelage, wait_until
+from tests.integration.conftest import MakeRun, csv_section
+
+pytestmark = pytest.mark.integration
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[tuple[Command, str]]:
+    """A cluster of one node with ports and folder of its own, and its address."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
+    port = free_port()
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": port,
+        "num-cpus": 2,
+        "object-store-memory": 150_000_000,
+        "include-dashboard": "false",
+        "ray-client-server-port": free_port(),
+        "dashboard-agent-listen-port": free_port(),
+        "temp-dir": folder,
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    try:
+        with started(str(BIN / "ray"), "start", "--head", "--block", *arguments, cwd=folder) as command:
+            wait_until(lambda: "Ray runtime started" in command.output, lambda: command.output, 120)
+            yield command, f"127.0.0.1:{port}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, tiny_model: TinyModel) -> Path:
+    """A folder with a run that names everything by relative paths: one teacher to be fine-tuned, two students."""
+    folder = tmp_path_factory.mktemp("cluster")
+    mood = csv_section(folder / "mood", ("bad", "good"), 48)
+    files = mood["data"]["data_files"]
+    mood["data"]["data_files"] = {split: os.path.relpath(file, folder) for split, file in files.items()}
+    shutil.copytree(tiny_model("bert"), folder / "bert")
+    make_run(
+        folder,
+        tasks={"mood": mood},
+        teachers={"only": {"task": "mood", "model": "bert", "fine_tune": {"tokens_per_batch": 128}}},
+        students={"cut": {"init_from": "only", "layers": 1}, "bare": {"model": "bert"}},
+        train={"epochs": 2, "tokens_per_batch": 128},
+        baselines=[],
+        tracking={"enabled": False},
+    )
+    return folder
+
+
+def test_a_run_on_a_cluster_that_was_there(head: tuple[Command, str], workplace: Path) -> None:
+    """The workers have another working directory than the command, which has none of the code."""
+    ray, address = head
+    done = tutelage("train", "run.yaml", f"cluster.address={address}", cwd=workplace)
+    assert done.process.returncode == 0, done.output
+    report = json.loads((workplace / "runs" / "first" / "report.json").read_text())
+    assert report["teacher_forwards"] == {"only": 48 + 24 + 24}
+    assert report["tasks"]["mood"]["students"].keys() == {"cut", "bare"}
+    assert not any("raylet" in title or "gcs_server" in title for title in done.ever)  # none of its own
+    assert ray.process.poll() is None
+    assert not [title for title in ray.left() if "TeacherActor" in title or "RayTrain" in title]
+    status = tutelage_free(address)
+    assert status == {"CPU": 2.0}
+
+
+def test_no_cluster_at_the_address(workplace: Path) -> None:
+    started_at = time.monotonic()
+    done = tutelage("train", "run.yaml", "name=nowhere", f"cluster.address=127.0.0.1:{free_port()}", cwd=workplace)
+    assert done.process.returncode == 2, done.output
+    assert re.search(r"^error: cluster.address: no Ray cluster at 127\.0\.0\.1:\d+: .+\n  \S", done.output, re.M)
+    assert "Traceback" not in done.output
+    assert time.monotonic() - started_at < 60
