@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -15,6 +17,8 @@ from pipeline.errors import ConfigError
 OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
 )
+CONNECT_S = 10.0
+NO_CLUSTER = "Start it, mend the address, set RAY_AUTH_MODE=token if it asks for its token, or set cluster.address to null."
 
 
 def lock_private_ray(config: RunConfig) -> None:
@@ -48,20 +52,30 @@ def connected(config: RunConfig) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     else:
+        _check_listens(address)
         try:
             ray.init(
                 address=address, runtime_env=_own_code(), log_to_driver=False, logging_level=logging.ERROR
             )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(
-                f"cluster.address: no Ray cluster at {address}: {reason}",
-                "Start it, mend the address, or set cluster.address to null for a local Ray.",
-            ) from None
+            raise ConfigError(f"cluster.address: no Ray cluster at {address}: {reason}", NO_CLUSTER) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Raises `ConfigError` where nothing listens at `host:port` or `ray://host:port`: Ray would try for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.scheme not in ("", "ray") or not parts.hostname or ":" not in parts.netloc:
+        return  # auto and the like: for Ray to find
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 0), timeout=CONNECT_S):
+            return
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cluster.address: no Ray cluster at {address}: {error}", NO_CLUSTER) from None
 
 
 def _own_code() -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._ids: dict[str, TaskID] = {}
-        self._printed: dict[str, float] = {}
+        self._printed: dict[str, tuple[float, int]] = {}
         self._ended: set[str] = set()
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -59,11 +59,12 @@ class Display:
                     self._ids[what], completed=done, total=total, note=note, visible=not finished
                 )
             now = time.monotonic()
-            due = now - self._printed.setdefault(what, now) >= PLAIN_EVERY_S
+            at, before = self._printed.setdefault(what, (now, done))
+            due = now - at >= PLAIN_EVERY_S and done > before
             if finished:
                 self._ended.add(what)
             if finished or (due and not self.console.is_terminal):
-                self._printed[what] = now
+                self._printed[what] = now, done
                 self.line(f"  {what}: {done}/{total}{f', {note}' if note else ''}")
 
     def end(self, what: str, note: str) -> None:

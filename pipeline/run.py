@@ -185,6 +185,8 @@ def _fine_tune(run: Run) -> None:
 
     def poll(request: Request) -> None:
         _show_progress(run.display, f"teacher {request.name}", request.folder / WORK / METRICS)
+        if is_finished(request.folder):
+            run.display.end(f"teacher {request.name}", "stopped early")
 
     if requests:
         stop = training.stop_file(run.config.run_dir).absolute()
@@ -192,7 +194,6 @@ def _fine_tune(run: Run) -> None:
     for request in requests:
         if is_finished(request.folder):  # or the run was stopped
             poll(request)
-            run.display.end(f"teacher {request.name}", "stopped early")
             run.tracker.finish(f"teacher/{request.name}", "FINISHED")
     run.stop.check()
     run.stages.done("fine_tune")
@@ -266,8 +267,6 @@ def _train_students(run: Run) -> None:
     if jobs:
         _in_thread(lambda: training.launch(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
-    for job in jobs:
-        run.display.end(job.name, "stopped early")
     firsts = [_first_step(job_folder(config.run_dir, job)) for job in jobs]
     run.stages.done("train")
     if any(firsts):
@@ -304,6 +303,8 @@ def _in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
 def _show_jobs(run: Run, jobs: list[Job]) -> None:
     for job in jobs:
         _show_progress(run.display, job.name, job_folder(run.config.run_dir, job) / METRICS)
+        if training.is_finished(run.config.run_dir, job):
+            run.display.end(job.name, "stopped early")
 
 
 def _show_progress(display: Display, what: str, file: Path) -> None:

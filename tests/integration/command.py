@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,14 +60,18 @@ class Command:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path, log: Path | None = None, **environment: str) -> Iterator[Command]:
-    """A command running from the folder `cwd`, and none of its processes after the block."""
-    log = log or cwd / "command.log"
+def started(*arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET) -> Iterator[Command]:
+    """A command running from the folder `cwd`, and none of its processes after the block.
+
+    It sees none of the settings that this process has made for its own Ray.
+    """
+    log = cwd / "command.log"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments,
             cwd=cwd,
-            env={**os.environ, **QUIET, **environment},
+            env={**inherited, **QUIET, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -82,10 +86,10 @@ def started(*arguments: str, cwd: Path, log: Path | None = None, **environment: 
         process.wait(timeout=30)
 
 
-def tutelage(*arguments: str, cwd: Path, timeout_s: float = 240, **environment: str) -> Command:
+def tutelage(*arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET) -> Command:
     """`tutelage` with `arguments`, run to its end."""
-    with started(TUTELAGE, *arguments, cwd=cwd, **environment) as command:
-        command.wait(timeout_s)
+    with started(TUTELAGE, *arguments, cwd=cwd, environment=environment) as command:
+        command.wait()
         if command.process.returncode == 0:
             assert_none_left(command)
     return command

@@ -142,11 +142,10 @@ def test_labels_in_another_order_are_aligned_by_name(first: Finished) -> None:
         test = data.splits["test"]
         key = store_key(Path(teacher.model), data.task, teacher.serving.dtype)
         logits = store.view(key, test.keys, data.task.labels).gather(np.arange(len(test)))
-        told = pipeline("text-classification", teacher.model)(list(test.inputs["text"]), top_k=None)
-        assert (
-            tuple(pipeline("text-classification", teacher.model).model.config.id2label.values())
-            != data.task.labels
-        )
+        plain = pipeline("text-classification", teacher.model)
+        told = plain(list(test.inputs["text"]), top_k=None)
+        assert tuple((plain.model.config.id2label or {}).values()) != data.task.labels
+        assert np.ptp(logits.astype(np.float32), axis=1).mean() > 0.3  # it has opinions
         assert_same_answers(told, torch.from_numpy(logits.astype(np.float32)), data.task.labels, 2e-3)
 
 
@@ -168,9 +167,7 @@ def test_students_open_with_plain_transformers(first: Finished) -> None:
             assert f"**{100 * score:.1f}**" in card
 
 
-def assert_same_answers(
-    told: list[list[dict[str, Any]]], logits: torch.Tensor, labels: tuple[str, ...], tolerance: float
-) -> None:
+def assert_same_answers(told: Any, logits: torch.Tensor, labels: tuple[str, ...], tolerance: float) -> None:
     """A transformers pipeline's probabilities by label name are those of (n, C) `logits`."""
     found = [{answer["label"]: answer["score"] for answer in answers} for answers in told]
     assert all(answers.keys() == set(labels) for answers in found)
@@ -229,7 +226,7 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
     assert model.source_run_id == student.info.run_id
     texts = list(first.data["tone"].splits["test"].inputs["text"])
     mlflow.set_tracking_uri(config.tracking_uri)
-    loaded = mlflow.transformers.load_model(model.model_uri)  # type: ignore[attr-defined]
+    loaded = mlflow.transformers.load_model(model.model_uri)
     predictions = load_file(first.run_dir / "checkpoints" / "cut-distilled" / PREDICTIONS)["tone"]
     assert_same_answers(loaded(texts, top_k=None), predictions, first.data["tone"].task.labels, 1e-4)
 
@@ -316,7 +313,9 @@ def test_interrupted_in_every_way_and_resumed_is_uninterrupted(first: Finished, 
         wait_until_training(command, run_dir)
         command.send(signal.SIGKILL)
         assert command.wait(5) == -signal.SIGKILL
-        assert_none_left(command)
+        # nobody is there to end Ray; of its own it goes at once, but for two agents that take a minute
+        agents = ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
+        wait_until(lambda: set(command.left()) <= set(agents), lambda: f"left behind: {command.left()}", 10)
 
     last = tutelage(*arguments, cwd=first.folder)
     assert last.process.returncode == 0, last.output
