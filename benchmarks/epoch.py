@@ -1,6 +1,6 @@
 """Warm distilled epoch ÷ supervised epoch: the same student, the same batches, two teachers' targets from the store.
 
-    python benchmarks/epoch.py [--runs 7]
+    python -m benchmarks.epoch [--runs 7]
 
 Wanted: at most 1.05. An epoch is its optimiser steps; validation and checkpoints are left out.
 """

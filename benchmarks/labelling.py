@@ -1,6 +1,6 @@
 """Labelling through the Ray pool, against a bare tuned loop in this process, a naive padded loop, and Ray Data.
 
-    python benchmarks/labelling.py [--runs 5] [--examples 2000] [--ray-data]
+    python -m benchmarks.labelling [--runs 5] [--examples 2000] [--ray-data]
 
 Wanted: pool ÷ bare loop ≥ 0.90 in throughput with the same threads; pool ÷ naive ≥ 2. Replicas are started
 before the clock; their start-up is printed by itself. The naive loop pads every text to max_length, 32 a batch.

@@ -1,7 +1,7 @@
 """Runs of one config under several seeds → one table: mean and range of every score.
 
     for s in 0 1 2; do tutelage train examples/showcase.yaml name=showcase-$s seed=$s; done
-    python benchmarks/seeds.py runs/showcase-0 runs/showcase-1 runs/showcase-2
+    python -m benchmarks.seeds runs/showcase-0 runs/showcase-1 runs/showcase-2
 
 Teachers and soft targets are made by the first run and shared by the others.
 """
@@ -19,7 +19,7 @@ from typing import Any
 def main() -> None:
     reports = [json.loads((Path(path) / "report.json").read_text()) for path in sys.argv[1:]]
     if not reports:
-        sys.exit("usage: python benchmarks/seeds.py RUN_FOLDER...")
+        sys.exit("usage: python -m benchmarks.seeds RUN_FOLDER...")
     print(
         f"{len(reports)} seeds: {', '.join(str(report['seed']) for report in reports)}; mean (lowest-highest), in points\n"
     )

@@ -1,6 +1,6 @@
 """Bytes of the store ÷ raw fp16 logits at 10,000 examples, and the cost of reading a batch, by number of labels.
 
-    python benchmarks/store_size.py
+    python -m benchmarks.store_size
 
 Wanted: at most 1.25. A row is C half floats and an 8-byte content key, so few labels cannot reach it: see
 benchmarks/README.md.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before anything imports huggingface_hub or datasets; children inherit both
 )
 os.environ["HF_DATASETS_CACHE"] = _caches.name
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is imported
 
 
 def pytest_unconfigure() -> None:
