@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: install ## Distil the quickstart: two tasks, several teachers, two students, one report
+demo: install ## Distil the quickstart: two tasks, two teachers each, one tiny student, one report
 	$(BIN)/python examples/fetch_assets.py
 	$(BIN)/tutelage train $(RUN)
 

@@ -43,6 +43,7 @@ def connected(config: RunConfig) -> Iterator[None]:
 
     address = config.cluster.address
     if address is None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         ray.init(
             address="local",
             num_cpus=config.cluster.cpus or os.cpu_count(),

@@ -27,6 +27,7 @@ CPUS = 4
 def local_ray() -> Iterator[None]:
     """Ray, started for the tests that need it in their own process, gone at the end of the session."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray

@@ -131,7 +131,7 @@ def test_killed_and_hanging_replicas_are_replaced(
             hit[:] = pools[0].pids()
             os.kill(hit[0], signal.SIGKILL)
             os.kill(hit[1], signal.SIGSTOP)
-            pools[0].spec = replace(spec, serving=spec.serving.model_copy(update={"timeout_s": 4.0}))
+            pools[0].spec = replace(spec, serving=spec.serving.model_copy(update={"timeout_s": 12.0}))
             for replica in pools[0]._replicas:  # it had no chance to hear them
                 replica.heard = time.monotonic()
 
