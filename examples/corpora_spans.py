@@ -94,29 +94,9 @@ def build_conll(folder: Path, archive: Path) -> str:
 
 ENTITIES = {"nr": "PER", "ns": "LOC", "nt": "ORG"}
 COMPOUND_SURNAMES = frozenset(
-    [
-        "欧阳",
-        "诸葛",
-        "司马",
-        "令狐",
-        "上官",
-        "司徒",
-        "司空",
-        "夏侯",
-        "皇甫",
-        "尉迟",
-        "公孙",
-        "慕容",
-        "东方",
-        "宇文",
-        "长孙",
-        "端木",
-        "轩辕",
-        "闻人",
-        "钟离",
-    ]
+    re.findall("..", "欧阳诸葛司马令狐上官司徒司空夏侯皇甫尉迟公孙慕容东方宇文长孙端木轩辕闻人钟离")
 )
-SENTENCE_LENGTH = 100  # characters; longer sentences are cut at commas
+SENTENCE_LENGTH = 100  # characters; longer sentences are cut
 _SENTENCE_ENDS = frozenset("。！？；")
 _CLAUSE_ENDS = _SENTENCE_ENDS | frozenset("，、：")
 _CLOSING = frozenset("”’）》〉」』")
@@ -155,8 +135,8 @@ def join_names(words: Iterable[Word]) -> list[Word]:
 def cut_sentences(words: Sequence[Word]) -> Iterator[list[Word]]:
     """A paragraph → sentences, cut after 。！？； and the closing marks that follow.
 
-    A sentence of more than SENTENCE_LENGTH characters is cut after commas into parts as long as fit; a clause
-    without one stays whole, however long.
+    A sentence of more than SENTENCE_LENGTH characters is cut after commas into parts as long as fit, between two
+    words where it has none.
     """
     sentence: list[Word] = []
     length = 0
@@ -181,7 +161,8 @@ def _clauses(words: Sequence[Word]) -> Iterator[list[Word]]:
         ended = word[0] in _CLAUSE_ENDS or (
             word[0] in _CLOSING and any(earlier in _CLAUSE_ENDS for earlier, _ in clause)
         )
-        if ended and after not in _CLOSING and after not in _SENTENCE_ENDS:
+        full = sum(len(part) for part, _ in clause) + len(after) > SENTENCE_LENGTH
+        if full or (ended and after not in _CLOSING and after not in _SENTENCE_ENDS):
             yield clause
             clause = []
     if clause:

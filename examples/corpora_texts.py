@@ -100,7 +100,7 @@ def split_strength(rows: Iterable[Scored], movies: Mapping[str, Sequence[Row]]) 
     }
 
 
-def _vader(archive: Path, domain: str) -> list[Scored]:
+def read_vader(archive: Path, domain: str) -> list[Scored]:
     """One domain of the corpus, which is a tar inside the source archive's zip."""
     with zipfile.ZipFile(archive) as outer:
         tar = outer.read("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
@@ -112,12 +112,12 @@ def _vader(archive: Path, domain: str) -> list[Scored]:
 
 def build_movies(folder: Path, archive: Path) -> str:
     """vaderSentiment's movie sentences → csv files."""
-    return write_csv(split_movies(_vader(archive, "movies")), folder)
+    return write_csv(split_movies(read_vader(archive, "movies")), folder)
 
 
 def build_strength(folder: Path, archive: Path) -> str:
     """All four domains of vaderSentiment with their scores → csv files."""
-    domains = {domain: _vader(archive, domain) for domain in DOMAINS}
+    domains = {domain: read_vader(archive, domain) for domain in DOMAINS}
     rows = average_copies(row for part in domains.values() for row in part)
     return write_csv(split_strength(rows, split_movies(domains["movies"])), folder)
 

