@@ -225,6 +225,7 @@ ASSETS = {
         (PINS["quire"],),
         "DistilBERT, 6 layers, 768 wide, 65.2M parameters, cased; int8 in the package, where it tags grammar",
         convert("build_distilbert"),
+        recipe=2,
         needs=CONVERTED,
     ),
     "e5-small": Asset(

