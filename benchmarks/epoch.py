@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
-from pipeline.batch import SoftTargets
+from pipeline.batch import Ragged, SoftTargets
 from pipeline.config import TrainConfig
 from pipeline.data import TaskData
 from pipeline.loop import LossPlan, TaskSet, Trainer
@@ -56,7 +56,8 @@ def filled_store(path: Path, data: list[TaskData]) -> Store:
         for teacher in TEACHERS:
             logits = rng.normal(size=(len(keys), len(task_data.task.labels))).astype(np.float32)
             store.append(
-                teacher + task_data.task.name.encode().hex(), SoftTargets(keys, logits, task_data.task.labels)
+                teacher + task_data.task.name.encode().hex(),
+                SoftTargets(keys, Ragged.single(logits), task_data.task.labels),
             )
     return store
 
@@ -82,7 +83,7 @@ def trainer(
                 task.encode(tokenizer, train.inputs),
                 train.labels,
                 task.encode(tokenizer, validation.inputs),
-                validation.labels,
+                validation,
                 readers,
                 Aggregation("confidence", torch.tensor([0.5, 0.5])) if readers else None,
             )

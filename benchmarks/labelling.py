@@ -22,13 +22,14 @@ import torch
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.cluster import connected
-from pipeline.config import ServingConfig, parse_config
+from pipeline.config import ServingConfig
+from pipeline.config_load import parse_config
 from pipeline.data import TaskData
 from pipeline.models import open_tokenizer
 from students.export import save_task
 from students.student import build_student
-from teachers.actor import TeacherSpec
 from teachers.pool import CHUNK, Chunk, TeacherPool, length_sorted_chunks
+from teachers.spec import TeacherSpec
 from teachers.teacher import Teacher
 
 
@@ -127,7 +128,7 @@ def ray_data(folder: Path, data: TaskData, texts: dict[str, list[str]], actors: 
             self.teacher = Teacher(folder, data.task)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return {"logits": self.teacher.label({"text": [str(text) for text in batch["text"]]})[0]}
+            return {"logits": self.teacher.label({"text": [str(text) for text in batch["text"]]})[0].values}
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()

@@ -1,19 +1,85 @@
-"""What crosses module borders: examples, soft targets, batches. NumPy only, so that any room may import it."""
+"""What crosses module borders: examples, soft targets, batches. NumPy only, so that any room may import it.
+
+Every kind of task speaks in *items*: what one softmax row, or one number, stands for. A text has one item, a
+sentence has one a word, a context has one a cell (its words and "no answer"). What models say about n examples
+is `Ragged`: m_i rows of C columns for example i, whatever tokenizer it was said with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 UNLABELLED = -1
+ABSENT = -60000.0
+"""The logit of what a model cannot speak of (a label it lacks, a word it does not see): finite in float16,
+probability 0 beside any other."""
 
 
-def content_keys(kind: str, inputs: Mapping[str, Sequence[str]]) -> NDArray[np.uint64]:
-    """(n,) 64-bit content hashes of the examples, one input column a field; labels take no part.
+NOT_GIVEN: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def is_present(logits: Any) -> Any:
+    """Where `logits`, an array or a tensor of any shape, are something that a model said."""
+    return logits > ABSENT / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """n examples' rows, end to end: example i owns ``values[offsets[i] : offsets[i + 1]]``.
+
+    values: (total, …) · offsets: (n + 1,) int64, from 0.
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def single(cls, values: NDArray[Any]) -> Ragged:
+        """One row an example: values (n, …)."""
+        return cls(values, np.arange(len(values) + 1))
+
+    @classmethod
+    def of(cls, rows: Sequence[NDArray[Any]]) -> Ragged:
+        """Each example's own array; there must be one or more."""
+        return cls(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+    @classmethod
+    def join(cls, parts: Sequence[Ragged]) -> Ragged:
+        """One after another; there must be one or more."""
+        counts = np.concatenate([part.counts for part in parts])
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate(([0], np.cumsum(counts))))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(n,) rows an example."""
+        return np.diff(self.offsets)
+
+    def take(self, examples: NDArray[np.int64]) -> Ragged:
+        """Those `examples` (m,), in that order."""
+        counts = self.counts[examples]
+        return Ragged(
+            self.values[flat_index(self.offsets[examples], counts)], np.concatenate(([0], np.cumsum(counts)))
+        )
+
+
+def flat_index(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[s, s + 1, … s + c - 1]`` of each start and count (m,), end to end."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+
+
+def content_keys(kind: str, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.uint64]:
+    """(n,) 64-bit content hashes of the examples, one input column a field, each a string or a list of strings;
+    labels take no part.
 
     A key names an example wherever it stands: order, split and run do not change it. 64 bits keep the
     chance of one collision among ten million examples under 3e-6.
@@ -23,10 +89,14 @@ def content_keys(kind: str, inputs: Mapping[str, Sequence[str]]) -> NDArray[np.u
     digests = bytearray()
     for fields in zip(*(inputs[name] for name in names), strict=True):
         digest = blake2b(digest_size=8, person=salt)
-        for name, field in zip(names, fields, strict=True):
-            data = field.encode("utf-8", "surrogatepass")
-            digest.update(f"{name}:{len(data)}:".encode())
-            digest.update(data)
+        for name, value in zip(names, fields, strict=True):
+            parts = (value,) if isinstance(value, str) else value
+            if not isinstance(value, str):
+                digest.update(f"{name}#{len(parts)}:".encode())
+            for part in parts:
+                data = part.encode("utf-8", "surrogatepass")
+                digest.update(f"{name}:{len(data)}:".encode())
+                digest.update(data)
         digests += digest.digest()
     return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
 
@@ -35,14 +105,14 @@ def content_keys(kind: str, inputs: Mapping[str, Sequence[str]]) -> NDArray[np.u
 class Examples:
     """Some examples of one task, by column.
 
-    keys: (n,) uint64 content hashes · inputs: text columns of n strings, e.g. ``{"text": [...]}`` ·
-    labels: (n,) int64 indices into the task's label space, `UNLABELLED` where there is none.
+    keys: (n,) uint64 content hashes · inputs: columns of n strings, or of n lists of strings, e.g.
+    ``{"text": [...]}`` · labels: what is true of each, in the task kind's own form (see `pipeline.tasks`).
     """
 
     task: str
     keys: NDArray[np.uint64]
-    inputs: Mapping[str, Sequence[str]]
-    labels: NDArray[np.int64]
+    inputs: Mapping[str, Sequence[Any]]
+    labels: Ragged
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,25 +120,27 @@ class Examples:
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """The examples at `rows` (m,), in that order."""
         inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
-        return Examples(self.task, self.keys[rows], inputs, self.labels[rows])
+        return Examples(self.task, self.keys[rows], inputs, self.labels.take(rows))
 
 
 @dataclass(frozen=True)
 class SoftTargets:
     """What one teacher says about n examples, before temperature.
 
-    keys: (n,) uint64 · logits: (n, C) float16 or float32, column c belongs to ``labels[c]`` · labels: the
-    task's label space. Rows carry their example's key, so they can never be read in the wrong order.
+    keys: (n,) uint64 · logits: values (total, C) float16 or float32, column c belongs to ``columns[c]`` ·
+    columns: their names, the task's label space for classification. Examples carry their key, so they can
+    never be read in the wrong order.
     """
 
     keys: NDArray[np.uint64]
-    logits: NDArray[np.floating]
-    labels: tuple[str, ...]
+    logits: Ragged
+    columns: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.logits.shape != (len(self.keys), len(self.labels)):
+        if len(self.logits) != len(self.keys) or self.logits.values.shape[1:] != (len(self.columns),):
             raise ValueError(
-                f"{len(self.keys)} keys and {len(self.labels)} labels do not fit logits {self.logits.shape}"
+                f"{len(self.keys)} keys and {len(self.columns)} columns do not fit logits of {len(self.logits)} "
+                f"examples, {self.logits.values.shape}"
             )
 
     def __len__(self) -> int:
@@ -76,40 +148,78 @@ class SoftTargets:
 
 
 @dataclass(frozen=True)
+class Padded:
+    """Some examples as a model takes them: S sequences of equal length.
+
+    inputs: (S, length) int64 by the model's argument · spots: (S, length) int64 by name, what each token is of
+    its example (see `Encoded`) · owners: (S,) int64, the example, counted from 0 in this batch · counts: (m,)
+    int64 items an example.
+    """
+
+    inputs: Mapping[str, NDArray[np.int64]]
+    spots: Mapping[str, NDArray[np.int64]]
+    owners: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """Token ids of n examples under one tokenizer, ragged and flat.
 
-    columns: the tokenizer's outputs (``input_ids``, ``token_type_ids`` …), each flat (total,) int32 ·
-    offsets: (n + 1,) int64, example i owns ``[offsets[i], offsets[i + 1])`` · pads: padding value a column ·
-    truncated: how many of the n examples lost tokens to `max_length`.
+    columns: the tokenizer's outputs (``input_ids``, ``token_type_ids`` …), each flat (total,) int32 · offsets:
+    (S + 1,) int64, sequence s owns ``[offsets[s], offsets[s + 1])`` · pads: padding value a column · truncated:
+    how many of the n examples (or of their words, where items are words) were lost to `max_length` · spots:
+    flat (total,) int32 columns that say which of its example's items a token is read for, -1 for none; the
+    model does not see them · sequences: (n + 1,) int64, example i is told in the sequences
+    ``[sequences[i], sequences[i + 1])``; one each where not given · counts: (n,) int64 items an example, 1
+    each where not given · units: (n,) int64 what an example counts in the loss, 1 each where not given.
     """
 
     columns: Mapping[str, NDArray[np.int32]]
     offsets: NDArray[np.int64]
     pads: Mapping[str, int]
     truncated: int
+    spots: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    sequences: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
+    counts: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
+    units: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
+
+    def __post_init__(self) -> None:
+        if self.sequences is NOT_GIVEN:
+            object.__setattr__(self, "sequences", np.arange(len(self.offsets)))
+        for name in ("counts", "units"):
+            if getattr(self, name) is NOT_GIVEN:
+                object.__setattr__(self, name, np.ones(len(self), dtype=np.int64))
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.sequences) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) tokens an example."""
-        return np.diff(self.offsets)
+        """(n,) tokens an example, over all its sequences."""
+        return np.diff(self.offsets[self.sequences])
 
-    def pad(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """Right-padded (m, longest) int64 arrays of `rows`, with their ``attention_mask``."""
-        lengths = self.lengths[rows]
-        width = int(lengths.max())
-        mask = np.arange(width) < lengths[:, None]
-        flat = (self.offsets[rows][:, None] + np.arange(width))[mask]
-        batch: dict[str, NDArray[np.int64]] = {}
-        for name, column in self.columns.items():
-            padded = np.full(mask.shape, self.pads[name], dtype=np.int64)
+    def pad(self, rows: NDArray[np.int64]) -> Padded:
+        """The examples `rows` (m,), right-padded, with their ``attention_mask``."""
+        spans = np.diff(self.sequences)[rows]
+        sequences = flat_index(self.sequences[rows], spans)
+        lengths = np.diff(self.offsets)[sequences]
+        mask = np.arange(int(lengths.max())) < lengths[:, None]
+        flat = flat_index(self.offsets[sequences], lengths)
+
+        def fill(column: NDArray[np.int32], pad: int) -> NDArray[np.int64]:
+            padded = np.full(mask.shape, pad, dtype=np.int64)
             padded[mask] = column[flat]
-            batch[name] = padded
-        batch["attention_mask"] = mask.astype(np.int64)
-        return batch
+            return padded
+
+        inputs = {name: fill(column, self.pads[name]) for name, column in self.columns.items()}
+        inputs["attention_mask"] = mask.astype(np.int64)
+        return Padded(
+            inputs,
+            {name: fill(column, -1) for name, column in self.spots.items()},
+            np.repeat(np.arange(len(rows)), spans),
+            self.counts[rows],
+        )
 
 
 def token_budget_batches(

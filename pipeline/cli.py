@@ -6,16 +6,21 @@ import logging
 import subprocess
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
 from pipeline.cluster import lock_private_ray
-from pipeline.config import Split, load_config
+from pipeline.config import RunConfig, Split
+from pipeline.config_load import load_config
 from pipeline.config_view import notes, to_yaml
 from pipeline.errors import TutelageError
+
+if TYPE_CHECKING:
+    from pipeline.prepare import Inputs
 
 app = typer.Typer(
     help="Distil many task-specific teacher transformers into one small multi-task student.",
@@ -39,7 +44,14 @@ def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks."
 
 
 @app.command()
-def check(run: RunFile, overrides: Overrides = None) -> None:
+def check(
+    run: RunFile,
+    overrides: Overrides = None,
+    teachers: Annotated[
+        bool,
+        typer.Option("--teachers", help="Ask the teachers that are ready a few hundred validation examples."),
+    ] = False,
+) -> None:
     """Resolve and validate a config, its data and models, without Ray; print the resolved config."""
     from pipeline.prepare import prepare
 
@@ -49,7 +61,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
     waiting = set(inputs.to_fine_tune())
     for name, data in inputs.data.items():
         counts = ", ".join(f"{len(examples)} {split}" for split, examples in data.splits.items())
-        out.print(f"# task {name}: {counts}; labels {', '.join(data.task.labels)}", markup=False)
+        labels = f"; labels {', '.join(data.task.labels)}" if data.task.labels else ""
+        out.print(f"# task {name}: {counts}{labels}", markup=False)
         for note in data.notes:
             out.print(f"# {note}", markup=False)
     for name, teacher in config.teachers.items():
@@ -57,7 +70,35 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
         out.print(f"# teacher {name} of {teacher.task}: {state}", markup=False)
     for note in notes(config):
         out.print(f"# {note}", markup=False)
+    if teachers:
+        _check_teachers(config, inputs)
     out.print("# ok")
+
+
+def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
+    """The preflight of the teachers that are ready, in this process."""
+    from rich import box
+    from rich.table import Table
+
+    from pipeline.prepare import teacher_specs
+    from pipeline.report import preflight_cells
+    from teachers.preflight import preflight, refuse
+
+    waiting = inputs.to_fine_tune()
+    specs = teacher_specs(config, inputs, [name for name in config.teachers if name not in waiting])
+    for name in waiting:
+        out.print(f"# teacher {name} is looked at once it is fine-tuned", markup=False)
+    if not specs:
+        return
+    validation = {name: data.splits["validation"] for name, data in inputs.data.items()}
+    findings = preflight(specs, validation, config.preflight_dir, on_ray=False)
+    head, rows = preflight_cells([asdict(one) for one in findings])
+    table = Table(*head, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for warning in refuse(findings, lambda name: config.teachers[name].preflight == "warn"):
+        out.print(f"# {warning}", markup=False)
 
 
 @app.command()

@@ -7,21 +7,12 @@ generated from them.
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from pipeline.errors import ConfigError
-from pipeline.redact import redact
+from pipeline.config_explain import overlay
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Split = Literal["train", "validation", "test"]
@@ -30,13 +21,31 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-ModelT = TypeVar("ModelT", bound="Strict")
 
 
 class Strict(BaseModel):
     """Frozen, no unknown keys, no NaN or Inf, no silent type conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class UnlabelledConfig(Strict):
+    """More examples without labels: students learn them from the teachers alone."""
+
+    path: str
+    """As `data.path`."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+    data_files: str | tuple[str, ...] | None = None
+    """Files, for csv, json, parquet and text."""
+    split: str = "train"
+    """Which split of the data set; `load_dataset`'s slices work."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of each input field; by default as in the task's `data.columns`."""
+    limit: Count | None = None
+    """At most this many, the same ones every time."""
 
 
 class DataConfig(Strict):
@@ -55,11 +64,13 @@ class DataConfig(Strict):
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of train set aside, by content hash, for each of validation and test that the data set lacks."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of each of the kind's fields (text-classification: `text`, `label`). By default a field's own name."""
+    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable)."""
     labels: tuple[str, ...] | None = None
     """The label space, in order. By default the data set's own class names, else the sorted values found in train."""
     max_length: Annotated[int, Field(ge=4)] = 128
-    """Tokens an example, special tokens counted; longer texts are truncated, counted and logged."""
+    """Tokens a sequence, special tokens counted. Longer texts are truncated, counted and logged (of a sentence's words, the words that are lost); longer contexts are read in overlapping windows."""
+    unlabelled: UnlabelledConfig | None = None
+    """More training examples, without labels. Rows of train whose label is null are the same."""
     limit: dict[Split, Count] = Field(default_factory=dict)
     """At most this many examples a split, the same ones every time; a larger limit keeps those of a smaller one."""
 
@@ -67,12 +78,14 @@ class DataConfig(Strict):
 class TaskConfig(Strict):
     """One thing the student must learn."""
 
-    kind: Literal["text-classification"]
-    """The task kind."""
+    kind: Literal["text-classification", "token-classification", "question-answering"]
+    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none."""
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    """Of text-classification: one label, a list of any number of labels, or a number."""
     data: DataConfig
     """Its examples."""
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
-    """The score by which models are selected on validation and compared on test."""
+    metric: str | None = None
+    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them)."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
     """Keys of `aggregation` that this task sets otherwise."""
 
@@ -160,6 +173,12 @@ class TeacherConfig(Strict):
     """Revision of a hub model."""
     fine_tune: FineTuneConfig | None = None
     """How to make a teacher of `model`; null: it is one already and is used as is."""
+    labels: dict[str, str | None] | None = None
+    """What each label of its own that the task has not means: the task's label, or null for none. Several may mean one (their probabilities are summed), and a task's label that nothing means is one that it does not know. For token-classification types will do (`PERSON: PER`)."""
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    """Tokens a sequence for this teacher; null: the task's."""
+    preflight: Literal["stop", "warn"] = "stop"
+    """What a failed preflight does: at or below majority, uniform answers, permuted labels, replicas that differ."""
     serving: ServingConfig = ServingConfig()
     """How it is hosted."""
 
@@ -184,6 +203,8 @@ class StudentConfig(Strict):
     """Teacher whose embeddings, layers and pooler it starts from."""
     layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """With `init_from`: how many layers, evenly spaced with the last one kept, or which ones; null: all."""
+    max_length: dict[str, Annotated[int, Field(ge=4)]] = Field(default_factory=dict)
+    """Tokens a sequence for this student, by task; by default the task's."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Keys of `train` that this student sets otherwise."""
     loss: dict[str, Any] = Field(default_factory=dict)
@@ -304,6 +325,11 @@ class RunConfig(Strict):
         return Path(self.runs_dir) / "_teachers"
 
     @property
+    def preflight_dir(self) -> Path:
+        """What preflight found of teachers, shared by runs."""
+        return Path(self.runs_dir) / "_preflight"
+
+    @property
     def store_path(self) -> str:
         """The store's folder or URL."""
         return self.store.path or str(Path(self.runs_dir) / "_store")
@@ -324,15 +350,15 @@ class RunConfig(Strict):
 
     def aggregation_of(self, task: str) -> AggregationConfig:
         """The run's aggregation with the task's own keys laid over it."""
-        return _overlay(self.aggregation, self.tasks[task].aggregation, ("tasks", task, "aggregation"))
+        return overlay(self.aggregation, self.tasks[task].aggregation, ("tasks", task, "aggregation"))
 
     def train_of(self, student: str) -> TrainConfig:
         """The run's `train` with the student's own keys laid over it."""
-        return _overlay(self.train, self.students[student].train, ("students", student, "train"))
+        return overlay(self.train, self.students[student].train, ("students", student, "train"))
 
     def loss_of(self, student: str) -> LossConfig:
         """The run's `loss` with the student's own keys laid over it."""
-        return _overlay(self.loss, self.students[student].loss, ("students", student, "loss"))
+        return overlay(self.loss, self.students[student].loss, ("students", student, "loss"))
 
     def teacher_weights(self, task: str) -> dict[str, float]:
         """Weight of each of the task's teachers, summing to 1."""
@@ -352,158 +378,3 @@ class RunConfig(Strict):
         """The student's weights of the hard and the soft loss, summing to 1."""
         loss = self.loss_of(student)
         return loss.hard / (loss.hard + loss.soft), loss.soft / (loss.hard + loss.soft)
-
-
-def _overlay(base: ModelT, keys: Mapping[str, Any], path: tuple[str, ...]) -> ModelT:
-    """`base` with `keys` laid over it, checked again as a whole."""
-    data = _merge(base.model_dump(mode="json"), keys)
-    try:
-        return type(base).model_validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        raise _explain(error, type(base), path) from None
-
-
-def _merge(base: Any, keys: Any) -> Any:
-    if isinstance(base, dict) and isinstance(keys, Mapping):
-        return {**base, **{key: _merge(base.get(key), value) for key, value in keys.items()}}
-    return keys
-
-
-# ---------------------------------------------------------------- loading
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, lay `key.path=value` overrides over it, validate the whole.
-
-    Raises `ConfigError` with the path of the wrong key and, for an unknown key, the nearest name.
-    """
-    file = Path(path)
-    try:
-        text = file.read_bytes().decode()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {file}: {error.strerror}", "Give the path of a run's YAML file."
-        ) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{file}:{line}: not UTF-8", "Save the file as UTF-8.") from None
-    try:
-        tree = OmegaConf.create(text)
-        if not OmegaConf.is_dict(tree):
-            raise ValueError
-        merged = OmegaConf.merge(tree, _dotlist(overrides))
-        data = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
-        cause = " ".join(str(error).split()) or "not a mapping of keys to values"
-        raise ConfigError(f"{file}: {cause}", "Mend the YAML; every key may stand once.") from None
-    return parse_config(data)
-
-
-def parse_config(data: Any) -> RunConfig:
-    """Validate a config given as plain dicts and lists. Raises `ConfigError`."""
-    try:
-        config = RunConfig.model_validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as error:
-        raise _explain(error, RunConfig, ()) from None
-    _check_references(config)
-    _check_weights(config)
-    return config
-
-
-def _dotlist(overrides: Sequence[str]) -> Any:
-    for override in overrides:
-        if not re.match(r"[^=\s]+=", override):
-            raise ConfigError(
-                f"override {override!r} is not key.path=value", "Write for instance train.epochs=1."
-            )
-    return OmegaConf.from_dotlist(list(overrides))
-
-
-def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> ConfigError:
-    """The first of pydantic's complaints as one line of cause and one of remedy."""
-    first = error.errors()[0]
-    loc, known = _walk(model, first["loc"])
-    path = ".".join((*prefix, *loc)) or "the config"
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
-        return ConfigError(f"{path}: unknown key", remedy)
-    if first["type"] == "missing":
-        return ConfigError(f"{path}: missing", "Add the key; docs/config.md says what it holds.")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], dict) else f" (given: {redact(path, first['input'])!r})"
-    return ConfigError(f"{path}: {message}{value}", "Change the value; docs/config.md lists what is allowed.")
-
-
-def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """The keys that pydantic's `loc` leads through, less what it adds of its own, and the known keys at its end."""
-    section: Any = model
-    path: list[str] = []
-    for part in loc:
-        fields = getattr(section, "model_fields", None)
-        if fields is not None and part not in fields:  # an unknown key, or pydantic's "[key]"
-            return [*path, *([str(part)] if part != "[key]" else [])], list(fields)
-        if fields is not None:
-            section = fields[part].annotation
-        elif get_origin(section) in (dict, tuple):
-            section = get_args(section)[-1 if get_origin(section) is dict else 0]
-        else:  # pydantic's name for a member of a union
-            break
-        path.append(str(part))
-        while get_origin(section) in (Annotated, Union, UnionType):  # `X | None`, `Annotated[X, …]` → X
-            members = [member for member in get_args(section) if member is not NoneType]
-            if get_origin(section) is not Annotated and len(members) > 1:
-                break
-            section = members[0]
-    return path, []
-
-
-GROUP_KEYS = {"workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker", "max_failures"}
-
-
-def _check_references(config: RunConfig) -> None:
-    """Names that must exist elsewhere in the config."""
-    for name, teacher in config.teachers.items():
-        _known(f"teachers.{name}.task", teacher.task, config.tasks)
-    for task in config.tasks:
-        if not config.teachers_of(task):
-            raise ConfigError(
-                f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
-            )
-        for name in config.aggregation_of(task).teacher_weights:
-            _known(f"aggregation.teacher_weights.{name}", name, config.teachers)
-        for name in config.tasks[task].aggregation.get("teacher_weights", {}):
-            own = dict.fromkeys(config.teachers_of(task))
-            _known(f"tasks.{task}.aggregation.teacher_weights.{name}", name, own)
-    for name, student in config.students.items():
-        if student.init_from is not None:
-            _known(f"students.{name}.init_from", student.init_from, config.teachers)
-        config.train_of(name)  # checks the overlay
-        for key in sorted(GROUP_KEYS & student.train.keys()):
-            raise ConfigError(
-                f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
-            )
-        for task in config.loss_of(name).task_weights:
-            _known(f"loss.task_weights.{task}", task, config.tasks)
-
-
-def _known(path: str, name: str, names: Mapping[str, object]) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}."
-        raise ConfigError(f"{path}: there is no {name!r}", hint)
-
-
-def _check_weights(config: RunConfig) -> None:
-    """Weights that cannot be normalised."""
-    remedy = "Give at least one of them a weight above 0."
-    for task in config.tasks:
-        given = config.aggregation_of(task).teacher_weights
-        if not any(given.get(name, 1.0) for name in config.teachers_of(task)):
-            raise ConfigError(f"aggregation.teacher_weights: every teacher of {task} has weight 0", remedy)
-    for student in config.students:
-        loss = config.loss_of(student)
-        if loss.hard + loss.soft == 0:
-            raise ConfigError(f"loss: hard and soft are both 0 (student {student})", remedy)
-        if not any(loss.task_weights.get(task, 1.0) for task in config.tasks):
-            raise ConfigError(f"loss.task_weights: every task has weight 0 (student {student})", remedy)

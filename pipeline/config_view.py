@@ -23,6 +23,7 @@ RESULT_FREE = (  # keys that change where and how a run is done, not what comes 
     "teachers.*.serving.in_flight",
     "teachers.*.serving.timeout_s",
     "teachers.*.serving.restarts",
+    "teachers.*.preflight",
     "*train.checkpoint_steps",
     "teachers.*.fine_tune.checkpoint_steps",
     "*train.max_failures",

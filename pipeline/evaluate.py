@@ -1,12 +1,16 @@
 """Metrics of any model or ensemble on one task: pure functions on what it said and what is true.
 
+Here are those of one label out of C, which several task kinds share, and the bootstrap; a kind's own metrics
+are in its file under `pipeline.tasks`.
+
 Scores are (n, C), column c belonging to the c-th name of the task's label space; gold is (n,) int64 indices
 into it. Where a function needs probabilities it refuses anything else; `softmax` makes them from logits.
-Not here: running a model, and metrics of tasks other than one label an example.
+Not here: running a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 
 BINS = 15  # of confidence, as in Guo et al. 2017
+RESAMPLES = 500  # of the bootstrap: a standard error to 3%
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,51 @@ def scores(probabilities: NDArray[np.floating], gold: NDArray[np.int64]) -> dict
     classes = probabilities.shape[1]
     predicted, truth = torch.tensor(probabilities.argmax(axis=1)), torch.tensor(gold)
     likelihood = probabilities[np.arange(len(gold)), gold].astype(np.float64)
-    bins = reliability(probabilities, gold)
-    full = bins.count > 0
-    gaps = np.abs(bins.accuracy[full] - bins.confidence[full])
     return {  # torchmetrics computes in float32: seven digits are all there are
         "accuracy": round(multiclass_accuracy(predicted, truth, classes, average="micro").item(), 7),
         "macro_f1": round(multiclass_f1_score(predicted, truth, classes, average="macro").item(), 7),
         "nll": float(-np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()),
-        "ece": float((gaps * bins.count[full]).sum() / len(gold)),
+        "ece": ece(probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == gold),
     }
+
+
+def class_statistics(
+    predicted: NDArray[np.int64], gold: NDArray[np.int64], classes: int
+) -> NDArray[np.float64]:
+    """(n, 3 · classes) one-hot: hit class, predicted class, gold class. Their sums decide accuracy and F1."""
+    one = np.eye(classes)
+    return np.hstack((one[gold] * (predicted == gold)[:, None], one[predicted], one[gold]))
+
+
+def class_score(metric: str, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(…,) ``accuracy`` or ``macro_f1`` of (…, 3 · classes) sums of `class_statistics`; as `scores` has them."""
+    hits, predicted, gold = np.split(sums, 3, axis=-1)
+    if metric == "accuracy":
+        return np.asarray(hits.sum(-1) / gold.sum(-1))
+    with np.errstate(invalid="ignore"):  # a class that neither occurs nor is predicted has no F1
+        return np.asarray(np.nanmean(2 * hits / (predicted + gold), axis=-1))
+
+
+def constant_class_score(metric: str, gold: NDArray[np.int64], classes: int) -> float:
+    """The score of giving every example its most frequent label."""
+    majority = np.full_like(gold, np.bincount(gold, minlength=classes).argmax())
+    return float(class_score(metric, class_statistics(majority, gold, classes).sum(0)))
+
+
+def bootstrap(
+    statistics: Sequence[NDArray[np.float64]],
+    score_of: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    resamples: int = RESAMPLES,
+) -> list[NDArray[np.float64]]:
+    """(resamples,) scores of each model on test sets drawn anew with replacement, the same draws for all.
+
+    statistics: (n, S) a model, sums over examples of which make its score · score_of: (…, S) → (…,). Standard
+    errors are standard deviations over the draws, paired ones of the differences (Efron & Tibshirani 1993).
+    The draws are a fixed function of n.
+    """
+    rng, n = np.random.default_rng(0), len(statistics[0])
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    return [score_of(draws @ one) for one in statistics]
 
 
 def confusion(scores: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -88,8 +129,20 @@ def reliability(
     """Confidence and accuracy of (n, C) probabilities in equal-width bins of confidence, each ``(low, high]``."""
     _check(probabilities, gold)
     _check_probabilities(probabilities)
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = probabilities.argmax(axis=1) == gold
+    return _reliability(
+        probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == gold, bins
+    )
+
+
+def ece(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """Expected calibration error of (n,) confidences, and whether each answer was right; see `scores`."""
+    bins = _reliability(confidence, correct, BINS)
+    full = bins.count > 0
+    gaps = np.abs(bins.accuracy[full] - bins.confidence[full])
+    return float((gaps * bins.count[full]).sum() / len(confidence))
+
+
+def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int) -> Reliability:
     rows = np.digitize(confidence, np.linspace(0, 1, bins + 1), right=True) - 1
     rows = rows.clip(0, bins - 1)  # float32 rows may sum to a hair over 1
     count = np.bincount(rows, minlength=bins)
@@ -108,16 +161,21 @@ def agreement(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
 
 
+def refuse_unlabelled(labelled: NDArray[np.bool_]) -> None:
+    """Raises `DataError` unless all examples to score have a label."""
+    if not labelled.all():
+        raise DataError(
+            f"{int((~labelled).sum())} of {len(labelled)} examples to score have no label",
+            "Score on a labelled split: name one under `data.splits`, or leave test out to hold out part of train.",
+        )
+
+
 def _check(scores: NDArray[np.floating], gold: NDArray[np.int64]) -> None:
     if scores.ndim != 2 or gold.shape != scores.shape[:1] or not scores.size:
         raise ValueError(f"scores {scores.shape} and gold labels {gold.shape} do not fit, or are empty")
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or Inf")
-    if (gold < 0).any():
-        raise DataError(
-            f"{int((gold < 0).sum())} of {len(gold)} examples to score have no label",
-            "Score on a labelled split: name one under `data.splits`, or leave test out to hold out part of train.",
-        )
+    refuse_unlabelled(gold >= 0)
     if gold.max() >= scores.shape[1]:
         raise ValueError(f"gold label {gold.max()} is outside the {scores.shape[1]} classes")
 

@@ -58,7 +58,8 @@ STYLE: dict[Any, Any] = {
 def draw(report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, bytes]:
     """Every figure of a run, by file name.
 
-    retention.png · curves.png (where there are curves) · reliability-<task>.png · confusion-<student>@<task>.png.
+    retention.png · curves.png (where there are curves) · of tasks that choose one label out of C
+    reliability-<task>.png and confusion-<student>@<task>.png · of regressions scatter-<student>@<task>.png.
     """
     students = list(report["macro"]["students"])
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(students)}
@@ -69,9 +70,13 @@ def draw(report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: Run
         if curves := _curves(tasks, facts, colours):
             figures["curves.png"] = curves
         for task, results in tasks.items():
-            figures[f"reliability-{task}.png"] = _reliability(task, results, report, colours)
-            for name in students:
-                figures[f"confusion-{name}@{task}.png"] = _confusion(task, results, name, colours[name])
+            if results.task.classified(results.ensemble, results.test) is not None:
+                figures[f"reliability-{task}.png"] = _reliability(task, results, report, colours)
+                for name in students:
+                    figures[f"confusion-{name}@{task}.png"] = _confusion(task, results, name, colours[name])
+            if results.task.continuous:
+                for name in students:
+                    figures[f"scatter-{name}@{task}.png"] = _scatter(task, results, name, colours[name])
         return {name: _png(figure) for name, figure in figures.items()}
 
 
@@ -217,18 +222,16 @@ def _reliability(
     rows = math.ceil(len(results.students) / columns)
     figure = _figure(WIDTH if columns > 1 else 5.5, 0.5 + (3.1 if columns == 3 else 3.7) * rows)
     metrics = report["tasks"][task]["metrics"]
-    for index, (name, logits) in enumerate(results.students.items()):
+    for index, (name, values) in enumerate(results.students.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=":")
-        _dots(axes, results.ensemble, results.gold, "ensemble", metrics["ensemble"], color=INK)
+        _dots(axes, results, results.ensemble, "ensemble", metrics["ensemble"], color=INK)
         if name in results.supervised:
-            probabilities, its = softmax(results.supervised[name]), metrics["supervised"][name]
+            its = metrics["supervised"][name]
             pale: dict[str, Any] = {"color": _pale(colours[name]), "linestyle": DASHED}
-            _dots(axes, probabilities, results.gold, "supervised", its, **pale)
-        _dots(
-            axes, softmax(logits), results.gold, _short(name), metrics["students"][name], color=colours[name]
-        )
-        axes.set(xlim=(max(0, 1 / len(results.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
+            _dots(axes, results, results.supervised[name], "supervised", its, **pale)
+        _dots(axes, results, values, _short(name), metrics["students"][name], color=colours[name])
+        axes.set(xlim=(max(0, 1 / len(results.task.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
         axes.set_title(_short(name, 24))
         axes.set_xlabel("confidence")
         axes.grid(axis="y")
@@ -243,14 +246,15 @@ def _reliability(
 
 def _dots(
     axes: Axes,
-    probabilities: NDArray[np.floating],
-    gold: NDArray[np.int64],
+    results: TaskResults,
+    values: NDArray[np.floating],
     name: str,
     metrics: Mapping[str, float],
     **style: Any,
 ) -> None:
     """One model's curve, its bins as dots."""
-    bins = reliability(probabilities, gold)
+    logits, gold = _classified(results, values)
+    bins = reliability(softmax(logits), gold)
     full = bins.count >= FEW
     x, y = bins.confidence[full], bins.accuracy[full]
     axes.plot(x, y, linewidth=1.4, label=f"{name}, ECE {metrics['ece']:.3f}", **style)
@@ -258,14 +262,41 @@ def _dots(
     axes.scatter(x, y, s=area, color=style["color"], linewidths=0, zorder=3)
 
 
+def _classified(
+    results: TaskResults, values: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    found = results.task.classified(values, results.test)
+    assert found is not None, "draw has asked"
+    return found
+
+
+# ---------------------------------------------------------------- scatter
+
+
+def _scatter(task: str, results: TaskResults, student: str, colour: str) -> Figure:
+    """A regression's predictions by gold value."""
+    gold, said = results.test.labels.values, results.students[student][:, 0]
+    low, high = float(min(gold.min(), said.min())), float(max(gold.max(), said.max()))
+    figure = _figure(4.6, 4.2)
+    axes = figure.add_subplot()
+    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=":")
+    alpha = float(np.clip(300 / len(gold), 0.08, 0.8))
+    axes.scatter(gold, said, s=9, color=colour, alpha=alpha, linewidths=0)
+    axes.grid()
+    axes.set_xlabel("gold")
+    axes.set_ylabel("predicted")
+    axes.set_title(f"{_short(student)} on {_short(task)}")
+    return figure
+
+
 # ---------------------------------------------------------------- confusion
 
 
 def _confusion(task: str, results: TaskResults, student: str, colour: str) -> Figure:
     """Rows: gold labels, columns: the student's; colour: share of the row; figures up to `READABLE` labels."""
-    counts = confusion(results.students[student], results.gold)
+    counts = confusion(*_classified(results, results.students[student]))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    labels = [_short(label) for label in results.labels]
+    labels = [_short(label) for label in results.task.labels]
     side = float(np.clip(0.62 * len(labels), 2.0, 6.0))
     figure = _figure(side + 2.0, side + 1.2)
     axes = figure.add_subplot()

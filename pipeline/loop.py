@@ -21,15 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded
+from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from pipeline.config import OptimizationConfig
 from pipeline.data import Schedule, Step
 from pipeline.errors import DivergedError
-from pipeline.evaluate import scores, softmax
 from pipeline.losses import LossWeights, annealed
-from pipeline.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients, to_tensors
+from pipeline.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients
 from pipeline.tasks import Task
+from pipeline.tasks.tensors import TensorBatch
 from students.student import MultiTaskStudent
 
 LOG_STEPS = 10  # steps that one point of the loss curves stands for
@@ -39,22 +39,23 @@ DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the 
 
 
 class SoftTargetReader(Protocol):
-    """Soft targets of one teacher, row i belonging to example i of the train split."""
+    """Soft targets of one teacher, entry i belonging to example i of the train split."""
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """(m, C) raw soft targets of `rows`."""
+        """(M, C) raw soft targets of the examples `rows`, end to end."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """What training needs of one task. `readers` has one entry a teacher, in the order of `aggregation`'s weights."""
+    """What training needs of one task: the encoded splits, the labels of train, validation's examples as they are.
+    `readers` has one entry a teacher, in the order of `aggregation`'s weights."""
 
     task: Task
     train: Encoded
-    labels: NDArray[np.int64]
+    labels: Ragged
     validation: Encoded
-    validation_labels: NDArray[np.int64]
+    gold: Examples
     readers: Sequence[SoftTargetReader] = ()
     aggregation: Aggregation | None = None
 
@@ -172,8 +173,9 @@ class Trainer:
         weights = self.losses.at(step.task, self.progress.step / self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         batches = self._micro_batches(task_set, step.rows)
+        units = max(1, int(task_set.train.units[step.rows].sum()))
         sums = accumulate(
-            self.student, task_set.task, batches, weights, task_set.aggregation, len(step.rows), self.autocast
+            self.student, task_set.task, batches, weights, task_set.aggregation, units, self.autocast
         )
         share_gradients(self.student, self.workers)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -214,10 +216,10 @@ class Trainer:
             teachers = [torch.from_numpy(reader.gather(share)) for reader in task_set.readers]
             batches.append(
                 MicroBatch(
-                    to_tensors(task_set.train.pad(share), device),
-                    torch.from_numpy(task_set.labels[share]).to(device),
+                    TensorBatch.of(task_set.train.pad(share), device),
+                    torch.from_numpy(task_set.labels.take(share).values).to(device),
                     torch.stack(teachers).to(device) if teachers else None,
-                    torch.full((len(share),), 0.0 if filler else 1.0, device=device),
+                    counts=not filler,
                 )
             )
         return batches
@@ -233,16 +235,16 @@ class Trainer:
         """Scores the student on validation; keeps the best weights and stops early where configured."""
         values: dict[str, float] = {}
         for name, task_set in self.sets.items():
-            logits = predict(
+            said = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
             )
-            if not torch.isfinite(logits).all():
+            if not torch.isfinite(said).all():
                 raise DivergedError(
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
             metric = task_set.task.metric
-            values[f"{name}/{metric}"] = scores(softmax(logits.numpy()), task_set.validation_labels)[metric]
+            values[f"{name}/{metric}"] = task_set.task.scores(said.numpy(), task_set.gold)[metric]
         score = sum(values.values()) / len(values)
         self._log({**values, "macro/score": score, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = epoch + 1 == self.config.epochs

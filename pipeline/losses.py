@@ -2,8 +2,8 @@
 
 A hard loss compares the student with the labels, a soft loss with its teachers' aggregated soft targets.
 Both give one value an example, in nats; `task_loss` weighs, masks and sums them. Everything is computed in
-float32, whatever the logits' dtype. The pair for classification is here; other task kinds bring their own
-(`HardLoss`, `SoftLoss`) and `task_loss` stays as it is.
+float32, whatever the logits' dtype. There are two pairs: one for distributions (every kind of classification,
+of texts, words or an answer's start and end) and one for numbers.
 
 Not here: how several teachers become one target (`teachers.aggregation`) and how tasks are drawn
 (`pipeline.data`).
@@ -43,18 +43,19 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss of N examples of one task is made from.
+    """What the loss of N rows of one task is made from.
 
     logits: (N, C) the student's, any float dtype · labels: (N,) int64, `UNLABELLED` where there is none ·
     target: (N, C) float, the teachers' probabilities at the temperature; None without teachers ·
-    valid: (N,) float, 1 for an example, 0 for a row that only fills the batch (its other values: any finite
-    ones).
+    valid: (N,) float, what a row counts: usually 1, and 0 for a row that only fills the batch (its other values:
+    any finite ones) · taught: (N,) float, 0 for a row on which no teacher had a word; None for all 1.
     """
 
     logits: Tensor
     labels: Tensor
     target: Tensor | None
     valid: Tensor
+    taught: Tensor | None = None
 
 
 def annealed(
@@ -95,6 +96,17 @@ def soft_kl(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return temperature**2 * divergence.sum(dim=-1)
 
 
+def hard_squared_error(values: Tensor, labels: Tensor) -> Tensor:
+    """(N,) float32 squared error of values (N, 1) to labels (N,) float; NaN, no label, gives 0."""
+    known = ~labels.isnan()
+    return torch.where(known, torch.square(values.float().squeeze(-1) - labels.nan_to_num()), 0.0)
+
+
+def soft_squared_error(values: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """(N,) float32 squared error of values (N, 1) to the aggregated target (N, 1); numbers have no temperature."""
+    return torch.square(values.float() - target).squeeze(-1)
+
+
 def task_loss(
     inputs: LossInputs,
     weights: LossWeights,
@@ -120,7 +132,8 @@ def task_loss(
     if weights.soft != 0:
         target = _target(inputs, weights.soft)
         soft = soft_loss(inputs.logits, target, weights.temperature)
-        terms["soft"] = (soft * inputs.valid).sum() / normaliser
+        counted = inputs.valid if inputs.taught is None else inputs.valid * inputs.taught
+        terms["soft"] = (soft * counted).sum() / normaliser
         total = total + weights.soft * terms["soft"]
     return weights.task * total, {name: term.detach() for name, term in terms.items()}
 

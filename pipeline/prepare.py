@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipeline.cluster import check_gpus
 from pipeline.config import RunConfig
 from pipeline.data import TaskData, load_tasks
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from students.layer_init import layer_indices
+from teachers.aggregation import needs_labels
 from teachers.fine_tune import TEACHER, is_finished, teacher_folder
-from teachers.teacher import check_teacher
+from teachers.spec import TeacherSpec
+from teachers.teacher import check_teacher, store_key
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,27 @@ def prepare(config: RunConfig) -> Inputs:
         else resolve(student.model or "", student.revision, f"students.{name}")
         for name, student in config.students.items()
     }
-    for folder in dict.fromkeys((*bases.values(), *starts.values())):
-        open_tokenizer(folder)
+    tokenizers = {folder: open_tokenizer(folder) for folder in (*bases.values(), *starts.values())}
     data = load_tasks(config)
     teachers: dict[str, Path] = {}
     for name, teacher in config.teachers.items():
         task, where = data[teacher.task].task, f"teachers.{name}"
         if teacher.fine_tune is None:
-            check_teacher(bases[name], task, where)
+            check_teacher(bases[name], task, where, teacher.max_length, teacher.labels)
             teachers[name] = bases[name]
         else:
-            check_length(bases[name], task.max_length, where)
+            check_length(bases[name], teacher.max_length or task.max_length, where)
+            if teacher.labels is not None:
+                raise ConfigError(
+                    f"{where}.labels: a teacher that is fine-tuned learns the task's labels", "Remove labels."
+                )
             folder = teacher_folder(
-                config.teachers_dir, name, bases[name], data[teacher.task], teacher.fine_tune
+                config.teachers_dir,
+                name,
+                bases[name],
+                data[teacher.task],
+                teacher.fine_tune,
+                teacher.max_length,
             )
             teachers[name] = folder / TEACHER
     for name, student in config.students.items():
@@ -77,5 +90,97 @@ def prepare(config: RunConfig) -> Inputs:
         except ConfigError as error:
             raise ConfigError(f"students.{name}.{error.cause}", error.remedy) from None
         for task_data in data.values():
-            check_length(starts[name], task_data.task.max_length, f"students.{name}")
+            length = student.max_length.get(task_data.task.name, task_data.task.max_length)
+            check_length(starts[name], length, f"students.{name}")
+    _check_known(config, data, bases)
+    _check_tokenizers(config, data, bases, starts, tokenizers)
+    _check_labels(config, data)
     return Inputs(data, bases, teachers)
+
+
+def _check_labels(config: RunConfig, data: Mapping[str, TaskData]) -> None:
+    """Strategies that look at labels have them: `config_load` knows of data.unlabelled, not of null labels."""
+    for task, task_data in data.items():
+        strategy, train = config.aggregation_of(task).strategy, task_data.splits["train"]
+        missing = len(train) - len(task_data.labelled_train())
+        if missing and needs_labels(strategy):
+            others = "mean" if task_data.task.continuous else "mean, log_mean or entropy"
+            raise ConfigError(
+                f"tasks.{task}: strategy {strategy} needs labels, {missing} of {len(train)} examples of train have none",
+                f"Set tasks.{task}.aggregation.strategy to {others}, or leave those examples out.",
+            )
+
+
+def _check_tokenizers(
+    config: RunConfig,
+    data: Mapping[str, TaskData],
+    bases: Mapping[str, Path],
+    starts: Mapping[str, Path],
+    tokenizers: Mapping[Path, Any],
+) -> None:
+    """Every model can read its tasks' examples: one of each is tried."""
+
+    def read(task: str, folder: Path, length: int | None) -> None:
+        one = data[task].splits["validation"].take(np.array([0]))
+        data[task].task.encode(tokenizers[folder], one.inputs, length)
+
+    for name, teacher in config.teachers.items():
+        read(teacher.task, bases[name], teacher.max_length)
+    for name, student in config.students.items():
+        for task in config.tasks:
+            read(task, starts[name], student.max_length.get(task))
+
+
+def _check_known(config: RunConfig, data: Mapping[str, TaskData], bases: Mapping[str, Path]) -> None:
+    """Every label of a task is known to one of its teachers: else they would unteach it."""
+    for task in config.tasks:
+        unknown: set[str] = set(data[task].task.labels)
+        for name, weight in config.teacher_weights(task).items():
+            teacher = config.teachers[name]
+            if weight == 0:
+                continue
+            if teacher.fine_tune is not None:
+                unknown.clear()
+                continue
+            groups = check_teacher(
+                bases[name], data[task].task, f"teachers.{name}", teacher.max_length, teacher.labels
+            )
+            if groups is None:
+                unknown.clear()
+            else:
+                unknown -= {
+                    label for label, group in zip(data[task].task.labels, groups, strict=True) if group
+                }
+        if unknown:
+            raise TeacherError(
+                f"tasks.{task}: no teacher knows {sorted(unknown)} of {list(data[task].task.labels)}",
+                "Add a teacher that does, map a label of a teacher's to it, or leave the label out of the data.",
+            )
+
+
+def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None = None) -> list[TeacherSpec]:
+    """The teachers `names`, by default all, as their hosts need them; they must be there."""
+    specs = []
+    for name in config.teachers if names is None else names:
+        teacher = config.teachers[name]
+        task, folder = inputs.data[teacher.task].task, inputs.teachers[name]
+        tuned = teacher.fine_tune is not None
+        key = store_key(folder, task, teacher.serving.dtype, teacher.max_length, teacher.labels)
+        specs.append(
+            TeacherSpec(
+                name,
+                str(folder.absolute()) if tuned else reachable(teacher.model),
+                None if tuned else teacher.revision,
+                task,
+                teacher.serving,
+                key,
+                teacher.max_length,
+                teacher.labels,
+            )
+        )
+    return specs
+
+
+def reachable(model: str) -> str:
+    """A folder by its absolute path, a hub id as it is: workers have a working directory of their own."""
+    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model

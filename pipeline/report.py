@@ -18,28 +18,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate import agreement, scores, softmax
+from pipeline.batch import Examples
+from pipeline.evaluate import bootstrap
+from pipeline.tasks import Task
 
 CLEAR_GAP = (
     0.005  # the ensemble must be this far above a supervised baseline for "gap recovered" to mean anything
 )
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
 NOTHING = "–"
+UNBOUNDED = ("nll", "ece", "mse", "mae")  # metrics that are not points of a hundred
 COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
 
 @dataclass(frozen=True)
 class TaskResults:
-    """What everybody said about one task's n test examples. Column c of (n, C) belongs to ``labels[c]``.
+    """What everybody said about one task's n test examples.
 
-    metric: the task's primary metric, a key of `pipeline.evaluate.scores` · gold: (n,) int64 · examples: count by
-    split · teachers, students, supervised: (n, C) logits by name, a supervised baseline under its student's name
-    (may be empty) · ensemble: (n, C) probabilities · aggregation: the strategy · notes: for the reader.
+    task: what metric and labels they are scored by · test: the examples · examples: count by split · teachers,
+    ensemble, students, supervised: (M, C) values as `Task.scores` takes them, by name; a supervised baseline
+    under its student's name (may be empty) · aggregation: the strategy · notes: for the reader.
     """
 
-    labels: tuple[str, ...]
-    metric: str
-    gold: NDArray[np.int64]
+    task: Task
+    test: Examples
     examples: dict[str, int]
     teachers: dict[str, NDArray[np.floating]]
     ensemble: NDArray[np.floating]
@@ -47,6 +49,11 @@ class TaskResults:
     supervised: dict[str, NDArray[np.floating]]
     aggregation: str
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """The task's."""
+        return self.task.metric
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class RunFacts:
     launch to the first student's first step, None where none trained · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
     latency_ms: ``{"students": {name: ms an example}, "teachers": …}`` · versions: by package · curves: by job,
     ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
-    job has its name, its baseline's name starts with it.
+    job has its name, its baseline's name starts with it · preflight: `teachers.preflight.Findings` as dicts.
     """
 
     name: str
@@ -71,6 +78,7 @@ class RunFacts:
     versions: dict[str, str]
     first_step_s: float | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    preflight: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -111,44 +119,60 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, Any]:
         "versus_teachers": {name: _versus_teachers(name, by_task, facts) for name in students},
         "seed": facts.seed,
         "versions": dict(facts.versions),
+        "preflight": list(facts.preflight),
         "notes": list(facts.notes),
     }
 
 
 def _task(results: TaskResults) -> dict[str, Any]:
     """One task's part of report.json."""
-    gold, metric = results.gold, results.metric
-    metrics: dict[str, Any] = {
-        "teachers": {name: scores(softmax(logits), gold) for name, logits in results.teachers.items()},
-        "ensemble": scores(results.ensemble, gold),
-        "students": {name: scores(softmax(logits), gold) for name, logits in results.students.items()},
-        "supervised": {name: scores(softmax(logits), gold) for name, logits in results.supervised.items()},
+    task, test, metric = results.task, results.test, results.metric
+    said = {
+        "teachers": results.teachers,
+        "students": results.students,
+        "supervised": results.supervised,
     }
+    metrics: dict[str, Any] = {
+        group: {name: task.scores(values, test) for name, values in models.items()}
+        for group, models in said.items()
+    }
+    metrics["ensemble"] = task.scores(results.ensemble, test)
     ensemble = metrics["ensemble"][metric]
+    spread = _resampled(results)
     students = {}
-    for name, logits in results.students.items():
+    for name, values in results.students.items():
         baseline = results.supervised.get(name)
         supervised = None if baseline is None else metrics["supervised"][name][metric]
+        difference = None if baseline is None else spread["students", name] - spread["supervised", name]
         students[name] = {
             **_ratios(metrics["students"][name][metric], supervised, ensemble),
-            "agreement": agreement(logits, results.ensemble),
-            "ece": metrics["students"][name]["ece"],
-            "delta_error": None if baseline is None else _paired_error(logits, baseline, gold),
+            "agreement": task.agreement(values, results.ensemble, test),
+            "ece": metrics["students"][name].get("ece"),
+            "delta_error": None if difference is None else float(difference.std()),
         }
-    accuracies = [metrics["ensemble"]["accuracy"], *(one["accuracy"] for one in metrics["students"].values())]
     return {
+        "kind": task.kind,
         "metric": metric,
         "teachers": {name: values[metric] for name, values in metrics["teachers"].items()},
         "ensemble": ensemble,
         "students": students,
         "examples": dict(results.examples),
-        "labels": list(results.labels),
-        "majority": float(np.bincount(gold).max() / len(gold)),
-        "standard_error": max(math.sqrt(p * (1 - p) / len(gold)) for p in accuracies),
+        "labels": list(task.labels),
+        "majority": task.constant_score(test),
+        "standard_error": max(float(scores.std()) for scores in spread.values()),
         "aggregation": results.aggregation,
         "metrics": metrics,
         "notes": list(results.notes),
     }
+
+
+def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """The metric of ensemble, students and baselines on the same bootstrap draws of the test examples."""
+    said = {("ensemble", ""): results.ensemble}
+    said |= {("students", name): values for name, values in results.students.items()}
+    said |= {("supervised", name): values for name, values in results.supervised.items()}
+    statistics = [results.task.statistics(values, results.test) for values in said.values()]
+    return dict(zip(said, bootstrap(statistics, results.task.score_of), strict=True))
 
 
 def _ratios(score: float, supervised: float | None, ensemble: float) -> dict[str, float | None]:
@@ -157,14 +181,6 @@ def _ratios(score: float, supervised: float | None, ensemble: float) -> dict[str
         gap = (score - supervised) / (ensemble - supervised)
     retention = score / ensemble if ensemble > 0 else None
     return {"score": score, "supervised": supervised, "retention": retention, "gap_recovered": gap}
-
-
-def _paired_error(
-    student: NDArray[np.floating], supervised: NDArray[np.floating], gold: NDArray[np.int64]
-) -> float:
-    """Standard error of the two models' difference in accuracy, paired by example."""
-    difference = (student.argmax(1) == gold).astype(float) - (supervised.argmax(1) == gold)
-    return float(difference.std() / math.sqrt(len(gold)))
 
 
 def _macro(by_task: Mapping[str, dict[str, Any]], students: Iterable[str]) -> dict[str, Any]:
@@ -263,7 +279,7 @@ def markdown(report: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
         blocks += _task_section(task, values, figures)
     if "curves.png" in figures:
         blocks += ["## Learning curves", *_picture("curves.png", "Validation score by epoch", figures)]
-    blocks += [*_cost_section(report), *_run_section(report)]
+    blocks += [*_preflight_section(report["preflight"]), *_cost_section(report), *_run_section(report)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -362,7 +378,7 @@ def _macro_section(report: Mapping[str, Any]) -> list[str]:
         f"Unweighted mean of the tasks' test scores ({metrics}), in points.",
         _table(["model", "score", *COMPARED], rows),
         "Δ: student − supervised (the same student from the same start, trained on labels alone), ± its standard "
-        "error in accuracy, paired by example. Standard errors cover the choice of test examples, not of the seed: "
+        "error, paired by example (bootstrap). Standard errors cover the choice of test examples, not of the seed: "
         "one seed is one draw.",
         "¹ (student − supervised) ÷ (ensemble − supervised). Left out (–) without a baseline, and where the ensemble "
         f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise.",
@@ -371,33 +387,40 @@ def _macro_section(report: Mapping[str, Any]) -> list[str]:
 
 def _task_section(task: str, values: Mapping[str, Any], figures: Sequence[str]) -> list[str]:
     splits = ", ".join(f"{count:,} {split}" for split, count in values["examples"].items())
-    of_what = "A score's" if values["metric"] == "accuracy" else "The accuracy's"
+    labels = f"{len(values['labels'])} labels; " if values["labels"] else ""
     metrics, blank = values["metrics"], [NOTHING] * 5
+    calibrated = "ece" in metrics["ensemble"]
+
+    def ece(one: Mapping[str, Any]) -> list[str]:
+        return [f"{one['ece']:.3f}"] if calibrated else []
+
     rows = [
-        [name, points(score), *blank, f"{metrics['teachers'][name]['ece']:.3f}"]
+        [name, points(score), *blank, *ece(metrics["teachers"][name])]
         for name, score in values["teachers"].items()
     ]
-    rows.append(["ensemble", points(values["ensemble"]), *blank, f"{metrics['ensemble']['ece']:.3f}"])
+    rows.append(["ensemble", points(values["ensemble"]), *blank, *ece(metrics["ensemble"])])
     for name, row in values["students"].items():
-        rows.append([f"**{name}**", *_cells(row), percent(row["agreement"]), f"{row['ece']:.3f}"])
-    confusions = [
+        rows.append([f"**{name}**", *_cells(row), percent(row["agreement"]), *ece(row)])
+    pictures = [
         one
         for name in values["students"]
-        for one in _picture(f"confusion-{name}@{task}.png", f"{name} on {task}", figures)
+        for stem in ("confusion", "scatter")
+        for one in _picture(f"{stem}-{name}@{task}.png", f"{name} on {task}", figures)
     ]
+    head = ["model", values["metric"], *COMPARED, "agreement", *(["ECE"] if calibrated else [])]
+    calibration = " ECE: expected calibration error, 15 bins." if calibrated else ""
     blocks = [
         f"## {task}",
-        f"{splits} examples; {len(values['labels'])} labels, the most frequent on "
-        f"{percent(values['majority'])} of test; aggregation: {values['aggregation']}. {of_what} standard error is "
-        f"{points(values['standard_error'])} points (√(p(1−p)/n)): read smaller differences between models as noise.",
-        _table(["model", values["metric"], *COMPARED, "agreement", "ECE"], rows),
-        "Agreement: share of examples to which the student gives the ensemble's answer. ECE: expected calibration "
-        "error, 15 bins.",
+        f"{values['kind']}: {splits} examples; {labels}an answer that never changes scores at best "
+        f"{points(values['majority'])}; aggregation: {values['aggregation']}. A score's standard error is "
+        f"{points(values['standard_error'])} points (bootstrap): read smaller differences between models as noise.",
+        _table(head, rows),
+        f"Agreement: share of answers in which the student agrees with the ensemble.{calibration}",
         *(f"Note: {note}" for note in values["notes"]),
         _details(metrics),
         *_picture(f"reliability-{task}.png", f"Reliability on {task}", figures),
     ]
-    return [*blocks, " ".join(confusions)] if confusions else blocks
+    return [*blocks, " ".join(pictures)] if pictures else blocks
 
 
 def _details(metrics: Mapping[str, Any]) -> str:
@@ -408,12 +431,45 @@ def _details(metrics: Mapping[str, Any]) -> str:
         **{f"**{name}**": one for name, one in metrics["students"].items()},
         **{f"{name}, supervised": one for name, one in metrics["supervised"].items()},
     }
+    names = list(metrics["ensemble"])
     rows = [
-        [name, points(one["accuracy"]), points(one["macro_f1"]), f"{one['nll']:.3f}", f"{one['ece']:.3f}"]
-        for name, one in models.items()
+        [model, *(f"{one[name]:.3f}" if name in UNBOUNDED else points(one[name]) for name in names)]
+        for model, one in models.items()
     ]
-    table = _table(["model", "accuracy", "macro F1", "NLL", "ECE"], rows)
+    table = _table(["model", *names], rows)
     return f"<details><summary>All metrics</summary>\n\n{table}\n\n</details>"
+
+
+def preflight_cells(findings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of `teachers.preflight.Findings`, given as dicts."""
+    rows = [
+        [
+            one["teacher"],
+            f"{points(one['score'])} {one['metric']}",
+            points(one["majority"]),
+            NOTHING if one["entropy"] is None else f"{one['entropy']:.2f}",
+            NOTHING if one["ece"] is None else f"{one['ece']:.3f}",
+            ", ".join(f"{name} {points(share)}" for name, share in one["agreement"].items()) or NOTHING,
+            percent(one["truncated"]),
+        ]
+        for one in findings
+    ]
+    return ["teacher", "score", "constant", "entropy", "ECE", "agrees with", "truncated"], rows
+
+
+def _preflight_section(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the teachers did on validation before they labelled anything."""
+    if not findings:
+        return []
+    warnings = [f"Note: {one['teacher']}: {problem}." for one in findings for problem in one["problems"]]
+    asked = max(one["examples"] for one in findings)
+    return [
+        "## Teachers before labelling",
+        _table(*preflight_cells(findings)),
+        f"On at most {asked} validation examples. Constant: the score of the best answer that never changes; "
+        "entropy: mean ÷ ln(classes), 1 says nothing.",
+        *warnings,
+    ]
 
 
 def _cost_section(report: Mapping[str, Any]) -> list[str]:

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from pipeline.batch import ABSENT, is_present
 from pipeline.config import SPLITS, RunConfig
 from pipeline.data import TaskData
 from pipeline.loop import METRICS, read_metrics
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report import RunFacts, TaskResults
+from pipeline.tasks import Task
 from pipeline.train import Job, job_folder, jobs_of, read_result
-from teachers.aggregation import ensemble, needs_labels
+from teachers.aggregation import Strategy, ensemble, needs_labels
 from teachers.pool import Labelling
+from teachers.preflight import Findings
 from teachers.store import Store
 from teachers.teacher import Teacher
 
 PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "numpy")
 LATENCY_EXAMPLES = 30
+LOST = {
+    "text-classification": "texts",
+    "token-classification": "words",
+    "question-answering": "questions",
+}
+"""What truncation counts, by kind."""
 
 
 @dataclass
@@ -65,23 +75,21 @@ def _one_task(
     store: Store,
     outputs: Mapping[Job, Mapping[str, torch.Tensor]],
 ) -> TaskResults:
-    test, aggregation = data.splits["test"], config.aggregation_of(name)
-    rows = np.arange(len(test))
+    task, test, aggregation = data.task, data.splits["test"], config.aggregation_of(name)
     weights = config.teacher_weights(name)
-    views = {teacher: store.view(keys[teacher], test.keys, data.task.labels) for teacher in weights}
+    counts = task.counts(test.inputs)
+    views = {teacher: store.view(keys[teacher], test.keys, task.columns, counts) for teacher in weights}
+    rows = np.arange(len(test))
     teachers = {teacher: view.gather(rows).astype(np.float32) for teacher, view in views.items()}
-    stacked = torch.from_numpy(np.stack(list(teachers.values())))
-    together = ensemble(stacked, strategy=aggregation.strategy, weights=torch.tensor(list(weights.values())))
     by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
-    for job, logits in outputs.items():
-        by_mode[job.mode][job.student] = logits[name].numpy()
+    for job, values in outputs.items():
+        by_mode[job.mode][job.student] = values[name].numpy()
     return TaskResults(
-        labels=data.task.labels,
-        metric=data.task.metric,
-        gold=test.labels,
+        task=task,
+        test=test,
         examples={split: len(data.splits[split]) for split in SPLITS},
         teachers=dict(teachers),
-        ensemble=together.numpy(),
+        ensemble=ensemble_values(task, list(teachers.values()), counts, aggregation.strategy, weights),
         students=by_mode["distilled"],
         supervised=by_mode["supervised"],
         aggregation=aggregation.strategy,
@@ -91,8 +99,31 @@ def _one_task(
     )
 
 
+def ensemble_values(
+    task: Task,
+    teachers: Sequence[NDArray[np.floating]],
+    counts: NDArray[np.int64],
+    strategy: Strategy,
+    weights: Mapping[str, float],
+) -> NDArray[np.floating]:
+    """(M, C) what a task's teachers, each (M, C), say together of examples with `counts` items."""
+    stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
+    share = torch.tensor(list(weights.values()))
+    rows = task.rows(stacked, items)
+    together = ensemble(rows, strategy=strategy, weights=share, continuous=task.continuous)
+    if not task.continuous:
+        spoken = is_present(rows).any(dim=-1).any(dim=0)  # else nobody has a word on it, nor the ensemble
+        together = (together * spoken.unsqueeze(-1)).log().clamp(min=ABSENT)
+    return task.flat(together, items).numpy()
+
+
 def run_facts(
-    config: RunConfig, inputs: Inputs, labelled: Mapping[str, Labelling], stages: Stages, notes: list[str]
+    config: RunConfig,
+    inputs: Inputs,
+    labelled: Mapping[str, Labelling],
+    stages: Stages,
+    notes: list[str],
+    findings: Sequence[Findings] = (),
 ) -> RunFacts:
     """What else the report says: costs, counts, versions, curves."""
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -104,9 +135,9 @@ def run_facts(
             line for line in lines if "macro/score" in line["metrics"]
         ]
         parameters.setdefault(job.student, result["parameters"])
-        notes += _job_notes(job, result)
+        notes += _job_notes(config, job, result)
     notes += [
-        f"{name}: {done.truncated} texts truncated by the teacher"
+        f"{name}: {done.truncated} {_lost(config, name)} truncated by the teacher"
         for name, done in labelled.items()
         if done.truncated
     ]
@@ -129,11 +160,12 @@ def run_facts(
         latency_ms=_latencies(config, inputs),
         versions={package: version(package) for package in PACKAGES},
         curves=curves,
+        preflight=[asdict(one) for one in findings],
         notes=notes,
     )
 
 
-def _job_notes(job: Job, result: Mapping[str, Any]) -> list[str]:
+def _job_notes(config: RunConfig, job: Job, result: Mapping[str, Any]) -> list[str]:
     notes = []
     if result["skipped"]:
         notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
@@ -142,27 +174,40 @@ def _job_notes(job: Job, result: Mapping[str, Any]) -> list[str]:
     if job.mode == "distilled":
         cut = {task: count for task, count in result["truncated"].items() if count}
         notes += [
-            f"{job.student}: {count} texts of {task} truncated to max_length" for task, count in cut.items()
+            f"{job.student}: {count} {LOST[config.tasks[task].kind]} of {task} truncated to max_length"
+            for task, count in cut.items()
         ]
     return notes
+
+
+def _lost(config: RunConfig, teacher: str) -> str:
+    """What a teacher's truncation counts."""
+    return LOST[config.tasks[config.teachers[teacher].task].kind]
 
 
 def _latencies(config: RunConfig, inputs: Inputs) -> dict[str, dict[str, float]]:
     first = next(iter(inputs.data))
     students = {
-        name: latency_ms(config.run_dir / "students" / name / first, inputs.data[first])
-        for name in config.students
+        name: latency_ms(
+            config.run_dir / "students" / name / first, inputs.data[first], student.max_length.get(first)
+        )
+        for name, student in config.students.items()
     }
     teachers = {
-        name: latency_ms(folder, inputs.data[config.teachers[name].task])
-        for name, folder in inputs.teachers.items()
+        name: latency_ms(folder, inputs.data[teacher.task], teacher.max_length, teacher.labels)
+        for (name, folder), teacher in zip(inputs.teachers.items(), config.teachers.values(), strict=True)
     }
     return {"students": students, "teachers": teachers}
 
 
-def latency_ms(folder: Path, data: TaskData) -> float:
-    """Median milliseconds for one text alone, tokenizer included, over the first test examples, on this machine's CPU."""
-    teacher = Teacher(folder, data.task)
+def latency_ms(
+    folder: Path,
+    data: TaskData,
+    max_length: int | None = None,
+    labels: Mapping[str, str | None] | None = None,
+) -> float:
+    """Median milliseconds for one example alone, tokenizer included, over the first test examples, on this machine's CPU."""
+    teacher = Teacher(folder, data.task, max_length=max_length, labels=labels)
     examples = data.splits["test"].take(np.arange(min(LATENCY_EXAMPLES, len(data.splits["test"]))))
     times = []
     for row in range(len(examples)):

@@ -21,21 +21,21 @@ from pipeline import report as reports
 from pipeline import train as training
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import check_room, connected
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig
+from pipeline.config_load import load_config
 from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
 from pipeline.loop import METRICS, read_metrics
-from pipeline.prepare import Inputs, prepare
+from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
 from pipeline.tracking import NullTracker, Role, Tracker, open_tracker
 from pipeline.train import Job, job_folder, jobs_of
 from students.export import write_model_card
-from teachers.actor import TeacherSpec
 from teachers.fine_tune import WORK, Request, fine_tune_all, is_finished
 from teachers.pool import Labelling, fill_store
+from teachers.preflight import Findings, preflight, refuse
 from teachers.store import Store
-from teachers.teacher import store_key
 
 POLL_S = 0.5
 
@@ -52,6 +52,7 @@ class Run:
     stages: Stages
     keys: dict[str, str] = field(default_factory=dict)
     labelled: dict[str, Labelling] = field(default_factory=dict)
+    findings: list[Findings] = field(default_factory=list)
 
 
 def train(config: RunConfig, display: Display) -> dict[str, Any]:
@@ -63,11 +64,13 @@ def train(config: RunConfig, display: Display) -> dict[str, Any]:
                 check_room(config)
                 run.stages.done("start")
                 _fine_tune(run)
+                _preflight(run, on_ray=True)
                 _label(run)
                 _train_students(run)
         else:
             run.keys = _store_keys(run)
             run.labelled = {name: Labelling() for name in config.teachers}
+            _preflight(run, on_ray=False)
             display.line("nothing left to train; evaluating again")
             for job in jobs_of(config):
                 _track_job(run, job)
@@ -82,6 +85,7 @@ def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
             check_room(config)
             run.stages.done("start")
             _fine_tune(run)
+            _preflight(run, on_ray=True)
             _label(run)
         return run.labelled
 
@@ -162,10 +166,7 @@ def _is_trained(run: Run) -> bool:
 
 
 def _store_keys(run: Run) -> dict[str, str]:
-    return {
-        name: store_key(run.inputs.teachers[name], run.inputs.data[teacher.task].task, teacher.serving.dtype)
-        for name, teacher in run.config.teachers.items()
-    }
+    return {spec.name: spec.key for spec in teacher_specs(run.config, run.inputs)}
 
 
 # ---------------------------------------------------------------- stages
@@ -205,43 +206,44 @@ def _request(run: Run, name: str) -> Request:
     folder = run.inputs.teachers[name].parent.absolute()
     return Request(
         name,
-        _reachable(teacher.model),
+        reachable(teacher.model),
         teacher.revision,
         folder,
         teacher.fine_tune,
         teacher.serving,
         teacher.task,
+        teacher.max_length,
     )
 
 
-def _reachable(model: str) -> str:
-    """A folder by its absolute path, a hub id as it is: workers have a working directory of their own."""
-    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+def _preflight(run: Run, *, on_ray: bool) -> None:
+    """Looks at every teacher before it labels; stops at one that is not worth it."""
+    config = run.config
+    validation = {name: data.splits["validation"] for name, data in run.inputs.data.items()}
+    specs = teacher_specs(config, run.inputs)
+    run.findings = preflight(specs, validation, config.preflight_dir, on_ray=on_ray)
+    for warning in refuse(run.findings, lambda name: config.teachers[name].preflight == "warn"):
+        run.display.line(warning)
+    run.stop.check()
+    run.stages.done("preflight")
 
 
 def _label(run: Run) -> None:
     config, data = run.config, run.inputs.data
-    run.keys = _store_keys(run)
-    store = Store(config.store_path)
-    specs = []
-    for name, teacher in config.teachers.items():
-        tuned = teacher.fine_tune is not None
-        model = str(run.inputs.teachers[name].absolute()) if tuned else _reachable(teacher.model)
-        revision = None if tuned else teacher.revision
-        specs.append(
-            TeacherSpec(name, model, revision, data[teacher.task].task, teacher.serving, run.keys[name])
-        )
-        task = data[teacher.task].task
+    store, specs = Store(config.store_path), teacher_specs(config, run.inputs)
+    run.keys = {spec.name: spec.key for spec in specs}
+    for spec in specs:
+        task = spec.task
         facts = {
-            "teacher": name,
-            "model": model,
+            "teacher": spec.name,
+            "model": spec.model,
             "task": task.name,
             "kind": task.kind,
-            "labels": list(task.labels),
+            "columns": list(task.columns),
+            "max_length": spec.max_length or task.max_length,
+            "dtype": spec.serving.dtype,
         }
-        store.describe(
-            run.keys[name], {**facts, "max_length": task.max_length, "dtype": teacher.serving.dtype}
-        )
+        store.describe(spec.key, facts)
 
     def progress(teacher: str, done: int, total: int) -> None:
         run.display.bar(f"labelling {teacher}", done, total)
@@ -332,7 +334,7 @@ def _report(run: Run) -> dict[str, Any]:
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
-    facts = run_facts(config, run.inputs, run.labelled, run.stages, notes)
+    facts = run_facts(config, run.inputs, run.labelled, run.stages, notes, run.findings)
     run.stages.done("evaluate")
     facts.timings_s["evaluate"] = round(run.stages.seconds["evaluate"], 2)
     report = reports.build(tasks, facts)
@@ -341,8 +343,11 @@ def _report(run: Run) -> dict[str, Any]:
     for student in config.students:
         for task in config.tasks:
             folder = config.run_dir / "students" / student / task
-            write_model_card(folder, config, report, student, task)
-            tracker.model(student_key(student), f"{student}-{task}", folder, config.tasks[task].kind)
+            write_model_card(folder, config, report, student, tasks[task].task)
+            if (opener := tasks[task].task.pipeline) is not None:
+                tracker.model(student_key(student), f"{student}-{task}", folder, opener)
+            else:  # no pipeline that MLflow could load it with: the folder itself
+                tracker.artifacts(student_key(student), folder, f"models/{task}")
     for job in jobs_of(config):
         tracker.finish(job.name, "FINISHED")
     tracker.artifacts("", config.run_dir / "config.yaml")

@@ -11,8 +11,7 @@ from rich.table import Table
 from pipeline.config import RunConfig, Split
 from pipeline.data import load_task
 from pipeline.errors import ConfigError
-from pipeline.evaluate import scores, softmax
-from pipeline.tasks import KINDS
+from pipeline.tasks import kind_of
 from students.export import export_onnx
 from teachers.teacher import Teacher
 
@@ -24,22 +23,24 @@ def score_student(student: Path, config: RunConfig, split: Split) -> dict[str, d
         folder = _task_folder(student, config, name)
         data = load_task(name, task_config)
         examples = data.splits[split]
-        logits, _ = Teacher(folder, data.task).label(
-            examples.inputs
-        )  # a saved student answers like any teacher
-        found[name] = {"examples": len(examples), **scores(softmax(logits), examples.labels)}
+        lengths = config.students[student.name].max_length if student.name in config.students else {}
+        answers = Teacher(folder, data.task, max_length=lengths.get(name))  # like any teacher's
+        values, _ = answers.label(examples.inputs)
+        found[name] = {"examples": len(examples), **data.task.scores(values.values, examples)}
     return found
 
 
 def score_table(student: str, split: Split, found: dict[str, dict[str, float]]) -> Table:
-    """`score_student`'s answer for a terminal."""
+    """`score_student`'s answer for a terminal; kinds differ in their metrics, so it has a line a metric."""
     table = Table(title=f"{student} on {split}", box=box.SIMPLE_HEAD)
-    table.add_column("task")
-    for name in next(iter(found.values())):
-        table.add_column(name, justify="right")
-    for task, values in found.items():
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    table.add_column("metric")
+    for task in found:
+        table.add_column(task, justify="right")
+    for name in names:
+        shown = (values.get(name) for values in found.values())
         table.add_row(
-            task, *(f"{v:,.0f}" if name == "examples" else f"{v:.4f}" for name, v in values.items())
+            name, *("" if v is None else f"{v:,.0f}" if name == "examples" else f"{v:.4f}" for v in shown)
         )
     return table
 
@@ -52,8 +53,7 @@ def export_task(student: Path, config: RunConfig, task: str, target: Path, onnx:
     shutil.copytree(folder, target, dirs_exist_ok=True)
     if not onnx:
         return None
-    kind = KINDS[config.tasks[task].kind]
-    return export_onnx(folder, kind.model_class(), target)
+    return export_onnx(folder, kind_of(config.tasks[task]), target)
 
 
 def _task_folder(student: Path, config: RunConfig, task: str) -> Path:

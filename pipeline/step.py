@@ -5,18 +5,26 @@ Workers are passed in, so that one process, several Ray Train workers and a test
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded, token_budget_batches
-from pipeline.losses import LossInputs, LossWeights, task_loss
+from pipeline.batch import UNLABELLED, Encoded, flat_index, is_present, token_budget_batches
+from pipeline.losses import (
+    LossInputs,
+    LossWeights,
+    hard_cross_entropy,
+    hard_squared_error,
+    soft_kl,
+    soft_squared_error,
+    task_loss,
+)
 from pipeline.tasks import Task
+from pipeline.tasks.tensors import TensorBatch
 from students.student import MultiTaskStudent
 from teachers.aggregation import Strategy, aggregate
 
@@ -46,16 +54,16 @@ class Workers:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one worker puts through the student at once: m rows of one task.
+    """What one worker puts through the student at once: m examples of one task, M items in all.
 
-    inputs: (m, length) int64 by name · labels: (m,) int64 · teachers: (K, m, C) raw soft targets or None ·
-    valid: (m,) float, 0 for rows that only fill the batch.
+    batch: their tokens · labels: their labels, end to end · teachers: (K, M, C) raw soft targets or None ·
+    counts: False for examples that only fill the batch.
     """
 
-    inputs: Mapping[str, Tensor]
+    batch: TensorBatch
     labels: Tensor
     teachers: Tensor | None
-    valid: Tensor
+    counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,34 +85,62 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """Adds the gradient of this worker's share of a step to the student's.
 
-    normaliser: valid rows of the whole step, over all workers and micro-batches. Returns this worker's share
-    of ``total``, ``hard`` and, with teachers, ``soft``, detached scalars: summed over workers they are the
-    step's losses.
+    normaliser: what the whole step counts (see `Encoded.units`), over all workers and micro-batches. Returns
+    this worker's share of ``total``, ``hard`` and, with teachers, ``soft``, detached scalars: summed over
+    workers they are the step's losses.
     """
     sums: dict[str, Tensor] = {}
+    losses = (hard_squared_error, soft_squared_error) if task.continuous else (hard_cross_entropy, soft_kl)
     for batch in batches:
-        target = None
-        if batch.teachers is not None and aggregation is not None and weights.soft > 0:
-            target = aggregate(
-                batch.teachers,
-                strategy=aggregation.strategy,
-                weights=aggregation.weights,
-                temperature=weights.temperature,
-                labels=batch.labels,
-            )
         with autocast:
-            logits = student(task.name, batch.inputs)
-        total, terms = task_loss(
-            LossInputs(logits, batch.labels, target, batch.valid),
-            weights,
-            normaliser,
-            hard_loss=task.hard_loss,
-            soft_loss=task.soft_loss,
-        )
+            output = student(task.name, batch.batch.inputs)
+        inputs = loss_inputs(task, task.read_out(output, batch.batch), batch, weights, aggregation)
+        total, terms = task_loss(inputs, weights, normaliser, hard_loss=losses[0], soft_loss=losses[1])
         total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
+
+
+def loss_inputs(
+    task: Task, values: Tensor, batch: MicroBatch, weights: LossWeights, aggregation: Aggregation | None
+) -> LossInputs:
+    """What the loss of a micro-batch is made from; values (M, C): what the student says about its items.
+
+    A row of which the student sees nothing (a word that its tokenizer drops) does not count; where it does
+    not see some of a row's columns, the target is what the teachers say about the others.
+    """
+    counts = batch.batch.counts
+    logits = task.rows(values, counts)
+    labels = task.row_labels(batch.labels, counts)
+    valid = logits.new_full((len(logits),), task.row_weight if batch.counts else 0.0)
+    target = taught = None
+    if batch.teachers is not None and aggregation is not None and weights.soft > 0:
+        teachers = task.rows(batch.teachers, counts)
+        target = aggregate(
+            teachers,
+            strategy=aggregation.strategy,
+            weights=aggregation.weights,
+            temperature=weights.temperature,
+            labels=labels,
+            continuous=task.continuous,
+        )
+    if task.continuous:
+        return LossInputs(logits, labels, target, valid)
+    seen = is_present(logits.detach())
+    if not bool(seen.all()):
+        valid = valid * seen.any(dim=-1)
+        hidden = ~seen.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        labels = labels.masked_fill(hidden, UNLABELLED)
+    if target is not None and aggregation is not None:
+        heard = is_present(teachers[aggregation.weights.to(teachers.device) > 0])
+        if not bool(heard.all() & seen.all()):
+            taught = heard.any(dim=-1).any(dim=0).to(valid)
+            target = target * seen
+            kept = target.sum(dim=-1)
+            taught = taught * (kept > 0)
+            target = target / kept.clamp(min=torch.finfo(kept.dtype).tiny).unsqueeze(-1)
+    return LossInputs(logits, labels, target, valid, taught)
 
 
 def share_gradients(student: MultiTaskStudent, workers: Workers) -> None:
@@ -117,24 +153,21 @@ def share_gradients(student: MultiTaskStudent, workers: Workers) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def to_tensors(batch: Mapping[str, NDArray[np.int64]], device: torch.device) -> dict[str, Tensor]:
-    """A padded batch on `device`."""
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
-
-
 @torch.inference_mode()
 def predict(
     student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers | None = None
 ) -> Tensor:
-    """(n, C) float32 logits of n examples on the CPU, in fp32; several workers share the batches.
+    """(M, C) float32 values of n examples on the CPU, in fp32; several workers share the batches.
 
     The student is left in evaluation mode.
     """
     workers = workers or Workers()
     student.eval()
-    logits = torch.zeros(len(encoded), len(task.labels), device=workers.device)
+    starts = np.concatenate(([0], np.cumsum(encoded.counts)))
+    values = torch.zeros(int(starts[-1]), len(task.columns), device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
     for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
-        inputs = to_tensors(encoded.pad(rows), workers.device)
-        logits[torch.from_numpy(rows).to(workers.device)] = student(task.name, inputs).float()
-    return workers.sum_(logits).cpu()
+        batch = TensorBatch.of(encoded.pad(rows), workers.device)
+        items = torch.from_numpy(flat_index(starts[rows], encoded.counts[rows])).to(workers.device)
+        values[items] = task.read_out(student(task.name, batch.inputs), batch)
+    return workers.sum_(values).cpu()

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import errors
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import cpus_per_worker
-from pipeline.config import RunConfig
-from pipeline.data import TaskData
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.data import Schedule, TaskData
 from pipeline.loop import LossPlan, StopWatch, TaskSet, Trainer
 from pipeline.models import open_tokenizer, resolve
 from pipeline.step import Aggregation, Workers, predict
@@ -91,7 +91,14 @@ def train_jobs(plan: Plan, workers: Workers) -> None:
     """Runs the unfinished jobs one after another; returns early when asked to stop."""
     should_stop = StopWatch(stop_file(plan.run_dir))
     store = Store(plan.config.store_path)
-    sets: dict[tuple[str, bool], list[TaskSet]] = {}
+    sets: dict[tuple[str, str, bool], list[TaskSet]] = {}
+
+    def sets_of(job: Job, folder: Path, distilled: bool) -> list[TaskSet]:
+        key = (str(folder), str(plan.config.students[job.student].max_length), distilled)
+        if key not in sets:
+            sets[key] = task_sets(plan, folder, job.student, store if distilled else None)
+        return sets[key]
+
     for job in jobs_of(plan.config):
         if is_finished(plan.run_dir, job):
             continue
@@ -99,9 +106,14 @@ def train_jobs(plan: Plan, workers: Workers) -> None:
             return
         folder = _start_folder(plan, job.student)
         distilled = job.mode == "distilled"
-        if (str(folder), distilled) not in sets:
-            sets[str(folder), distilled] = task_sets(plan, folder, store if distilled else None)
-        if train_job(plan, job, folder, sets[str(folder), distilled], workers, should_stop) == "interrupted":
+
+        own = sets_of(job, folder, distilled)
+        train = plan.config.train_of(job.student)
+        if not distilled and any(
+            len(d.labelled_train()) < len(d.splits["train"]) for d in plan.data.values()
+        ):
+            train = same_budget(train, own, sets_of(job, folder, True), plan.config.seed)
+        if train_job(plan, job, folder, own, workers, should_stop, train) == "interrupted":
             return
 
 
@@ -112,10 +124,11 @@ def train_job(
     sets: Sequence[TaskSet],
     workers: Workers,
     should_stop: Callable[[], bool],
+    train: TrainConfig,
 ) -> str:
     """One job from its last checkpoint to its result; returns the training's status."""
     config, target = plan.config, job_folder(plan.run_dir, job)
-    train, student_config = config.train_of(job.student), config.students[job.student]
+    student_config = config.students[job.student]
     tasks = [task_set.task for task_set in sets]
     student = build_student(
         folder, tasks, layers=student_config.layers, dropout=train.dropout, seed=config.seed
@@ -136,7 +149,12 @@ def train_job(
     if progress.status != "interrupted":
         tokenizer = open_tokenizer(folder)
         encoded = {
-            task.name: task.encode(tokenizer, plan.data[task.name].splits["test"].inputs) for task in tasks
+            task.name: task.encode(
+                tokenizer,
+                plan.data[task.name].splits["test"].inputs,
+                student_config.max_length.get(task.name),
+            )
+            for task in tasks
         }
         predictions = {
             task.name: predict(student, task, encoded[task.name], train.tokens_per_batch, workers)
@@ -171,33 +189,51 @@ def _finish(
         shutil.rmtree(checkpoint)
 
 
-def task_sets(plan: Plan, folder: Path, store: Store | None) -> list[TaskSet]:
-    """Every task encoded by the tokenizer in `folder`; with a store, soft targets as well."""
+def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> list[TaskSet]:
+    """Every task encoded by the tokenizer in `folder`; with a store, soft targets and unlabelled examples as well."""
     tokenizer = open_tokenizer(folder)
+    lengths = plan.config.students[student].max_length
     sets = []
     for name, data in plan.data.items():
-        train, validation = data.splits["train"], data.splits["validation"]
+        task, validation = data.task, data.splits["validation"]
+        train = data.labelled_train() if store is None else data.splits["train"]
         weights = plan.config.teacher_weights(name)
         readers: tuple[TargetView, ...] = ()
         aggregation = None
         if store is not None:
+            counts = task.counts(train.inputs)
             readers = tuple(
-                store.view(plan.teacher_keys[teacher], train.keys, data.task.labels) for teacher in weights
+                store.view(plan.teacher_keys[teacher], train.keys, task.columns, counts)
+                for teacher in weights
             )
             strategy = plan.config.aggregation_of(name).strategy
             aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
         sets.append(
             TaskSet(
-                data.task,
-                data.task.encode(tokenizer, train.inputs),
+                task,
+                task.encode(tokenizer, train.inputs, lengths.get(name)),
                 train.labels,
-                data.task.encode(tokenizer, validation.inputs),
-                validation.labels,
+                task.encode(tokenizer, validation.inputs, lengths.get(name)),
+                validation,
                 readers,
                 aggregation,
             )
         )
     return sets
+
+
+def same_budget(
+    train: TrainConfig, labelled: Sequence[TaskSet], every: Sequence[TaskSet], seed: int
+) -> TrainConfig:
+    """`train` with as many epochs of the labelled examples as take the steps of its epochs of every example: a
+    baseline may not lose for having been trained less."""
+
+    def steps(sets: Sequence[TaskSet]) -> int:
+        lengths = {task_set.task.name: task_set.train.lengths for task_set in sets}
+        return Schedule(lengths, train.tokens_per_batch, train.task_sampling, seed).steps_per_epoch
+
+    epochs = max(1, round(train.epochs * steps(every) / steps(labelled)))
+    return train.model_copy(update={"epochs": epochs})
 
 
 def loss_plan(config: RunConfig, job: Job) -> LossPlan:
@@ -334,6 +370,6 @@ def _failure_file(run_dir: Path, launch_id: str) -> Path:
 
 
 def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A finished job's facts and its (n, C) test logits by task."""
+    """A finished job's facts and its (M, C) values on the test splits, by task."""
     folder = job_folder(run_dir, job)
     return json.loads((folder / RESULT).read_text()), load_file(folder / PREDICTIONS)

@@ -14,6 +14,7 @@ from pipeline.checkpoint import write_atomically
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
+from pipeline.tasks import Task
 from students.student import MultiTaskStudent
 
 
@@ -33,8 +34,8 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
     scratch.replace(folder)
 
 
-def export_onnx(model_folder: Path, model_class: Any, target: Path) -> float:
-    """Writes `target`/model.onnx with dynamic batch and length; returns the largest difference of its logits.
+def export_onnx(model_folder: Path, task: type[Task], target: Path) -> float:
+    """Writes `target`/model.onnx with dynamic batch and length; returns the largest difference of its outputs.
 
     The difference is measured by ONNX Runtime on a padded batch of two. Raises `ConfigError` where the
     `onnx` extra is not installed and `DataError` if the two disagree.
@@ -50,9 +51,10 @@ def export_onnx(model_folder: Path, model_class: Any, target: Path) -> float:
     import onnxruntime
 
     model, tokenizer = (
-        open_model(model_class, model_folder, attn_implementation="eager"),
+        open_model(task.model_class(), model_folder, attn_implementation="eager"),
         open_tokenizer(model_folder),
     )
+    outputs = list(task.outputs)
     batch = dict(tokenizer(["a first text of some length", "another"], padding=True, return_tensors="pt"))
     target.mkdir(parents=True, exist_ok=True)
     file = target / "model.onnx"
@@ -62,34 +64,38 @@ def export_onnx(model_folder: Path, model_class: Any, target: Path) -> float:
         kwargs=batch,
         f=str(file),
         input_names=list(batch),
-        output_names=["logits"],
+        output_names=outputs,
         dynamic_shapes=dict.fromkeys(batch, axes),
         external_data=False,
         dynamo=True,
         verbose=False,
     )
     with torch.no_grad():
-        expected = model(**batch).logits
+        expected = model(**batch)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})
-    difference = float((torch.from_numpy(found) - expected).abs().max())
+    found = session.run(outputs, {name: tensor.numpy() for name, tensor in batch.items()})
+    difference = max(
+        float((torch.from_numpy(one) - expected[name]).abs().max())
+        for name, one in zip(outputs, found, strict=True)
+    )
     if difference > 1e-3:
         raise DataError(
-            f"{file}: the ONNX model's logits differ by {difference:.2g}",
+            f"{file}: the ONNX model's outputs differ by {difference:.2g}",
             "Use the Hugging Face folder; report this model.",
         )
     return difference
 
 
 def write_model_card(
-    folder: Path, config: RunConfig, report: Mapping[str, Any], student: str, task: str
+    folder: Path, config: RunConfig, report: Mapping[str, Any], student: str, task: Task
 ) -> None:
     """README.md of one task's folder: what it is, how it was made, how good it is, how to open it."""
-    results = report["tasks"][task]
+    results = report["tasks"][task.name]
     scored = results["students"][student]
-    kind = config.tasks[task].kind
     loss = config.loss_of(student)
     hard, soft = config.hard_soft(student)
+    own = config.tasks[task.name].data
+    length = config.students[student].max_length.get(task.name, own.max_length)
     teachers = "\n".join(
         f"| teacher {name} | {100 * score:.1f} |" for name, score in results["teachers"].items()
     )
@@ -99,18 +105,19 @@ def write_model_card(
         else f"| this student on labels alone | {100 * scored['supervised']:.1f} |\n"
     )
     start = config.students[student].init_from or config.students[student].model
+    labels = f"; labels: {', '.join(task.labels)}" if task.labels else ""
+    calibration = "" if scored["ece"] is None else f" Expected calibration error {scored['ece']:.3f}."
     card = f"""---
-pipeline_tag: {kind}
+pipeline_tag: {task.kind}
 library_name: transformers
 tags: [distillation, tutelage]
 ---
-# {student}: {task}
+# {student}: {task.name}
 
 One task of a student that answers {", ".join(config.tasks)}, distilled by Tutelage (run {config.name}, seed {config.seed}).
 
 ```python
-from transformers import pipeline
-pipeline("{kind}", "path/to/this/folder")("Some text.")
+{task.snippet()}
 ```
 
 Test {results["metric"]} on {results["examples"]["test"]} examples:
@@ -121,9 +128,9 @@ Test {results["metric"]} on {results["examples"]["test"]} examples:
 | ensemble of the teachers | {100 * results["ensemble"]:.1f} |
 {supervised}| **this student** | **{100 * scored["score"]:.1f}** |
 
-Trained on {results["examples"]["train"]} examples of this task; labels: {", ".join(results["labels"])}; at most
-{config.tasks[task].data.max_length} tokens a text. Started from {start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature
-{loss.temperature:g}, aggregation {config.aggregation_of(task).strategy}. Expected calibration error {scored["ece"]:.3f}.
+Trained on {results["examples"]["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
+{start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature {loss.temperature:g}, aggregation
+{config.aggregation_of(task.name).strategy}.{calibration}
 
 Limits: it has learnt what its teachers and labels say about texts like those it was trained on, mistakes included.
 The licences of the base models and the data apply to it.

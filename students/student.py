@@ -36,16 +36,16 @@ class MultiTaskStudent(nn.Module):
         """The task's Hugging Face model, encoder included."""
         return self.models[self._position[task]]
 
-    def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(m, C) logits of one task's batch; inputs as the tokenizer gives them, (m, length) int64."""
-        logits: Tensor = self.model(task)(**inputs).logits
-        return logits
+    def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Any:
+        """The task's model's own output; inputs as the tokenizer gives them, (S, length) int64."""
+        return self.model(task)(**inputs)
 
 
 def _with_encoder(encoder: PreTrainedModel, task: Task) -> nn.Module:
     config = copy.deepcopy(encoder.config)
     config.update(task.head_settings())
     model = task.model_class().from_config(config)
+    task.prepare_head(model)
     setattr(model, model.base_model_prefix, encoder)
     return model.eval()  # type: ignore[no-any-return]
 

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from pipeline.config import ServingConfig
+from pipeline.batch import Ragged
 from pipeline.models import resolve
-from pipeline.tasks import Task
+from teachers.spec import TeacherSpec
 from teachers.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """A teacher as its actors need it: where its model is, its task, how it is hosted, its name in the store."""
-
-    name: str
-    model: str
-    revision: str | None
-    task: Task
-    serving: ServingConfig
-    key: str
 
 
 class TeacherActor:
@@ -42,20 +27,18 @@ class TeacherActor:
             dtype=spec.serving.dtype,
             tokens_per_batch=spec.serving.tokens_per_batch,
             device="cuda" if ray.get_gpu_ids() else "cpu",
+            max_length=spec.max_length,
+            labels=spec.labels,
+            where=f"teachers.{spec.name}",
         )
 
     def ready(self) -> int:
         """Process id, once the model is loaded."""
         return os.getpid()
 
-    def label(self, inputs: Mapping[str, Sequence[str]]) -> tuple[NDArray[np.float32], int]:
+    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Ragged, int]:
         """See `Teacher.label`."""
         return self._teacher.label(inputs)
-
-
-def requested(serving: ServingConfig) -> dict[str, float]:
-    """What one replica asks of the cluster, in Ray's resource names."""
-    return {"CPU": serving.cpus, "GPU": serving.gpus, **serving.resources}
 
 
 def start(spec: TeacherSpec) -> ActorHandle[Any]:

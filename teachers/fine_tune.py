@@ -32,7 +32,14 @@ TEACHER = "teacher"
 WORK = "work"
 
 
-def teacher_folder(root: Path, name: str, base: Path, data: TaskData, config: FineTuneConfig) -> Path:
+def teacher_folder(
+    root: Path,
+    name: str,
+    base: Path,
+    data: TaskData,
+    config: FineTuneConfig,
+    max_length: int | None = None,
+) -> Path:
     """Where the teacher made of `base` by `config` on `data` belongs: `root`/<name>-<hash of all three>."""
     settings = config.model_dump(mode="json", exclude=FREE)
     facts = [
@@ -40,12 +47,12 @@ def teacher_folder(root: Path, name: str, base: Path, data: TaskData, config: Fi
         fingerprint(base),
         settings,
         list(data.task.labels),
-        data.task.max_length,
+        max_length or data.task.max_length,
         data.task.metric,
     ]
     digest = blake2b(json.dumps(facts).encode(), digest_size=8)
-    for split in ("train", "validation"):
-        digest.update(data.splits[split].keys.tobytes() + data.splits[split].labels.tobytes())
+    for examples in (data.labelled_train(), data.splits["validation"]):
+        digest.update(examples.keys.tobytes() + examples.labels.values.tobytes())
     return root / f"{name}-{digest.hexdigest()}"
 
 
@@ -61,6 +68,7 @@ def fine_tune(
     folder: Path,
     workers: Workers | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    max_length: int | None = None,
 ) -> Progress:
     """Trains `base` on the task's train split, selects on validation, writes `folder`/teacher.
 
@@ -69,13 +77,13 @@ def fine_tune(
     task = data.task
     tokenizer = open_tokenizer(base)
     student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
-    train, validation = data.splits["train"], data.splits["validation"]
+    train, validation = data.labelled_train(), data.splits["validation"]
     task_set = TaskSet(
         task,
-        task.encode(tokenizer, train.inputs),
+        task.encode(tokenizer, train.inputs, max_length),
         train.labels,
-        task.encode(tokenizer, validation.inputs),
-        validation.labels,
+        task.encode(tokenizer, validation.inputs, max_length),
+        validation,
     )
     trainer = Trainer(
         student,
@@ -120,6 +128,7 @@ class Request:
     config: FineTuneConfig
     serving: ServingConfig
     task: str
+    max_length: int | None = None
 
 
 def fine_tune_all(
@@ -208,7 +217,16 @@ def _fine_tune_task(request: Request, data: TaskData, stop: Path) -> None:
             with lock.acquire(timeout=1):
                 if not is_finished(request.folder):
                     base = resolve(request.model, request.revision, f"teachers.{request.name}")
-                    fine_tune(base, data, request.config, request.folder, Workers(device=device), should_stop)
+                    workers = Workers(device=device)
+                    fine_tune(
+                        base,
+                        data,
+                        request.config,
+                        request.folder,
+                        workers,
+                        should_stop,
+                        max_length=request.max_length,
+                    )
                 return
         except Timeout:
             continue

@@ -1,7 +1,7 @@
 """Labelling: start replicas, fan examples out, bound what is in flight, time out, replace, fill the store.
 
-Ray Data's actor pool does much of this; what it has not is the time-out on a hanging call, the naming of the
-teacher that cannot be served, and a start-up short enough for a laptop (see benchmarks/README.md).
+Ray Data's actor pool does much of this, as fast (see benchmarks/README.md); what it has not is the time-out on a
+hanging call, the naming of the teacher that cannot be served, and work that is on disk within a minute.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from pipeline.batch import Examples, SoftTargets
+from pipeline.batch import Examples, Ragged, SoftTargets
 from pipeline.errors import ExhaustedError, TutelageError
-from teachers.actor import TeacherSpec, requested, start
+from teachers.actor import start
+from teachers.spec import TeacherSpec, requested
 from teachers.store import Store
 
 CHUNK = 512  # examples a call: 1 ms of overhead to more than a second of work
-SHARD = 8192  # examples a shard of the store
+SHARD = 8192  # examples a shard of the store, or
+SHARD_VALUES = 8_000_000  # numbers, if that is sooner: 16 MB
 FLUSH_S = 60.0  # labelled examples are on disk after at most this long
-Chunk = Mapping[str, Sequence[str]]
-Labelled = tuple[NDArray[np.float32], int]
+Chunk = Mapping[str, Sequence[Any]]
+Labelled = tuple[Ragged, int]
 
 
 @dataclass(eq=False)
@@ -259,9 +261,9 @@ def _label_one(
     pool = TeacherPool(spec, replicas)
     results = pool.map(inputs)
     try:
-        for position, (logits, truncated) in results:
-            shards.add(chunks[position], logits)
-            labelling.forwards += len(logits)
+        for position, (targets, truncated) in results:
+            shards.add(chunks[position], targets)
+            labelling.forwards += len(targets)
             labelling.truncated += truncated
             on_progress(spec.name, labelling.forwards, len(rows))
             if should_stop():
@@ -275,34 +277,39 @@ def _label_one(
 
 
 def length_sorted_chunks(
-    texts: Mapping[str, Sequence[str]], rows: NDArray[np.int64]
+    texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
     """`rows` by falling text length, cut into calls: batches of like length, the longest first so that the
     last ones to finish are short."""
-    lengths = np.array([sum(len(column[i]) for column in texts.values()) for i in rows])
+    lengths = np.array([sum(_characters(column[i]) for column in texts.values()) for i in rows])
     ordered = rows[np.argsort(-lengths, kind="stable")]
     return [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+
+
+def _characters(field: str | Sequence[str]) -> int:
+    return len(field) if isinstance(field, str) else sum(map(len, field)) + len(field)
 
 
 class _ShardWriter:
     """Gathers labelled chunks into shards of the store."""
 
     def __init__(
-        self, store: Store, spec: TeacherSpec, keys: NDArray[np.uint64], texts: Mapping[str, Sequence[str]]
+        self, store: Store, spec: TeacherSpec, keys: NDArray[np.uint64], texts: Mapping[str, Sequence[Any]]
     ) -> None:
         self._store, self._spec, self._keys, self._texts = store, spec, keys, texts
         self._rows: list[NDArray[np.int64]] = []
-        self._logits: list[NDArray[np.float32]] = []
+        self._targets: list[Ragged] = []
         self._since = time.monotonic()
 
-    def add(self, rows: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    def add(self, rows: NDArray[np.int64], targets: Ragged) -> None:
         """Raises `BadTargetsError` for NaN or Inf, once the good chunks before are on disk."""
-        if not np.isfinite(logits).all():
+        finite = np.isfinite(targets.values).all()
+        if not finite:
             self.flush()
         self._rows.append(rows)
-        self._logits.append(logits)
-        full = sum(map(len, self._rows)) >= SHARD
-        if full or not np.isfinite(logits).all() or time.monotonic() - self._since > FLUSH_S:
+        self._targets.append(targets)
+        full = sum(map(len, self._rows)) >= SHARD or sum(t.values.size for t in self._targets) >= SHARD_VALUES
+        if full or not finite or time.monotonic() - self._since > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
@@ -310,13 +317,14 @@ class _ShardWriter:
         self._since = time.monotonic()
         if not self._rows:
             return
-        rows, logits = np.concatenate(self._rows), np.concatenate(self._logits)
-        self._rows, self._logits = [], []
+        rows, values = np.concatenate(self._rows), Ragged.join(self._targets)
+        self._rows, self._targets = [], []
 
         def describe(row: int) -> str:
-            return " | ".join(column[rows[row]][:80] for column in self._texts.values())
+            fields = (column[rows[row]] for column in self._texts.values())
+            return " | ".join((field if isinstance(field, str) else " ".join(field))[:80] for field in fields)
 
-        targets = SoftTargets(self._keys[rows], logits, self._spec.task.labels)
+        targets = SoftTargets(self._keys[rows], values, self._spec.task.columns)
         self._store.append(self._spec.key, targets, describe, self._spec.name)
 
 

@@ -3,8 +3,9 @@
 ::
 
     <store>/<teacher>/teacher.json         what the fingerprint stands for, to be read by people
-    <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending · logits float16[C]; the schema
-                                           has the label names
+    <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending · logits float16[C], or a list of
+                                           float16 where examples have several items; the schema has the
+                                           columns' names
     <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels, when written
 
 `teacher` is a fingerprint: hexadecimal, made of everything that changes what the teacher says. A shard is
@@ -38,7 +39,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
-from pipeline.batch import SoftTargets
+from pipeline.batch import Ragged, SoftTargets, flat_index
 from pipeline.errors import BadTargetsError, ConfigError, CorruptError, ExhaustedError, TeacherError
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Store:
         logits = _storable(targets, excerpt, f"{name} ({teacher})" if name else teacher)
         entries, listing = self._refresh(teacher)
         for known in entries.values():
-            _same_labels(teacher, known.labels, targets.labels)
+            _same_labels(teacher, known.labels, targets.columns)
         if len(targets) == 0:
             return
         self._sweep(teacher, listing)
@@ -103,13 +104,21 @@ class Store:
             self._files.put(f"{teacher}/{entry.shard}.arrow", data)
             self._files.put(f"{teacher}/{entry.shard}.json", entry.dump())  # only now does the shard exist
 
-    def view(self, teacher: str, keys: NDArray[np.uint64], labels: Sequence[str]) -> TargetView:
+    def view(
+        self,
+        teacher: str,
+        keys: NDArray[np.uint64],
+        labels: Sequence[str],
+        counts: NDArray[np.int64] | None = None,
+    ) -> TargetView:
         """The soft targets of `keys` (n,), in that order; repeated keys are fine.
 
-        `labels` is the reader's label space, in the order of its columns. All looking up happens here, once,
-        so that reading a batch is a copy. The view stays valid, and the same, whatever is appended later.
+        `labels` is the reader's label space, in the order of its columns; counts: (n,) items that each example
+        has, 1 each where not given. All looking up happens here, once, so that reading a batch is a copy. The
+        view stays valid, and the same, whatever is appended later.
 
-        Raises `CorruptError` if a key is missing and `TeacherError` if a shard's labels are not `labels`.
+        Raises `CorruptError` if a key is missing, or has another number of items, and `TeacherError` if a
+        shard's labels are not `labels`.
         """
         index = self._index(teacher)
         for shard in index.shards:
@@ -121,7 +130,16 @@ class Store:
                 f"the store {self._files.shown} lacks {absent} of {len(keys)} targets of teacher {teacher}",
                 "Label again: only what is missing is computed.",
             )
-        return TargetView(tuple(labels), tuple(s.logits for s in index.shards), index.starts, positions)
+        view = TargetView.over(tuple(labels), index.shards, index.starts, positions)
+        wanted = np.ones(len(keys), dtype=np.int64) if counts is None else counts
+        wrong = int(np.count_nonzero(view.counts != wanted))
+        if wrong:
+            raise CorruptError(
+                f"{wrong} of {len(keys)} targets of teacher {teacher} in the store {self._files.shown} have another"
+                " number of items than their examples",
+                f"Remove {teacher} from the store and label again.",
+            )
+        return view
 
     def describe(self, teacher: str, metadata: Mapping[str, object]) -> None:
         """Write ``teacher.json``, unless it is there: what the fingerprint stands for, in JSON types."""
@@ -204,28 +222,46 @@ class Store:
 class TargetView:
     """The soft targets of n examples, ready to be read by batch; made by `Store.view`.
 
-    labels: the C names of the columns · shards: memory-mapped (n_s, C) float16 each · starts: (S + 1,) int64,
-    shard s owns positions ``[starts[s], starts[s + 1])`` · positions: (n,) int64, where each example is.
+    labels: the C names of the columns · shards: memory-mapped (items, C) float16 each · homes: (n,) int64, the
+    shard of each example · starts: (n,) int64, its first item there · counts: (n,) int64, its items.
     """
 
     labels: tuple[str, ...]
     shards: tuple[NDArray[np.float16], ...]
+    homes: NDArray[np.int64]
     starts: NDArray[np.int64]
-    positions: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def over(
+        cls,
+        labels: tuple[str, ...],
+        shards: tuple[_Shard, ...],
+        begins: NDArray[np.int64],
+        positions: NDArray[np.int64],
+    ) -> TargetView:
+        """The examples at `positions` (n,) of the shards laid end to end; shard s begins at ``begins[s]``."""
+        homes = np.searchsorted(begins, positions, side="right") - 1
+        starts, counts = np.empty_like(positions), np.empty_like(positions)
+        for number, shard in enumerate(shards):
+            here = homes == number
+            rows = positions[here] - begins[number]
+            starts[here] = shard.offsets[rows]
+            counts[here] = shard.offsets[rows + 1] - shard.offsets[rows]
+        return cls(labels, tuple(shard.logits for shard in shards), homes, starts, counts)
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.starts)
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """(m, C) logits of `rows` (m,) of the keys that the view was made for; one copy a shard touched."""
-        positions = self.positions[rows]
-        order = np.argsort(positions)
-        ascending = positions[order]
-        cuts = np.searchsorted(ascending, self.starts)
-        out = np.empty((len(positions), len(self.labels)), dtype=np.float16)
-        for shard in np.flatnonzero(np.diff(cuts)):
-            here = slice(cuts[shard], cuts[shard + 1])
-            out[order[here]] = self.shards[shard][ascending[here] - self.starts[shard]]
+        """(M, C) logits of the examples `rows` (m,), end to end in that order; one copy a shard touched."""
+        starts, counts, homes = self.starts[rows], self.counts[rows], self.homes[rows]
+        ends = np.cumsum(counts)
+        out = np.empty((int(ends[-1]) if len(ends) else 0, len(self.labels)), dtype=np.float16)
+        for home in np.unique(homes):
+            here = homes == home
+            found = self.shards[home][flat_index(starts[here], counts[here])]
+            out[flat_index((ends - counts)[here], counts[here])] = found
         return out
 
 
@@ -261,25 +297,30 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """An opened shard: keys (n_s,) uint64 ascending and logits (n_s, C) float16, both memory-mapped."""
+    """An opened shard: keys (n_s,) uint64 ascending and logits (items, C) float16, both memory-mapped; offsets
+    (n_s + 1,): example i has the items ``[offsets[i], offsets[i + 1])``."""
 
     keys: NDArray[np.uint64]
     logits: NDArray[np.float16]
+    offsets: NDArray[np.int64]
     labels: tuple[str, ...]
 
     @classmethod
     def parse(cls, data: pa.Buffer) -> _Shard:
         batch = ipc.open_file(data).get_batch(0)
         labels = tuple(json.loads(batch.schema.metadata[b"labels"]))
-        logits = batch.column("logits").flatten().to_numpy(zero_copy_only=True)
-        return cls(batch.column("key").to_numpy(), logits.reshape(-1, len(labels)), labels)
+        column = batch.column("logits")
+        logits = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, len(labels))
+        single = pa.types.is_fixed_size_list(column.type)
+        offsets = np.arange(len(batch) + 1) if single else column.offsets.to_numpy() // len(labels)
+        return cls(batch.column("key").to_numpy(), logits, offsets, labels)
 
 
 @dataclass(frozen=True, eq=False)
 class _Index:
     """Where every key is, the shards being laid end to end, the oldest first: of equal keys the first counts.
 
-    starts: (S + 1,) int64, as in `TargetView` · keys: (N,) uint64, distinct, ascending · positions: (N,)
+    starts: (S + 1,) int64, shard s owns positions ``[starts[s], starts[s + 1])`` · keys: (N,) uint64, distinct, ascending · positions: (N,)
     int64.
     """
 
@@ -424,21 +465,27 @@ def _write_atomically(target: Path, data: pa.Buffer | bytes) -> None:
 
 
 def _encode(targets: SoftTargets, logits: NDArray[np.float16]) -> tuple[pa.Buffer, _Entry]:
-    """A shard's bytes, the rows sorted by key and distinct, and its entry."""
+    """A shard's bytes, the examples sorted by key and distinct, and its entry."""
     keys, first = np.unique(np.asarray(targets.keys, dtype=np.uint64), return_index=True)
-    columns = {
-        "key": pa.array(keys),
-        "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits[first].ravel()), len(targets.labels)),
-    }
-    labels = json.dumps(targets.labels, ensure_ascii=False)
-    batch = pa.record_batch(columns).replace_schema_metadata({"labels": labels})
+    width = len(targets.columns)
+    sorted_ = Ragged(logits, targets.logits.offsets).take(first)
+    flat = pa.array(sorted_.values.ravel())
+    if (sorted_.counts == 1).all():
+        column = pa.FixedSizeListArray.from_arrays(flat, width)
+    else:
+        column = pa.LargeListArray.from_arrays(pa.array(sorted_.offsets * width), flat)
+        if len(flat) < 2**31:
+            column = column.cast(pa.list_(pa.float16()))
+    labels = json.dumps(targets.columns, ensure_ascii=False)
+    batch = pa.record_batch({"key": pa.array(keys), "logits": column})
+    batch = batch.replace_schema_metadata({"labels": labels})
     sink = pa.BufferOutputStream()
     with ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     data = sink.getvalue()
     checksum = _checksum(data)
     name = f"shard-{checksum}"
-    return data, _Entry(name, len(keys), data.size, checksum, tuple(targets.labels), time.time_ns())
+    return data, _Entry(name, len(keys), data.size, checksum, tuple(targets.columns), time.time_ns())
 
 
 def _checksum(data: pa.Buffer) -> str:
@@ -460,20 +507,24 @@ def _same_labels(teacher: str, stored: tuple[str, ...], wanted: Sequence[str]) -
 def _storable(
     targets: SoftTargets, excerpt: Callable[[int], str] | None, teacher: str
 ) -> NDArray[np.float16]:
-    """The logits (n, C) as float16; raises `BadTargetsError`, naming the first that is not finite."""
+    """The values (M, C) as float16; raises `BadTargetsError`, naming the first that is not finite."""
+    given = targets.logits
     with np.errstate(over="ignore"):  # what overflows becomes Inf and is refused below
-        logits = targets.logits.astype(np.float16)
+        logits = given.values.astype(np.float16)
     bad = ~np.isfinite(logits)
-    rows = np.flatnonzero(bad.any(axis=1))
-    if len(rows) == 0:
+    items = np.flatnonzero(bad.any(axis=1))
+    if len(items) == 0:
         return logits
-    row = int(rows[0])
-    column = int(np.argmax(bad[row]))
-    value = targets.logits[row, column]
+    rows = np.unique(np.searchsorted(given.offsets, items, side="right") - 1)
+    row, item = int(rows[0]), int(items[0])
+    column = int(np.argmax(bad[item]))
+    value = given.values[item, column]
     said = f"{value:g}" + (", beyond float16," if np.isfinite(value) else "")
     example = f"row {row}" if excerpt is None else f'"{" ".join(excerpt(row).split())[:80]}"'
+    if given.counts[row] > 1:
+        example += f", item {item - int(given.offsets[row])}"
     raise BadTargetsError(
-        f"teacher {teacher} gave {said} for label {targets.labels[column]!r} on example {example} (key"
+        f"teacher {teacher} gave {said} for label {targets.columns[column]!r} on example {example} (key"
         f" {int(targets.keys[row]):016x}); {len(rows)} of {len(targets)} examples are bad, none was stored",
         "Check the teacher's weights on that example; if it runs in half precision, run it in float32.",
     )

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.batch import token_budget_batches
+from pipeline.batch import Ragged, flat_index, token_budget_batches
 from pipeline.models import check_length, fingerprint, open_config, open_model, open_tokenizer
-from pipeline.step import to_tensors
 from pipeline.tasks import Task
+from pipeline.tasks.label_map import Groups
+from pipeline.tasks.tensors import TensorBatch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -24,8 +24,10 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 class Teacher:
     """A model folder opened to label one task's examples.
 
-    Labels are matched by name: column c of what `label` returns belongs to ``task.labels[c]`` whatever the
-    model's own order. Raises `TeacherError` if the label spaces differ or the model is too short.
+    Columns are matched by name: column c of what `label` returns belongs to ``task.columns[c]`` whatever the
+    model's own order; `labels` says what those names of the model's mean that the task has not (see
+    `label_groups`). max_length: tokens a sequence, by default the task's. Raises `TeacherError` if the label
+    spaces differ or the model is too short.
     """
 
     def __init__(
@@ -36,42 +38,74 @@ class Teacher:
         dtype: Dtype = "fp32",
         tokens_per_batch: int = 4096,
         device: str = "cpu",
+        max_length: int | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        where: str | None = None,
     ) -> None:
-        check_teacher(folder, task, str(folder))
+        self.groups = check_teacher(folder, task, where or str(folder), max_length, labels)
         self.task, self.tokens_per_batch, self.device = task, tokens_per_batch, torch.device(device)
+        self.max_length = max_length or task.max_length
         self.tokenizer = open_tokenizer(folder)
         model: Any = open_model(task.model_class(), folder, dtype=DTYPES[dtype])
         self.model = model.to(self.device)
-        self._columns = torch.from_numpy(task.columns_of(self.model.config.id2label or {}, str(folder)))
 
     @torch.inference_mode()
-    def label(self, inputs: Mapping[str, Sequence[str]]) -> tuple[NDArray[np.float32], int]:
-        """(n, C) float32 logits of n examples in the order given, and how many of them were truncated.
+    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Ragged, int]:
+        """(M, C) float32 values of n examples in the order given, and how many of them were truncated.
 
         Batches are sorted by length and cut by padded tokens; the same examples in the same order give the
         same bytes.
         """
-        encoded = self.task.encode(self.tokenizer, inputs)
-        logits = torch.empty(len(encoded), len(self.task.labels))
+        encoded = self.task.encode(self.tokenizer, inputs, self.max_length)
+        starts = np.concatenate(([0], np.cumsum(encoded.counts)))
+        values = torch.empty(int(starts[-1]), len(self.task.columns))
         order = np.argsort(encoded.lengths, kind="stable")[
             ::-1
         ]  # longest first: memory peaks at once, not at the end
         for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_batch):
-            out = self.model(**to_tensors(encoded.pad(rows), self.device)).logits
-            logits[torch.from_numpy(rows.copy())] = out.float().cpu()[:, self._columns]
-        return logits.numpy(), encoded.truncated
+            batch = TensorBatch.of(encoded.pad(rows), self.device)
+            said = self.task.read_out(self.model(**batch.inputs), batch)
+            if self.groups is not None:
+                said = self.task.marginalise(said, self.groups)
+            values[torch.from_numpy(flat_index(starts[rows], encoded.counts[rows]))] = said.cpu()
+        return Ragged(values.numpy(), starts), encoded.truncated
 
 
-def check_teacher(folder: Path, task: Task, where: str) -> None:
-    """Raises `TeacherError` if the model's label space or length does not fit the task; reads its config only."""
-    task.columns_of(open_config(folder).id2label or {}, where)
-    check_length(folder, task.max_length, where)
+def check_teacher(
+    folder: Path,
+    task: Task,
+    where: str,
+    max_length: int | None = None,
+    labels: Mapping[str, str | None] | None = None,
+) -> Groups | None:
+    """Which of the model's columns are the task's; reads its config only.
+
+    Raises `TeacherError` if the model's label space or length does not fit the task.
+    """
+    id2label = {int(column): str(name) for column, name in (open_config(folder).id2label or {}).items()}
+    groups = task.groups(id2label, labels, where)
+    check_length(folder, max_length or task.max_length, where)
+    return groups
 
 
-def store_key(folder: Path, task: Task, dtype: Dtype) -> str:
+def store_key(
+    folder: Path,
+    task: Task,
+    dtype: Dtype,
+    max_length: int | None = None,
+    labels: Mapping[str, str | None] | None = None,
+) -> str:
     """Name of this teacher's soft targets in the store: a hash of all that decides them but the example.
 
-    Weights, tokenizer and config by content; kind, label space, max_length and dtype by value.
+    Weights, tokenizer and config by content; kind, columns, max_length, dtype and label mapping by value.
     """
-    facts = [fingerprint(folder), task.kind, list(task.labels), task.max_length, dtype]
+    facts: list[Any] = [
+        fingerprint(folder),
+        task.kind,
+        list(task.columns),
+        max_length or task.max_length,
+        dtype,
+    ]
+    if labels is not None:
+        facts.append(sorted(labels.items()))
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()

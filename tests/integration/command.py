@@ -86,10 +86,12 @@ def started(*arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET) 
         process.wait(timeout=30)
 
 
-def tutelage(*arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET) -> Command:
+def tutelage(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET, timeout_s: float = 240
+) -> Command:
     """`tutelage` with `arguments`, run to its end."""
     with started(TUTELAGE, *arguments, cwd=cwd, environment=environment) as command:
-        command.wait()
+        command.wait(timeout_s)
         if command.process.returncode == 0:
             assert_none_left(command)
     return command

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import SPLITS, RunConfig, load_config
+from pipeline.config import SPLITS, RunConfig
+from pipeline.config_load import load_config
 from pipeline.data import TaskData, load_tasks
 from pipeline.loop import METRICS, read_metrics
 from pipeline.train import PREDICTIONS, RESULT, jobs_of
@@ -251,11 +252,13 @@ def test_a_saved_student_is_scored_copied_and_compared(first: Finished, tmp_path
     student = first.run_dir / "students" / "bare"
     scored = tutelage("evaluate", str(student), cwd=first.folder)
     assert scored.process.returncode == 0, scored.output
-    rows = [line.split() for line in scored.output.splitlines()]
-    found = {row[0]: row for row in rows if row and row[0] in first.config.tasks}
+    found = {words[0]: words[1:] for line in scored.output.splitlines() if (words := line.split())}
+    tasks = found["metric"]
+    assert set(tasks) == set(first.config.tasks)
     for task, result in first.report["tasks"].items():
-        assert found[task][1] == str(result["examples"]["test"])
-        assert f"{result['students']['bare']['score']:.4f}" in found[task]
+        assert found["examples"][tasks.index(task)] == str(result["examples"]["test"])
+        score = f"{result['students']['bare']['score']:.4f}"
+        assert found[result["metric"]][tasks.index(task)] == score
 
     target = tmp_path / "out"
     copied = tutelage("export", str(student), "--task", "tone", "--to", str(target), cwd=first.folder)

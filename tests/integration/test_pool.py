@@ -20,13 +20,13 @@ import ray
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from pipeline.batch import Examples, content_keys
+from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config import ServingConfig
 from pipeline.errors import BadTargetsError, ExhaustedError
 from pipeline.tasks.text_classification import TextClassification
 from teachers import pool
-from teachers.actor import TeacherSpec
 from teachers.pool import Labelling, TeacherPool, fill_store
+from teachers.spec import TeacherSpec
 from teachers.store import Store
 from teachers.teacher import store_key
 from tests.conftest import VOCABULARY, TinyModel, texts_of
@@ -40,7 +40,8 @@ Progress = Callable[[str, int, int], None]
 
 def examples_of(texts: Sequence[str]) -> Examples:
     inputs = {"text": list(texts)}
-    return Examples("mood", content_keys(TASK.kind, inputs), inputs, np.zeros(len(texts), dtype=np.int64))
+    labels = Ragged.single(np.zeros(len(texts), dtype=np.int64))
+    return Examples("mood", content_keys(TASK.kind, inputs), inputs, labels)
 
 
 EXAMPLES = examples_of(texts_of(0, 200) + texts_of(1, 200))
@@ -217,7 +218,7 @@ def test_only_rotten_and_new_examples_are_labelled_again(
     store = Store(str(tmp_path))
     writer = pool._ShardWriter(store, spec, EXAMPLES.keys, EXAMPLES.inputs)
     for rows in np.split(np.arange(400), 50):
-        writer.add(rows, targets[rows].astype(np.float32))
+        writer.add(rows, Ragged.single(targets[rows].astype(np.float32)))
     writer.flush()
     shards = sorted(tmp_path.glob("*/*.arrow"))
     rotten = bytearray(shards[1].read_bytes())

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import RunConfig, parse_config
+from pipeline.config import RunConfig
+from pipeline.config_load import parse_config
 from pipeline.tracking import open_tracker, ui_command
 
 pytestmark = [

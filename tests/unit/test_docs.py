@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from docs import config_reference
 from pipeline import errors
 from pipeline.cli import app
-from pipeline.config import load_config, parse_config
+from pipeline.config_load import load_config, parse_config
 from teachers.aggregation import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]

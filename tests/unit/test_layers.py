@@ -23,7 +23,13 @@ SCRIPTS = sorted(
     path for folder in ("benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py")
 )
 
-LIGHT = ("pipeline.config", "pipeline.errors", "pipeline.batch")
+LIGHT = (
+    "pipeline.config",
+    "pipeline.config_explain",
+    "pipeline.config_load",
+    "pipeline.errors",
+    "pipeline.batch",
+)
 HEAVY = frozenset({"torch", "ray", "mlflow", "transformers"})
 CORE = (
     "pipeline.losses",

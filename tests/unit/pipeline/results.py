@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.batch import Examples, Ragged
 from pipeline.evaluate import softmax
 from pipeline.report import RunFacts, TaskResults
+from pipeline.tasks.multi_label import MultiLabel
+from pipeline.tasks.regression import Regression
+from pipeline.tasks.text_classification import TextClassification
 
 STUDENTS = ("half", "tiny")
+
+
+def examples_of(name: str, labels: NDArray[Any]) -> Examples:
+    """Examples of which nothing but the labels is read."""
+    keys = np.arange(len(labels), dtype=np.uint64)
+    return Examples(name, keys, {"text": [""] * len(labels)}, Ragged.single(labels))
 
 
 def logits_of(
@@ -45,12 +56,11 @@ def some_task(
         f"{name}-base": logits_of(gold, len(labels), skill - 0.5, rng),
     }
     return TaskResults(
-        labels=labels,
-        metric=metric,
-        gold=gold,
+        task=TextClassification(name, labels, 64, metric),
+        test=examples_of(name, gold),
         examples={"train": 5 * n, "validation": n // 2, "test": n},
         teachers=teachers,
-        ensemble=np.mean([softmax(logits) for logits in teachers.values()], axis=0),
+        ensemble=np.log(np.mean([softmax(logits) for logits in teachers.values()], axis=0)),
         students={
             student: logits_of(gold, len(labels), skill - 0.4 * rank - 0.3, rng)
             for rank, student in enumerate(students)
@@ -73,14 +83,53 @@ def hand_task(student: int, supervised: int | None, ensemble: int, n: int = 10) 
         return answers(np.where(np.arange(n) < count, gold, 1 - gold))
 
     return TaskResults(
-        labels=("no", "yes"),
-        metric="accuracy",
-        gold=gold,
+        task=TextClassification("movies", ("no", "yes"), 64),
+        test=examples_of("movies", gold),
         examples={"train": 3 * n, "validation": n, "test": n},
         teachers={"large": right(ensemble)},
-        ensemble=softmax(right(ensemble)),
+        ensemble=right(ensemble),
         students={"half": right(student)},
         supervised={} if supervised is None else {"half": right(supervised)},
+        aggregation="mean",
+    )
+
+
+def some_numbers(n: int = 300, name: str = "stars") -> TaskResults:
+    """A regression: everybody is right but for noise, students and baselines with more of it."""
+    rng = np.random.default_rng(1)
+    gold = rng.normal(3, 1, n)
+
+    def noisy(spread: float) -> NDArray[np.float32]:
+        return (gold + rng.normal(0, spread, n)).astype(np.float32)[:, None]
+
+    return TaskResults(
+        task=Regression(name, (), 64, center=3.0, scale=1.0),
+        test=examples_of(name, gold),
+        examples={"train": 5 * n, "validation": n // 2, "test": n},
+        teachers={f"{name}-base": noisy(0.4)},
+        ensemble=noisy(0.4),
+        students={student: noisy(0.6) for student in STUDENTS},
+        supervised={student: noisy(0.8) for student in STUDENTS},
+        aggregation="mean",
+    )
+
+
+def some_marks(n: int = 300, name: str = "moods") -> TaskResults:
+    """A multi-label task of three labels."""
+    rng = np.random.default_rng(2)
+    gold = (rng.random((n, 3)) < (0.5, 0.3, 0.1)).astype(np.int64)
+
+    def noisy(spread: float) -> NDArray[np.float32]:
+        return (4 * gold - 2 + rng.normal(0, spread, gold.shape)).astype(np.float32)
+
+    return TaskResults(
+        task=MultiLabel(name, ("calm", "glad", "loud"), 64),
+        test=examples_of(name, gold),
+        examples={"train": 5 * n, "validation": n // 2, "test": n},
+        teachers={f"{name}-base": noisy(1.0)},
+        ensemble=noisy(1.0),
+        students={student: noisy(1.5) for student in STUDENTS},
+        supervised={student: noisy(2.0) for student in STUDENTS},
         aggregation="mean",
     )
 

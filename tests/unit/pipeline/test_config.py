@@ -15,7 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import SPLITS, RunConfig, load_config, parse_config
+from pipeline.config import SPLITS, RunConfig
+from pipeline.config_load import load_config, parse_config
 from pipeline.config_view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
@@ -74,6 +75,8 @@ def refusal(run: object) -> ConfigError:
         ("train.early_stopping.patienc", "patience"),
         ("tasks.movies.data.colums", "columns"),
         ("tasks.movies.agregation", "aggregation"),
+        ("tasks.movies.problm", "problem"),
+        ("tasks.movies.data.unlabeled", "unlabelled"),
         ("teachers.movies-tiny.fine_tune.learning_rat", "learning_rate"),
         ("teachers.movies-big.serving.replica", "replicas"),
         ("students.half.layer", "layers"),
@@ -131,6 +134,12 @@ def test_missing_key_is_named() -> None:
         ("train.dropout", 1.5),
         ("train.optimizer", "adam"),
         ("tasks.movies.kind", "text-clasification"),
+        ("tasks.movies.problem", "multilabel"),
+        ("tasks.movies.data.unlabelled", {"path": 5}),
+        ("teachers.movies-big.max_length", 2),
+        ("teachers.movies-big.labels", ["bad"]),
+        ("teachers.movies-big.preflight", "ignore"),
+        ("students.tiny.max_length", {"movies": 2}),
         ("tasks.movies.data.holdout", 0.5),
         ("tasks.movies.data.max_length", 2),
         ("tasks.movies.data.limit", {"train": 0}),
@@ -318,6 +327,12 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
         ),
         ("loss.task_weights.qqq", 1, "loss.task_weights.qqq: there is no 'qqq'", "Known: movies, tweets."),
         (
+            "students.tiny.max_length.movie",
+            32,
+            "students.tiny.max_length.movie: there is no 'movie'",
+            "Did you mean 'movies'?",
+        ),
+        (
             "students.tiny.loss.task_weights.tweet",
             1,
             "loss.task_weights.tweet: there is no 'tweet'",
@@ -328,6 +343,59 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
 def test_names_must_exist(path: str, value: Any, cause: str, remedy: str) -> None:
     error = refusal(changed({path: value}))
     assert (error.cause, error.remedy) == (cause, remedy)
+
+
+# ---------------------------------------------------------------- what a kind rules out
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "question-answering"])
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_only_text_classification_has_several_problems(kind: str, problem: str) -> None:
+    error = refusal(changed({"tasks.movies.kind": kind, "tasks.movies.problem": problem}))
+    assert error.cause == f"tasks.movies.problem: {kind} has no {problem}"
+    assert error.remedy == "Only text-classification has several."
+    parse_config(changed({"tasks.movies.kind": kind}))
+
+
+STRATEGIES = ("mean", "log_mean", "confidence", "entropy", "best")
+
+
+@pytest.mark.parametrize("where", ["aggregation", "tasks.movies.aggregation"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_numbers_have_no_strategies_of_probabilities(where: str, strategy: str) -> None:
+    run = changed({"tasks.movies.problem": "regression", f"{where}.strategy": strategy})
+    if strategy in ("mean", "confidence", "best"):
+        parse_config(run)
+        return
+    error = refusal(run)
+    assert error.cause.startswith(f"tasks.movies: strategy {strategy} is made for probabilities")
+    assert error.remedy == "Set tasks.movies.aggregation.strategy to mean, confidence or best."
+
+
+@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_unlabelled_examples_have_no_strategies_that_need_labels(problem: str, strategy: str) -> None:
+    if problem == "regression" and strategy in ("log_mean", "entropy"):
+        return  # never
+    run = changed(
+        {
+            "tasks.movies.problem": problem,
+            "tasks.movies.data.unlabelled": {"path": "csv", "data_files": "more.csv"},
+            "tasks.movies.aggregation.strategy": strategy,
+        }
+    )
+    if strategy not in ("confidence", "best"):
+        parse_config(run)
+        return
+    error = refusal(run)
+    assert error.cause == f"tasks.movies: strategy {strategy} needs labels, data.unlabelled has none"
+    others = "mean" if problem == "regression" else "mean, log_mean or entropy"
+    assert error.remedy == f"Set tasks.movies.aggregation.strategy to {others}."
+
+
+def test_a_teachers_labels_may_mean_none() -> None:
+    run = changed({"teachers.movies-big.labels": {"awful": "bad", "spam": None}})
+    assert parse_config(run).teachers["movies-big"].labels == {"awful": "bad", "spam": None}
 
 
 def test_every_task_has_a_teacher() -> None:
@@ -650,6 +718,7 @@ FREE: dict[str, Any] = {
     "train.resources_per_worker": {"student": 1},
     "students.tiny.train": {"checkpoint_steps": 7},
     "teachers.movies-tiny.fine_tune.checkpoint_steps": 7,
+    "teachers.movies-big.preflight": "warn",
     "teachers.movies-big.serving": {
         "replicas": 2,
         "cpus": 2,
@@ -675,6 +744,11 @@ BINDING: dict[str, Any] = {
     "tasks.movies.data.max_length": 64,
     "tasks.movies.data.limit": {"train": 5},
     "tasks.movies.metric": "macro_f1",
+    "tasks.movies.problem": "multi_label",
+    "tasks.movies.data.unlabelled": {"path": "csv"},
+    "teachers.movies-big.max_length": 64,
+    "teachers.movies-big.labels": {"awful": "bad"},
+    "students.tiny.max_length": {"movies": 64},
     "baselines": [],
 }
 

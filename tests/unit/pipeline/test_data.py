@@ -7,6 +7,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.batch import Examples, content_keys
-from pipeline.config import SPLITS, Split, TaskConfig, parse_config
+from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
+from pipeline.config import SPLITS, Split, TaskConfig
+from pipeline.config_load import parse_config
 from pipeline.data import Schedule, TaskData, _hold_out, _limit, _separate, load_task, load_tasks
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
+from pipeline.tasks.text_classification import TextClassification
 from tests.conftest import CsvTask, write_csv
 
 PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
@@ -69,7 +72,7 @@ def refusal(path: object, **data: Any) -> DataError:
 def contents(data: TaskData, split: Split) -> list[tuple[str, str]]:
     """(text, label) of a split, in its order."""
     examples = data.splits[split]
-    names = [data.task.labels[i] for i in examples.labels]
+    names = [data.task.labels[i] for i in examples.labels.values]
     return list(zip(examples.inputs["text"], names, strict=True))
 
 
@@ -327,15 +330,52 @@ def test_a_label_outside_the_space_is_refused_with_its_row(tmp_path: Path) -> No
     assert "data.labels" in error.remedy
 
 
-@pytest.mark.parametrize("missing", ["", None])
-def test_a_missing_label_is_refused(tmp_path: Path, missing: str | None) -> None:
+def json_files(folder: Path, splits: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """As `csv_files`, with labels of any JSON type."""
     files = {}
-    for split, rows in WHOLE.items():
-        file = tmp_path / f"{split}.jsonl"
-        extra = [("more", missing)] if split == "validation" else []
-        file.write_text("".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in [*rows, *extra]))
+    for split, rows in splits.items():
+        file = folder / f"{split}.jsonl"
+        file.write_text("".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in rows))
         files[split] = str(file)
-    assert f"row 8 of validation: label {missing!r}" in refusal("json", data_files=files).cause
+    return files
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("", "row 8 of {}: label ''"), (None, "tasks.mood: 1 of 9 examples of {} have no label")],
+)
+def test_a_missing_label_is_refused(tmp_path: Path, split: str, missing: str | None, said: str) -> None:
+    files = json_files(tmp_path, {**WHOLE, split: [*WHOLE[split], ("more", missing)]})
+    assert said.format(split) in refusal("json", data_files=files).cause
+
+
+def test_rows_of_train_without_a_label_stay_and_are_counted(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        (text, None if i % 3 == 0 else label) for i, (text, label) in enumerate(WHOLE["train"])
+    ]
+    data = load("json", data_files=json_files(tmp_path, {**WHOLE, "train": rows}))
+    train = data.splits["train"]
+    assert data.task.labels == ("x", "y")
+    assert (train.labels.values == UNLABELLED).tolist() == [label is None for _, label in rows]
+    assert list(data.labelled_train().inputs["text"]) == [text for text, label in rows if label is not None]
+    assert data.notes == ("mood: 10 examples of train have no label: they take the soft loss only",)
+
+
+def test_train_without_any_label_is_refused(tmp_path: Path) -> None:
+    rows: list[Row] = [(text, None) for text, _ in WHOLE["train"]]
+    error = refusal("json", data_files=json_files(tmp_path, {**WHOLE, "train": rows}), labels=["x", "y"])
+    assert error.cause == "tasks.mood: 30 of 30 examples of train have no label"
+
+
+def test_what_has_no_label_is_not_held_out(tmp_path: Path) -> None:
+    rows: list[Row] = [(text, None if i % 2 else label) for i, (text, label) in enumerate(rows_of(0, 200))]
+    data = load("json", data_files=json_files(tmp_path, {"train": rows}), holdout=0.2, labels=["x", "y"])
+    sizes = sizes_of(data)
+    assert sum(sizes) == 200
+    assert min(sizes) > 5
+    assert all((data.splits[split].labels.values >= 0).all() for split in ("validation", "test"))
+    assert (data.splits["train"].labels.values == UNLABELLED).sum() == 100
 
 
 def test_given_labels_set_the_order(tmp_path: Path) -> None:
@@ -430,6 +470,128 @@ def test_class_labels_that_are_not_in_the_given_space_are_refused(tmp_path: Path
 def test_the_hubs_minus_one_is_no_label(tmp_path: Path) -> None:
     folder = saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1, -1])
     assert "label -1 is not one of ['neg', 'pos']" in refusal(folder).cause
+
+
+# ---------------------------------------------------------------- unlabelled examples
+
+
+def more_texts(folder: Path, texts: Sequence[str], column: str = "text") -> str:
+    return str(write_csv(folder / "more.csv", [{column: text, "other": 1} for text in texts]))
+
+
+def test_unlabelled_examples_come_after_train(tmp_path: Path) -> None:
+    more = more_texts(tmp_path, ["new 1", "new 2"])
+    data = load_rows(tmp_path, WHOLE, unlabelled={"path": "csv", "data_files": more})
+    train = data.splits["train"]
+    assert list(train.inputs["text"]) == [text for text, _ in WHOLE["train"]] + ["new 1", "new 2"]
+    assert train.labels.values[-2:].tolist() == [UNLABELLED] * 2
+    assert contents(replace(data, splits={"train": data.labelled_train()}), "train") == WHOLE["train"]
+    assert data.labelled_train().keys.tolist() == train.keys[:30].tolist()
+    assert data.distinct() == 48
+    assert data.notes == ("mood: 2 examples of train have no label: they take the soft loss only",)
+    assert data.fingerprint() != load_rows(tmp_path, WHOLE).fingerprint()
+
+
+def test_unlabelled_examples_that_stand_elsewhere_are_dropped_and_counted(tmp_path: Path) -> None:
+    old = [WHOLE[split][0][0] for split in SPLITS]
+    more = more_texts(tmp_path, ["new 1", *old, "new 1", "new 2"])
+    data = load_rows(tmp_path, WHOLE, unlabelled={"path": "csv", "data_files": more})
+    assert list(data.splits["train"].inputs["text"])[30:] == ["new 1", "new 2"]
+    assert sizes_of(data) == (32, 8, 8)
+    assert "mood: 4 unlabelled examples dropped: they stand elsewhere as well" in data.notes
+
+
+def test_unlabelled_examples_have_columns_splits_and_a_limit_of_their_own(tmp_path: Path) -> None:
+    texts = [f"new {i}" for i in range(40)]
+    more: dict[str, Any] = {
+        "path": "csv",
+        "data_files": more_texts(tmp_path, texts, "body"),
+        "split": "train[:30]",
+        "columns": {"text": "body"},
+    }
+    whole = load_rows(tmp_path, WHOLE, unlabelled=more)
+    assert list(whole.splits["train"].inputs["text"])[30:] == texts[:30]
+    few = load_rows(tmp_path, WHOLE, unlabelled={**more, "limit": 7}, limit={"train": 12})
+    chosen = list(few.splits["train"].inputs["text"])[12:]
+    assert len(chosen) == 7
+    assert chosen == [text for text in texts[:30] if text in chosen]
+
+
+@pytest.mark.parametrize(
+    ("more", "cause"),
+    [
+        ({"path": "csv"}, "tasks.mood.data.unlabelled: csv without data_files"),
+        ({"path": "csv", "data_files": "no.csv"}, "tasks.mood.data.unlabelled.data_files: no file no.csv"),
+        ({"path": "no-such-folder"}, "tasks.mood.data.unlabelled: cannot load no-such-folder"),
+    ],
+)
+def test_unlabelled_examples_that_are_not_there(tmp_path: Path, more: dict[str, Any], cause: str) -> None:
+    error = refusal("csv", data_files=csv_files(tmp_path, WHOLE), unlabelled=more)
+    assert error.cause.startswith(cause)
+
+
+def test_unlabelled_examples_without_their_column(tmp_path: Path) -> None:
+    more = {"path": "csv", "data_files": more_texts(tmp_path, ["new"], "txt")}
+    error = refusal("csv", data_files=csv_files(tmp_path, WHOLE), unlabelled=more)
+    assert error.cause == "tasks.mood: split unlabelled has no column 'text'; it has txt, other"
+    assert "Set data.unlabelled.columns.text" in error.remedy
+
+
+# ---------------------------------------------------------------- pairs of texts, and other problems
+
+
+def pair_files(folder: Path, columns: Sequence[str] = ("text", "text_pair", "label")) -> dict[str, str]:
+    files = {}
+    for split, rows in WHOLE.items():
+        made = [dict(zip(columns, (text, f"pair of {text}", label), strict=True)) for text, label in rows]
+        files[split] = str(write_csv(folder / f"{split}.csv", made))
+    return files
+
+
+def test_a_pair_is_read_where_a_column_is_named_for_it(tmp_path: Path) -> None:
+    files = pair_files(tmp_path, ("first", "second", "label"))
+    data = load("csv", data_files=files, columns={"text": "first", "text_pair": "second"})
+    assert data.task.fields == ("text", "text_pair")
+    test = data.splits["test"]
+    assert test.inputs["text_pair"][0] == f"pair of {test.inputs['text'][0]}"
+    keys = content_keys("text-classification", {name: test.inputs[name] for name in ("text", "text_pair")})
+    assert test.keys.tolist() == keys.tolist()
+    alone = load("csv", data_files=files, columns={"text": "first"})
+    assert alone.task.fields == ("text",)
+    assert not set(alone.splits["test"].keys.tolist()) & set(test.keys.tolist())
+
+
+def test_a_pair_column_that_is_missing_is_refused(tmp_path: Path) -> None:
+    error = refusal("csv", data_files=pair_files(tmp_path), columns={"text_pair": "text_pear"})
+    assert error.cause == ("tasks.mood: split train has no column 'text_pear'; it has text, text_pair, label")
+    assert error.remedy.startswith("Did you mean 'text_pair'? Set data.columns.text_pair")
+
+
+def test_equal_first_texts_with_other_seconds_are_other_examples(tmp_path: Path) -> None:
+    rows = [{"text": "same", "text_pair": f"other {i}", "label": "xy"[i % 2]} for i in range(20)]
+    files = {
+        split: str(write_csv(tmp_path / f"{split}.csv", rows[i :: len(SPLITS)]))
+        for i, split in enumerate(SPLITS)
+    }
+    data = load("csv", data_files=files, columns={"text_pair": "text_pair"})
+    assert data.distinct() == 20
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("problem", "metric", "known"),
+    [
+        ("single_label", "micro_f1", "accuracy, macro_f1"),
+        ("multi_label", "accuracy", "micro_f1, macro_f1, subset_accuracy"),
+        ("regression", "mse", "pearson, spearman"),
+    ],
+)
+def test_a_metric_that_the_problem_has_not_is_refused(problem: str, metric: str, known: str) -> None:
+    section = {"kind": "text-classification", "problem": problem, "metric": metric, "data": {"path": "csv"}}
+    with pytest.raises(ConfigError) as caught:
+        load_task("mood", TaskConfig.model_validate(section))
+    assert caught.value.cause == f"tasks.mood.metric: text-classification ({problem}) has no {metric!r}"
+    assert caught.value.remedy == f"It has {known}."
 
 
 # ---------------------------------------------------------------- which split is which
@@ -564,9 +726,10 @@ def test_repeated_texts_of_one_split_stay(tmp_path: Path) -> None:
 
 def examples_of(texts: Sequence[str]) -> Examples:
     keys = content_keys("text-classification", {"text": texts})
-    return Examples("mood", keys, {"text": list(texts)}, np.arange(len(texts)))
+    return Examples("mood", keys, {"text": list(texts)}, Ragged.single(np.arange(len(texts))))
 
 
+TASK = TextClassification("mood", ("x", "y"), 64)
 TEXT_LISTS = st.lists(st.integers(0, 30).map(str), min_size=1, max_size=40)
 
 
@@ -578,7 +741,7 @@ TEXT_LISTS = st.lists(st.integers(0, 30).map(str), min_size=1, max_size=40)
 def test_no_text_stands_in_two_splits_and_none_is_lost(texts: dict[Split, list[str]], share: float) -> None:
     notes: list[str] = []
     given_splits: dict[Split, Examples] = {split: examples_of(values) for split, values in texts.items()}
-    splits = _separate(_hold_out(given_splits, share, notes), notes)
+    splits = _separate(_hold_out(TASK, given_splits, share, notes), notes)
     kept = {split: set(splits[split].inputs["text"]) for split in SPLITS}
     assert not kept["train"] & kept["validation"]
     assert not kept["train"] & kept["test"]
@@ -606,7 +769,7 @@ def test_a_larger_limit_keeps_what_a_smaller_one_has(texts: list[str], data: st.
 
 
 def test_limits_are_a_fair_sample() -> None:
-    chosen = _limit(examples_of([str(i) for i in range(4000)]), 1000).labels
+    chosen = _limit(examples_of([str(i) for i in range(4000)]), 1000).labels.values
     assert abs(chosen.mean() - 2000) < 150
     assert 420 < (chosen < 2000).sum() < 580
 

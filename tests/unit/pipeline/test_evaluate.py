@@ -14,7 +14,18 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pipeline.batch import UNLABELLED
 from pipeline.errors import DataError
-from pipeline.evaluate import agreement, confusion, reliability, scores, softmax
+from pipeline.evaluate import (
+    RESAMPLES,
+    agreement,
+    bootstrap,
+    class_score,
+    class_statistics,
+    confusion,
+    constant_class_score,
+    reliability,
+    scores,
+    softmax,
+)
 
 GOLD = np.array([0, 1, 1, 0])
 HAND = np.array([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4], [0.8, 0.2]])  # right, right, wrong, right
@@ -182,3 +193,64 @@ def test_what_does_not_fit_is_refused(
 def test_agreement_refuses_unequal_shapes() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         agreement(HAND, HAND[:3])
+
+
+# ---------------------------------------------------------------- sums over examples, and the bootstrap
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_sums_make_the_scores(metric: str, classes: int) -> None:
+    probabilities, gold = random_case(n=90, classes=classes)
+    sums = class_statistics(probabilities.argmax(1), gold, classes).sum(0)
+    assert float(class_score(metric, sums)) == pytest.approx(scores(probabilities, gold)[metric], abs=1e-6)
+
+
+def test_the_most_frequent_label_is_the_constant_answer() -> None:
+    gold = np.array([1, 1, 1, 0, 2])
+    assert constant_class_score("accuracy", gold, 4) == 0.6
+    # class 1: precision 3/5, recall 1, F1 3/4; classes 0 and 2: 0; class 3 has none
+    assert constant_class_score("macro_f1", gold, 4) == pytest.approx(0.75 / 3)
+
+
+def accuracy_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def hits(right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.stack((right, np.ones_like(right)), axis=1).astype(np.float64)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
+@pytest.mark.parametrize("n", [50, 1000])
+def test_the_bootstraps_standard_error_is_the_binomials(share: float, n: int) -> None:
+    right = np.arange(n) < round(share * n)
+    (draws,) = bootstrap([hits(right)], accuracy_of)
+    p = right.mean()
+    assert draws.shape == (RESAMPLES,)
+    assert draws.mean() == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / n / RESAMPLES))
+    assert draws.std() == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.15)  # to 3%, five of them
+
+
+def test_models_on_the_same_draws_differ_by_less_than_on_their_own() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.random(400) < 0.8
+    second = np.where(rng.random(400) < 0.9, first, ~first)  # they answer alike on nine of ten
+    a, b = bootstrap([hits(first), hits(second)], accuracy_of)
+    assert (a - b).std() < 0.7 * math.hypot(a.std(), b.std())
+    n, differ = 400, first.astype(float) - second
+    assert (a - b).std() == pytest.approx(differ.std() / math.sqrt(n), rel=0.15)
+
+
+def test_the_draws_are_a_function_of_the_number_of_examples() -> None:
+    right = np.arange(60) % 3 == 0
+    once, twice = (bootstrap([hits(right)], accuracy_of)[0] for _ in range(2))
+    assert np.array_equal(once, twice)
+    together = bootstrap([hits(~right), hits(right)], accuracy_of)[1]
+    assert np.array_equal(together, once)
+
+
+def test_equal_answers_differ_by_nothing() -> None:
+    right = np.arange(60) % 3 == 0
+    a, b = bootstrap([hits(right), hits(right)], accuracy_of)
+    assert (a - b).std() == 0

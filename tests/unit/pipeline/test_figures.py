@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from pipeline.figures import DPI, WIDTH, draw
 from pipeline.report import RunFacts, TaskResults, build
-from tests.unit.pipeline.results import some_facts, some_run, some_task
+from tests.unit.pipeline.results import some_facts, some_marks, some_numbers, some_run, some_task
 
 
 def drawn(tasks: dict[str, TaskResults], facts: RunFacts) -> dict[str, bytes]:
@@ -84,6 +84,18 @@ def test_one_student_without_baseline_on_one_task() -> None:
     }
 
 
+def test_a_regression_has_a_scatter_and_several_labels_have_neither() -> None:
+    tasks = {"stars": some_numbers(), "moods": some_marks()}
+    figures = drawn(tasks, some_facts([name for each in tasks.values() for name in each.teachers]))
+    assert set(figures) == {
+        "retention.png",
+        "curves.png",
+        "scatter-half@stars.png",
+        "scatter-tiny@stars.png",
+    }
+    assert all(ink(png) > 0.005 for png in figures.values())
+
+
 def test_awkward_labels_names_and_many_classes() -> None:
     prices = some_task(labels=("$5 to $10", "$10_{", "日本語", "x" * 80), n=60, students=("s" * 64,))
     banking = some_task(labels=tuple(f"intent_{i}" for i in range(77)), students=("s" * 64,), name="t" * 40)
@@ -94,6 +106,7 @@ def test_awkward_labels_names_and_many_classes() -> None:
 
 def test_worthless_ensemble_and_better_students() -> None:
     task = some_task()
-    for ensemble in (1 - np.eye(2)[task.gold], np.full((400, 2), 0.5)):  # all wrong; no better than chance
+    gold = task.test.labels.values
+    for ensemble in (-9 * np.eye(2)[gold], np.zeros((400, 2))):  # all wrong; no better than chance
         weak = replace(task, ensemble=ensemble)
         assert ink(drawn({"movies": weak}, some_facts(list(task.teachers)))["retention.png"]) > 0.01

@@ -22,7 +22,8 @@ from pipeline.data import Schedule
 from pipeline.errors import DivergedError
 from pipeline.loop import LossPlan, TaskSet, learning_rate_factor, make_optimizer
 from pipeline.losses import LossWeights
-from pipeline.step import Aggregation, accumulate, predict, to_tensors
+from pipeline.step import Aggregation, accumulate, predict
+from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text_classification import TextClassification
 from tests.unit.pipeline.training import (
     DISTIL,
@@ -54,9 +55,10 @@ def by_hand(sets: TaskSet, optimizer: Callable[[list[Tensor]], torch.optim.Optim
     for epoch in range(2):
         for step in schedule.epoch(epoch):
             own.zero_grad()
-            inputs = to_tensors(sets.train.pad(step.rows), torch.device("cpu"))
-            logits = student.model(sets.task.name)(**inputs).logits
-            torch.nn.functional.cross_entropy(logits, torch.from_numpy(sets.labels[step.rows])).backward()
+            batch = TensorBatch.of(sets.train.pad(step.rows), torch.device("cpu"))
+            logits = student.model(sets.task.name)(**batch.inputs).logits
+            labels = torch.from_numpy(sets.labels.values[step.rows])
+            torch.nn.functional.cross_entropy(logits, labels).backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 0.5)
             own.step()
     return weights_of(student)
@@ -300,7 +302,7 @@ def test_auto_means_bf16_where_the_cpu_computes_in_it(
 def script(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     """Makes one task's validation scores these, epoch by epoch."""
     left = list(scores)
-    monkeypatch.setattr(loop, "scores", lambda probabilities, gold: {"accuracy": left.pop(0)})
+    monkeypatch.setattr(TextClassification, "scores", lambda *_: {"accuracy": left.pop(0)})
 
 
 def test_early_stopping_keeps_the_best_epochs_weights(
@@ -396,8 +398,9 @@ def test_a_skipped_step_moves_nothing(tmp_path: Path) -> None:
 class SteepTask(TextClassification):
     """A finite loss with a NaN gradient: 0 · √0."""
 
-    def hard_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return super().hard_loss(logits, labels) + 0 * (logits - logits.detach()).sum(-1).sqrt()
+    def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
+        logits = super().read_out(output, batch)
+        return logits + 0 * (logits - logits.detach()).sum(-1, keepdim=True).sqrt()
 
 
 def test_a_nan_gradient_of_a_finite_loss_is_left_out_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, one_hot, softmax
 
-from pipeline.batch import UNLABELLED
-from pipeline.losses import LossInputs, LossWeights, annealed, hard_cross_entropy, soft_kl, task_loss
+from pipeline.batch import ABSENT, UNLABELLED
+from pipeline.losses import (
+    LossInputs,
+    LossWeights,
+    annealed,
+    hard_cross_entropy,
+    hard_squared_error,
+    soft_kl,
+    soft_squared_error,
+    task_loss,
+)
 
 PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 7))
@@ -229,17 +239,91 @@ def test_normaliser_must_be_above_zero(normaliser: float) -> None:
         task_loss(some_inputs(), LossWeights(0.3, 0.7, 2.0), normaliser)
 
 
-def test_another_kind_brings_its_own_losses() -> None:
-    """Regression, say: squared errors from a (N, 1) head."""
+def test_rows_that_nobody_taught_have_the_hard_loss_alone() -> None:
+    inputs = some_inputs()
+    assert inputs.target is not None
+    taught = torch.ones(12)
+    taught[[0, 5]] = 0
+    total, terms = task_loss(replace(inputs, taught=taught), LossWeights(0.3, 0.7, 2.0), 9)
+    soft = soft_kl(inputs.logits, inputs.target, 2.0)
+    assert torch.allclose(terms["soft"], (soft * inputs.valid * taught).sum() / 9)
+    assert torch.equal(terms["hard"], task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)[1]["hard"])
+    everybody, _ = task_loss(replace(inputs, taught=torch.ones(12)), LossWeights(0.3, 0.7, 2.0), 9)
+    assert torch.equal(everybody, task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)[0])
+    assert not torch.equal(total, everybody)
 
-    def hard(logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.squeeze(-1) - labels) ** 2
 
-    def soft(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        return ((logits - target) ** 2).squeeze(-1)
+def test_a_rows_share_scales_its_loss() -> None:
+    inputs = some_inputs()
+    whole, _ = task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)
+    third, _ = task_loss(replace(inputs, valid=inputs.valid / 3), LossWeights(0.3, 0.7, 2.0), 9)
+    assert torch.allclose(3 * third, whole)
 
+
+def test_losses_do_not_depend_on_the_order_of_labels() -> None:
+    logits, teacher = gaussian(5, 3), gaussian(5, 3, seed=1)
+    labels, order = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 0, 1])
+    soft = soft_kl(logits, softmax(teacher / 2, -1), 2.0)
+    shuffled = soft_kl(logits[:, order], softmax(teacher[:, order] / 2, -1), 2.0)
+    assert torch.allclose(shuffled, soft, atol=1e-6)
+    hard = hard_cross_entropy(logits[:, order], order.argsort()[labels])
+    assert torch.allclose(hard, hard_cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_column_that_is_absent_on_both_sides_takes_no_part(temperature: float) -> None:
+    logits, teacher = gaussian(5, 4), gaussian(5, 4, seed=1)
+    logits[:, 2] = teacher[:, 2] = ABSENT
+    seen = torch.tensor([0, 1, 3])
+    labels = torch.tensor([0, 1, 3, 3, 0])
+    loss = soft_kl(logits.requires_grad_(), softmax(teacher / temperature, -1), temperature)
+    expected = soft_kl(logits[:, seen], softmax(teacher[:, seen] / temperature, -1), temperature)
+    assert torch.allclose(loss, expected, atol=1e-6)
+    narrow = torch.tensor([0, 1, 2, 2, 0])
+    hard = hard_cross_entropy(logits, labels)
+    assert torch.allclose(hard, hard_cross_entropy(logits[:, seen], narrow))
+    (gradient,) = torch.autograd.grad((loss + hard).sum(), logits)
+    assert torch.equal(gradient[:, 2], torch.zeros(5))
+    assert torch.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_squared_errors_of_numbers() -> None:
+    """By hand: the hard loss to labels, of which one is missing; the soft loss at no temperature."""
+    values, labels = torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([0.0, math.nan, 1.0])
+    assert hard_squared_error(values, labels).tolist() == [1, 0, 4]
+    target = torch.tensor([[3.0], [2.0], [0.0]])
+    for temperature in (1.0, 4.0):
+        assert soft_squared_error(values, target, temperature).tolist() == [4, 0, 1]
+
+
+def test_squared_errors_are_pytorchs_with_their_gradients() -> None:
+    values, labels = gaussian(6, 1).requires_grad_(), gaussian(6, seed=1)
+    for found in (hard_squared_error(values, labels), soft_squared_error(values, labels[:, None], 1.0)):
+        expected = mse_loss(values[:, 0], labels, reduction="none")
+        assert torch.allclose(found, expected)
+        own, theirs = (torch.autograd.grad(loss.sum(), values)[0] for loss in (found, expected))
+        assert torch.allclose(own, theirs)
+
+
+def test_a_missing_number_has_no_gradient_and_no_nan() -> None:
+    values = torch.tensor([[1.0], [2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(hard_squared_error(values, torch.tensor([math.nan, 0.0])).sum(), values)
+    assert gradient.tolist() == [[0], [4]]
+
+
+def test_squared_errors_compute_in_float32() -> None:
+    values = gaussian(5, 1).bfloat16()
+    assert hard_squared_error(values, gaussian(5)).dtype == torch.float32
+    assert soft_squared_error(values, gaussian(5, 1), 1.0).dtype == torch.float32
+
+
+def test_numbers_bring_their_own_losses() -> None:
     inputs = LossInputs(
-        torch.tensor([[1.0], [2.0]]), torch.tensor([0, 0]), torch.tensor([[3.0], [2.0]]), torch.ones(2)
+        torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 0.0]), torch.tensor([[3.0], [2.0]]), torch.ones(2)
     )
-    total, _ = task_loss(inputs, LossWeights(0.5, 0.5, 1.0), 2, hard_loss=hard, soft_loss=soft)
+    weights = LossWeights(0.5, 0.5, 1.0)
+    total, _ = task_loss(inputs, weights, 2, hard_loss=hard_squared_error, soft_loss=soft_squared_error)
     assert float(total) == 0.5 * (1 + 4) / 2 + 0.5 * (4 + 0) / 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import parse_config
+from pipeline.config_load import parse_config
 from pipeline.errors import TutelageError
 from pipeline.prepare import Inputs, prepare
 from tests.conftest import TinyModel, TinyRun, write_csv
@@ -75,6 +77,9 @@ def test_a_teacher_that_is_there_is_not_made_again(tiny_run: TinyRun, tiny_model
         ("tasks.mood.data.limit", {"test": 5}, set()),
         ("tasks.mood.data.labels", ["good", "bad"], {"mood-bert", "mood-distilbert"}),
         ("tasks.mood.metric", "macro_f1", {"mood-bert", "mood-distilbert"}),
+        ("teachers.mood-bert.max_length", 20, {"mood-bert"}),
+        ("teachers.mood-bert.max_length", 32, set()),
+        ("students.cut.max_length", {"mood": 20}, set()),
         ("seed", 5, set()),
         ("loss", {"temperature": 4.0}, set()),
         ("train.epochs", 9, set()),
@@ -134,6 +139,81 @@ def test_labels_of_a_ready_teacher_must_match(tiny_run: TinyRun, tiny_model: Tin
     assert error.cause == (
         "teachers.mood-bert: its labels ['bad', 'good', 'mixed'] are not those of task mood: ['bad', 'good']"
     )
+
+
+def ready(tiny_model: TinyModel, names: tuple[str, ...], **keys: Any) -> dict[str, Any]:
+    """A teacher of `mood` that is one already."""
+    return {"task": "mood", "model": str(tiny_model("bert", names)), **keys}
+
+
+def with_teachers(run: dict[str, Any], **teachers: dict[str, Any]) -> dict[str, Any]:
+    """`run` with these as the teachers of `mood`."""
+    tone = {"tone-bert": run["teachers"]["tone-bert"]}
+    return {**run, "teachers": {**teachers, **tone}, "students": {"bare": run["students"]["bare"]}}
+
+
+def test_a_declared_mapping_makes_labels_match(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    labels = {"awful": "bad", "fine": "good", "meh": None}
+    teacher = ready(tiny_model, ("awful", "fine", "meh"), labels=labels)
+    inputs = prepared(with_teachers(tiny_run(), big=teacher))
+    assert inputs.to_fine_tune() == ["tone-bert"]
+    error = refusal(with_teachers(tiny_run(), big={**teacher, "labels": {"awful": "bad"}}))
+    assert error.cause.startswith(
+        "teachers.big: its labels ['awful', 'fine', 'meh'] are not those of task mood: ['bad', 'good']; "
+    )
+
+
+def test_a_label_that_no_teacher_knows_is_refused(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    known = ready(tiny_model, ("bad", "good"))
+    half = ready(tiny_model, ("bad", "meh"), labels={"meh": None})
+    prepared(with_teachers(tiny_run(), half=half, big=known))
+    error = refusal(with_teachers(tiny_run(), half=half))
+    assert error.cause == "tasks.mood: no teacher knows ['good'] of ['bad', 'good']"
+    run = with_teachers(tiny_run(), half=half, big=known)
+    run["aggregation"] = {"teacher_weights": {"big": 0.0}}  # it takes no part
+    assert refusal(run).cause == error.cause
+    tuned = {"task": "mood", "model": str(tiny_model("bert")), "fine_tune": {"epochs": 1}}
+    prepared(with_teachers(tiny_run(), half=half, tuned=tuned))
+
+
+def test_a_mapping_of_a_teacher_that_learns_the_labels_is_refused(tiny_run: TinyRun) -> None:
+    error = refusal(changed(tiny_run(), "teachers.mood-bert.labels", {"awful": "bad"}))
+    assert error.cause == "teachers.mood-bert.labels: a teacher that is fine-tuned learns the task's labels"
+
+
+def test_lengths_of_their_own_must_fit_the_model(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
+    run = with_teachers(tiny_run(), big=ready(tiny_model, ("bad", "good")))
+    for path, said in (
+        ("teachers.big.max_length", "teachers.big"),
+        ("students.bare.max_length", "students.bare"),
+    ):
+        value: Any = 65 if path.startswith("teachers") else {"tone": 65}
+        error = refusal(changed(run, path, value))
+        assert error.cause == f"{said}: max_length 65 is more than the model's 64 positions"
+    short = changed(run, "students.bare.model", str(tiny_model("bert", layers=1, positions=24)))
+    assert "max_length 32 is more than the model's 24" in refusal(short).cause
+    prepared(changed(short, "students.bare.max_length", {"mood": 24, "tone": 20}))
+
+
+@pytest.mark.parametrize("strategy", ["mean", "log_mean", "entropy", "confidence", "best"])
+def test_null_labels_and_a_strategy_that_needs_them(tiny_run: TinyRun, tmp_path: Path, strategy: str) -> None:
+    run = changed(tiny_run(), "tasks.mood.aggregation", {"strategy": strategy})
+    files = {}
+    for split, file in run["tasks"]["mood"]["data"]["data_files"].items():
+        with Path(file).open(newline="") as stream:
+            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+        if split == "train":
+            rows[5]["label"] = rows[7]["label"] = None
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = changed(changed(run, "tasks.mood.data.path", "json"), "tasks.mood.data.data_files", files)
+    if strategy in ("confidence", "best"):
+        error = refusal(run)
+        assert error.cause == (
+            f"tasks.mood: strategy {strategy} needs labels, 2 of 48 examples of train have none"
+        )
+    else:
+        assert len(prepared(run).data["mood"].labelled_train()) == 46
 
 
 @pytest.mark.parametrize("section", ["teachers.mood-bert", "students.bare"])

@@ -14,8 +14,27 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate import agreement, scores, softmax
-from pipeline.report import build, markdown, percent, points, signed, verdict, write
-from tests.unit.pipeline.results import answers, hand_task, some_facts, some_run, some_task
+from pipeline.report import (
+    RunFacts,
+    TaskResults,
+    build,
+    markdown,
+    percent,
+    points,
+    signed,
+    verdict,
+    write,
+)
+from tests.unit.pipeline.results import (
+    answers,
+    examples_of,
+    hand_task,
+    some_facts,
+    some_marks,
+    some_numbers,
+    some_run,
+    some_task,
+)
 
 TASK_KEYS = {"metric", "teachers", "ensemble", "students", "examples"}
 STUDENT_KEYS = {"score", "supervised", "retention", "gap_recovered", "agreement", "ece"}
@@ -61,12 +80,13 @@ def test_hand_case() -> None:
     assert row["retention"] == pytest.approx(8 / 9)
     assert row["gap_recovered"] == pytest.approx(1 / 2)
     assert row["agreement"] == 0.9  # they differ on the ninth example alone
-    # one example of ten differs: variance 0.1 − 0.01, over n
-    assert row["delta_error"] == pytest.approx(math.sqrt(0.09 / 10))
+    # one example of ten differs: variance 0.1 − 0.01, over n; the bootstrap is exact to 3%
+    assert row["delta_error"] == pytest.approx(math.sqrt(0.09 / 10), rel=0.1)
     # all right or wrong with the same confidence e³/(e³+1): one bin
     assert row["ece"] == pytest.approx(math.exp(3) / (math.exp(3) + 1) - 0.8)
     assert task["majority"] == 0.5
-    assert task["standard_error"] == pytest.approx(math.sqrt(0.8 * 0.2 / 10))
+    # the largest of ensemble, student and baseline: that of 0.7
+    assert task["standard_error"] == pytest.approx(math.sqrt(0.7 * 0.3 / 10), rel=0.1)
 
 
 def test_macro_is_the_plain_mean_and_its_ratios_are_of_means() -> None:
@@ -107,12 +127,13 @@ def test_every_number_of_the_report_comes_from_evaluate() -> None:
     for name, results in tasks.items():
         task = report["tasks"][name]
         for student, logits in results.students.items():
-            expected = scores(softmax(logits), results.gold)
+            expected = scores(softmax(logits), results.test.labels.values)
             row = task["students"][student]
             assert task["metrics"]["students"][student] == expected
             assert (row["score"], row["ece"]) == (expected[results.metric], expected["ece"])
             assert row["agreement"] == agreement(logits, results.ensemble)
-        assert task["ensemble"] == scores(results.ensemble, results.gold)[results.metric]
+        together = scores(softmax(results.ensemble), results.test.labels.values)
+        assert task["ensemble"] == together[results.metric]
         assert task["metrics"]["supervised"].keys() == results.supervised.keys()
 
 
@@ -173,7 +194,7 @@ def test_verdict_of_a_clear_gain() -> None:
     assert text == (
         "**half** keeps 90.0% of the ensemble: 90.0 points against 100.0 (accuracy on movies). It is 5.0 times smaller "
         "than its teacher and 4.0 times faster than a task's teacher. It is 10.0 points above its supervised "
-        "baseline (80.0; standard error of the difference 0.9), recovering 50.0% of the gap to the ensemble."
+        "baseline (80.0; standard error of the difference 1.0), recovering 50.0% of the gap to the ensemble."
     )
 
 
@@ -191,7 +212,7 @@ def test_verdict_within_noise_claims_nothing() -> None:
     [
         (80, "it is level with it (standard error of the difference 0.0). Nothing here shows"),
         (79, "it is 1.0 points below (standard error of the difference 1.0). Nothing here shows"),
-        (60, "it is 20.0 points below (standard error of the difference 4.0). Here the teachers did harm"),
+        (60, "it is 20.0 points below (standard error of the difference 3.9). Here the teachers did harm"),
     ],
 )
 def test_verdict_says_when_the_baseline_wins(student: int, words: str) -> None:
@@ -257,7 +278,7 @@ def test_page_holds_every_number() -> None:
                 ]
                 assert " | ".join(shown) in page
         assert f"standard error is {points(task['standard_error'])} points" in page
-        assert percent(task["majority"]) in page
+        assert f"an answer that never changes scores at best {points(task['majority'])}" in page
         assert ", ".join(f"{count:,} {split}" for split, count in task["examples"].items()) in page
     for rows in [report["macro"]["students"], *(task["students"] for task in report["tasks"].values())]:
         for name, row in rows.items():
@@ -289,11 +310,60 @@ def test_every_table_is_square() -> None:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_accuracy_error_is_named_as_such_where_the_metric_is_another() -> None:
-    page = markdown(build(*some_run()))
-    movies, tweets = page.split("## movies")[1].split("## tweets")
-    assert "A score's standard error" in movies
-    assert "The accuracy's standard error" in tweets
+def test_the_standard_error_is_the_metrics_own() -> None:
+    accuracy, f1 = (
+        some_task(metric, labels=("a", "b", "c", "d"), n=80) for metric in ("accuracy", "macro_f1")
+    )
+    facts = some_facts(list(accuracy.teachers))
+    errors = [build({"movies": task}, facts)["tasks"]["movies"]["standard_error"] for task in (accuracy, f1)]
+    assert errors[0] != pytest.approx(errors[1], rel=1e-3)
+    assert errors[1] == pytest.approx(errors[0], rel=0.3)
+
+
+def numbers_and_marks() -> tuple[dict[str, TaskResults], RunFacts]:
+    """A regression and a multi-label task beside one of one label."""
+    tasks = {"movies": some_task(), "stars": some_numbers(), "moods": some_marks()}
+    return tasks, some_facts([name for results in tasks.values() for name in results.teachers])
+
+
+def test_kinds_differ_in_their_metrics() -> None:
+    report = build(*numbers_and_marks())
+    stars, moods = report["tasks"]["stars"], report["tasks"]["moods"]
+    assert (stars["metric"], moods["metric"]) == ("pearson", "micro_f1")
+    assert (stars["labels"], moods["labels"]) == ([], ["calm", "glad", "loud"])
+    assert stars["majority"] == 0
+    assert 0 < moods["majority"] < 1
+    assert {row["ece"] for row in stars["students"].values()} == {None}
+    assert all(0 <= row["ece"] <= 1 for row in moods["students"].values())
+    assert list(stars["metrics"]["ensemble"]) == ["pearson", "spearman", "mse", "mae"]
+    for task in (stars, moods):
+        for row in task["students"].values():
+            assert row["score"] > row["supervised"]
+            assert 0.5 < row["agreement"] <= 1
+            assert row["delta_error"] > 0
+    together = np.mean([task["students"]["half"]["score"] for task in report["tasks"].values()])
+    assert report["macro"]["students"]["half"]["score"] == pytest.approx(together)
+
+
+def test_a_page_has_only_what_a_kind_has() -> None:
+    report = build(*numbers_and_marks())
+    page = markdown(report)
+    stars, moods = page.split("## stars")[1].split("## moods")
+    movies = page.split("## movies")[1].split("## stars")[0]
+    assert "ECE" in movies
+    assert "ECE" not in stars
+    assert "labels" not in stars
+    assert "| model | pearson | spearman | mse | mae |" in stars
+    mse = report["tasks"]["stars"]["metrics"]["ensemble"]["mse"]
+    assert f" | {mse:.3f} | " in stars  # no share of a hundred
+    assert "3 labels" in moods.split("## ")[0]
+
+
+def test_a_paired_error_is_smaller_than_an_unpaired_one() -> None:
+    report = build(*some_run())
+    for task in report["tasks"].values():
+        for row in task["students"].values():
+            assert 0 < row["delta_error"] < math.sqrt(2) * task["standard_error"]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +418,7 @@ def test_a_failing_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pyte
 def test_three_classes_with_one_absent() -> None:
     task = replace(
         some_task(labels=("a", "b", "c"), students=("half",)),
-        gold=np.zeros(400, dtype=np.int64),
+        test=examples_of("movies", np.zeros(400, dtype=np.int64)),
         students={"half": answers(np.zeros(400, dtype=np.int64), 3)},
     )
     report = build({"movies": task}, some_facts(list(task.teachers), ["half"]))

@@ -11,11 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.batch import ABSENT, UNLABELLED
 from pipeline.loop import TaskSet
-from pipeline.losses import LossWeights
-from pipeline.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients, to_tensors
+from pipeline.losses import LossInputs, LossWeights, task_loss
+from pipeline.step import (
+    Aggregation,
+    MicroBatch,
+    Workers,
+    accumulate,
+    loss_inputs,
+    predict,
+    share_gradients,
+)
+from pipeline.tasks.tensors import TensorBatch
 from students.student import MultiTaskStudent
-from teachers.aggregation import Strategy
+from teachers.aggregation import Strategy, aggregate
 from tests.unit.pipeline.training import largest_difference, student_of, task_of, task_set
 
 WEIGHTS = LossWeights(hard=0.3, soft=0.7, temperature=2.0)
@@ -26,12 +36,12 @@ STRATEGIES: tuple[Strategy, ...] = ("mean", "log_mean", "confidence", "entropy",
 
 def micro_batch(task_set: TaskSet, rows: NDArray[np.int64], *, filler: bool = False) -> MicroBatch:
     return MicroBatch(
-        to_tensors(task_set.train.pad(rows), CPU),
-        torch.from_numpy(task_set.labels[rows]),
+        TensorBatch.of(task_set.train.pad(rows), CPU),
+        torch.from_numpy(task_set.labels.take(rows).values),
         torch.stack([torch.from_numpy(reader.gather(rows)) for reader in task_set.readers])
         if task_set.readers
         else None,
-        torch.full((len(rows),), 0.0 if filler else 1.0),
+        counts=not filler,
     )
 
 
@@ -110,10 +120,102 @@ def test_teacher_weights_choose_whom_to_follow() -> None:
     sets = task_set(count=8, teachers=2)
     part = micro_batch(sets, np.arange(8))
     assert part.teachers is not None
-    second = MicroBatch(part.inputs, part.labels, part.teachers[1:], part.valid)
+    second = MicroBatch(part.batch, part.labels, part.teachers[1:])
     weighted, _ = gradients(sets, [part], 8, aggregation=Aggregation("mean", torch.tensor([0.0, 1.0])))
     alone, _ = gradients(sets, [second], 8, aggregation=Aggregation("mean", torch.tensor([1.0])))
     assert largest_difference(weighted, alone) == 0
+
+
+# ---------------------------------------------------------------- what somebody has no word on
+
+
+def inputs_of(
+    values: Tensor,
+    teachers: Tensor,
+    shares: Sequence[float],
+    labels: Sequence[int],
+    strategy: Strategy = "mean",
+) -> LossInputs:
+    """What the loss of rows of four labels is made from."""
+    task = task_of("mood", ("a", "b", "c", "d"))
+    ones = torch.ones(len(values), dtype=torch.int64)
+    batch = MicroBatch(TensorBatch({}, {}, ones, ones), torch.tensor(labels), teachers)
+    return loss_inputs(task, values, batch, WEIGHTS, Aggregation(strategy, torch.tensor(shares)))
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_whole_rows_are_left_as_they_are() -> None:
+    values, teachers = gaussian(3, 4), gaussian(2, 3, 4, seed=1)
+    inputs = inputs_of(values, teachers, [0.5, 0.5], [0, UNLABELLED, 2])
+    assert inputs.taught is None
+    assert inputs.valid.tolist() == [1, 1, 1]
+    expected = aggregate(
+        teachers, strategy="mean", weights=torch.tensor([0.5, 0.5]), temperature=2.0, labels=None
+    )
+    assert inputs.target is not None
+    assert torch.equal(inputs.target, expected)
+    assert torch.equal(inputs.labels, torch.tensor([0, UNLABELLED, 2]))
+
+
+def test_a_row_that_the_student_does_not_see_does_not_count() -> None:
+    values = gaussian(3, 4)
+    values[1] = ABSENT
+    inputs = inputs_of(values, gaussian(1, 3, 4, seed=1), [1.0], [0, 1, 2])
+    assert inputs.valid.tolist() == [1, 0, 1]
+    assert inputs.labels.tolist() == [0, UNLABELLED, 2]
+    total, terms = task_loss(inputs, WEIGHTS, 3)
+    seen = torch.tensor([0, 2])
+    alone = inputs_of(values[seen], gaussian(1, 3, 4, seed=1)[:, seen], [1.0], [0, 2])
+    assert torch.allclose(total, task_loss(alone, WEIGHTS, 3)[0])
+    assert all(bool(term.isfinite()) for term in terms.values())
+
+
+def test_of_a_column_that_the_student_does_not_see_the_teachers_are_not_asked() -> None:
+    values, teacher = gaussian(2, 4), gaussian(1, 2, 4, seed=1)
+    values[0, 2] = ABSENT
+    inputs = inputs_of(values, teacher, [1.0], [2, 2])
+    assert inputs.target is not None
+    assert inputs.taught is not None
+    seen = torch.tensor([0, 1, 3])
+    expected = torch.softmax(teacher[0, 0, seen] / 2, dim=-1)
+    assert torch.allclose(inputs.target[0, seen], expected)
+    assert float(inputs.target[0, 2]) == 0
+    assert torch.allclose(inputs.target[1], torch.softmax(teacher[0, 1] / 2, dim=-1))
+    assert inputs.labels.tolist() == [UNLABELLED, 2]  # what it cannot say is not held against it
+    assert (inputs.valid.tolist(), inputs.taught.tolist()) == ([1, 1], [1, 1])
+
+
+def test_a_row_on_which_no_teacher_speaks_has_the_hard_loss_alone() -> None:
+    teachers = gaussian(2, 3, 4, seed=1)
+    teachers[:, 1] = ABSENT
+    teachers[0, 2] = ABSENT
+    inputs = inputs_of(gaussian(3, 4), teachers, [0.5, 0.5], [0, 1, 2])
+    assert inputs.taught is not None
+    assert inputs.taught.tolist() == [1, 0, 1]
+    assert inputs.target is not None
+    assert torch.isfinite(inputs.target).all()
+    assert torch.allclose(inputs.target[2], torch.softmax(teachers[1, 2] / 2, dim=-1))
+
+
+def test_a_teacher_of_weight_zero_does_not_speak() -> None:
+    teachers = gaussian(2, 3, 4, seed=1)
+    teachers[0, 1] = ABSENT
+    inputs = inputs_of(gaussian(3, 4), teachers, [1.0, 0.0], [0, 1, 2])
+    assert inputs.taught is not None
+    assert inputs.taught.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_label_that_one_teacher_lacks_is_taught_by_the_other(strategy: Strategy) -> None:
+    teachers = gaussian(2, 3, 4, seed=1)
+    teachers[0, :, 3] = ABSENT
+    inputs = inputs_of(gaussian(3, 4), teachers, [0.5, 0.5], [0, 1, 2], strategy)
+    assert inputs.target is not None
+    assert torch.allclose(inputs.target.sum(-1), torch.ones(3), atol=1e-6)
+    assert strategy == "best" or bool((inputs.target[:, 3] > 0).all())
 
 
 def test_one_task_leaves_the_other_heads_alone() -> None:
@@ -159,8 +261,8 @@ def one_by_one(student: MultiTaskStudent, sets: TaskSet) -> Tensor:
     """The model's own forward, a row at a time, in order."""
     student.eval()
     with torch.no_grad():
-        rows = [to_tensors(sets.train.pad(np.array([i])), CPU) for i in range(len(sets.train))]
-        return torch.cat([student.model(sets.task.name)(**inputs).logits for inputs in rows])
+        rows = [TensorBatch.of(sets.train.pad(np.array([i])), CPU) for i in range(len(sets.train))]
+        return torch.cat([student.model(sets.task.name)(**batch.inputs).logits for batch in rows])
 
 
 @pytest.mark.parametrize("tokens", [1, 13, 40, 10**6])

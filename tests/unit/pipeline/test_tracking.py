@@ -17,7 +17,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.config import RunConfig, parse_config
+from pipeline.config import RunConfig
+from pipeline.config_load import parse_config
 from pipeline.config_view import flatten
 from pipeline.errors import ConfigError
 from pipeline.tracking import NullTracker, Tracker, TrackingOutcome, open_tracker, ui_command

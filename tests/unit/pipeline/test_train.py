@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline import train as training
-from pipeline.batch import SoftTargets
-from pipeline.config import RunConfig, parse_config
+from pipeline.batch import Ragged, SoftTargets
+from pipeline.config import RunConfig
+from pipeline.config_load import parse_config
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
 from pipeline.loop import METRICS, LossPlan, read_metrics
@@ -80,7 +81,9 @@ def plan_of(config: RunConfig, *, label: bool = True, sign: int = 1) -> Plan:
         examples = data[task].splits["train"]
         logits, _ = Teacher(Path(folders[name]), data[task].task).label(examples.inputs)
         if label:
-            store.append(keys[name], SoftTargets(examples.keys, sign * 30 * logits, LABELS[task]))
+            store.append(
+                keys[name], SoftTargets(examples.keys, Ragged.single(sign * 30 * logits.values), LABELS[task])
+            )
     return new_plan(config, data, keys, folders)
 
 
@@ -124,7 +127,8 @@ def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: T
 
 def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(config: RunConfig) -> None:
     plan = plan_of(config)
-    mood, tone = task_sets(plan, Path(plan.teacher_folders["mood-bert"]), Store(config.store_path))
+    folder = Path(plan.teacher_folders["mood-bert"])
+    mood, tone = task_sets(plan, folder, "cut", Store(config.store_path))
     assert (mood.task.name, tone.task.name) == ("mood", "tone")
     assert mood.aggregation is not None
     assert mood.aggregation.strategy == "confidence"
@@ -134,11 +138,11 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
     for reader, name in zip(mood.readers, ("mood-bert", "mood-distilbert"), strict=True):
         teacher = Teacher(Path(plan.teacher_folders[name]), mood.task)
         logits, _ = teacher.label({"text": [texts[row] for row in rows]})
-        np.testing.assert_allclose(reader.gather(rows), 30 * logits, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(reader.gather(rows), 30 * logits.values, rtol=2e-3, atol=1e-3)
     assert len(tone.readers) == 1
-    alone = task_sets(plan, Path(plan.teacher_folders["mood-bert"]), None)
+    alone = task_sets(plan, folder, "cut", None)
     assert [(each.readers, each.aggregation) for each in alone] == [((), None)] * 2
-    assert np.array_equal(alone[0].labels, plan.data["mood"].splits["train"].labels)
+    assert np.array_equal(alone[0].labels.values, plan.data["mood"].splits["train"].labels.values)
     assert len(alone[0].validation) == 16
 
 
@@ -185,7 +189,7 @@ def test_all_trainings_end_with_results(config: RunConfig) -> None:
         for name, logits in predictions(plan, job).items():
             folder = plan.run_dir / "students" / job.student / name
             found, _ = Teacher(folder, plan.data[name].task).label(plan.data[name].splits["test"].inputs)
-            np.testing.assert_allclose(found, logits.numpy(), atol=1e-5, rtol=0)
+            np.testing.assert_allclose(found.values, logits.numpy(), atol=1e-5, rtol=0)
 
 
 def test_a_baseline_is_the_same_student_from_the_same_start(config: RunConfig) -> None:

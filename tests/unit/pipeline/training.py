@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded
+from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.config import OptimizationConfig
 from pipeline.loop import METRICS, LossPlan, TaskSet, Trainer, read_metrics
 from pipeline.step import Aggregation, Workers
+from pipeline.tasks import Task
 from pipeline.tasks.text_classification import TextClassification
 from students.student import MultiTaskStudent
 from teachers.aggregation import Strategy
@@ -90,7 +91,14 @@ def task_set(
         FixedTargets((right + rng.normal(size=right.shape)).astype(np.float16)) for _ in range(teachers)
     ]
     aggregation = Aggregation(strategy, torch.full((teachers,), 1 / teachers)) if teachers else None
-    return TaskSet(task, train, labels, validation, validation_labels, readers, aggregation)
+    gold = gold_of(task, validation_labels)
+    return TaskSet(task, train, Ragged.single(labels), validation, gold, readers, aggregation)
+
+
+def gold_of(task: Task, labels: NDArray[Any]) -> Examples:
+    """Examples of which nothing but the labels is read."""
+    keys = np.arange(len(labels), dtype=np.uint64)
+    return Examples(task.name, keys, {"text": [""] * len(labels)}, Ragged.single(labels))
 
 
 def two_tasks(teachers: int = 2, strategy: Strategy = "confidence") -> list[TaskSet]:

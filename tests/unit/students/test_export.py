@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import parse_config
+from pipeline.config_load import parse_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_tokenizer
 from pipeline.step import predict
@@ -162,14 +162,14 @@ def test_onnx_says_what_the_student_says(
     save_task(student, "tone.v2", tokenizer, tmp_path / "tone")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        assert export_onnx(tmp_path / "tone", TONE.model_class(), tmp_path / "onnx") < 1e-5
+        assert export_onnx(tmp_path / "tone", TextClassification, tmp_path / "onnx") < 1e-5
     session = onnxruntime.InferenceSession(
         str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"]
     )
     expected = probabilities(student, TONE, tokenizer)
     encoded = TONE.encode(tokenizer, {"text": TEXTS})
     for rows in (np.arange(1), np.arange(5), np.array([8])):  # other batch sizes and lengths than exported
-        (logits,) = session.run(["logits"], encoded.pad(rows))
+        (logits,) = session.run(["logits"], encoded.pad(rows).inputs)
         found = torch.from_numpy(logits).softmax(-1)
         torch.testing.assert_close(found, expected[torch.from_numpy(rows)], atol=1e-5, rtol=0)
 
@@ -187,7 +187,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_onnx_without_the_extra_is_a_config_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend_installed(monkeypatch, "onnx", "onnxruntime")
     with pytest.raises(ConfigError) as error:
-        export_onnx(tmp_path, None, tmp_path / "onnx")
+        export_onnx(tmp_path, TextClassification, tmp_path / "onnx")
     assert error.value.cause == "--onnx needs onnxscript"
     assert "[onnx]" in error.value.remedy
     assert not (tmp_path / "onnx").exists()
@@ -209,8 +209,8 @@ def test_onnx_that_disagrees_is_an_error(
     pretend_installed(monkeypatch, *ONNX)
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: None)
-    with pytest.raises(DataError, match="logits differ by"):
-        export_onnx(tmp_path / "mood", MOOD.model_class(), tmp_path / "onnx")
+    with pytest.raises(DataError, match="outputs differ by"):
+        export_onnx(tmp_path / "mood", TextClassification, tmp_path / "onnx")
 
 
 # ---------------------------------------------------------------- model card
@@ -231,7 +231,7 @@ def report_of(supervised: float | None) -> dict[str, Any]:
 
 def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> None:
     config = parse_config(tiny_run(loss={"hard": 1.0, "soft": 3.0, "temperature": 2.5}, seed=7))
-    write_model_card(tmp_path, config, report_of(0.85), "cut", "mood")
+    write_model_card(tmp_path, config, report_of(0.85), "cut", MOOD)
     card = (tmp_path / "README.md").read_text()
     front, _, body = card.removeprefix("---\n").partition("---\n")
     assert "pipeline_tag: text-classification" in front
@@ -256,5 +256,5 @@ def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> No
 
 
 def test_the_model_card_without_a_baseline_claims_none(tiny_run: TinyRun, tmp_path: Path) -> None:
-    write_model_card(tmp_path, parse_config(tiny_run(baselines=[])), report_of(None), "cut", "mood")
+    write_model_card(tmp_path, parse_config(tiny_run(baselines=[])), report_of(None), "cut", MOOD)
     assert "labels alone" not in (tmp_path / "README.md").read_text()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
-from pipeline.batch import UNLABELLED
+from pipeline.batch import ABSENT, UNLABELLED
 from pipeline.config import AggregationConfig
 from teachers.aggregation import (
     Strategy,
@@ -293,3 +293,186 @@ def test_ensemble_answers_without_labels(strategy: Strategy) -> None:
 def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
         target("mean", weights)
+
+
+# ---------------------------------------------------------------- teachers who have no word on something
+
+
+def parts(data: st.DataObject, case: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """A case whose weights are all above 0."""
+    logits, _, labels = case
+    raw = torch.tensor(
+        data.draw(st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=len(logits), max_size=len(logits)))
+    )
+    return logits, raw / raw.sum(), labels
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@PROPERTY
+@given(case=teachers(fewest=2), temperature=TEMPERATURES, data=st.data())
+def test_who_has_no_word_on_a_row_is_not_among_its_teachers(
+    strategy: Strategy, case: tuple[Tensor, Tensor, Tensor], temperature: float, data: st.DataObject
+) -> None:
+    logits, weights, labels = parts(data, case)
+    silent = data.draw(hnp.arrays(np.bool_, logits.shape[:2]))
+    silent[data.draw(st.integers(0, len(logits) - 1))] = False  # somebody speaks
+    given_logits = logits.masked_fill(torch.from_numpy(silent).unsqueeze(-1), ABSENT)
+    found = aggregate(
+        given_logits, strategy=strategy, weights=weights, temperature=temperature, labels=labels
+    )
+    for row in range(len(labels)):
+        speaking = torch.from_numpy(~silent[:, row])
+        among = weights[speaking] / weights[speaking].sum()
+        expected = aggregate(
+            logits[speaking, row : row + 1],
+            strategy=strategy,
+            weights=among,
+            temperature=temperature,
+            labels=labels[row : row + 1],
+        )
+        assert torch.allclose(found[row : row + 1], expected, atol=1e-5)
+        if int(speaking.sum()) == 1 and strategy != "log_mean":  # which renormalises once more
+            assert torch.equal(found[row : row + 1], expected)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@PROPERTY
+@given(case=teachers(fewest=2), temperature=TEMPERATURES, data=st.data())
+def test_a_label_that_nobody_knows_gets_nothing_and_takes_nothing(
+    strategy: Strategy, case: tuple[Tensor, Tensor, Tensor], temperature: float, data: st.DataObject
+) -> None:
+    logits, weights, labels = parts(data, case)
+    wider = torch.cat((logits, torch.full((*logits.shape[:2], 1), ABSENT)), dim=-1)
+    narrow, wide = (
+        aggregate(z, strategy=strategy, weights=weights, temperature=temperature, labels=labels)
+        for z in (logits, wider)
+    )
+    assert torch.equal(wide[:, -1], torch.zeros(len(labels)))
+    assert torch.allclose(wide[:, :-1], narrow, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_on_which_nobody_speaks_is_finite_and_leaves_the_others_alone(strategy: Strategy) -> None:
+    weights = torch.tensor([0.75, 0.25])
+    logits = torch.cat((LOGITS, torch.full((2, 1, 2), ABSENT)), dim=1)
+    labels = torch.tensor([0, 1, 0])
+    found = aggregate(logits, strategy=strategy, weights=weights, temperature=2.0, labels=labels)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found[:2], target(strategy, [0.75, 0.25], 2.0), atol=1e-6)
+
+
+def test_a_teacher_that_lacks_a_label_takes_no_mass_from_it_in_log_mean() -> None:
+    """p = (1/2, 1/2, –) and (1/4, 1/4, 1/2): the third label is voted on by the second teacher alone."""
+    logits = torch.tensor([[[0.5, 0.5, 1.0]], [[0.25, 0.25, 0.5]]]).log()
+    logits[0, 0, 2] = ABSENT
+    found = aggregate(
+        logits, strategy="log_mean", weights=torch.full((2,), 0.5), temperature=1.0, labels=None
+    )
+    votes = torch.tensor([[(1 / 2 * 1 / 4) ** 0.5, (1 / 2 * 1 / 4) ** 0.5, 1 / 2]])
+    assert torch.allclose(found, votes / votes.sum())
+    mixed = aggregate(logits, strategy="mean", weights=torch.full((2,), 0.5), temperature=1.0, labels=None)
+    assert torch.allclose(mixed, torch.tensor([[3 / 8, 3 / 8, 1 / 4]]))  # in a mixture it says: not this
+
+
+def test_who_lacks_the_label_is_not_the_best_and_has_no_confidence() -> None:
+    logits = torch.tensor([[[9.0, ABSENT]], [[1.0, -1.0]]])
+    for strategy in LABELLED_STRATEGIES:
+        found = aggregate(
+            logits,
+            strategy=strategy,
+            weights=torch.full((2,), 0.5),
+            temperature=1.0,
+            labels=torch.tensor([1]),
+        )
+        assert torch.allclose(found, softmax(logits[1], dim=-1))
+
+
+def test_confidence_among_those_who_speak_is_theirs() -> None:
+    """CA-MKD's by hand, a silent fourth teacher beside the three of above."""
+    p = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.125, 0.875]])
+    logits = torch.cat((p.log()[:, None], torch.full((1, 1, 2), ABSENT)))
+    found = aggregate(
+        logits,
+        strategy="confidence",
+        weights=torch.full((4,), 0.25),
+        temperature=1.0,
+        labels=torch.tensor([0]),
+    )
+    assert torch.allclose(found[0, 0], (torch.tensor([6.0, 5.0, 3.0]) / 14 * p[:, 0]).sum())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_absent_survives_half_precision(strategy: Strategy) -> None:
+    logits = torch.cat((LOGITS, torch.full((1, 2, 2), ABSENT)))
+    half, full = (
+        aggregate(z, strategy=strategy, weights=torch.full((3,), 1 / 3), temperature=4.0, labels=LABELS)
+        for z in (logits.half(), logits.half().float())
+    )
+    assert torch.equal(half, full)
+    assert torch.isfinite(half).all()
+
+
+# ---------------------------------------------------------------- numbers
+
+NUMBERS = torch.tensor([[[1.0], [4.0]], [[3.0], [0.0]], [[2.0], [1.0]]])
+GOLD = torch.tensor([1.0, 1.0])
+
+
+def number(strategy: Strategy, weights: list[float], labels: Tensor | None = GOLD) -> list[float]:
+    return aggregate(
+        NUMBERS[: len(weights)],
+        strategy=strategy,
+        weights=torch.tensor(weights),
+        temperature=2.0,
+        labels=labels,
+        continuous=True,
+    )[:, 0].tolist()
+
+
+def test_numbers_are_averaged() -> None:
+    assert number("mean", [0.5, 0.25, 0.25], None) == [1.75, 2.25]
+    assert number("mean", [0.5, 0.25, 0.25], torch.tensor([1.0, math.nan])) == [1.75, 2.25]
+
+
+def test_the_best_number_is_the_nearest_to_the_label() -> None:
+    assert number("best", [0.8, 0.1, 0.1]) == [1.0, 1.0]
+    assert number("best", [0.9, 0.1]) == [1.0, 0.0]
+
+
+def test_confident_numbers_weigh_by_their_squared_errors() -> None:
+    losses = torch.square(NUMBERS.squeeze(-1) - GOLD)
+    shares = confidence_shares(losses, torch.tensor([0.5, 0.3, 0.2]))
+    expected = (shares * NUMBERS.squeeze(-1)).sum(0)
+    assert number("confidence", [0.5, 0.3, 0.2]) == pytest.approx(expected.tolist())
+    two = confidence_shares(losses[:2], torch.tensor([0.5, 0.5]))
+    assert two[0, 0] > 0.9  # right, beside one that is off by two
+
+
+@pytest.mark.parametrize("strategy", ["mean", "confidence", "best"])
+def test_one_number_is_itself_bit_for_bit(strategy: Strategy) -> None:
+    logits = torch.randn(1, 5, 1, generator=torch.Generator().manual_seed(0))
+    for z, weights in ((logits, torch.ones(1)), (torch.cat((logits, 2 * logits)), torch.tensor([1.0, 0.0]))):
+        found = aggregate(
+            z, strategy=strategy, weights=weights, temperature=3.0, labels=torch.zeros(5), continuous=True
+        )
+        assert torch.equal(found, logits[0])
+
+
+@pytest.mark.parametrize("strategy", ["log_mean", "entropy"])
+def test_strategies_made_for_probabilities_refuse_numbers(strategy: Strategy) -> None:
+    with pytest.raises(ValueError, match="not made for numbers"):
+        number(strategy, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("strategy", LABELLED_STRATEGIES)
+@pytest.mark.parametrize("labels", [None, torch.tensor([0.0, math.nan])], ids=["none", "one missing"])
+def test_labelled_strategies_refuse_missing_numbers(strategy: Strategy, labels: Tensor | None) -> None:
+    with pytest.raises(ValueError, match="needs the label"):
+        number(strategy, [0.5, 0.5], labels)
+
+
+def test_an_ensemble_of_numbers_needs_no_labels() -> None:
+    strategies: tuple[Strategy, ...] = ("mean", "confidence", "best")
+    for strategy in strategies:
+        found = ensemble(NUMBERS, strategy=strategy, weights=torch.tensor([0.5, 0.25, 0.25]), continuous=True)
+        assert found[:, 0].tolist() == [1.75, 2.25]

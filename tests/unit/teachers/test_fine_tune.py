@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.batch import UNLABELLED, Ragged
 from pipeline.config import EarlyStoppingConfig, FineTuneConfig, TaskConfig
 from pipeline.data import TaskData, load_task
 from pipeline.loop import METRICS, read_metrics
@@ -78,9 +79,13 @@ def with_split(data: TaskData, split: Any, **changes: Any) -> TaskData:
     return replace(data, splits={**data.splits, split: replace(data.splits[split], **changes)})
 
 
+def turned(labels: Ragged) -> Ragged:
+    return Ragged.single(1 - labels.values)
+
+
 DATA: dict[str, tuple[Callable[[TaskData], TaskData], bool]] = {
     "a label of train": (
-        lambda d: with_split(d, "train", labels=1 - d.splits["train"].labels),
+        lambda d: with_split(d, "train", labels=turned(d.splits["train"].labels)),
         True,
     ),
     "a text of validation": (
@@ -97,7 +102,7 @@ DATA: dict[str, tuple[Callable[[TaskData], TaskData], bool]] = {
     ),
     "label names": (lambda d: replace(d, task=replace(d.task, labels=("poor", "fine"))), True),  # type: ignore[type-var]
     "max_length": (lambda d: replace(d, task=replace(d.task, max_length=30)), True),  # type: ignore[type-var]
-    "test": (lambda d: with_split(d, "test", labels=1 - d.splits["test"].labels), False),
+    "test": (lambda d: with_split(d, "test", labels=turned(d.splits["test"].labels)), False),
     "task's name": (lambda d: replace(d, task=replace(d.task, name="other")), False),  # type: ignore[type-var]
 }
 
@@ -110,6 +115,41 @@ def test_the_name_follows_the_data(
     base = tiny_model("bert")
     before = teacher_folder(tmp_path, "critic", base, data, CONFIG)
     assert (teacher_folder(tmp_path, "critic", base, changed(data), CONFIG) != before) == another
+
+
+def test_the_name_follows_a_length_of_its_own(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:
+    names = [teacher_folder(tmp_path, "critic", tiny_model("bert"), data, CONFIG, n) for n in (None, 32, 20)]
+    assert names[0] == names[1] != names[2]
+
+
+def without_some_labels(data: TaskData) -> TaskData:
+    """The last 20 examples of train lose their label."""
+    labels = data.splits["train"].labels.values.copy()
+    labels[-20:] = UNLABELLED
+    return with_split(data, "train", labels=Ragged.single(labels))
+
+
+def test_examples_without_labels_make_no_other_teacher(
+    tiny_model: TinyModel, data: TaskData, tmp_path: Path
+) -> None:
+    fewer = replace(data, splits={**data.splits, "train": data.splits["train"].take(np.arange(28))})
+    folders = [
+        teacher_folder(tmp_path, "critic", tiny_model("bert"), each, CONFIG)
+        for each in (fewer, without_some_labels(data))
+    ]
+    assert folders[0] == folders[1]
+    config = CONFIG.model_copy(update={"epochs": 1})
+    for each, folder in ((fewer, "fewer"), (without_some_labels(data), "some")):
+        fine_tune(tiny_model("bert"), each, config, tmp_path / folder)
+    one, other = (tmp_path / name / TEACHER / "model.safetensors" for name in ("fewer", "some"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_length_of_its_own_cuts_the_texts(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"epochs": 1})
+    fine_tune(tiny_model("bert"), data, config, tmp_path, max_length=6)
+    longer = sum(len(text.split()) > 4 for text in data.splits["train"].inputs["text"])
+    assert json.loads((tmp_path / "fine_tune.json").read_text())["truncated"] == longer > 0
 
 
 def test_the_name_follows_the_base(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:
@@ -144,7 +184,7 @@ def test_a_teacher_is_a_plain_folder_that_has_learnt(
     assert progress.best_score > 0.8
     test = data.splits["test"]
     logits, _ = Teacher(folder / TEACHER, data.task).label(test.inputs)
-    assert (logits.argmax(1) == test.labels).mean() > 0.8
+    assert (logits.values.argmax(1) == test.labels.values).mean() > 0.8
     facts = json.loads((folder / "fine_tune.json").read_text())
     assert facts["validation_score"] == progress.best_score
     assert facts["steps"] == progress.step

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
-from pipeline.batch import SoftTargets, content_keys
+from pipeline.batch import Ragged, SoftTargets, content_keys
 from pipeline.errors import BadTargetsError, ConfigError, CorruptError, ExhaustedError, TeacherError
 from teachers.store import ORPHAN_AGE_S, Store, TargetView
 
@@ -42,7 +42,7 @@ def logits_of(keys: NDArray[np.uint64], labels: int = len(LABELS)) -> NDArray[np
 
 
 def targets_of(keys: NDArray[np.uint64]) -> SoftTargets:
-    return SoftTargets(keys, logits_of(keys).astype(np.float32), LABELS)
+    return SoftTargets(keys, Ragged.single(logits_of(keys).astype(np.float32)), LABELS)
 
 
 def read(store: Store, keys: NDArray[np.uint64]) -> NDArray[np.float16]:
@@ -151,9 +151,9 @@ def test_of_a_repeated_key_the_first_written_counts(folder: Path) -> None:
     keys = keys_of(0, 4)
     first, later = logits_of(keys), logits_of(keys) + np.float16(1)
     store = Store(str(folder))
-    store.append(TEACHER, SoftTargets(keys[[0, 0]], np.stack([first[0], later[0]]), LABELS))
+    store.append(TEACHER, SoftTargets(keys[[0, 0]], Ragged.single(np.stack([first[0], later[0]])), LABELS))
     for part, logits in ([0, 1], later), ([1, 2], first), ([2, 3], later):
-        store.append(TEACHER, SoftTargets(keys[part], logits[part], LABELS))
+        store.append(TEACHER, SoftTargets(keys[part], Ragged.single(logits[part]), LABELS))
         expected = read(store, keys[:2])
         np.testing.assert_array_equal(expected, [first[0], later[1]])
     np.testing.assert_array_equal(read(Store(str(folder)), keys), [first[0], later[1], first[2], later[3]])
@@ -204,7 +204,7 @@ def test_size_at_ten_thousand_rows(folder: Path, labels: int) -> None:
     rows = 10_000
     keys = np.arange(rows, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     names = tuple(f"label number {c}" for c in range(labels))
-    Store(str(folder)).append(TEACHER, SoftTargets(keys, logits_of(keys, labels), names))
+    Store(str(folder)).append(TEACHER, SoftTargets(keys, Ragged.single(logits_of(keys, labels)), names))
     (shard,) = shards_in(folder)
     assert shard.stat().st_size <= (2 * labels + 8) * rows + 3 * 1024
     files = (folder / TEACHER).iterdir()
@@ -217,6 +217,113 @@ def test_teacher_json_is_written_once(folder: Path) -> None:
     text = (folder / TEACHER / "teacher.json").read_text(encoding="utf-8")
     assert json.loads(text)["name"] == "movies-minilm"
     assert "süß" in text
+
+
+# --- several items an example ------------------------------------------------------------------------------
+
+
+def sentences_of(keys: NDArray[np.uint64], labels: int = len(LABELS)) -> Ragged:
+    """Nought to four items an example that give their key and place away."""
+    counts = (keys % np.uint64(5)).astype(np.int64)
+    rows = [logits_of(keys[[i]], labels) + np.arange(n)[:, None] for i, n in enumerate(counts)]
+    return Ragged.of([row.astype(np.float16) for row in rows])
+
+
+def words_of(keys: NDArray[np.uint64]) -> SoftTargets:
+    return SoftTargets(keys, sentences_of(keys), LABELS)
+
+
+def test_several_items_an_example_are_read_back_in_any_order(folder: Path) -> None:
+    keys = keys_of(0, 60)
+    store = Store(str(folder))
+    for part in np.split(np.random.default_rng(0).permutation(60), [25, 26, 50]):
+        store.append(TEACHER, words_of(keys[part]))
+    assert len(shards_in(folder)) == 4
+    order = np.random.default_rng(1).integers(0, 60, 90)
+    expected = sentences_of(keys).take(order)
+    view = Store(str(folder)).view(TEACHER, keys[order], LABELS, expected.counts)
+    assert view.counts.tolist() == expected.counts.tolist()
+    for rows in (np.arange(90), np.array([3, 3, 80]), np.arange(90)[::-1], np.empty(0, dtype=np.int64)):
+        found = view.gather(rows)
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, expected.take(rows).values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_items_over_any_shards_read_the_right_rows(data: st.DataObject) -> None:
+    keys = keys_of(0, 20)
+    counts = data.draw(st.lists(st.integers(0, 3), min_size=20, max_size=20), "items")
+    values = np.arange(sum(counts) * 2, dtype=np.float16).reshape(-1, 2)
+    targets = Ragged(values, np.cumsum([0, *counts], dtype=np.int64))
+    written = np.array(data.draw(st.permutations(range(20)), "order written"))
+    cuts = sorted(data.draw(st.lists(st.integers(0, 20), max_size=3), "shard borders"))
+    rows = np.array(data.draw(st.lists(st.integers(0, 19), max_size=30), "rows"), dtype=np.int64)
+    with tempfile.TemporaryDirectory() as path:
+        store = Store(path)
+        for part in np.split(written, cuts):
+            store.append(TEACHER, SoftTargets(keys[part], targets.take(part), ("a", "b")))
+        view = store.view(TEACHER, keys, ("a", "b"), targets.counts)
+        np.testing.assert_array_equal(view.gather(rows), targets.take(rows).values)
+
+
+def test_shards_of_one_item_and_of_several_lie_side_by_side(folder: Path) -> None:
+    keys = keys_of(0, 40)
+    single = keys[keys % np.uint64(5) == 1]
+    store = Store(str(folder))
+    store.append(TEACHER, words_of(single))
+    store.append(TEACHER, words_of(keys))
+    kinds = [ipc.open_file(file.read_bytes()).schema.field("logits").type for file in shards_in(folder)]
+    assert sorted(map(str, kinds)) == ["fixed_size_list<item: halffloat>[3]", "list<item: halffloat>"]
+    expected = sentences_of(keys)
+    view = store.view(TEACHER, keys, LABELS, expected.counts)
+    np.testing.assert_array_equal(view.gather(np.arange(40)), expected.values)
+
+
+def test_another_number_of_items_is_refused(folder: Path) -> None:
+    keys = keys_of(0, 50)
+    store = Store(str(folder))
+    store.append(TEACHER, words_of(keys))
+    counts = sentences_of(keys).counts
+    for other, wrong in ((counts + (np.arange(50) < 2), 2), (None, int((counts != 1).sum()))):
+        with pytest.raises(CorruptError, match=f"{wrong} of 50 targets .* number of items") as caught:
+            store.view(TEACHER, keys, LABELS, other)
+        assert f"Remove {TEACHER} from the store" in caught.value.remedy
+    ones = keys_of(50, 60)
+    store.append("ff", targets_of(ones))
+    with pytest.raises(CorruptError, match="10 of 10 targets"):
+        store.view("ff", ones, LABELS, np.full(10, 2))
+
+
+def test_a_bad_item_is_named(folder: Path) -> None:
+    keys = keys_of(0, 40)
+    targets = words_of(keys)
+    row = int(np.flatnonzero(targets.logits.counts == 3)[2])
+    later = int(np.flatnonzero(targets.logits.counts == 1)[-1])
+    targets.logits.values[targets.logits.offsets[row] + 1, 2] = np.nan
+    targets.logits.values[targets.logits.offsets[row] + 2, 0] = np.inf
+    targets.logits.values[targets.logits.offsets[later], 0] = np.nan
+    with pytest.raises(BadTargetsError) as caught:
+        Store(str(folder)).append(TEACHER, targets, [f"sentence {i}" for i in range(40)].__getitem__)
+    said = f"gave nan for label 'positive' on example \"sentence {min(row, later)}\""
+    if row < later:
+        said += f", item 1 (key {int(keys[row]):016x}); 2 of 40 examples are bad"
+    assert said in caught.value.cause
+    assert not folder.exists()
+
+
+def test_size_of_ten_thousand_sentences(folder: Path) -> None:
+    """About 14 words of 9 labels: at most a quarter more than the raw half floats."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(4, 25, 10_000)
+    keys = np.arange(10_000, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    values = rng.normal(size=(int(counts.sum()), 9)).astype(np.float16)
+    targets = Ragged(values, np.concatenate(([0], np.cumsum(counts))))
+    store = Store(str(folder))
+    store.append(TEACHER, SoftTargets(keys, targets, tuple(f"B-label {c}" for c in range(9))))
+    assert counts.mean() == pytest.approx(14, abs=0.2)
+    assert store.size(TEACHER) / values.nbytes <= 1.25
+    assert store.size(TEACHER) <= values.nbytes + 12 * 10_000 + 3 * 1024  # a key and an offset each
 
 
 # --- refused -----------------------------------------------------------------------------------------------
@@ -236,7 +343,10 @@ def test_bad_targets_are_refused_and_nothing_is_written(
     keys = keys_of(0, 100)
     logits: NDArray[np.floating] = logits_of(keys).astype(dtype)
     logits[[7, 9], 1] = value
-    targets, texts = SoftTargets(keys, logits, LABELS), [f"a film,\nthe {i}th" for i in range(100)]
+    targets, texts = (
+        SoftTargets(keys, Ragged.single(logits), LABELS),
+        [f"a film,\nthe {i}th" for i in range(100)],
+    )
     with pytest.raises(BadTargetsError) as caught:
         Store(str(folder)).append(TEACHER, targets, texts.__getitem__, "movies-minilm")
     said = f"teacher movies-minilm ({TEACHER}) {said} label 'neutral' on example "
@@ -247,7 +357,7 @@ def test_bad_targets_are_refused_and_nothing_is_written(
 
 def test_bad_targets_are_named_without_an_excerpt_too(folder: Path) -> None:
     targets = targets_of(keys_of(0, 3))
-    targets.logits[2, 0] = np.nan
+    targets.logits.values[2, 0] = np.nan
     with pytest.raises(BadTargetsError, match=f"teacher {TEACHER} gave nan .* example row 2"):
         Store(str(folder)).append(TEACHER, targets)
 
@@ -258,8 +368,9 @@ def test_other_labels_are_refused(two_shards: Path, labels: tuple[str, ...]) -> 
     before = shards_in(two_shards)
     with pytest.raises(TeacherError, match="other labels are stored"):
         Store(str(two_shards)).view(TEACHER, keys, labels)
+    targets = SoftTargets(keys, Ragged.single(logits_of(keys, len(labels))), labels)
     with pytest.raises(TeacherError, match="other labels are stored"):
-        Store(str(two_shards)).append(TEACHER, SoftTargets(keys, logits_of(keys, len(labels)), labels))
+        Store(str(two_shards)).append(TEACHER, targets)
     assert shards_in(two_shards) == before
 
 
@@ -279,7 +390,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from pipeline.batch import SoftTargets
+from pipeline.batch import Ragged, SoftTargets
 from teachers.store import Store
 
 folder, me = sys.argv[1], int(sys.argv[2])
@@ -291,7 +402,7 @@ while not Path(folder).with_suffix(".go").exists():
     time.sleep(0.001)
 rows = np.roll(np.arange(len(keys)), -97 * me)
 for part in np.array_split(rows, 12):  # each process writes everything, cut in its own way
-    store.append("0a1b2c", SoftTargets(keys[part], logits[part], labels))
+    store.append("0a1b2c", SoftTargets(keys[part], Ragged.single(logits[part]), labels))
     store.missing("0a1b2c", keys)
 """
 
@@ -315,7 +426,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from pipeline.batch import SoftTargets
+from pipeline.batch import Ragged, SoftTargets
 from teachers.store import Store
 
 folder, survived = sys.argv[1], int(sys.argv[2])
@@ -330,7 +441,7 @@ def die_when_due(self, target):
 
 Path.replace = die_when_due
 labels = ("negative", "neutral", "positive")
-targets = SoftTargets(np.arange(100, dtype=np.uint64), np.ones((100, 3), np.float16), labels)
+targets = SoftTargets(np.arange(100, dtype=np.uint64), Ragged.single(np.ones((100, 3), np.float16)), labels)
 Store(folder).append("0a1b2c", targets)
 """
 
@@ -341,7 +452,7 @@ def test_a_killed_writer_has_written_nothing(folder: Path, renames: int, left: l
     assert sorted(file.suffix for file in (folder / TEACHER).iterdir()) == left
     store, keys = Store(str(folder)), np.arange(100, dtype=np.uint64)
     assert len(store.missing(TEACHER, keys)) == 100
-    store.append(TEACHER, SoftTargets(keys, np.ones((100, 3), np.float16), LABELS))
+    store.append(TEACHER, SoftTargets(keys, Ragged.single(np.ones((100, 3), np.float16)), LABELS))
     assert len(store.missing(TEACHER, keys)) == 0
     assert list((folder / TEACHER).glob("*.tmp")), "what may belong to a live writer must stay"
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
 from pipeline.models import open_tokenizer
 from pipeline.tasks.text_classification import TextClassification
@@ -28,7 +29,7 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 
 def says(folder: Path, task: TextClassification = TASK, texts: Sequence[str] = TEXTS) -> NDArray[np.float32]:
-    return Teacher(folder, task).label({"text": texts})[0]
+    return Teacher(folder, task).label({"text": texts})[0].values
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_the_token_budget_changes_no_answer(tiny_model: TinyModel, architecture:
     expected = says(folder)
     for tokens in (1, 17, 100, 10**6):
         found, _ = Teacher(folder, TASK, tokens_per_batch=tokens).label({"text": TEXTS})
-        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)  # measured < 1e-7
+        np.testing.assert_allclose(found.values, expected, atol=1e-5, rtol=0)  # measured < 1e-7
 
 
 def test_the_same_examples_give_the_same_bytes(tiny_model: TinyModel) -> None:
@@ -103,7 +104,7 @@ def test_the_same_examples_give_the_same_bytes(tiny_model: TinyModel) -> None:
 
 def test_dropout_takes_no_part(tiny_model: TinyModel) -> None:
     teacher = Teacher(tiny_model("bert", LABELS), TASK)
-    first, second = (teacher.label({"text": TEXTS})[0] for _ in range(2))
+    first, second = (teacher.label({"text": TEXTS})[0].values for _ in range(2))
     assert np.array_equal(first, second)
 
 
@@ -114,16 +115,42 @@ def test_texts_are_cut_to_the_tasks_length_and_counted(tiny_model: TinyModel) ->
     logits, truncated = teacher.label({"text": texts})
     assert truncated == 2  # four words and two special tokens fit
     assert len(teacher.tokenizer("good film is fair")["input_ids"]) == 6
-    np.testing.assert_allclose(logits[3], logits[1], atol=1e-5)  # nothing after the fourth word is seen
+    np.testing.assert_allclose(
+        logits.values[3], logits.values[1], atol=1e-5
+    )  # nothing after the fourth word is seen
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_says_nearly_the_same(tiny_model: TinyModel, dtype: Dtype) -> None:
     folder = tiny_model("bert", LABELS)
-    found, _ = Teacher(folder, TASK, dtype=dtype).label({"text": TEXTS})
+    found = Teacher(folder, TASK, dtype=dtype).label({"text": TEXTS})[0].values
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, says(folder), atol=5e-3)
     assert not np.array_equal(found, says(folder))
+
+
+def test_a_teacher_may_have_a_length_of_its_own(tiny_model: TinyModel) -> None:
+    folder = tiny_model("bert", LABELS, positions=40)
+    texts = ["good " * 35]
+    whole, shorter = (Teacher(folder, TASK, max_length=length) for length in (40, 6))
+    assert [teacher.label({"text": texts})[1] for teacher in (whole, shorter)] == [0, 1]
+    np.testing.assert_allclose(
+        shorter.label({"text": texts})[0].values,
+        says(folder, replace(TASK, max_length=6), texts),
+        atol=1e-6,
+    )
+    with pytest.raises(TeacherError, match="max_length 41 is more than the model's 40 positions"):
+        Teacher(folder, TASK, max_length=41)
+
+
+def test_several_labels_may_mean_one_and_some_none(tiny_model: TinyModel) -> None:
+    folder = tiny_model("bert", ("awful", "meh", "fine", "spam"))
+    declared = {"awful": "bad", "meh": "bad", "fine": "good", "spam": None}
+    found = Teacher(folder, TASK, labels=declared).label({"text": TEXTS})[0].values
+    own = says(folder, replace(TASK, labels=("awful", "meh", "fine", "spam")))
+    np.testing.assert_allclose(found[:, 0], np.logaddexp(own[:, 0], own[:, 1]), atol=1e-5)
+    np.testing.assert_array_equal(found[:, 1], own[:, 2])
+    assert (found[:, 2] == ABSENT).all()  # it knows nothing of `plain`
 
 
 # ---------------------------------------------------------------- what is refused
@@ -139,7 +166,7 @@ def test_another_label_space_is_refused(tiny_model: TinyModel, names: tuple[str,
         with pytest.raises(TeacherError) as error:
             attempt()
         assert all(name in error.value.cause for name in (*names, *LABELS, "task mood"))
-        assert "id2label" in error.value.remedy
+        assert ".labels" in error.value.remedy
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -148,7 +175,7 @@ def test_a_model_too_short_for_the_task_is_refused(tiny_model: TinyModel, archit
     long = " ".join(["good film"] * 30)
     logits, truncated = Teacher(folder, replace(TASK, max_length=40)).label({"text": [long]})
     assert truncated == 1
-    assert np.isfinite(logits).all()
+    assert np.isfinite(logits.values).all()
     with pytest.raises(TeacherError, match="max_length 41 is more than the model's 40 positions"):
         Teacher(folder, replace(TASK, max_length=41))
 
@@ -197,10 +224,25 @@ def test_the_key_follows_what_the_task_asks(copied: Path) -> None:
         store_key(copied, TASK, "fp32"),
         store_key(copied, TASK, "bf16"),
         store_key(copied, replace(TASK, max_length=31), "fp32"),
+        store_key(copied, TASK, "fp32", max_length=30),
+        store_key(copied, TASK, "fp32", labels={"bad": "good"}),
+        store_key(copied, TASK, "fp32", labels={"bad": None}),
         store_key(copied, replace(TASK, labels=("good", "bad", "plain")), "fp32"),
     ]
     assert len(set(keys)) == len(keys)
     assert all(key == key.lower() and int(key, 16) for key in keys)  # hexadecimal, as the store demands
+
+
+def test_a_length_of_its_own_is_a_length(copied: Path) -> None:
+    shorter = store_key(copied, replace(TASK, max_length=20), "fp32")
+    assert store_key(copied, TASK, "fp32", max_length=20) == shorter
+    assert store_key(copied, TASK, "fp32", max_length=32) == store_key(copied, TASK, "fp32")
+
+
+def test_the_key_does_not_follow_the_order_of_a_mapping(copied: Path) -> None:
+    pairs = [("bad", "good"), ("good", None)]
+    keys = {store_key(copied, TASK, "fp32", labels=dict(each)) for each in (pairs, pairs[::-1])}
+    assert len(keys) == 1
 
 
 def test_the_key_does_not_follow_what_the_task_is_called_or_scored_by(copied: Path) -> None:

@@ -1,9 +1,10 @@
-"""Text classification: labels by name, truncation counted to the text, ids as the tokenizer has them."""
+"""Text classification: labels by name, truncation counted to the text, ids as the tokenizer has them; pairs of texts."""
 
 from __future__ import annotations
 
 import itertools
 import pickle
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softmax
 from transformers import AutoModelForSequenceClassification
 
-from pipeline.batch import UNLABELLED
+from pipeline.batch import UNLABELLED, Examples, Ragged
 from pipeline.errors import TeacherError
 from pipeline.models import open_config, open_model, open_tokenizer
 from pipeline.tasks import KINDS, Task
+from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text_classification import TextClassification
 from tests.conftest import Architecture, TinyModel, texts_of
 
@@ -32,9 +34,16 @@ def task_of(labels: tuple[str, ...] = LABELS, max_length: int = 16) -> TextClass
     return TextClassification("movies", labels, max_length, "accuracy")
 
 
+def columns_of(task: TextClassification, theirs: dict[int, str]) -> list[int]:
+    """The teacher's column of each label, where each has one."""
+    groups = task.groups(theirs, None, "teacher")
+    assert groups is not None
+    return [column for (column,) in groups]
+
+
 def test_it_is_a_task() -> None:
     task: Task = task_of()
-    assert KINDS[task.kind] is TextClassification
+    assert KINDS[task.kind, "single_label"] is TextClassification
     assert task.fields == ("text",)
     assert pickle.loads(pickle.dumps(task)) == task  # noqa: S301
     assert task.model_class() is AutoModelForSequenceClassification
@@ -46,34 +55,30 @@ def test_it_is_a_task() -> None:
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_labels_are_aligned_by_name(order: tuple[int, ...]) -> None:
     theirs = [LABELS[i] for i in order]
-    columns = task_of().columns_of(dict(enumerate(theirs)), "teacher")
-    assert columns.dtype == np.int64
+    columns = columns_of(task_of(), dict(enumerate(theirs)))
     assert [theirs[column] for column in columns] == list(LABELS)
 
 
 def test_a_permuted_teacher_says_the_same(tiny_model: TinyModel) -> None:
     folder = tiny_model("bert", ("positive", "negative", "neutral"))
     task, names = task_of(), open_config(folder).id2label
-    logits = torch.arange(6.0).reshape(2, 3)
-    aligned = logits[:, torch.from_numpy(task.columns_of(names or {}, "teacher"))]
+    groups = task.groups({int(column): name for column, name in (names or {}).items()}, None, "teacher")
+    assert groups is not None
+    aligned = task.marginalise(torch.arange(6.0).reshape(2, 3), groups)
     assert aligned.tolist() == [[1, 2, 0], [4, 5, 3]]
-    assert task.columns_of({"2": "negative", "0": "positive", "1": "neutral"}, "teacher").tolist() == [
-        2,
-        1,
-        0,
-    ]
+    assert columns_of(task, {2: "negative", 0: "positive", 1: "neutral"}) == [2, 1, 0]
 
 
 @pytest.mark.parametrize("theirs", [("NEGATIVE", "Neutral", "positive"), ("Negative", "NEUTRAL", "Positive")])
 def test_case_does_not_part_labels(theirs: tuple[str, ...]) -> None:
-    assert task_of().columns_of(dict(enumerate(theirs)), "teacher").tolist() == [0, 1, 2]
+    assert columns_of(task_of(), dict(enumerate(theirs))) == [0, 1, 2]
 
 
 def test_labels_that_differ_in_case_alone_are_kept_apart() -> None:
     task = task_of(("us", "US", "Us"))
-    assert task.columns_of({0: "US", 1: "Us", 2: "us"}, "teacher").tolist() == [2, 0, 1]
+    assert columns_of(task, {0: "US", 1: "Us", 2: "us"}) == [2, 0, 1]
     with pytest.raises(TeacherError):
-        task.columns_of({0: "US", 1: "uS", 2: "us"}, "teacher")
+        task.groups({0: "US", 1: "uS", 2: "us"}, None, "teacher")
 
 
 @pytest.mark.parametrize(
@@ -90,12 +95,15 @@ def test_labels_that_differ_in_case_alone_are_kept_apart() -> None:
 )
 def test_a_mismatch_is_refused_and_lists_both(theirs: tuple[str, ...]) -> None:
     with pytest.raises(TeacherError) as caught:
-        task_of().columns_of(dict(enumerate(theirs)), "teachers.big")
+        task_of().groups(dict(enumerate(theirs)), None, "teachers.big")
     assert caught.value.exit_code == 2
-    assert caught.value.cause == (
-        f"teachers.big: its labels {list(theirs)} are not those of task movies: {list(LABELS)}"
-    )
-    assert "id2label" in caught.value.remedy
+    if len(set(theirs)) < len(theirs):
+        assert caught.value.cause == f"teachers.big: a label stands twice in {list(theirs)}"
+    else:
+        assert caught.value.cause == (
+            f"teachers.big: its labels {list(theirs)} are not those of task movies: {list(LABELS)}"
+        )
+    assert "teachers.big.labels" in caught.value.remedy
 
 
 def test_a_head_answers_in_the_tasks_order(tiny_model: TinyModel) -> None:
@@ -104,7 +112,7 @@ def test_a_head_answers_in_the_tasks_order(tiny_model: TinyModel) -> None:
     config.update(task.head_settings())
     model = AutoModelForSequenceClassification.from_config(config)
     assert model.num_labels == 3
-    assert task.columns_of(model.config.id2label, "student").tolist() == [0, 1, 2]
+    assert columns_of(task, model.config.id2label) == [0, 1, 2]
     assert model.config.label2id == {"negative": 0, "neutral": 1, "positive": 2}
 
 
@@ -122,7 +130,7 @@ def test_encode_and_pad_give_the_tokenizers_own_ids(
     expected = tokenizer(
         [texts[i] for i in rows], truncation=True, max_length=16, padding=True, return_tensors="np"
     )
-    batch = encoded.pad(rows)
+    batch = encoded.pad(rows).inputs
     assert batch.keys() == expected.keys()
     for name, column in batch.items():
         np.testing.assert_array_equal(column, expected[name], err_msg=name)
@@ -138,7 +146,9 @@ def test_any_texts_encode_as_the_tokenizer_does(
     encoded = task_of(max_length=max_length).encode(tokenizer, {"text": texts})
     whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     expected = tokenizer(texts, truncation=True, max_length=max_length, padding=True, return_tensors="np")
-    np.testing.assert_array_equal(encoded.pad(np.arange(len(texts)))["input_ids"], expected["input_ids"])
+    np.testing.assert_array_equal(
+        encoded.pad(np.arange(len(texts))).inputs["input_ids"], expected["input_ids"]
+    )
     assert encoded.lengths.tolist() == [min(length, max_length) for length in whole]
     assert encoded.truncated == sum(length > max_length for length in whole)
 
@@ -173,8 +183,8 @@ def test_padding_does_not_change_what_a_model_says(tiny_model: TinyModel, archit
 
     def answers(rows: list[int]) -> Tensor:
         with torch.no_grad():
-            inputs = {name: torch.from_numpy(column) for name, column in encoded.pad(np.array(rows)).items()}
-            logits: Tensor = model(**inputs).logits
+            batch = TensorBatch.of(encoded.pad(np.array(rows)), torch.device("cpu"))
+            logits: Tensor = task_of().read_out(model(**batch.inputs), batch)
         return logits
 
     together = answers([0, 1, 2, 3, 4, 5])
@@ -182,34 +192,83 @@ def test_padding_does_not_change_what_a_model_says(tiny_model: TinyModel, archit
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-# ---------------------------------------------------------------- losses
+# ---------------------------------------------------------------- pairs of texts
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 8.0])
-def test_soft_loss_is_zero_where_student_is_teacher(temperature: float) -> None:
-    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    loss = task_of().soft_loss(logits, softmax(logits / temperature, -1), temperature)
-    assert loss.shape == (5,)
-    assert loss.abs().max() < 1e-5
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_pair_encodes_as_the_tokenizer_does(tiny_model: TinyModel, architecture: Architecture) -> None:
+    tokenizer = opened(tiny_model(architecture))
+    first, second = texts_of(0, 6), texts_of(1, 6)
+    second[2], first[3] = "good " * 40, "bad " * 40  # of a pair the longer loses tokens first
+    task = replace(task_of(), fields=("text", "text_pair"))
+    encoded = task.encode(tokenizer, {"text": first, "text_pair": second})
+    expected = tokenizer(first, second, truncation=True, max_length=16, padding=True, return_tensors="np")
+    batch = encoded.pad(np.arange(6)).inputs
+    assert batch.keys() == expected.keys()
+    for name, column in batch.items():
+        np.testing.assert_array_equal(column, expected[name], err_msg=name)
+    whole = [len(ids) for ids in tokenizer(first, second)["input_ids"]]
+    assert encoded.truncated == sum(length > 16 for length in whole) >= 2
+    swapped = task.encode(tokenizer, {"text": second, "text_pair": first})
+    assert swapped.columns["input_ids"].tolist() != encoded.columns["input_ids"].tolist()
 
 
-def test_losses_do_not_depend_on_the_order_of_labels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, teacher = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
-    labels, order = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 0, 1])
-    task, places = task_of(), order.argsort()
-    soft = task.soft_loss(logits, softmax(teacher / 2, -1), 2.0)
-    torch.testing.assert_close(
-        task.soft_loss(logits[:, order], softmax(teacher[:, order] / 2, -1), 2.0), soft
-    )
-    torch.testing.assert_close(
-        task.hard_loss(logits[:, order], places[labels]), task.hard_loss(logits, labels)
-    )
+def test_another_max_length_than_the_tasks(tiny_model: TinyModel) -> None:
+    tokenizer, text = opened(tiny_model("bert")), {"text": ["good " * 40]}
+    assert task_of().encode(tokenizer, text).lengths.tolist() == [16]
+    assert task_of().encode(tokenizer, text, 9).lengths.tolist() == [9]
+    assert task_of().encode(tokenizer, text, 32).lengths.tolist() == [32]
 
 
-def test_hard_loss_is_cross_entropy_and_zero_without_a_label() -> None:
-    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    loss = task_of().hard_loss(logits, torch.tensor([2, UNLABELLED, 0]))
-    expected = cross_entropy(logits[[0, 2]], torch.tensor([2, 0]), reduction="none")
-    torch.testing.assert_close(loss[[0, 2]], expected)
-    assert loss[1] == 0
+# ---------------------------------------------------------------- losses and scores
+
+
+def test_values_are_rows_and_labels_are_row_labels() -> None:
+    values, labels, counts = torch.randn(4, 3), torch.tensor([0, 2, UNLABELLED, 1]), torch.ones(4)
+    task = task_of()
+    assert torch.equal(task.rows(values, counts), values)
+    assert torch.equal(task.flat(values, counts), values)
+    assert torch.equal(task.row_labels(labels, counts), labels)
+    assert (task.columns, task.row_weight, task.continuous) == (LABELS, 1, False)
+    assert task.labelled(Ragged.single(labels.numpy())).tolist() == [True, True, False, True]
+
+
+def some_answers(n: int = 300) -> tuple[NDArray[np.float32], Examples]:
+    rng = np.random.default_rng(0)
+    gold = rng.choice(3, n, p=[0.6, 0.3, 0.1])
+    values = rng.normal(size=(n, 3)).astype(np.float32)
+    values[np.arange(n), gold] += 1
+    return values, Examples("movies", np.arange(n, dtype=np.uint64), {"text": [""] * n}, Ragged.single(gold))
+
+
+@pytest.mark.parametrize("metric", TextClassification.metrics)
+def test_the_metric_comes_from_sums_over_examples(metric: str) -> None:
+    values, examples = some_answers()
+    task = replace(task_of(), metric=metric)
+    sums = task.statistics(values, examples)
+    assert len(sums) == len(values)
+    assert float(task.score_of(sums.sum(0))) == pytest.approx(task.scores(values, examples)[metric], abs=1e-6)
+    halves = np.stack((sums[:150].sum(0), sums[150:].sum(0)))
+    first = examples.take(np.arange(150))
+    assert task.score_of(halves)[0] == pytest.approx(task.scores(values[:150], first)[metric], abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", TextClassification.metrics)
+def test_the_constant_answer_is_the_most_frequent_label(metric: str) -> None:
+    values, examples = some_answers()
+    task = replace(task_of(), metric=metric)
+    constant = np.zeros_like(values)
+    constant[:, 0] = 1
+    expected = task.scores(constant, examples)[metric]
+    assert task.constant_score(examples) == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_do_not_tell_logits_from_log_probabilities() -> None:
+    values, examples = some_answers()
+    log_probabilities = values - np.log(np.exp(values).sum(1, keepdims=True))
+    first, second = (task_of().scores(each, examples) for each in (values, log_probabilities))
+    assert first == pytest.approx(second, abs=1e-6)
+    found = task_of().classified(values, examples)
+    assert found is not None
+    assert found[0] is values
+    assert found[1].tolist() == examples.labels.values.tolist()

@@ -1,0 +1,144 @@
+"""A YAML file and overrides → a checked `RunConfig`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from pipeline.config import RunConfig
+from pipeline.config_explain import explain
+from pipeline.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, lay `key.path=value` overrides over it, validate the whole.
+
+    Raises `ConfigError` with the path of the wrong key and, for an unknown key, the nearest name.
+    """
+    file = Path(path)
+    try:
+        text = file.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {file}: {error.strerror}", "Give the path of a run's YAML file."
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{file}:{line}: not UTF-8", "Save the file as UTF-8.") from None
+    try:
+        tree = OmegaConf.create(text)
+        if not OmegaConf.is_dict(tree):
+            raise ValueError
+        merged = OmegaConf.merge(tree, _dotlist(overrides))
+        data = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
+        cause = " ".join(str(error).split()) or "not a mapping of keys to values"
+        raise ConfigError(f"{file}: {cause}", "Mend the YAML; every key may stand once.") from None
+    return parse_config(data)
+
+
+def parse_config(data: Any) -> RunConfig:
+    """Validate a config given as plain dicts and lists. Raises `ConfigError`."""
+    try:
+        config = RunConfig.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise explain(error, RunConfig, ()) from None
+    _check_references(config)
+    _check_weights(config)
+    return config
+
+
+def _dotlist(overrides: Sequence[str]) -> Any:
+    for override in overrides:
+        if not re.match(r"[^=\s]+=", override):
+            raise ConfigError(
+                f"override {override!r} is not key.path=value", "Write for instance train.epochs=1."
+            )
+    return OmegaConf.from_dotlist(list(overrides))
+
+
+GROUP_KEYS = {"workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker", "max_failures"}
+
+
+def _check_references(config: RunConfig) -> None:
+    """Names that must exist elsewhere in the config."""
+    for name, teacher in config.teachers.items():
+        _known(f"teachers.{name}.task", teacher.task, config.tasks)
+    for task in config.tasks:
+        _check_kind(task, config)
+        if not config.teachers_of(task):
+            raise ConfigError(
+                f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
+            )
+        for name in config.aggregation_of(task).teacher_weights:
+            _known(f"aggregation.teacher_weights.{name}", name, config.teachers)
+        for name in config.tasks[task].aggregation.get("teacher_weights", {}):
+            own = dict.fromkeys(config.teachers_of(task))
+            _known(f"tasks.{task}.aggregation.teacher_weights.{name}", name, own)
+    for name, student in config.students.items():
+        if student.init_from is not None:
+            _known(f"students.{name}.init_from", student.init_from, config.teachers)
+        config.train_of(name)  # checks the overlay
+        for key in sorted(GROUP_KEYS & student.train.keys()):
+            raise ConfigError(
+                f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
+            )
+        for task in config.loss_of(name).task_weights:
+            _known(f"loss.task_weights.{task}", task, config.tasks)
+        for task in student.max_length:
+            _known(f"students.{name}.max_length.{task}", task, config.tasks)
+
+
+NEED_LABELS = ("confidence", "best")
+NO_NUMBERS = ("log_mean", "entropy")
+
+
+def _check_kind(task: str, config: RunConfig) -> None:
+    """What a task's kind and data rule out."""
+    own, strategy = config.tasks[task], config.aggregation_of(task).strategy
+    if own.problem != "single_label" and own.kind != "text-classification":
+        raise ConfigError(
+            f"tasks.{task}.problem: {own.kind} has no {own.problem}", "Only text-classification has several."
+        )
+    if own.problem == "regression" and strategy in NO_NUMBERS:
+        raise ConfigError(
+            f"tasks.{task}: strategy {strategy} is made for probabilities, a regression has none",
+            f"Set tasks.{task}.aggregation.strategy to mean, confidence or best.",
+        )
+    if own.data.unlabelled is not None and strategy in NEED_LABELS:
+        others = "mean" if own.problem == "regression" else "mean, log_mean or entropy"
+        raise ConfigError(
+            f"tasks.{task}: strategy {strategy} needs labels, data.unlabelled has none",
+            f"Set tasks.{task}.aggregation.strategy to {others}.",
+        )
+
+
+def _known(path: str, name: str, names: Mapping[str, object]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}."
+        raise ConfigError(f"{path}: there is no {name!r}", hint)
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Weights that cannot be normalised."""
+    remedy = "Give at least one of them a weight above 0."
+    for task in config.tasks:
+        given = config.aggregation_of(task).teacher_weights
+        if not any(given.get(name, 1.0) for name in config.teachers_of(task)):
+            raise ConfigError(f"aggregation.teacher_weights: every teacher of {task} has weight 0", remedy)
+    for student in config.students:
+        loss = config.loss_of(student)
+        if loss.hard + loss.soft == 0:
+            raise ConfigError(f"loss: hard and soft are both 0 (student {student})", remedy)
+        if not any(loss.task_weights.get(task, 1.0) for task in config.tasks):
+            raise ConfigError(f"loss.task_weights: every task has weight 0 (student {student})", remedy)

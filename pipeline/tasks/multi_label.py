@@ -1,0 +1,168 @@
+"""Multi-label text classification: any number of C labels a text, each decided by itself.
+
+A text's C labels are C rows of two classes, no and yes, with logits 0 and z: softmax over them is the sigmoid
+of z, cross-entropy the binary cross-entropy, so losses and aggregation are those of every other kind. An
+example counts as the mean over its labels, as `BCEWithLogitsLoss` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import ABSENT, UNLABELLED, Examples, Ragged, is_present
+from pipeline.errors import DataError
+from pipeline.evaluate import ece, refuse_unlabelled
+from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
+from pipeline.tasks.label_map import Groups, marginalise
+from pipeline.tasks.text import texts_of
+from pipeline.tasks.text_classification import TextClassification
+
+if TYPE_CHECKING:
+    from pipeline.config import TaskConfig
+
+
+@dataclass(frozen=True)
+class MultiLabel(TextClassification):
+    """One multi-label task; see `pipeline.tasks.Task`. Values: (n, C) logits of yes; rows: (n · C, 2)."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "subset_accuracy")
+
+    metric: str = "micro_f1"
+
+    @property
+    def row_weight(self) -> float:  # type: ignore[override]
+        """The mean over labels."""
+        return 1 / len(self.labels)
+
+    # ---- data
+
+    @classmethod
+    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
+        """The task; labels as declared, or the data set's names, or those found in train's lists."""
+        column = train["label"]
+        found = [label for value in column.values if isinstance(value, list | tuple) for label in value]
+        labels = label_space(name, config.data.labels, column.names, found)
+        metric = config.metric or cls.metrics[0]
+        return cls(name, labels, config.data.max_length, metric, cls.roles(config))
+
+    def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """Texts, and (C,) 0 or 1 each, from a list of labels; -1 throughout where there is none."""
+        inputs = texts_of(self.name, split, columns, self.fields)
+        marks = np.full((len(inputs["text"]), len(self.labels)), UNLABELLED)
+        if "label" not in columns:
+            return inputs, Ragged.single(marks)
+        column = columns["label"]
+        for row, value in enumerate(column.values):
+            if not isinstance(value, list | tuple | None):
+                raise DataError(
+                    f"tasks.{self.name}: row {row} of {split}: label is {value!r}, not a list of labels",
+                    "Give each row a list, empty for none, or set problem: single_label.",
+                )
+        every = [label for value in column.values if value is not None for label in value]
+        index = label_index(self.labels, column.names, every)
+        for row, value in enumerate(column.values):
+            if value is None:
+                continue
+            ids = label_ids(index, value)
+            if (ids < 0).any():
+                raise refuse_label(self.name, row, split, value[int((ids < 0).argmax())], self.labels)
+            marks[row] = 0
+            marks[row, ids] = 1
+        return inputs, Ragged.single(marks)
+
+    def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
+        """Which have a list."""
+        return np.asarray(labels.values[:, 0] != UNLABELLED)
+
+    # ---- models
+
+    def head_settings(self) -> dict[str, Any]:
+        """Label names in the task's order, a sigmoid each."""
+        return {**super().head_settings(), "problem_type": "multi_label_classification"}
+
+    def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
+        """The largest: labels are no distribution, so they do not add up."""
+        return marginalise(values, groups, independent=True)
+
+    # ---- losses
+
+    def rows(self, values: Tensor, counts: Tensor) -> Tensor:
+        """0 for no beside each logit; nothing where there is none: silence is no "no"."""
+        no = torch.where(is_present(values), 0.0, ABSENT).to(values)
+        pairs = torch.stack((no, values), dim=-1)
+        return pairs.flatten(start_dim=-3, end_dim=-2)
+
+    def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Log-odds of yes."""
+        return (rows[:, 1] - rows[:, 0]).view(-1, len(self.labels))
+
+    def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
+        """0 or 1 a label."""
+        return labels.reshape(-1)
+
+    # ---- evaluation
+
+    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
+        """``micro_f1``, ``macro_f1``, ``subset_accuracy`` (every label right), ``nll`` (mean over labels, nats), ``ece``."""
+        gold = self._gold(examples)
+        sums = self._statistics(values, gold).sum(0)
+        z = values.astype(np.float64)
+        probability = 1 / (1 + np.exp(-z))
+        return {
+            **{metric: float(_score(metric, sums)) for metric in self.metrics},
+            "nll": float((np.logaddexp(0, z) - gold * z).mean()),
+            "ece": ece(np.maximum(probability, 1 - probability).ravel(), ((z > 0) == gold).ravel()),
+        }
+
+    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """Hits, predicted and gold by label; whether all are right; 1."""
+        return self._statistics(values, self._gold(examples))
+
+    def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The metric."""
+        return _score(self.metric, sums)
+
+    def constant_score(self, examples: Examples) -> float:
+        """The best of no label, every label, and the labels that most texts have."""
+        gold = self._gold(examples)
+        answers = (np.zeros(len(self.labels)), np.ones(len(self.labels)), gold.mean(0) > 0.5)
+        same = [np.tile(np.where(answer, 1.0, -1.0), (len(gold), 1)) for answer in answers]
+        return max(float(self.score_of(self._statistics(one, gold).sum(0))) for one in same)
+
+    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
+        """Share of labels on which both say the same."""
+        return float(((a > 0) == (b > 0)).mean())
+
+    def classified(
+        self, values: NDArray[np.floating], examples: Examples
+    ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
+        """None: a text has no single label."""
+        return None
+
+    def _gold(self, examples: Examples) -> NDArray[np.int64]:
+        refuse_unlabelled(self.labelled(examples.labels))
+        return np.asarray(examples.labels.values)
+
+    def _statistics(self, values: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArray[np.float64]:
+        said = values > 0
+        right = (said == gold).all(1, keepdims=True)
+        return np.hstack((said * gold, said, gold, right, np.ones_like(right))).astype(np.float64)
+
+
+def _score(metric: str, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    hits, said, gold = np.split(sums[..., :-2], 3, axis=-1)
+    match metric:
+        case "subset_accuracy":
+            return np.asarray(sums[..., -2] / sums[..., -1])
+        case "micro_f1":
+            return np.asarray(2 * hits.sum(-1) / np.maximum(said.sum(-1) + gold.sum(-1), 1))
+        case _:  # a label that neither occurs nor is predicted has no F1
+            f1, known = 2 * hits / np.maximum(said + gold, 1), said + gold > 0
+            return np.asarray((f1 * known).sum(-1) / np.maximum(known.sum(-1), 1))

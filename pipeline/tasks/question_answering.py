@@ -1,0 +1,426 @@
+"""Extractive question answering: the words of a context that answer a question, or none where it has no answer.
+
+Models speak of the context's words, whatever their tokens, and of one cell more for "no answer" (cell 0; word i is
+cell i + 1): a start and an end logit each. Contexts longer than a sequence are read in overlapping windows. Within
+a window a token's probability is summed onto the word that it covers (of several onto the first for start, the
+last for end); over windows a word takes its largest logit and "no answer" its smallest, as Hugging Face's
+``run_qa`` pools them. The softmax is over all cells of the context at once, so that windows compete (shared
+normalisation: Clark & Gardner 2018, arXiv 1710.10723); tokens of the question are left out of it.
+
+Not covered: answers that are not in the context, several answers at once; a span's ends are whole words.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import UNLABELLED, Encoded, Examples, Ragged, flat_index, token_budget_batches
+from pipeline.errors import DataError, TeacherError
+from pipeline.evaluate import refuse_unlabelled
+from pipeline.tasks.label_columns import Column
+from pipeline.tasks.label_map import Groups
+from pipeline.tasks.spans import WORD
+from pipeline.tasks.tensors import TensorBatch, item_mask, pad_items
+from pipeline.tasks.text import texts_of
+from pipeline.tasks.windows import (
+    SIDES,
+    Words,
+    cell_counts,
+    cell_logits,
+    check_room,
+    chunks,
+    encode_windows,
+)
+
+if TYPE_CHECKING:
+    from pipeline.config import TaskConfig
+
+LONGEST_ANSWER = 30
+"""Words that a predicted answer may have, as many as Hugging Face's ``run_qa`` allows tokens by default."""
+PADDED_CELLS = 1 << 18
+"""Cells that are decoded at once."""
+FORM = "Give {text: […], answer_start: […]} as SQuAD does, or a list of strings; an empty list: no answer."
+
+
+class Answer(NamedTuple):
+    """``context[start:end]`` is the text; "", 0, 0 for no answer."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """One question answering task; see `pipeline.tasks.Task`. Values: (M, 2) logits of start and end a cell; rows:
+    (2n, longest) an example's start, then its end, over its cells. unanswerable: whether train has questions
+    without an answer; where it has none, an answer is always given."""
+
+    kind: ClassVar[str] = "question-answering"
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
+    continuous: ClassVar[bool] = False
+    label_roles: ClassVar[tuple[str, ...]] = ("answers",)
+    outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
+    row_weight: ClassVar[float] = 0.5
+    labels: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[str, ...]] = SIDES
+    fields: ClassVar[tuple[str, ...]] = ("question", "context")
+    pipeline: ClassVar[str | None] = None
+
+    name: str
+    max_length: int
+    metric: str = "f1"
+    unanswerable: bool = False
+
+    # ---- data
+
+    @staticmethod
+    def roles(config: TaskConfig) -> tuple[str, ...]:
+        """`question` and `context`."""
+        return QuestionAnswering.fields
+
+    @classmethod
+    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
+        """The task; whether some questions have no answer is found in train."""
+        if config.data.labels is not None:
+            raise DataError(
+                f"tasks.{name}.data.labels: question-answering has no label space", "Remove data.labels."
+            )
+        check_room(config.data.max_length, name)
+        golds = _golds(name, "train", train)
+        unanswerable = any(gold is not None and not gold[0] for gold in golds)
+        return cls(name, config.data.max_length, config.metric or cls.metrics[0], unanswerable)
+
+    def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """Questions, contexts and every gold answer (none for unlabelled), and (2,) cells of the first one's ends.
+
+        (0, 0): no answer; (-1, -1): unlabelled. Every gold answer must stand in its context.
+        """
+        inputs = texts_of(self.name, split, columns, self.fields)
+        for role in self.fields:
+            for row, text in enumerate(inputs[role]):
+                if WORD.search(text) is None:
+                    raise _refusal(self.name, split, row, f"{role} is empty", "Remove or mend that row.")
+        contexts = inputs["context"]
+        golds: Sequence[Gold | None] = [None] * len(contexts)
+        if "answers" in columns:
+            golds = _golds(self.name, split, columns)
+        spans = np.zeros((len(contexts), 2), dtype=np.int64)
+        cells = np.full((len(contexts), 2), UNLABELLED)
+        for row, (gold, context) in enumerate(zip(golds, contexts, strict=True)):
+            if gold is not None:
+                found = _found(self.name, split, row, gold, context)
+                spans[row] = found[0] if found else 0
+                cells[row] = 0
+        for rows in chunks(contexts):
+            answered = rows[spans[rows, 1] > 0]
+            words = Words.of([contexts[row] for row in answered])
+            cells[answered] = words.cells(np.arange(len(answered)), spans[answered])
+        texts = [[] if gold is None else list(gold[0]) for gold in golds]
+        return {**inputs, "answers": texts}, Ragged.single(cells)
+
+    def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
+        """Which have an answer, or are known to have none."""
+        return np.asarray(labels.values[:, 0] != UNLABELLED)
+
+    def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
+        """One item a word of the context, and one for no answer."""
+        return cell_counts(inputs["context"])
+
+    # ---- models
+
+    @staticmethod
+    def model_class() -> Any:
+        """`AutoModelForQuestionAnswering`."""
+        from transformers import (
+            AutoModelForQuestionAnswering,  # the core's other users need no transformers
+        )
+
+        return AutoModelForQuestionAnswering
+
+    def head_settings(self) -> dict[str, Any]:
+        """Two outputs a token; an encoder that was a classifier forgets its labels."""
+        return {
+            "num_labels": len(SIDES),
+            "id2label": dict(enumerate(SIDES)),
+            "label2id": {side: i for i, side in enumerate(SIDES)},
+            "problem_type": None,
+        }
+
+    def prepare_head(self, model: Any) -> None:
+        """As drawn."""
+
+    def groups(
+        self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
+    ) -> Groups | None:
+        """None: start and end have no names in a model's config. Raises `TeacherError` for a declared mapping."""
+        if declared is not None:
+            raise TeacherError(
+                f"{where}.labels: task {self.name} answers questions, it has no labels", "Remove labels."
+            )
+        return None
+
+    def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
+        """The values."""
+        return values
+
+    def encode(
+        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+    ) -> Encoded:
+        """Token ids of n questions with their contexts, in windows; questions that had to be cut are counted. See
+        `encode_windows`."""
+        return encode_windows(
+            tokenizer, inputs["question"], inputs["context"], max_length or self.max_length, self.name
+        )
+
+    def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
+        """Start and end logits of every cell; `ABSENT` for a word that no token of the model's stands for."""
+        sides = [
+            cell_logits(output[name].float(), batch.spots[side], batch)
+            for name, side in zip(self.outputs, SIDES, strict=True)
+        ]
+        return torch.stack(sides, dim=-1)
+
+    # ---- losses
+
+    def rows(self, values: Tensor, counts: Tensor) -> Tensor:
+        """Start and end of the first example, of the second …, over the cells; `ABSENT` past an example's own."""
+        return pad_items(values, counts).transpose(-1, -2).flatten(start_dim=-3, end_dim=-2)
+
+    def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Without the padding."""
+        padded = rows.view(len(counts), len(SIDES), rows.shape[-1]).transpose(-1, -2)
+        return padded[item_mask(counts)]
+
+    def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
+        """Start and end cells, in the order of `rows`."""
+        return labels.reshape(-1)
+
+    # ---- evaluation
+
+    def answers(self, values: NDArray[np.floating], inputs: Mapping[str, Sequence[Any]]) -> list[Answer]:
+        """What a model that says `values` (M, 2) answers to the questions about ``inputs["context"]``."""
+        contexts = inputs["context"]
+        words = Words.of(contexts)
+        cells = best_spans(values, 1 + words.counts, no_answer=self.unanswerable)
+        spans, answered = np.zeros_like(cells), np.flatnonzero(cells[:, 0])
+        spans[answered] = words.characters(answered, cells[answered])
+        return [
+            Answer(context[start:end], start, end)
+            for context, (start, end) in zip(contexts, spans.tolist(), strict=True)
+        ]
+
+    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
+        """``f1`` and ``exact_match``, as SQuAD v2.0 defines them; where there are questions without an answer also
+        ``answerable_f1`` and ``no_answer_accuracy``, of the others and of those. Shares, not percent."""
+        said = self._said(values, examples)
+        found = dict(zip(self.metrics, said.mean(0).tolist(), strict=True))
+        answerable = examples.labels.values[:, 0] > 0
+        if answerable.all():
+            return found
+        if answerable.any():
+            found["answerable_f1"] = float(said[answerable, 0].mean())
+        found["no_answer_accuracy"] = float(said[~answerable, 1].mean())
+        return found
+
+    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """The metric; 1."""
+        said = self._said(values, examples)[:, self.metrics.index(self.metric)]
+        return np.stack((said, np.ones_like(said)), axis=1)
+
+    def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean."""
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+    def constant_score(self, examples: Examples) -> float:
+        """No answer, throughout."""
+        refuse_unlabelled(self.labelled(examples.labels))
+        said = [squad_scores("", golds) for golds in examples.inputs["answers"]]
+        return float(np.mean(said, axis=0)[self.metrics.index(self.metric)])
+
+    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
+        """Share of questions that get the same span, or none from both."""
+        counts = self.counts(examples.inputs)
+        spans = [best_spans(values, counts, no_answer=self.unanswerable) for values in (a, b)]
+        return float((spans[0] == spans[1]).all(axis=1).mean())
+
+    def classified(
+        self, values: NDArray[np.floating], examples: Examples
+    ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
+        """None: an answer is not one label out of C."""
+        return None
+
+    def _said(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """(n, 2) F1 and exact match."""
+        refuse_unlabelled(self.labelled(examples.labels))
+        answers = self.answers(values, examples.inputs)
+        golds = examples.inputs["answers"]
+        return np.array(
+            [squad_scores(answer.text, gold) for answer, gold in zip(answers, golds, strict=True)]
+        ).reshape(-1, 2)
+
+    # ---- use
+
+    def snippet(self) -> str:
+        """For a model card; transformers has no question-answering pipeline."""
+        none = ""
+        if self.unanswerable:
+            none = (
+                '\nnone = inputs["input_ids"][0].tolist().index(tokenizer.cls_token_id)'
+                "\nif output.start_logits[0, none] + output.end_logits[0, none] >= scores.max():"
+                '\n    answer = "no answer"'
+            )
+        return SNIPPET.format(longest=LONGEST_ANSWER, none=none)
+
+
+SNIPPET = """\
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForQuestionAnswering.from_pretrained(folder)
+question, context = "Where was the paper found?", "The paper was lost in Rome. It was found in Oslo in 1907."
+inputs = tokenizer(question, context, return_offsets_mapping=True, return_tensors="pt")
+characters = inputs.pop("offset_mapping")[0].tolist()
+with torch.no_grad():
+    output = model(**inputs)
+scores = output.start_logits[0, :, None] + output.end_logits[0]  # of every start with every end
+in_context = torch.tensor([part == 1 for part in inputs.sequence_ids(0)])
+spans = torch.ones_like(scores).triu().tril({longest} - 1).bool() & in_context[:, None] & in_context
+scores = scores.masked_fill(~spans, -torch.inf)
+first, last = divmod(int(scores.argmax()), len(scores))
+answer = context[characters[first][0] : characters[last][1]].strip(){none}
+print(answer)"""
+
+
+# ---------------------------------------------------------------- reading
+
+Gold = tuple[Sequence[str], Sequence[int] | None]
+"""An example's gold answers, and where they start in the context, if that is said."""
+
+
+def _refusal(task: str, split: str, row: int, what: str, remedy: str) -> DataError:
+    return DataError(f"tasks.{task}: row {row} of {split}: {what}", remedy)
+
+
+def _golds(task: str, split: str, columns: Mapping[str, Column]) -> list[Gold | None]:
+    """Each example's gold answers as the data set has them, None where it has none to say."""
+    values = columns["answers"].values
+    starts = columns["answer_starts"].values if "answer_starts" in columns else [None] * len(values)
+    return [
+        None if value is None else _gold(task, split, row, value, start)
+        for row, (value, start) in enumerate(zip(values, starts, strict=True))
+    ]
+
+
+def _gold(task: str, split: str, row: int, value: Any, starts: Any) -> Gold:
+    """One cell of `answers`, and of `answer_starts`."""
+    texts = value
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        value = {name: [one.get(name) for one in value] for name in ("text", "answer_start")}
+    if isinstance(value, dict):
+        if starts is not None:
+            what = "answers say where they start, and so does answer_starts"
+            raise _refusal(task, split, row, what, "Remove data.columns.answer_starts.")
+        texts, starts = value.get("text"), value.get("answer_start")
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise _refusal(task, split, row, f"answers is {value!r:.200}, no list of strings", FORM)
+    if starts is None:
+        return texts, None
+    if not isinstance(starts, list | tuple) or not all(type(start) is int for start in starts):
+        raise _refusal(
+            task, split, row, f"the answers' starts are {starts!r:.200}, no list of whole numbers", FORM
+        )
+    if len(starts) != len(texts):
+        what = f"{len(texts)} answers and {len(starts)} starts"
+        raise _refusal(task, split, row, what, "Give every answer one start.")
+    return texts, starts
+
+
+def _found(task: str, split: str, row: int, gold: Gold, context: str) -> list[tuple[int, int]]:
+    """Characters ``[start, end)`` of each gold answer in the context."""
+    texts, starts = gold
+    found = []
+    for i, text in enumerate(texts):
+        if WORD.search(text) is None:
+            remedy = "Give an empty list for a question without an answer."
+            raise _refusal(task, split, row, f"the answer {text!r} is empty", remedy)
+        start = context.find(text) if starts is None else starts[i]
+        if start < 0 or not context.startswith(text, start):
+            place = "in the context" if starts is None else f"at character {start} of the context"
+            remedy = "Mend the row: an answer is copied out of its context, its start counted in characters from 0."
+            raise _refusal(task, split, row, f"the answer {text!r:.200} is not {place}", remedy)
+        found.append((start, start + len(text)))
+    return found
+
+
+# ---------------------------------------------------------------- answers
+
+
+def best_spans(
+    values: NDArray[np.floating], counts: NDArray[np.int64], *, no_answer: bool
+) -> NDArray[np.int64]:
+    """(n, 2) first and last cell of each example's answer, (0, 0) for none.
+
+    values: (M, 2) start and end logits of examples with `counts` (n,) cells. The answer is the span of at most
+    `LONGEST_ANSWER` words with the largest start + end; of equals the shortest, and of those the first. Where
+    `no_answer` may be given, it is where cell 0 says as much or more.
+    """
+    starts, spans = np.cumsum(counts) - counts, np.zeros((len(counts), 2), dtype=np.int64)
+    for rows in token_budget_batches(counts, np.argsort(counts, kind="stable"), PADDED_CELLS):
+        own, each = counts[rows], np.arange(len(rows))
+        padded = np.full((len(rows), int(own.max()), 2), -np.inf)
+        padded[np.arange(padded.shape[1]) < own[:, None]] = values[flat_index(starts[rows], own)]
+        start, end = padded[:, 1:, 0], padded[:, 1:, 1]
+        best, words = np.full(len(rows), -np.inf), start.shape[1]
+        for more in range(min(LONGEST_ANSWER, words)):
+            sums = start[:, : words - more] + end[:, more:]
+            first = sums.argmax(axis=1)
+            better = sums[each, first] > best
+            best = np.where(better, sums[each, first], best)
+            spans[rows[better]] = np.stack((first, first + more), axis=1)[better] + 1
+        if no_answer:
+            spans[rows[padded[:, 0].sum(axis=1) >= best]] = 0
+    return spans
+
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> list[str]:
+    """The words that SQuAD compares: lower case, without punctuation and articles.
+
+    Source: ``normalize_answer`` of SQuAD's evaluate-v2.0.py.
+    """
+    return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
+
+
+def squad_scores(answer: str, golds: Sequence[str]) -> tuple[float, float]:
+    """F1 over words and exact match, each the largest over the gold answers; no golds: the answer should be "".
+
+    Source: ``get_raw_scores`` of SQuAD's evaluate-v2.0.py, which gives v1.1's numbers where every question has
+    an answer. (torchmetrics has the same function, but for whole data sets and none without gold answers.)
+    """
+    said = normalise(answer)
+    scores = [_overlap(said, gold) for gold in map(normalise, golds) if gold] or [_overlap(said, [])]
+    return max(f1 for f1, _ in scores), max(exact for _, exact in scores)
+
+
+def _overlap(said: list[str], gold: list[str]) -> tuple[float, float]:
+    exact = float(said == gold)
+    if not said or not gold:
+        return exact, exact
+    common = (Counter(said) & Counter(gold)).total()
+    return 2 * common / (len(said) + len(gold)), exact

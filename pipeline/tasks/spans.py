@@ -1,0 +1,45 @@
+"""Tokens ↔ words, by the characters that they cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+WORD = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]\p{M}*+|[\p{L}\p{M}\p{N}_]++|[^\s\p{L}\p{M}\p{N}_]"
+)
+"""A word: letters and digits with their marks, or one character of a script without spaces, or one other sign."""
+
+
+def word_spans(text: str) -> NDArray[np.int64]:
+    """(W, 2) characters ``[start, end)`` of the text's words, in order; whitespace belongs to none.
+
+    Scripts are told apart by Unicode class, so that the words of a text are the same for every tokenizer.
+    """
+    spans = [match.span() for match in WORD.finditer(text)]
+    return np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def first_covered(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], words: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(t,) the first of `words` (W, 2) that each token ``[start, end)`` covers a character of, -1 for none.
+
+    words: in order, without overlaps. Tokens may take in whitespace, which is nobody's.
+    """
+    at = np.searchsorted(words[:, 1], starts, side="right")
+    safe = np.minimum(at, max(len(words) - 1, 0))
+    covers = (at < len(words)) & (ends > starts)
+    covers[covers] &= words[safe[covers], 0] < ends[covers]
+    return np.where(covers, at, -1)
+
+
+def last_covered(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], words: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(t,) the last of `words` that each token covers a character of, -1 for none; as `first_covered`."""
+    at = np.searchsorted(words[:, 0], ends, side="left") - 1
+    covers = (at >= 0) & (ends > starts)
+    covers[covers] &= words[at[covers], 1] > starts[covers]
+    return np.where(covers, at, -1)

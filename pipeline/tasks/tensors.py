@@ -1,0 +1,54 @@
+"""A padded batch as tensors, and the ways from ragged values to rows and back that kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.batch import ABSENT, Padded
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """`Padded` on a device; the same names, shapes and int64."""
+
+    inputs: Mapping[str, Tensor]
+    spots: Mapping[str, Tensor]
+    owners: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, batch: Padded, device: torch.device) -> TensorBatch:
+        """The batch on `device`."""
+
+        def move(array: object) -> Tensor:
+            return torch.as_tensor(array).to(device, non_blocking=True)
+
+        return cls(
+            {name: move(array) for name, array in batch.inputs.items()},
+            {name: move(array) for name, array in batch.spots.items()},
+            move(batch.owners),
+            move(batch.counts),
+        )
+
+
+def pad_items(values: Tensor, counts: Tensor) -> Tensor:
+    """(…, M, C) values of m examples with `counts` (m,) items → (…, m, longest, C), `ABSENT` where there is none."""
+    mask = item_mask(counts)
+    padded = values.new_full((*values.shape[:-2], *mask.shape, values.shape[-1]), ABSENT)
+    padded[..., mask, :] = values
+    return padded
+
+
+def item_mask(counts: Tensor) -> Tensor:
+    """(m, longest) which of the padded items there are."""
+    longest = int(counts.max()) if len(counts) else 0
+    return torch.arange(longest, device=counts.device) < counts[:, None]
+
+
+def item_starts(counts: Tensor) -> Tensor:
+    """(m,) where each example's items begin, end to end."""
+    return counts.cumsum(0) - counts

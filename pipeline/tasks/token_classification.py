@@ -1,0 +1,417 @@
+"""Token classification: one label out of C for each word of a sentence (entities, parts of speech).
+
+An item is a word of the data set, whatever a tokenizer makes of it: a sentence's words are joined with single
+spaces, and each is read at the first token that covers a character of it. Of words that a model does not see
+(truncated, or without a character that its tokenizer keeps) its values are `ABSENT`; they do not count in the
+loss, and in scores stand as `O`, or as the first label where there is no `O`.
+
+Whitespace is nobody's: a tokenizer that gives the space before a word a token of its own (SentencePiece before
+a rare character) is read at the token after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, flat_index, is_present
+from pipeline.errors import DataError, TeacherError
+from pipeline.evaluate import refuse_unlabelled, scores, softmax
+from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
+from pipeline.tasks.label_map import Groups, label_groups
+from pipeline.tasks.spans import first_covered, last_covered
+from pipeline.tasks.tensors import TensorBatch, item_starts
+from pipeline.tasks.text import flat_columns, pads_of
+from pipeline.tasks.text_classification import TextClassification
+
+if TYPE_CHECKING:
+    from pipeline.config import TaskConfig
+
+OUTSIDE = "O"
+TAG = re.compile(r"([BIES])(?:-(.*))?", re.DOTALL)
+"""A word's place in an entity, and the entity's type."""
+PLAINER = {"S": "B", "E": "I"}
+"""What a place of BIOES is called where a label space has no such place."""
+
+
+@dataclass(frozen=True)
+class TokenClassification(TextClassification):
+    """One token classification task; see `pipeline.tasks.Task`. Values and rows: (M, C) logits, one row a word."""
+
+    kind: ClassVar[str] = "token-classification"
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "accuracy")
+    label_roles: ClassVar[tuple[str, ...]] = ("labels",)
+    pipeline: ClassVar[str | None] = "token-classification"
+
+    metric: str = "f1"
+    fields: tuple[str, ...] = ("words",)
+
+    @property
+    def has_entities(self) -> bool:
+        """Whether the labels are entity tags (IOB1, IOB2 or BIOES), so that there is an F1."""
+        return all(label == OUTSIDE or TAG.fullmatch(label) for label in self.labels)
+
+    # ---- data
+
+    @staticmethod
+    def roles(config: TaskConfig) -> tuple[str, ...]:
+        """`words`."""
+        return ("words",)
+
+    @classmethod
+    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
+        """The task; labels as declared, or the data set's names, or those found in train. Entity tags are
+        scored by their F1, other labels by accuracy."""
+        words = _words(name, "train", train["words"])
+        column = train["labels"]
+        found = _flat(_label_lists(name, "train", words, column))
+        labels = label_space(name, config.data.labels, column.names, found)
+        task = cls(name, labels, config.data.max_length, config.metric or "accuracy")
+        if config.metric is None and any(TAG.fullmatch(label) and "-" in label for label in labels):
+            task = cls(name, labels, config.data.max_length)
+        if task.metric == "f1" and not task.has_entities:
+            raise DataError(
+                f"tasks.{name}: f1 is of entities, and {list(labels)} are not all entity tags",
+                "Set metric: accuracy, or write the labels as O and B-, I-, E-, S- with an entity type.",
+            )
+        return task
+
+    def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """Words, and one label index each; `UNLABELLED` for all the words of a row whose labels are None."""
+        words = _words(self.name, split, columns["words"])
+        counts = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        ids = np.full(int(offsets[-1]), UNLABELLED)
+        if "labels" not in columns:
+            return {"words": words}, Ragged(ids, offsets)
+        lists = _label_lists(self.name, split, words, columns["labels"])
+        given = np.repeat([labels is not None for labels in lists], counts)
+        values = _flat(lists)
+        ids[given] = label_ids(label_index(self.labels, columns["labels"].names, values), values)
+        for item in np.flatnonzero(given & (ids < 0))[:1]:
+            row = int(np.searchsorted(offsets, item, side="right")) - 1
+            wrong = columns["labels"].values[row][item - offsets[row]]
+            raise refuse_label(self.name, row, split, wrong, self.labels)
+        return {"words": words}, Ragged(ids, offsets)
+
+    def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
+        """Which have labels: for all their words, or for none."""
+        return np.asarray(labels.values[labels.offsets[:-1]] != UNLABELLED)
+
+    def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
+        """Words."""
+        return np.fromiter(map(len, inputs["words"]), dtype=np.int64, count=len(inputs["words"]))
+
+    # ---- models
+
+    @staticmethod
+    def model_class() -> Any:
+        """`AutoModelForTokenClassification`."""
+        from transformers import (
+            AutoModelForTokenClassification,
+        )  # the core's other users need no transformers
+
+        return AutoModelForTokenClassification
+
+    def head_settings(self) -> dict[str, Any]:
+        """Label names in the task's order."""
+        settings = super().head_settings()
+        del settings["problem_type"]
+        return settings
+
+    def groups(
+        self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
+    ) -> Groups | None:
+        """By name; see `label_groups`. `declared` may name entity types as well as labels."""
+        if declared is not None:
+            declared = self._by_label(list(id2label.values()), declared, where)
+        return label_groups(id2label, self.labels, declared, self.name, where)
+
+    def _by_label(
+        self, theirs: Sequence[str], declared: Mapping[str, str | None], where: str
+    ) -> dict[str, str | None]:
+        """`declared` with entity types spelt out, prefix by prefix; what is declared of a label itself goes first.
+
+        A type may become a type, one label whatever the prefix (`O`), or None. Where the task has no S- and
+        E-, they are its B- and I-.
+        """
+        types, ours = _types(theirs), _types(self.labels)
+        spelt: dict[str, str | None] = {}
+        wanted: list[str] = []
+        for name, label in declared.items():
+            if name in theirs or name not in types:
+                continue
+            into = {} if label is None or label in self.labels else ours.get(label, {})
+            wanted += into.values()
+            for place, their in types[name].items():
+                same = into.get(place) or into.get(PLAINER.get(place, ""))
+                spelt[their] = same or (f"{place}-{label}" if into else label)
+        spelt |= {name: label for name, label in declared.items() if name in theirs or name not in types}
+        known = {*spelt.values(), *(name for name in theirs if name not in spelt)}
+        for label in wanted:
+            if label not in known:
+                raise TeacherError(
+                    f"{where}: task {self.name} has the label {label!r}, and none of {list(theirs)} stands for it",
+                    f"They mark entities in different ways: name labels, not entity types, in {where}.labels.",
+                )
+        return spelt
+
+    def encode(
+        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+    ) -> Encoded:
+        """Token ids of n sentences, cut to `max_length`; how many words were lost is counted.
+
+        The spot ``word`` says of which word a token is the first. A token that is so of several words (some
+        tokenizers join words) has the second in ``word+1``, and so on.
+        """
+        _check_tokenizer(tokenizer, self.name)
+        rows, limit = inputs["words"], max_length or self.max_length
+        texts, counts = [" ".join(words) for words in rows], self.counts(inputs)
+        asked = {"return_attention_mask": False, "return_offsets_mapping": True}
+        encoded = tokenizer(texts, truncation=True, max_length=limit, **asked)
+        lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(rows))
+        firsts = np.cumsum(counts) - counts
+        starts, spans = _spans(_flat(rows))
+        words, tokens = _first_tokens(encoded["offset_mapping"], starts[firsts], spans)
+        full, lost = np.flatnonzero(lengths == limit), 0  # only these can have lost anything
+        if len(full):
+            whole = tokenizer([texts[i] for i in full], verbose=False, **asked)
+            seen_whole, _ = _first_tokens(whole["offset_mapping"], starts[firsts[full]], spans)
+            lost = len(np.setdiff1d(seen_whole, words, assume_unique=True))
+        owners = np.repeat(np.arange(len(rows)), counts)[words]
+        return Encoded(
+            columns=flat_columns(encoded, lengths),
+            offsets=np.concatenate(([0], np.cumsum(lengths))),
+            pads=pads_of(tokenizer),
+            truncated=lost,
+            spots=_spots(words - firsts[owners], tokens, int(lengths.sum())),
+            counts=counts,
+            units=np.bincount(owners, minlength=len(rows)),
+        )
+
+    def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
+        """Each word's logits at its token, `ABSENT` where it has none."""
+        logits: Tensor = output.logits.float()
+        values = logits.new_full((int(batch.counts.sum()), logits.shape[-1]), ABSENT)
+        starts = item_starts(batch.counts)[batch.owners]
+        for spot in batch.spots.values():
+            sequences, tokens = (spot >= 0).nonzero(as_tuple=True)
+            values[starts[sequences] + spot[sequences, tokens]] = logits[sequences, tokens]
+        return values
+
+    # ---- evaluation
+
+    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
+        """``f1``, ``precision`` and ``recall`` of whole entities as seqeval's default mode (and conlleval) has
+        them, where the labels are entity tags; ``accuracy`` of words; ``nll`` and ``ece`` of the words that the
+        model sees (see `pipeline.evaluate.scores`), left out where it sees none."""
+        hits, said, gold, right, words = self.statistics(values, examples).sum(0)
+        found = {"accuracy": float(right / words)}
+        if self.has_entities:
+            found = {
+                "f1": float(_ratio(2 * hits, said + gold)),
+                "precision": float(_ratio(hits, said)),
+                "recall": float(_ratio(hits, gold)),
+                **found,
+            }
+        logits, labels = self._seen(values, examples)
+        if len(labels):
+            calibration = scores(softmax(logits), labels)
+            found |= {name: calibration[name] for name in ("nll", "ece")}
+        return found
+
+    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """(n, 5) entities that are right, predicted and gold; words that are right, and words."""
+        refuse_unlabelled(self.labelled(examples.labels))
+        return self._statistics(self._predicted(values), examples.labels)
+
+    def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """F1 (0 where there are no entities at all) or accuracy."""
+        if self.metric == "f1":
+            return _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
+        return np.asarray(sums[..., 3] / sums[..., 4])
+
+    def constant_score(self, examples: Examples) -> float:
+        """The most frequent label's: an F1 of 0 where that is `O`."""
+        refuse_unlabelled(self.labelled(examples.labels))
+        gold = examples.labels.values
+        majority = np.full_like(gold, np.bincount(gold).argmax())
+        return float(self.score_of(self._statistics(majority, examples.labels).sum(0)))
+
+    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
+        """Share of words that get the same label."""
+        return float((self._predicted(a) == self._predicted(b)).mean())
+
+    def classified(
+        self, values: NDArray[np.floating], examples: Examples
+    ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
+        """The words that the model sees."""
+        return self._seen(values, examples)
+
+    def _seen(
+        self, values: NDArray[np.floating], examples: Examples
+    ) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+        seen = is_present(values).any(axis=1)
+        return values[seen], examples.labels.values[seen]
+
+    def _predicted(self, values: NDArray[np.floating]) -> NDArray[np.int64]:
+        """(M,) labels."""
+        if not np.isfinite(values).all():  # NaN would pass for a word that is not seen
+            raise ValueError("values hold NaN or Inf")
+        unseen = self.labels.index(OUTSIDE) if OUTSIDE in self.labels else 0
+        return np.where(is_present(values).any(axis=1), values.argmax(axis=1), unseen)
+
+    def _statistics(self, said: NDArray[np.int64], labels: Ragged) -> NDArray[np.float64]:
+        right = np.add.reduceat(said == labels.values, labels.offsets[:-1], dtype=np.float64)
+        entities = np.zeros((len(labels), 3))
+        if self.has_entities:
+            pairs = zip(self._entities(said, labels), self._entities(labels.values, labels), strict=True)
+            entities[:] = [(len(ours & gold), len(ours), len(gold)) for ours, gold in pairs]
+        return np.column_stack((entities, right, labels.counts))
+
+    def _entities(self, ids: NDArray[np.int64], shape: Ragged) -> Iterable[set[tuple[str, int, int]]]:
+        """Each sentence's entities: type, first word, last word."""
+        from seqeval.metrics.sequence_labeling import get_entities  # its import takes a second
+
+        names = np.array(self.labels, dtype=object)[ids].tolist()
+        for start, end in zip(shape.offsets[:-1].tolist(), shape.offsets[1:].tolist(), strict=True):
+            yield set(get_entities(names[start:end]))
+
+    # ---- use
+
+    def snippet(self) -> str:
+        """For a model card."""
+        return (
+            "from transformers import pipeline\n"
+            f'tag = pipeline("{self.pipeline}", "path/to/this/folder", aggregation_strategy="first")\n'
+            'tag("Words are separated by spaces .")  # in a script without spaces: tag(" ".join(text))'
+        )
+
+
+# ---------------------------------------------------------------- columns
+
+
+def _words(task: str, split: str, column: Column) -> Sequence[Sequence[str]]:
+    """The column's lists of words. Raises `DataError` for a row that is none."""
+    remedy = "Give each row a list of one or more words; remove or mend that row."
+    for row, words in enumerate(column.values):
+        where = f"tasks.{task}: row {row} of {split}"
+        if not isinstance(words, list | tuple):
+            raise DataError(f"{where}: words is {words!r}, not a list of words", remedy)
+        if not words:
+            raise DataError(f"{where} has no words", remedy)
+        for place, word in enumerate(words):
+            if not isinstance(word, str):
+                raise DataError(f"{where}: word {place} is {word!r}, not text", remedy)
+    return column.values
+
+
+def _label_lists(
+    task: str, split: str, words: Sequence[Sequence[str]], column: Column
+) -> list[Sequence[Any] | None]:
+    """Each row's labels, or None. Raises `DataError` for a row that has not one a word."""
+    for row, (sentence, labels) in enumerate(zip(words, column.values, strict=True)):
+        where = f"tasks.{task}: row {row} of {split}"
+        if not isinstance(labels, list | tuple | None):
+            raise DataError(
+                f"{where}: labels is {labels!r}, not a list of labels",
+                "Give each row a list with one label a word, or null for a row without labels.",
+            )
+        if labels is not None and len(labels) != len(sentence):
+            raise DataError(
+                f"{where} has {len(sentence)} words and {len(labels)} labels",
+                "Give each word a label, or the row null for a row without labels.",
+            )
+    return list(column.values)
+
+
+def _flat(rows: Iterable[Sequence[Any] | None]) -> list[Any]:
+    """The rows' values end to end, without the rows that are None."""
+    return list(chain.from_iterable(row for row in rows if row is not None))
+
+
+# ---------------------------------------------------------------- words and tokens
+
+
+def _check_tokenizer(tokenizer: Any, task: str) -> None:
+    if not tokenizer.is_fast:
+        raise TeacherError(
+            f"task {task}: {type(tokenizer).__name__} does not say which characters a token covers",
+            "Use a model with a fast tokenizer (tokenizer.json).",
+        )
+    if (
+        tokenizer.truncation_side != "right"
+    ):  # what is left of a word that it cuts is not the word's beginning
+        raise TeacherError(
+            f"task {task}: {type(tokenizer).__name__} truncates a sentence from its {tokenizer.truncation_side}",
+            "Set truncation_side to right in the model's tokenizer_config.json.",
+        )
+
+
+def _spans(words: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where words begin, (W,), and the characters that they take without spaces at their ends, (W, 2), in all of
+    them joined with single spaces; the span of a word without characters has no length, or less."""
+    lengths, kept, held = (
+        np.fromiter(map(len, column), dtype=np.int64, count=len(words))
+        for column in (words, map(str.lstrip, words), map(str.rstrip, words))
+    )
+    starts = np.cumsum(lengths + 1) - lengths - 1
+    return starts, np.stack((starts + lengths - kept, starts + held), axis=1)
+
+
+def _first_tokens(
+    offsets: Sequence[Sequence[tuple[int, int]]], starts: NDArray[np.int64], spans: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The words that have tokens, ascending, and of each the first token, counted end to end.
+
+    offsets: characters of each token, by example · starts: (n,) where each example begins, in the text that
+    `spans` (W, 2) count in. A token belongs to every word that it covers a character of.
+    """
+    lengths = np.fromiter(map(len, offsets), dtype=np.int64, count=len(offsets))
+    ends = chain.from_iterable(chain.from_iterable(offsets))
+    cover = np.fromiter(ends, dtype=np.int64, count=2 * int(lengths.sum())).reshape(-1, 2)
+    cover = cover + np.repeat(starts, lengths)[:, None]
+    visible = np.flatnonzero(spans[:, 1] > spans[:, 0])
+    first = first_covered(cover[:, 0], cover[:, 1], spans[visible])
+    last = last_covered(cover[:, 0], cover[:, 1], spans[visible])
+    tokens = np.flatnonzero(first >= 0)
+    covered = (last - first + 1)[tokens]
+    words, at = np.unique(flat_index(first[tokens], covered), return_index=True)
+    return visible[words], np.repeat(tokens, covered)[at]
+
+
+def _spots(words: NDArray[np.int64], tokens: NDArray[np.int64], total: int) -> dict[str, NDArray[np.int32]]:
+    """Each of `total` tokens' word, -1 for none: as many columns as a token has words."""
+    spots: dict[str, NDArray[np.int32]] = {}
+    while not spots or len(tokens):
+        _, first = np.unique(tokens, return_index=True)
+        column = np.full(total, -1, dtype=np.int32)
+        column[tokens[first]] = words[first]
+        spots[f"word+{len(spots)}" if spots else "word"] = column
+        words, tokens = np.delete(words, first), np.delete(tokens, first)
+    return spots
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _types(labels: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Entity type → place → label."""
+    types: dict[str, dict[str, str]] = {}
+    for label in labels:
+        match = TAG.fullmatch(label)
+        if match and match[2]:
+            types.setdefault(match[2], {})[match[1]] = label
+    return types
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 where both are."""
+    return np.asarray(part / np.where(whole > 0, whole, 1))

@@ -1,0 +1,210 @@
+"""Long contexts in overlapping windows of tokens; tokens ↔ cells, the words of a context and "no answer".
+
+Cell 0 is "no answer", cell i + 1 word i (see `pipeline.tasks.spans`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import ABSENT, Encoded
+from pipeline.errors import ConfigError, TeacherError
+from pipeline.tasks.spans import first_covered, last_covered, word_spans
+from pipeline.tasks.tensors import TensorBatch, item_starts
+from pipeline.tasks.text import flat_columns, pads_of
+
+SIDES = ("start", "end")
+CHUNK = 1 << 20
+"""Characters that are told in Python lists of tokens at once."""
+
+words_of = lru_cache(maxsize=64)(word_spans)
+"""`word_spans`, remembered: the questions of a context usually stand together."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of n contexts, laid end to end.
+
+    spans: (W, 2) characters, each context's from its base on · bases: (n,) · firsts: (n,) its first word ·
+    counts: (n,) its words.
+    """
+
+    spans: NDArray[np.int64]
+    bases: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, contexts: Sequence[str]) -> Words:
+        """Those of `contexts` (n,)."""
+        words = [words_of(context) for context in contexts]
+        counts = np.array([len(one) for one in words], dtype=np.int64)
+        sizes = np.array([len(context) for context in contexts], dtype=np.int64)
+        bases = np.cumsum(sizes) - sizes
+        spans = np.concatenate([np.empty((0, 2), dtype=np.int64), *words])
+        return cls(spans + np.repeat(bases, counts)[:, None], bases, np.cumsum(counts) - counts, counts)
+
+    def characters(self, examples: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(t, 2) characters ``[start, end)`` from the first to the last of `cells` (t, 2), words all, of `examples` (t,)."""
+        words = self.firsts[examples, None] + cells - 1
+        ends = np.stack((self.spans[words[:, 0], 0], self.spans[words[:, 1], 1]), axis=1)
+        return np.asarray(ends - self.bases[examples, None])
+
+    def cells(self, examples: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(t, 2) cells of the first and the last word that characters `spans` (t, 2) of `examples` (t,) touch; -1
+        where they touch none."""
+        starts, ends = (spans + self.bases[examples, None]).T
+        both = (first_covered(starts, ends, self.spans), last_covered(starts, ends, self.spans))
+        return np.stack([np.where(word < 0, -1, word - self.firsts[examples] + 1) for word in both], axis=1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The windows of some examples. lengths: (S,) tokens a window · windows, cells: (n,) an example."""
+
+    columns: Mapping[str, NDArray[np.int32]]
+    lengths: NDArray[np.int64]
+    windows: NDArray[np.int64]
+    cells: NDArray[np.int64]
+    spots: Mapping[str, NDArray[np.int32]]
+
+
+def chunks(contexts: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Rows of contexts, in order, cut so that each part has about `CHUNK` characters."""
+    ends = np.cumsum([len(context) for context in contexts], dtype=np.int64)
+    return np.split(np.arange(len(contexts)), np.flatnonzero(np.diff(ends // CHUNK)) + 1)
+
+
+def encode_windows(
+    tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], max_length: int, task: str
+) -> Encoded:
+    """Token ids of n questions with their contexts, in as many windows of `max_length` as a context needs.
+
+    Windows share a quarter of `max_length`. A question longer than half of it is cut, and counted; contexts
+    never are. spots: the cell that starts, and the one that ends, with a token: of the words that it covers
+    the first and the last, at the CLS token cell 0. Raises `TeacherError` for a tokenizer that cannot do it
+    and `ConfigError` for a `max_length` without room for windows.
+    """
+    _check_tokenizer(tokenizer, max_length, task)
+    parts, cut = [], 0
+    for rows in chunks(contexts):
+        short, shortened = _shortened(tokenizer, [questions[row] for row in rows], max_length // 2)
+        cut += shortened
+        parts.append(_windows(tokenizer, short, [contexts[row] for row in rows], max_length))
+    lengths = np.concatenate([part.lengths for part in parts])
+    windows = np.concatenate([part.windows for part in parts])
+    return Encoded(
+        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+        offsets=np.concatenate(([0], np.cumsum(lengths))),
+        pads=pads_of(tokenizer),
+        truncated=cut,
+        spots={side: np.concatenate([part.spots[side] for part in parts]) for side in SIDES},
+        sequences=np.concatenate(([0], np.cumsum(windows))),
+        counts=np.concatenate([part.cells for part in parts]),
+    )
+
+
+def cell_counts(contexts: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) cells a context."""
+    return np.array([1 + len(words_of(context)) for context in contexts], dtype=np.int64)
+
+
+def _check_tokenizer(tokenizer: Any, max_length: int, task: str) -> None:
+    if not tokenizer.is_fast or tokenizer.cls_token_id is None:
+        lacks = "no CLS token to say 'no answer' with" if tokenizer.is_fast else "no offsets of its tokens"
+        raise TeacherError(
+            f"task {task}: the tokenizer {tokenizer.name_or_path} has {lacks}",
+            "Take a model whose tokenizer is a fast one with a CLS token, as BERT's and RoBERTa's.",
+        )
+    check_room(max_length, task, tokenizer.num_special_tokens_to_add(pair=True))
+
+
+def check_room(max_length: int, task: str, special_tokens: int = 3) -> None:
+    """Raises `ConfigError` where windows of `max_length` would not move on by a token beside the longest question."""
+    least = 4 * special_tokens + 1
+    if max_length < least:
+        raise ConfigError(
+            f"task {task}: max_length {max_length} has no room for a question and a window of its context",
+            f"Set max_length to {least} or more; 384 is usual.",
+        )
+
+
+def _shortened(tokenizer: Any, questions: list[str], limit: int) -> tuple[list[str], int]:
+    """The questions, each cut to `limit` tokens, and how many were."""
+    plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    long = [i for i, ids in enumerate(tokenizer(questions, **plain)["input_ids"]) if len(ids) > limit]
+    for i in long:
+        while True:  # text that is cut may be told in other tokens than before
+            spans = tokenizer(questions[i], return_offsets_mapping=True, **plain)["offset_mapping"]
+            if len(spans) <= limit:
+                break
+            questions[i] = questions[i][: min(spans[limit][0], len(questions[i]) - 1)]
+    return questions, len(long)
+
+
+def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_length: int) -> _Part:
+    """Token ids of the questions with their contexts, and the cells that tokens stand for."""
+    told = tokenizer(
+        questions,
+        contexts,
+        truncation="only_second",
+        max_length=max_length,
+        stride=max_length // 4,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    lengths = np.fromiter(map(len, told["input_ids"]), dtype=np.int64, count=len(told["input_ids"]))
+    total = int(lengths.sum())
+    columns = flat_columns(told, lengths)
+    parts = chain.from_iterable(window.sequence_ids for window in told.encodings)
+    part = np.fromiter(parts, dtype=np.float64, count=total)  # NaN: a special token
+    ends = chain.from_iterable(chain.from_iterable(told["offset_mapping"]))
+    characters = np.fromiter(ends, dtype=np.int64, count=2 * total).reshape(-1, 2)
+    owners = np.asarray(told["overflow_to_sample_mapping"], dtype=np.int64)
+
+    words, inside = Words.of(contexts), part == 1
+    spots = np.full((total, 2), -1, dtype=np.int32)
+    spots[inside] = words.cells(np.repeat(owners, lengths)[inside], characters[inside])
+    special = np.flatnonzero(np.isnan(part) & (columns["input_ids"] == tokenizer.cls_token_id))
+    window, first = np.unique(np.repeat(np.arange(len(lengths)), lengths)[special], return_index=True)
+    if len(window) < len(lengths):
+        raise TeacherError(
+            f"the tokenizer {tokenizer.name_or_path} puts no CLS token before a question and its context",
+            "Save it with a template that does, as BERT's and RoBERTa's have it.",
+        )
+    spots[special[first]] = 0
+    by_side = {side: spots[:, i].copy() for i, side in enumerate(SIDES)}
+    return _Part(columns, lengths, np.bincount(owners, minlength=len(contexts)), 1 + words.counts, by_side)
+
+
+def cell_logits(logits: Tensor, spots: Tensor, batch: TensorBatch) -> Tensor:
+    """(M,) of a batch's cells, from (S, length) float32 logits of tokens that stand for the cells `spots`, -1 for none.
+
+    A cell is `ABSENT` where no token stands for it, and the token's own logit, bit for bit, where one does.
+    """
+    window, token = (spots >= 0).nonzero(as_tuple=True)
+    said, width = logits[window, token], int(batch.counts.max())
+    seen, of = torch.unique(window * width + spots[window, token], return_inverse=True)
+    # logsumexp over each window's tokens of a cell, exact where there is one
+    top = said.new_full(seen.shape, -torch.inf).scatter_reduce(0, of, said.detach(), "amax")
+    mass = torch.zeros_like(top).index_add(0, of, (said - top[of]).exp())
+    told = top + mass.log()
+    # over windows: the largest of a word's, the smallest of no answer's
+    starts = item_starts(batch.counts)
+    cell = starts[batch.owners[seen // width]] + seen % width
+    sign = told.new_ones(int(batch.counts.sum()))
+    sign[starts] = -1
+    cells = torch.full_like(sign, ABSENT).scatter_reduce(
+        0, cell, told * sign[cell], "amax", include_self=False
+    )
+    return cells * sign

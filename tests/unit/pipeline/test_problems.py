@@ -1,0 +1,306 @@
+"""Every problem of text classification from files to a report, without Ray: teacher, store, student, baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.batch import UNLABELLED, SoftTargets
+from pipeline.config import RunConfig
+from pipeline.config_load import parse_config
+from pipeline.data import Schedule, TaskData, load_tasks
+from pipeline.loop import METRICS, TaskSet, read_metrics
+from pipeline.models import open_tokenizer
+from pipeline.prepare import prepare
+from pipeline.report import build, markdown
+from pipeline.results import task_results
+from pipeline.saved import score_student, score_table
+from pipeline.step import Workers
+from pipeline.train import Job, job_folder, jobs_of, new_plan, read_result, same_budget, task_sets, train_jobs
+from students.export import save_task, write_model_card
+from students.student import build_student
+from teachers.fine_tune import TEACHER, fine_tune
+from teachers.store import Store
+from teachers.teacher import Teacher, store_key
+from tests.conftest import BAD, GOOD, TinyModel, texts_of
+from tests.unit.pipeline.results import some_facts
+
+Row = dict[str, Any]
+SIZES = {"train": 96, "validation": 32, "test": 48}
+
+
+def marks(texts: Sequence[str]) -> list[Row]:
+    """Which kinds of telling words a text has; some have none."""
+    rows = []
+    for text in texts:
+        words = set(text.split())
+        rows.append({"text": text, "label": [m for m, w in (("bad", BAD), ("good", GOOD)) if words & set(w)]})
+    return rows
+
+
+def multi_label_rows(count: int) -> list[Row]:
+    sides = [texts_of(label, count) for label in (0, 1, 2)]
+    mixed = [
+        (sides[0][i], sides[1][i], f"{sides[0][i]} {sides[1][i]}", sides[2][i])[i % 4] for i in range(count)
+    ]
+    return marks(mixed)
+
+
+def regression_rows(count: int) -> list[Row]:
+    sides = [texts_of(label, count) for label in range(3)]
+    return [{"text": sides[i % 3][i], "label": 50 + 10 * (0, 2, 1)[i % 3]} for i in range(count)]
+
+
+def pair_rows(count: int) -> list[Row]:
+    """The second text alone tells the label."""
+    first, second = texts_of(2, count), [texts_of(label, count) for label in range(2)]
+    return [
+        {"text": first[i], "text_pair": second[i % 2][i], "label": ("bad", "good")[i % 2]}
+        for i in range(count)
+    ]
+
+
+PROBLEMS: dict[str, tuple[Callable[[int], list[Row]], dict[str, Any]]] = {
+    "multi_label": (multi_label_rows, {"problem": "multi_label"}),
+    "regression": (regression_rows, {"problem": "regression"}),
+    "pairs": (pair_rows, {}),
+}
+
+
+def section(folder: Path, problem: str) -> dict[str, Any]:
+    """A task on JSON files just written."""
+    make, keys = PROBLEMS[problem]
+    rows = make(sum(SIZES.values()))
+    files, start = {}, 0
+    for split, size in SIZES.items():
+        file = folder / f"{problem}-{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[start : start + size]))
+        files[split], start = str(file), start + size
+    data: dict[str, Any] = {"path": "json", "data_files": files, "max_length": 40}
+    if problem == "pairs":
+        data["columns"] = {"text_pair": "text_pair"}
+    return {"kind": "text-classification", "data": data, **keys}
+
+
+def config_of(tiny_model: TinyModel, folder: Path, problem: str, **changes: Any) -> RunConfig:
+    fitted = {"epochs": 12, "learning_rate": 5e-3, "tokens_per_batch": 256, "dropout": 0.0}
+    run = {
+        "name": "tiny",
+        "runs_dir": str(folder / "runs"),
+        "tasks": {"mood": section(folder, problem)},
+        "teachers": {"big": {"task": "mood", "model": str(tiny_model("bert")), "fine_tune": fitted}},
+        "students": {"small": {"model": str(tiny_model("bert", layers=1, seed=1))}},
+        "train": {**fitted, "epochs": 4, "precision": "fp32"},
+        "tracking": {"enabled": False},
+        **changes,
+    }
+    return parse_config(run)
+
+
+def labelled(config: RunConfig, data: dict[str, TaskData], folders: dict[str, Path]) -> dict[str, str]:
+    """Fills the store; returns the teachers' names in it."""
+    keys, store = {}, Store(config.store_path)
+    for name, folder in folders.items():
+        task_data = data[config.teachers[name].task]
+        teacher = Teacher(folder, task_data.task)
+        keys[name] = store_key(folder, task_data.task, "fp32")
+        for examples in task_data.all_examples():
+            rows = store.missing(keys[name], examples.keys)
+            some = examples.take(rows)
+            if len(some):
+                said, _ = teacher.label(some.inputs)
+                store.append(keys[name], SoftTargets(some.keys, said, task_data.task.columns))
+    return keys
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_from_files_to_a_report(tiny_model: TinyModel, tmp_path: Path, problem: str) -> None:
+    config = config_of(tiny_model, tmp_path, problem, students={"small": {"init_from": "big"}})
+    inputs = prepare(config)
+    data = dict(inputs.data)
+    folder = inputs.teachers["big"].parent
+    tuned = config.teachers["big"].fine_tune
+    assert tuned is not None
+    progress = fine_tune(inputs.bases["big"], data["mood"], tuned, folder)
+    assert progress.best_score > 0.6
+    keys = labelled(config, data, {"big": folder / TEACHER})
+    plan = new_plan(config, data, keys, {"big": str(folder / TEACHER)})
+    train_jobs(plan, Workers())
+
+    results = task_results(config, data, keys)
+    facts = some_facts(["big"], ["small"])
+    report = build(results, facts)
+    task = report["tasks"]["mood"]
+    assert task["metric"] == data["mood"].task.metrics[0]
+    assert task["ensemble"] == pytest.approx(
+        task["teachers"]["big"], abs=1e-3
+    )  # a single teacher, in half precision
+    assert task["ensemble"] > max(0.6, task["majority"])
+    student = task["students"]["small"]
+    assert student["score"] > task["majority"]
+    assert student["delta_error"] > 0
+    assert "nan" not in markdown(report)
+
+    saved = config.run_dir / "students" / "small"
+    found = score_student(saved, config, "test")
+    assert found["mood"][task["metric"]] == pytest.approx(student["score"], abs=1e-6)
+    assert score_table("small", "test", found).row_count == len(found["mood"])
+    write_model_card(saved / "mood", config, report, "small", data["mood"].task)
+    card = (saved / "mood" / "README.md").read_text()
+    assert ("labels:" in card) == (problem != "regression")
+    code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(saved / "mood"))
+    answers: dict[str, Any] = {}
+    exec(code.replace("pipeline(", "answer = pipeline(", 1), answers)
+    assert answers["answer"][0]["score"] >= 0 if isinstance(answers["answer"], list) else answers["answer"]
+
+
+def test_a_pair_is_answered_as_transformers_does(tiny_model: TinyModel, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    config = config_of(tiny_model, tmp_path, "pairs")
+    data = load_tasks(config)["mood"]
+    student = build_student(tiny_model("bert"), [data.task])
+    with torch.no_grad():
+        student.model("mood").classifier.weight.mul_(20)
+    save_task(student, "mood", open_tokenizer(tiny_model("bert")), tmp_path / "saved")
+    test = data.splits["test"].inputs
+    said, _ = Teacher(tmp_path / "saved", data.task).label(test)
+    pairs = [
+        {"text": text, "text_pair": pair} for text, pair in zip(test["text"], test["text_pair"], strict=True)
+    ]
+    answer: Any = pipeline("text-classification", str(tmp_path / "saved"), top_k=None)
+    found = [{each["label"]: each["score"] for each in row} for row in answer(pairs)]
+    expected = torch.from_numpy(said.values).softmax(-1)
+    scores = [[row[label] for label in data.task.labels] for row in found]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert len(np.unique(expected.numpy().round(7), axis=0)) > 40  # so that a wrong order would show
+
+
+# ---------------------------------------------------------------- examples without labels
+
+
+@pytest.fixture
+def half_labelled(
+    tiny_model: TinyModel, tmp_path: Path
+) -> tuple[RunConfig, dict[str, TaskData], dict[str, str]]:
+    """48 labelled examples and as many unlabelled ones, a teacher that is there, and its soft targets."""
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of(2, 48, seed=5)))
+    config = config_of(tiny_model, tmp_path, "regression")
+    mood = config.tasks["mood"].model_dump(mode="json")
+    mood["data"]["limit"] = {"train": 48}
+    mood["data"]["unlabelled"] = {"path": "json", "data_files": str(more)}
+    run = {**config.model_dump(mode="json"), "tasks": {"mood": mood}}
+    config = parse_config(run)
+    data = load_tasks(config)
+    teacher = build_student(tiny_model("bert"), [data["mood"].task], seed=3)
+    save_task(teacher, "mood", open_tokenizer(tiny_model("bert")), tmp_path / "teacher")
+    return config, data, labelled(config, data, {"big": tmp_path / "teacher"})
+
+
+def test_unlabelled_examples_teach_by_the_soft_loss_alone(
+    half_labelled: tuple[RunConfig, dict[str, TaskData], dict[str, str]], tmp_path: Path
+) -> None:
+    config, data, keys = half_labelled
+    train = data["mood"].splits["train"]
+    assert (len(train), len(data["mood"].labelled_train())) == (96, 48)
+    plan = new_plan(config, data, keys, {"big": str(tmp_path / "teacher")})
+    folder = Path(config.students["small"].model or "")
+    (distilled,) = task_sets(plan, folder, "small", Store(config.store_path))
+    (supervised,) = task_sets(plan, folder, "small", None)
+    assert (len(distilled.train), len(supervised.train)) == (96, 48)
+    assert np.isfinite(supervised.labels.values).all()
+    assert np.isnan(distilled.labels.values).sum() == 48
+    said = distilled.readers[0].gather(np.array([95]))
+    expected, _ = Teacher(tmp_path / "teacher", data["mood"].task).label(train.take(np.array([95])).inputs)
+    np.testing.assert_allclose(said, expected.values, rtol=2e-3)
+
+
+def test_a_baseline_takes_as_many_steps_as_its_student(
+    half_labelled: tuple[RunConfig, dict[str, TaskData], dict[str, str]], tmp_path: Path
+) -> None:
+    config, data, keys = half_labelled
+    plan = new_plan(config, data, keys, {"big": str(tmp_path / "teacher")})
+    train_jobs(plan, Workers())
+    steps = {}
+    for job in jobs_of(config):
+        result, _ = read_result(plan.run_dir, job)
+        steps[job.mode] = result["step"]
+        names = {
+            name for line in read_metrics(job_folder(plan.run_dir, job) / METRICS) for name in line["metrics"]
+        }
+        assert ("loss/soft/mood" in names) == (job.mode == "distilled")
+    longest = max(steps.values())
+    assert abs(steps["distilled"] - steps["supervised"]) <= 0.2 * longest
+
+
+def test_same_budget_rounds_epochs(
+    half_labelled: tuple[RunConfig, dict[str, TaskData], dict[str, str]],
+) -> None:
+    config, data, keys = half_labelled
+    plan = new_plan(config, data, keys, {"big": "nowhere"})
+    folder = Path(config.students["small"].model or "")
+    every = task_sets(plan, folder, "small", Store(config.store_path))
+    labelled_sets = task_sets(plan, folder, "small", None)
+    train = config.train_of("small")
+    assert same_budget(train, labelled_sets, labelled_sets, 0) == train
+
+    def steps(sets: list[TaskSet], epochs: int) -> int:
+        lengths = {each.task.name: each.train.lengths for each in sets}
+        return epochs * Schedule(lengths, train.tokens_per_batch, train.task_sampling, 0).steps_per_epoch
+
+    more = same_budget(train, labelled_sets, every, 0)
+    assert more.epochs > train.epochs
+    difference = steps(labelled_sets, more.epochs) - steps(every, train.epochs)
+    assert abs(difference) <= steps(labelled_sets, 1) / 2
+
+
+# ---------------------------------------------------------------- a length for each model
+
+
+def test_a_student_has_a_length_of_its_own(tiny_model: TinyModel, tmp_path: Path) -> None:
+    students = {
+        "short": {"model": str(tiny_model("bert", layers=1)), "max_length": {"mood": 6}},
+        "whole": {"model": str(tiny_model("bert", layers=1))},
+    }
+    config = config_of(tiny_model, tmp_path, "multi_label", students=students, baselines=[])
+    data = load_tasks(config)
+    save_task(
+        build_student(tiny_model("bert"), [data["mood"].task]),
+        "mood",
+        open_tokenizer(tiny_model("bert")),
+        tmp_path / "teacher",
+    )
+    keys = labelled(config, data, {"big": tmp_path / "teacher"})
+    train = config.train.model_copy(update={"epochs": 1})
+    plan = new_plan(
+        config.model_copy(update={"train": train}), data, keys, {"big": str(tmp_path / "teacher")}
+    )
+    train_jobs(plan, Workers())
+    short, whole = (read_result(plan.run_dir, Job(name, "distilled")) for name in students)
+    texts = [text for examples in data["mood"].all_examples() for text in examples.inputs["text"]]
+    assert short[0]["truncated"] == {"mood": sum(len(text.split()) > 4 for text in texts)}
+    assert whole[0]["truncated"] == {"mood": 0}
+    for name, (_, says) in (("short", short), ("whole", whole)):
+        found = score_student(plan.run_dir / "students" / name, config, "test")["mood"]
+        scores = data["mood"].task.scores(says["mood"].numpy(), data["mood"].splits["test"])
+        assert found["micro_f1"] == pytest.approx(scores["micro_f1"], abs=1e-6)
+
+
+def test_null_labels_of_one_label_are_masked(tiny_model: TinyModel, tmp_path: Path) -> None:
+    config = config_of(tiny_model, tmp_path, "pairs")
+    data = load_tasks(config)["mood"]
+    labels = data.splits["train"].labels.values.copy()
+    labels[::2] = UNLABELLED
+    train = replace(data.splits["train"], labels=replace(data.splits["train"].labels, values=labels))
+    some = replace(data, splits={**data.splits, "train": train})
+    assert len(some.labelled_train()) == 48
+    assert some.labelled_train().inputs["text_pair"][0] == train.inputs["text_pair"][1]
+    assert some.fingerprint() != data.fingerprint()
