@@ -31,12 +31,6 @@ from teachers.teacher import Teacher
 
 PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "numpy")
 LATENCY_EXAMPLES = 30
-LOST = {
-    "text-classification": "texts",
-    "token-classification": "words",
-    "question-answering": "questions",
-}
-"""What truncation counts, by kind."""
 
 
 @dataclass
@@ -135,9 +129,9 @@ def run_facts(
             line for line in lines if "macro/score" in line["metrics"]
         ]
         parameters.setdefault(job.student, result["parameters"])
-        notes += _job_notes(config, job, result)
+        notes += _job_notes(inputs, job, result)
     notes += [
-        f"{name}: {done.truncated} {_lost(config, name)} truncated by the teacher"
+        f"{name}: {done.truncated} {inputs.data[config.teachers[name].task].task.lost} truncated by the teacher"
         for name, done in labelled.items()
         if done.truncated
     ]
@@ -165,7 +159,7 @@ def run_facts(
     )
 
 
-def _job_notes(config: RunConfig, job: Job, result: Mapping[str, Any]) -> list[str]:
+def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]:
     notes = []
     if result["skipped"]:
         notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
@@ -174,15 +168,10 @@ def _job_notes(config: RunConfig, job: Job, result: Mapping[str, Any]) -> list[s
     if job.mode == "distilled":
         cut = {task: count for task, count in result["truncated"].items() if count}
         notes += [
-            f"{job.student}: {count} {LOST[config.tasks[task].kind]} of {task} truncated to max_length"
+            f"{job.student}: {count} {inputs.data[task].task.lost} of {task} truncated to max_length"
             for task, count in cut.items()
         ]
     return notes
-
-
-def _lost(config: RunConfig, teacher: str) -> str:
-    """What a teacher's truncation counts."""
-    return LOST[config.tasks[config.teachers[teacher].task].kind]
 
 
 def _latencies(config: RunConfig, inputs: Inputs) -> dict[str, dict[str, float]]:

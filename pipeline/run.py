@@ -221,7 +221,7 @@ def _preflight(run: Run, *, on_ray: bool) -> None:
     config = run.config
     validation = {name: data.splits["validation"] for name, data in run.inputs.data.items()}
     specs = teacher_specs(config, run.inputs)
-    run.findings = preflight(specs, validation, config.preflight_dir, on_ray=on_ray)
+    run.findings = preflight(specs, validation, config.preflight_dir, on_ray=on_ray, check=run.stop.check)
     for warning in refuse(run.findings, lambda name: config.teachers[name].preflight == "warn"):
         run.display.line(warning)
     run.stop.check()

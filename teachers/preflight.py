@@ -8,7 +8,7 @@ examples asked, so that a warm run asks nothing again.
 from __future__ import annotations
 
 import json
-import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -106,16 +106,18 @@ def judge(
     truncated: int,
 ) -> Findings:
     """`Findings` of a teacher that said `values` (M, C)."""
+    counts = task.counts(sample.inputs)
     if not np.isfinite(values).all():
-        blank = Findings(name, task.name, task.metric, len(sample), 0, 0, None, None, math.inf, difference, 0)
-        return Findings(**{**asdict(blank), "problems": ["it answers NaN or Inf"]})
+        item = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        row = int(np.searchsorted(np.cumsum(counts), item, side="right"))
+        problem = f'it answers NaN or Inf on example "{_excerpt(task, sample, row)}"'
+        return Findings(name, task.name, task.metric, len(sample), 0, 0, None, None, 0, 0, 0, {}, [problem])
     score = float(task.score_of(task.statistics(values, sample).sum(0)))
     majority = task.constant_score(sample)
-    counts = task.counts(sample.inputs)
     rows = task.rows(torch.from_numpy(np.ascontiguousarray(values)).float(), torch.from_numpy(counts))
     entropy = None if task.continuous else _entropy(rows)
     self_loss = _self_loss(task, values, rows, counts)
-    items = int(counts.sum()) if task.kind == "token-classification" else len(sample)
+    items = int(counts.sum()) if task.lost == "words" else len(sample)
     problems = []
     if difference != 0:
         problems.append(
@@ -146,6 +148,11 @@ def judge(
         truncated / max(1, items),
         problems=problems,
     )
+
+
+def _excerpt(task: Task, sample: Examples, row: int) -> str:
+    fields = (sample.inputs[name][row] for name in task.fields)
+    return " | ".join(field if isinstance(field, str) else " ".join(field) for field in fields)[:80]
 
 
 def _entropy(rows: torch.Tensor) -> float:
@@ -241,14 +248,20 @@ def refuse(findings: Sequence[Findings], warn_only: Callable[[str], bool]) -> li
 
 
 def preflight(
-    specs: Sequence[TeacherSpec], validation: Mapping[str, Examples], cache: Path, *, on_ray: bool
+    specs: Sequence[TeacherSpec],
+    validation: Mapping[str, Examples],
+    cache: Path,
+    *,
+    on_ray: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Findings]:
-    """Every teacher's findings, from `cache` or made now; blocks. Raises what a teacher raised."""
+    """Every teacher's findings, from `cache` or made now; blocks. Raises what a teacher raised, and
+    what `check`, called about twice a second, does."""
     samples = {task: sample_of(examples) for task, examples in validation.items()}
     files = {spec.name: _file(cache, spec, samples[spec.task.name]) for spec in specs}
     missing = [spec for spec in specs if not files[spec.name].with_suffix(".json").is_file()]
     ask = _ask_on_ray if on_ray else _ask_here
-    for spec, (found, values) in zip(missing, ask(missing, samples), strict=True):
+    for spec, (found, values) in zip(missing, ask(missing, samples, check), strict=True):
         cache.mkdir(parents=True, exist_ok=True)
         scratch = files[spec.name].with_suffix(".part")
         save_file({"values": np.ascontiguousarray(values)}, scratch)
@@ -269,16 +282,19 @@ def _file(cache: Path, spec: TeacherSpec, sample: Examples) -> Path:
     return cache / f"{spec.key}-{digest.hexdigest()}.safetensors"
 
 
-def _ask_here(specs: Sequence[TeacherSpec], samples: Mapping[str, Examples]) -> list[tuple[Findings, Any]]:
+def _ask_here(
+    specs: Sequence[TeacherSpec], samples: Mapping[str, Examples], check: Callable[[], None]
+) -> list[tuple[Findings, Any]]:
     return [
         examine(resolve(spec.model, spec.revision, f"teachers.{spec.name}"), spec, samples[spec.task.name])
         for spec in specs
     ]
 
 
-def _ask_on_ray(specs: Sequence[TeacherSpec], samples: Mapping[str, Examples]) -> list[tuple[Findings, Any]]:
+def _ask_on_ray(
+    specs: Sequence[TeacherSpec], samples: Mapping[str, Examples], check: Callable[[], None]
+) -> list[tuple[Findings, Any]]:
     import ray
-    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
     refs = []
     for spec in specs:
@@ -288,23 +304,41 @@ def _ask_on_ray(specs: Sequence[TeacherSpec], samples: Mapping[str, Examples]) -
             num_cpus=asked["CPU"], num_gpus=asked["GPU"], resources=others, max_retries=spec.serving.restarts
         )
         refs.append(remote.remote(spec, samples[spec.task.name]))
-    answers = []
-    for spec, ref in zip(specs, refs, strict=True):
-        try:
-            answers.append(ray.get(ref, timeout=spec.serving.timeout_s * max(1, len(specs))))
-        except RayTaskError as error:
-            if isinstance(error.cause, TutelageError):
-                raise error.cause from None
+    try:
+        return [_answer(spec, ref, len(specs), check) for spec, ref in zip(specs, refs, strict=True)]
+    finally:
+        for ref in refs:
+            ray.cancel(ref, force=True)  # those that are done do not mind
+
+
+def _answer(spec: TeacherSpec, ref: Any, queue: int, check: Callable[[], None]) -> tuple[Findings, Any]:
+    """What a teacher's task found; it may have had to wait for the `queue` of all of them."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    end = time.monotonic() + spec.serving.timeout_s * queue
+    while not ray.wait([ref], timeout=0.5)[0]:
+        check()
+        if time.monotonic() > end:
             raise ExhaustedError(
-                f"preflight of {spec.name} failed: {error.cause}", "Run again with --debug."
-            ) from error
-        except (GetTimeoutError, RayError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise ExhaustedError(
-                f"preflight of {spec.name}: {lines[0]}",
-                f"See the node's memory and teachers.{spec.name}.serving.",
-            ) from error
-    return answers
+                f"preflight of {spec.name}: no answer for {spec.serving.timeout_s * queue:g} s",
+                f"Raise teachers.{spec.name}.serving.timeout_s, or see whether the cluster has what it asks for.",
+            )
+    try:
+        found: tuple[Findings, Any] = ray.get(ref, timeout=spec.serving.timeout_s)
+        return found
+    except RayTaskError as error:
+        if isinstance(error.cause, TutelageError):
+            raise error.cause from None
+        raise ExhaustedError(
+            f"preflight of {spec.name} failed: {error.cause}", "Run again with --debug."
+        ) from error
+    except RayError as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ExhaustedError(
+            f"preflight of {spec.name}: {lines[0]}",
+            f"See the node's memory and teachers.{spec.name}.serving.",
+        ) from error
 
 
 def _examine_task(spec: TeacherSpec, sample: Examples) -> tuple[Findings, Any]:

@@ -42,6 +42,8 @@ class Task(Protocol):
     """Whether rows are numbers rather than distributions."""
     label_roles: ClassVar[tuple[str, ...]]
     """Columns that say what is true."""
+    lost: ClassVar[str]
+    """What truncation loses and `Encoded.truncated` counts: texts, words, questions."""
     outputs: ClassVar[tuple[str, ...]]
     """What a model's output holds that values are read from."""
 

@@ -70,6 +70,7 @@ class QuestionAnswering:
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
     continuous: ClassVar[bool] = False
     label_roles: ClassVar[tuple[str, ...]] = ("answers",)
+    lost: ClassVar[str] = "questions"
     outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
     row_weight: ClassVar[float] = 0.5
     labels: ClassVar[tuple[str, ...]] = ()

@@ -29,6 +29,7 @@ class TextClassification:
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     continuous: ClassVar[bool] = False
     label_roles: ClassVar[tuple[str, ...]] = ("label",)
+    lost: ClassVar[str] = "texts"
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     row_weight: ClassVar[float] = 1.0
     pipeline: ClassVar[str | None] = "text-classification"

@@ -48,6 +48,7 @@ class TokenClassification(TextClassification):
     kind: ClassVar[str] = "token-classification"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "accuracy")
     label_roles: ClassVar[tuple[str, ...]] = ("labels",)
+    lost: ClassVar[str] = "words"
     pipeline: ClassVar[str | None] = "token-classification"
 
     metric: str = "f1"

@@ -119,8 +119,8 @@ def make_run(tiny_model: TinyModel, ready_teachers: dict[str, dict[str, Any]]) -
                 "tone": csv_section(folder / "tone", ("bad", "good", "plain"), 96, seed=1),
             },
             "teachers": {
-                "mood-tuned": {"task": "mood", "model": bert, "fine_tune": tuned},
-                "tone-tuned": {"task": "tone", "model": bert, "fine_tune": tuned},
+                "mood-tuned": {"task": "mood", "model": bert, "fine_tune": tuned, "preflight": "warn"},
+                "tone-tuned": {"task": "tone", "model": bert, "fine_tune": tuned, "preflight": "warn"},
                 **ready_teachers,
             },
             "aggregation": {"strategy": "confidence"},

@@ -74,7 +74,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, tiny_
     make_run(
         folder,
         tasks={"mood": mood},
-        teachers={"only": {"task": "mood", "model": "bert", "fine_tune": {"tokens_per_batch": 128}}},
+        teachers={
+            "only": {
+                "task": "mood",
+                "model": "bert",
+                "preflight": "warn",
+                "fine_tune": {"tokens_per_batch": 128},
+            }
+        },
         students={"cut": {"init_from": "only", "layers": 1}, "bare": {"model": "bert"}},
         train={"epochs": 2, "tokens_per_batch": 128},
         baselines=[],

@@ -84,7 +84,7 @@ def test_a_run_leaves_its_folder_and_no_process(first: Finished) -> None:
         *("inputs.json", "mlflow.json"),
     }
     assert {file.name for file in first.config.run_dir.parent.iterdir()} == {
-        *("first", "_teachers", "_store", "_mlflow")
+        *("first", "_preflight", "_teachers", "_store", "_mlflow")
     }
     assert load_config(first.run_dir / "config.yaml") == first.config
     for word in ("Traceback", "WARNING", "did not answer"):
@@ -161,7 +161,7 @@ def test_students_open_with_plain_transformers(first: Finished) -> None:
                 list(data.splits["test"].inputs["text"]), top_k=None
             )
             assert_same_answers(told, predictions[name], data.task.labels, 1e-4)
-            score = np.mean(predictions[name].argmax(1).numpy() == data.splits["test"].labels)
+            score = np.mean(predictions[name].argmax(1).numpy() == data.splits["test"].labels.values)
             assert first.report["tasks"][name]["students"][student]["score"] == pytest.approx(score)
             card = (folder / "README.md").read_text()
             assert card.startswith("---\npipeline_tag: text-classification\n")

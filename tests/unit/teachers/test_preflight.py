@@ -96,7 +96,7 @@ def test_nan_is_named() -> None:
     values = values_of(GOLD)
     values[3, 1] = np.nan
 
-    assert problems(values) == "it answers NaN or Inf"
+    assert problems(values) == 'it answers NaN or Inf on example "the mood is 3"'
 
 
 def test_targets_that_float16_cannot_hold_are_named() -> None:
