@@ -116,7 +116,7 @@ def loss_inputs(
     valid = logits.new_full((len(logits),), task.row_weight if batch.counts else 0.0)
     target = taught = None
     if batch.teachers is not None and aggregation is not None and weights.soft > 0:
-        teachers = task.rows(batch.teachers, counts)
+        teachers = task.rows(batch.teachers.float(), counts)
         target = aggregate(
             teachers,
             strategy=aggregation.strategy,

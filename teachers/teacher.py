@@ -97,7 +97,8 @@ def store_key(
 ) -> str:
     """Name of this teacher's soft targets in the store: a hash of all that decides them but the example.
 
-    Weights, tokenizer and config by content; kind, columns, max_length, dtype and label mapping by value.
+    Weights, tokenizer and config by content; kind, columns, max_length, dtype and label mapping by value, and
+    with a mapping the class that sums or chooses among what it maps.
     """
     facts: list[Any] = [
         fingerprint(folder),
@@ -107,5 +108,5 @@ def store_key(
         dtype,
     ]
     if labels is not None:
-        facts.append(sorted(labels.items()))
+        facts += [sorted(labels.items()), type(task).__name__]
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()

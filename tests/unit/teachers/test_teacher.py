@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
 from pipeline.models import open_tokenizer
+from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.text_classification import TextClassification
 from teachers.teacher import Dtype, Teacher, check_teacher, store_key
 from tests.conftest import Architecture, TinyModel, save_tokenizer, texts_of
@@ -237,6 +238,13 @@ def test_a_length_of_its_own_is_a_length(copied: Path) -> None:
     shorter = store_key(copied, replace(TASK, max_length=20), "fp32")
     assert store_key(copied, TASK, "fp32", max_length=20) == shorter
     assert store_key(copied, TASK, "fp32", max_length=32) == store_key(copied, TASK, "fp32")
+
+
+def test_one_label_and_several_labels_map_otherwise(copied: Path) -> None:
+    several, declared = MultiLabel("mood", LABELS, 32), {"bad": "good"}
+    assert store_key(copied, several, "fp32") == store_key(copied, TASK, "fp32")  # the same logits
+    keys = {store_key(copied, task, "fp32", labels=declared) for task in (several, TASK)}
+    assert len(keys) == 2  # sums here, the largest there
 
 
 def test_the_key_does_not_follow_the_order_of_a_mapping(copied: Path) -> None:

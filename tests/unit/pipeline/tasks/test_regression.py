@@ -141,6 +141,15 @@ def test_losses_do_not_depend_on_the_unit(scale: float, shift: float) -> None:
     assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)  # a large shift costs float32 its digits
 
 
+def test_half_precision_is_computed_in_float32() -> None:
+    """Numbers whose standardised form half precision would round again."""
+    task = replace(TASK, center=1000.3, scale=0.7)
+    teachers = torch.tensor([[[1001.0], [999.5]]]).half()
+    values, labels = torch.tensor([[1000.0], [1000.5]]), torch.tensor([1000.0, 1001.0])
+    expected = losses_of(task, values, labels, teachers.float())
+    assert losses_of(task, values, labels, teachers) == expected
+
+
 def test_examples_without_a_number_have_the_soft_loss_alone() -> None:
     values = torch.tensor([[3.0], [5.0]])
     teachers = torch.tensor([[[1.0], [5.0]]])
