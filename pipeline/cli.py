@@ -192,7 +192,7 @@ def compare(
 @app.command()
 def ui(run: RunFile, overrides: Overrides = None) -> None:
     """Open MLflow on the run's store, on this machine only."""
-    from pipeline.tracking import ui_command
+    from pipeline.tracking_uri import ui_command
 
     command = ui_command(load_config(run, overrides or []))
     raise typer.Exit(subprocess.call(command))

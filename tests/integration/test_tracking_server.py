@@ -17,7 +17,8 @@ from mlflow import MlflowClient
 
 from pipeline.config import RunConfig
 from pipeline.config_load import parse_config
-from pipeline.tracking import open_tracker, ui_command
+from pipeline.tracking import open_tracker
+from pipeline.tracking_uri import ui_command
 
 pytestmark = [
     pytest.mark.integration,

@@ -10,87 +10,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from pipeline.config import RunConfig
 from pipeline.config_load import parse_config
 from pipeline.config_view import flatten
-from pipeline.errors import ConfigError
-from pipeline.tracking import NullTracker, Tracker, TrackingOutcome, open_tracker, ui_command
+from pipeline.tracking import NullTracker, TrackingOutcome, open_tracker
+from tests.unit.pipeline.tracked import Launch, Stored, close, config
 
 pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")
-
-Launch = Callable[[], Tracker]
-
-
-def config(runs_dir: Path, name: str, **tracking: Any) -> RunConfig:
-    """A small config whose runs lie in `runs_dir`."""
-    return parse_config(
-        {
-            "name": name,
-            "runs_dir": str(runs_dir),
-            "tasks": {"movies": {"kind": "text-classification", "data": {"path": "csv"}}},
-            "teachers": {"big": {"task": "movies", "model": "big"}},
-            "students": {"half": {"init_from": "big", "layers": 3}},
-            "tracking": tracking,
-        }
-    )
 
 
 def line(step: int, at: float, **metrics: float) -> str:
     """One line of a metrics.jsonl."""
     return json.dumps({"step": step, "time": at, "metrics": metrics}) + "\n"
-
-
-@pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the module's tests, an experiment each: making the database takes seconds."""
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture
-def settings(runs_dir: Path, request: pytest.FixtureRequest) -> RunConfig:
-    return config(runs_dir, str(request.node.name)[:60])
-
-
-@pytest.fixture
-def launch(settings: RunConfig) -> Iterator[Launch]:
-    """Opens trackers on the test's run folder, one after the other."""
-    trackers: list[Tracker] = []
-
-    def open_one() -> Tracker:
-        trackers.append(open_tracker(settings, settings.run_dir))
-        return trackers[-1]
-
-    yield open_one
-    for tracker in trackers:
-        tracker.close(timeout_s=60)
-
-
-class Stored(NamedTuple):
-    """What the store holds, asked through MLflow's own client."""
-
-    client: MlflowClient
-    outcome: TrackingOutcome
-
-    def run(self, key: str) -> Run:
-        run: Run = self.client.get_run(self.outcome.run_ids[key])
-        return run
-
-    def history(self, key: str, metric: str) -> list[tuple[int, float]]:
-        return [(m.step, m.value) for m in self.client.get_metric_history(self.outcome.run_ids[key], metric)]
-
-
-def close(tracker: Tracker, settings: RunConfig) -> Stored:
-    """Close the tracker, see that nothing was lost, and open the store."""
-    outcome = tracker.close(timeout_s=60)
-    assert (outcome.points_lost, outcome.operations_lost) == (0, 0)
-    return Stored(MlflowClient(tracking_uri=settings.tracking_uri), outcome)
 
 
 # ---------------------------------------------------------------- what is logged can be read
@@ -131,9 +67,7 @@ def test_params_are_the_flat_config(launch: Launch, settings: RunConfig) -> None
     assert params["long.149"] == "x" * 6000
 
 
-def test_secrets_never_reach_params_tags_or_outcome(
-    runs_dir: Path, launch: Launch, settings: RunConfig
-) -> None:
+def test_secrets_never_reach_params_tags_or_outcome(launch: Launch, settings: RunConfig) -> None:
     store = {"path": "s3://me:hunter2@bucket/store"}
     data = {**settings.model_dump(mode="json"), "store": store}
     tracker = launch()
@@ -181,6 +115,30 @@ def test_values_are_logged_once(launch: Launch, settings: RunConfig) -> None:
     assert stored.outcome.points_sent == 0
     assert stored.history("", "macro/accuracy") == [(3, 0.25)]
     assert stored.history("", "task1099/accuracy") == [(3, 1099 / 1100)]
+
+
+def test_tags_are_added_and_replaced(launch: Launch, settings: RunConfig) -> None:
+    tracker = launch()
+    tracker.run("", settings.name, "study", {}, {})
+    tracker.run("trial-000", "trial-000", "trial", {"outcome": "running"}, {})
+    tracker.tags("trial-000", {"outcome": "early-stopped", "hub_token": "hunter2", "long": "x" * 9000})
+    tracker.finish("trial-000", "FINISHED")
+    tracker.tags("trial-000", {"best": "yes"})  # which it is shows when all are done
+    tags = close(tracker, settings).run("trial-000").data.tags
+    assert {tag: tags[tag] for tag in ("role", "outcome", "best", "hub_token")} == {
+        "role": "trial",
+        "outcome": "early-stopped",
+        "best": "yes",
+        "hub_token": "***",
+    }
+    assert tags["long"] == "x" * 8000
+
+
+def test_tags_of_a_run_never_begun_are_counted_as_lost(launch: Launch, settings: RunConfig) -> None:
+    tracker = launch()
+    tracker.run("", settings.name, "study", {}, {})
+    tracker.tags("nobody", {"outcome": "finished"})
+    assert tracker.close(timeout_s=60).operations_lost == 1
 
 
 # ---------------------------------------------------------------- followed files
@@ -320,61 +278,6 @@ def test_a_run_made_by_a_lost_answer_is_found_again(launch: Launch, settings: Ru
     assert close(tracker, settings).outcome.run_ids == first.outcome.run_ids
 
 
-# ---------------------------------------------------------------- the model
-
-
-def test_a_model_loads_as_pipeline_and_pyfunc(launch: Launch, settings: RunConfig, tmp_path: Path) -> None:
-    import mlflow.pyfunc
-    import mlflow.transformers
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-
-    folder = save_tiny_model(tmp_path / "half")
-    for _ in range(2):
-        tracker = launch()
-        tracker.run("", settings.name, "parent", {}, {})
-        tracker.run("half", "half", "student", {}, {})
-        tracker.model("half", "half/movies", folder, "text-classification")
-        stored = close(tracker, settings)
-    (model,) = stored.client.search_logged_models(
-        [str(stored.outcome.experiment_id)]
-    )  # the second is the first
-    assert (model.name, model.status.value) == ("half-movies", "READY")
-    assert model.source_run_id == stored.outcome.run_ids["half"]
-    outputs = stored.run("half").outputs
-    assert outputs is not None
-    assert [output.model_id for output in outputs.model_outputs] == [model.model_id]
-
-    plain = pipeline(
-        "text-classification",
-        model=AutoModelForSequenceClassification.from_pretrained(folder),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-    )
-    expected = plain("good film")
-    location = Path(model.artifact_location.removeprefix("file://"))
-    assert mlflow.transformers.load_model(str(location))("good film") == expected
-    frame = mlflow.pyfunc.load_model(str(location)).predict(["good film"])
-    assert frame.to_dict("records") == [pytest.approx(expected[0])]
-    assert str(tmp_path) not in (location / "MLmodel").read_text()
-
-
-def save_tiny_model(folder: Path) -> Path:
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
-    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
-    shape = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        id2label={0: "negative", 1: "positive"},
-        label2id={"negative": 0, "positive": 1},
-    )
-    BertForSequenceClassification(shape).save_pretrained(folder)
-    return folder
-
-
 # ---------------------------------------------------------------- MLflow is down, slow or says no
 
 
@@ -411,6 +314,8 @@ def test_down_at_start(
             lambda: tracker.metrics("", {"macro/accuracy": 0.5, "macro/f1": 0.5}),
             lambda: tracker.artifacts("", tmp_path / "report.md"),
             lambda: tracker.model("", "half", tmp_path, "text-classification"),
+            lambda: tracker.register("", "half", "down"),
+            lambda: tracker.tags("", {"outcome": "finished"}),
             lambda: tracker.finish("", "FINISHED"),
         ]
         for call in calls:
@@ -420,7 +325,7 @@ def test_down_at_start(
         assert tracker.close() is outcome[0]
     assert outcome[0].points_sent == 0
     assert outcome[0].points_lost == 3 + 2
-    assert outcome[0].operations_lost == 4  # run, artifact, model, end
+    assert outcome[0].operations_lost == 6  # run, artifact, model, version, tags, end
     assert outcome[0].run_ids == {}
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.tracking"]
     assert "tracking.uri" in warning
@@ -466,34 +371,8 @@ def test_disabled_tracking_does_nothing(tmp_path: Path) -> None:
     tracker = open_tracker(config(tmp_path, "off", enabled=False), tmp_path / "off")
     assert isinstance(tracker, NullTracker)
     tracker.run("", "off", "parent", {}, {})
+    tracker.tags("", {"outcome": "finished"})
+    tracker.register("", "half", "off")
     tracker.finish("", "FINISHED")
     assert tracker.close() == TrackingOutcome()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("uri", ["file:///mlruns", "mlruns", "ftp://me:hunter2@host"])
-def test_a_uri_of_no_use_is_refused(tmp_path: Path, uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"tracking\.uri") as refused:
-        open_tracker(config(tmp_path, "bad", uri=uri), tmp_path / "bad")
-    assert "hunter2" not in str(refused.value)
-
-
-def test_ui_command_is_loopback_and_finds_a_free_port(tmp_path: Path) -> None:
-    settings = config(tmp_path, "ui")
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        taken = int(busy.getsockname()[1])
-        command = ui_command(settings, port=taken)
-    assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
-    options = dict(zip(command[4::2], command[5::2], strict=True))
-    assert options["--host"] == "127.0.0.1"
-    assert int(options["--port"]) != taken
-    assert options["--backend-store-uri"] == settings.tracking_uri
-    assert options["--default-artifact-root"] == str(tmp_path / "_mlflow" / "artifacts")
-
-
-def test_ui_of_a_server_is_the_servers_own() -> None:
-    with pytest.raises(ConfigError, match="server") as refused:
-        ui_command(config(Path("runs"), "ui", uri="http://127.0.0.1:1"))
-    assert "http://127.0.0.1:1" in refused.value.remedy

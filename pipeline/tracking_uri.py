@@ -1,0 +1,75 @@
+"""Where MLflow keeps the runs, and the command that shows them; importing this brings in no MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.redact import redact
+
+SERVERS = ("http", "https", "databricks")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+QUIET = {  # before MLflow is imported; what the user has set stays
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what fails is said by the tracker, in one line
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the tracker retries by itself, and must notice when to stop
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # `tutelage ui` shows runs; its job runners are not needed
+}
+
+
+def artifact_root(config: RunConfig) -> Path | None:
+    """Folder of the artifacts: beside a sqlite file, else beside the runs; None where a server decides."""
+    uri = config.tracking_uri
+    scheme = urlsplit(uri).scheme.split("+")[0] or uri
+    if scheme in SERVERS:
+        return None
+    if scheme not in DATABASES:
+        raise ConfigError(
+            f"tracking.uri: MLflow keeps no runs in {redact('uri', uri)!r}",
+            "Give http://host:port or sqlite:///file, or leave it null for a file beside the runs.",
+        )
+    if scheme == "sqlite":
+        return Path(uri.split(":///", 1)[-1].split("?")[0]).absolute().parent / "artifacts"
+    return Path(config.runs_dir).absolute() / "_mlflow" / "artifacts"
+
+
+def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
+    """The command that shows the run's store in a browser, on loopback, at `port` or the next free one.
+
+    Sets the environment that keeps MLflow quiet, for the command to inherit. Raises `ConfigError` where the
+    store is a server, which has a page of its own.
+    """
+    root = artifact_root(config)
+    if root is None:
+        raise ConfigError(
+            "tracking.uri is a server, and shows its runs itself",
+            f"Open {redact('uri', config.tracking_uri)} in a browser.",
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    quieten()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", config.tracking_uri]
+    command += ["--default-artifact-root", str(root), "--workers", "1"]
+    return [*command, "--host", "127.0.0.1", "--port", str(free_port(port))]
+
+
+def free_port(first: int) -> int:
+    """`first` or the next port of loopback that nothing listens on."""
+    for port in (*range(first, min(first + 100, 65536)), 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise AssertionError("port 0 always binds")
+
+
+def quieten() -> None:
+    """Set the environment that keeps MLflow quiet, where the user has not set it otherwise."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

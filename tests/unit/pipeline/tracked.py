@@ -1,0 +1,54 @@
+"""What the tests of tracking share: a small config, and what a store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.config import RunConfig
+from pipeline.config_load import parse_config
+from pipeline.tracking import Tracker, TrackingOutcome
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Launch = Callable[[], Tracker]
+
+
+def config(runs_dir: Path, name: str, **tracking: Any) -> RunConfig:
+    """A small config whose runs lie in `runs_dir`."""
+    return parse_config(
+        {
+            "name": name,
+            "runs_dir": str(runs_dir),
+            "tasks": {"movies": {"kind": "text-classification", "data": {"path": "csv"}}},
+            "teachers": {"big": {"task": "movies", "model": "big"}},
+            "students": {"half": {"init_from": "big", "layers": 3}},
+            "tracking": tracking,
+        }
+    )
+
+
+class Stored(NamedTuple):
+    """What the store holds, asked through MLflow's own client."""
+
+    client: MlflowClient
+    outcome: TrackingOutcome
+
+    def run(self, key: str) -> Run:
+        run: Run = self.client.get_run(self.outcome.run_ids[key])
+        return run
+
+    def history(self, key: str, metric: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in self.client.get_metric_history(self.outcome.run_ids[key], metric)]
+
+
+def close(tracker: Tracker, settings: RunConfig) -> Stored:
+    """Close the tracker, see that nothing was lost, and open the store."""
+    from mlflow import MlflowClient  # late: not every test of the folder shall wait for it
+
+    outcome = tracker.close(timeout_s=60)
+    assert (outcome.points_lost, outcome.operations_lost) == (0, 0)
+    return Stored(MlflowClient(tracking_uri=settings.tracking_uri), outcome)
