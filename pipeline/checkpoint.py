@@ -99,6 +99,27 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_checkpoint(folder: Path) -> Path:
+    """The last one written. Raises `ValueError` where there is none."""
+    return max(_finished(folder))
+
+
+def adopt_checkpoint(source: Path, folder: Path) -> None:
+    """Puts a copy of another training's checkpoint, a folder of any name, in place of those in `folder`."""
+    incoming = folder / ".part-incoming"
+    shutil.rmtree(incoming, ignore_errors=True)
+    shutil.copytree(source, incoming)
+    step = json.loads((incoming / INDEX).read_text())["state"]["progress"]["step"]
+    remove_checkpoints(folder)
+    incoming.rename(folder / f"step-{step:08d}")
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """All of them, once they are no longer needed."""
+    for path in folder.glob("step-*"):
+        shutil.rmtree(path)
+
+
 def _finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix == "")
 
@@ -132,10 +153,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replaces `file` by `text`, whole or not at all."""
+def write_atomically(file: Path, content: str | bytes) -> Path:
+    """Replaces `file` by `content`, whole or not at all; returns it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     _sync(part)
     part.replace(file)
+    return file

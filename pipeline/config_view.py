@@ -10,12 +10,15 @@ from omegaconf import OmegaConf
 
 from pipeline.config import RunConfig
 from pipeline.redact import redact
+from pipeline.significance import ALPHA, floor, pairs_needed
 
 RESULT_FREE = (  # keys that change where and how a run is done, not what comes out
     "runs_dir",
     "store.*",
     "tracking.*",
     "cluster.*",
+    "tune",
+    "tune.*",
     "teachers.*.serving.replicas",
     "teachers.*.serving.cpus",
     "teachers.*.serving.gpus",
@@ -63,7 +66,12 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """`path: old → new` for every key that would change the results."""
+    """`path: old → new` for every key that would change the results.
+
+    A group may have other seeds than before: each has a run folder of its own.
+    """
+    if old.seeds and new.seeds:
+        old = old.model_copy(update={"seeds": new.seeds})
     before, after = (
         {path: value for path, value in flatten(config).items() if value != {}} for config in (old, new)
     )
@@ -75,9 +83,20 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
+def seed_notes(config: RunConfig) -> list[str]:
+    """What a run per seed comes to; nothing where there is but one."""
+    if not config.seeds:
+        return []
+    pairs, seeds = len(config.seeds), ", ".join(map(str, config.seeds))
+    line = f"seeds {seeds}: one run each, {config.name_of_seed(config.seeds[0])} and so on"
+    if pairs < pairs_needed():
+        line += f"; over {pairs} no test can give p below {floor(pairs):.2g}, take 8 to show p < {ALPHA}"
+    return [line]
+
+
 def notes(config: RunConfig) -> list[str]:
-    """What was normalised, one line each."""
-    lines: list[str] = []
+    """What was normalised, and what several seeds mean, one line each."""
+    lines = seed_notes(config)
     for task in config.tasks:
         given = config.aggregation_of(task).teacher_weights
         weights = [given.get(name, 1.0) for name in config.teachers_of(task)]

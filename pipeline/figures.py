@@ -77,28 +77,31 @@ def draw(report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: Run
             if results.task.continuous:
                 for name in students:
                     figures[f"scatter-{name}@{task}.png"] = _scatter(task, results, name, colours[name])
-        return {name: _png(figure) for name, figure in figures.items()}
+        return {name: png(figure) for name, figure in figures.items()}
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _short(text: str, width: int = 20) -> str:
+def short(text: str, width: int = 20) -> str:
     """`text`, or its two ends: job names and labels often differ in the last word only."""
     half = (width - 1) // 2
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
-def _pale(colour: str) -> tuple[float, ...]:
+def pale(colour: str) -> tuple[float, ...]:
+    """The colour, mixed with white."""
     return tuple(1 - 0.42 * (1 - channel) for channel in to_rgb(colour))
 
 
@@ -115,7 +118,7 @@ def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
         bar for bar in bars if any(one["students"][bar[0]][bar[1]] is not None for one in groups.values())
     ]
     pitch = len(bars) + 1.1
-    figure = _figure(WIDTH, 0.9 + 0.21 * pitch * len(groups))
+    figure = blank(WIDTH, 0.9 + 0.21 * pitch * len(groups))
     axes = figure.add_subplot()
     right = 1.0
     for index, group in enumerate(groups.values()):
@@ -132,7 +135,7 @@ def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
         right = max(right, widest)
     axes.axvline(1, color=INK, linewidth=1.4)
     centres = [index * pitch + (len(bars) - 1) / 2 for index in range(len(groups))]
-    axes.set_yticks(centres, [_short(name) for name in groups])
+    axes.set_yticks(centres, [short(name) for name in groups])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(pitch * len(groups) - 1.1, -1)
     axes.set_xlim(0, right + 0.1)
@@ -144,8 +147,8 @@ def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
 
 
 def _bar(axes: Axes, y: float, share: float, value: float, name: str, distilled: bool, colour: str) -> None:
-    axes.barh(y, share, height=0.86, color=colour if distilled else _pale(colour))
-    who = _short(name, 24) if distilled else f"{_short(name, 24)}, supervised"
+    axes.barh(y, share, height=0.86, color=colour if distilled else pale(colour))
+    who = short(name, 24) if distilled else f"{short(name, 24)}, supervised"
     result = f"{100 * share:.1f}%  ({100 * value:.1f})"
     style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": "white" if distilled else INK}
     if share > 0.6:  # room inside the bar for both
@@ -174,12 +177,12 @@ def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[
         return None
     columns = min(3, len(lines))
     height = math.ceil(len(lines) / columns)
-    figure = _figure(WIDTH if columns > 1 else 5.5, 0.5 + 2.5 * height)
+    figure = blank(WIDTH if columns > 1 else 5.5, 0.5 + 2.5 * height)
     for index, (title, found) in enumerate(lines.items()):
         axes = figure.add_subplot(height, columns, index + 1)
         for job, curve in found.items():
             axes.plot(curve[:, 0], curve[:, 1], markersize=3.5, **_line(job, jobs[job], colours))
-        axes.set_title(_short(title, 24))
+        axes.set_title(short(title, 24))
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlabel(unit)
@@ -198,11 +201,11 @@ def _owner(job: str, students: Mapping[str, str]) -> str:
 def _line(job: str, student: str, colours: Mapping[str, str]) -> dict[str, Any]:
     if job == student:
         return {"color": colours[student], "linewidth": 2.0, "marker": "o"}
-    return {"color": _pale(colours[student]), "linewidth": 1.6, "marker": "o", "linestyle": DASHED}
+    return {"color": pale(colours[student]), "linewidth": 1.6, "marker": "o", "linestyle": DASHED}
 
 
 def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
-    names = {job: _short(job, 30) for job in lines}
+    names = {job: short(job, 30) for job in lines}
     handles = [Line2D([], [], label=names[job], markersize=4, **style) for job, style in lines.items()]
     room = (
         figure.get_figwidth() * 14 / (max(map(len, names.values())) + 8)
@@ -220,7 +223,7 @@ def _reliability(
     """Accuracy by confidence: one panel a student, with its baseline and the ensemble."""
     columns = min(3, len(results.students))
     rows = math.ceil(len(results.students) / columns)
-    figure = _figure(WIDTH if columns > 1 else 5.5, 0.5 + (3.1 if columns == 3 else 3.7) * rows)
+    figure = blank(WIDTH if columns > 1 else 5.5, 0.5 + (3.1 if columns == 3 else 3.7) * rows)
     metrics = report["tasks"][task]["metrics"]
     for index, (name, values) in enumerate(results.students.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
@@ -228,17 +231,17 @@ def _reliability(
         _dots(axes, results, results.ensemble, "ensemble", metrics["ensemble"], color=INK)
         if name in results.supervised:
             its = metrics["supervised"][name]
-            pale: dict[str, Any] = {"color": _pale(colours[name]), "linestyle": DASHED}
-            _dots(axes, results, results.supervised[name], "supervised", its, **pale)
-        _dots(axes, results, values, _short(name), metrics["students"][name], color=colours[name])
+            style: dict[str, Any] = {"color": pale(colours[name]), "linestyle": DASHED}
+            _dots(axes, results, results.supervised[name], "supervised", its, **style)
+        _dots(axes, results, values, short(name), metrics["students"][name], color=colours[name])
         axes.set(xlim=(max(0, 1 / len(results.task.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
-        axes.set_title(_short(name, 24))
+        axes.set_title(short(name, 24))
         axes.set_xlabel("confidence")
         axes.grid(axis="y")
         axes.legend(loc="best", fontsize=8, handlelength=1.6, frameon=True, framealpha=0.85, edgecolor="none")
         if index % columns == 0:
             axes.set_ylabel("accuracy")
-    title = f"{_short(task, 30)}: share that is right, by how sure the model is"
+    title = f"{short(task, 30)}: share that is right, by how sure the model is"
     about = f"Dotted: ideal. Dot area: share of examples; bins of fewer than {FEW} are left out."
     figure.suptitle(f"{title}\n{about}", x=0.01, ha="left", fontsize=8.5, color=SOFT)
     return figure
@@ -277,7 +280,7 @@ def _scatter(task: str, results: TaskResults, student: str, colour: str) -> Figu
     """A regression's predictions by gold value."""
     gold, said = results.test.labels.values, results.students[student][:, 0]
     low, high = float(min(gold.min(), said.min())), float(max(gold.max(), said.max()))
-    figure = _figure(4.6, 4.2)
+    figure = blank(4.6, 4.2)
     axes = figure.add_subplot()
     axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=":")
     alpha = float(np.clip(300 / len(gold), 0.08, 0.8))
@@ -285,7 +288,7 @@ def _scatter(task: str, results: TaskResults, student: str, colour: str) -> Figu
     axes.grid()
     axes.set_xlabel("gold")
     axes.set_ylabel("predicted")
-    axes.set_title(f"{_short(student)} on {_short(task)}")
+    axes.set_title(f"{short(student)} on {short(task)}")
     return figure
 
 
@@ -296,9 +299,9 @@ def _confusion(task: str, results: TaskResults, student: str, colour: str) -> Fi
     """Rows: gold labels, columns: the student's; colour: share of the row; figures up to `READABLE` labels."""
     counts = confusion(*_classified(results, results.students[student]))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    labels = [_short(label) for label in results.task.labels]
+    labels = [short(label) for label in results.task.labels]
     side = float(np.clip(0.62 * len(labels), 2.0, 6.0))
-    figure = _figure(side + 2.0, side + 1.2)
+    figure = blank(side + 2.0, side + 1.2)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("student", ["white", colour]), vmin=0, vmax=1)
     if len(labels) <= READABLE:
@@ -318,5 +321,5 @@ def _confusion(task: str, results: TaskResults, student: str, colour: str) -> Fi
     axes.spines[:].set(visible=True, color=GRID)
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
-    axes.set_title(f"{_short(student)} on {_short(task)}")
+    axes.set_title(f"{short(student)} on {short(task)}")
     return figure

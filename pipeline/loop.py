@@ -85,16 +85,22 @@ class Progress:
     skipped_in_a_row: int = 0
     best_score: float = -math.inf
     best_epoch: int = -1
+    kept: dict[str, float] = field(default_factory=dict)
+    """Validation scores of the weights that would be kept if training ended now."""
     status: str = "running"
     """running, done, early_stopped or interrupted."""
     epoch_seconds: list[float] = field(default_factory=list)
+
+
+Report = Callable[[int, Mapping[str, float]], None]
 
 
 class Trainer:
     """Trains one student on several tasks; `fit` does all of it.
 
     folder: where checkpoints and metrics.jsonl go · should_stop: asked between steps; when true, a checkpoint
-    is written and `fit` returns with status "interrupted".
+    is written and `fit` returns with status "interrupted" · report: told after each epoch, once its checkpoint is
+    written, with the epochs done and the validation scores of the weights kept so far.
     """
 
     def __init__(
@@ -110,7 +116,9 @@ class Trainer:
         accumulation: int = 1,
         workers: Workers | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        report: Report = lambda epochs, scores: None,
     ) -> None:
+        self.report = report
         self.student, self.config, self.losses, self.folder = student, config, losses, folder
         self.sets = {task_set.task.name: task_set for task_set in sets}
         self.accumulation, self.workers, self.should_stop = accumulation, workers or Workers(), should_stop
@@ -141,6 +149,7 @@ class Trainer:
                 self.progress.epoch_seconds.append(seconds)
                 self._validate(epoch)
                 self._save()
+                self.report(epoch + 1, self.progress.kept)
         if self.progress.status == "interrupted":
             return self.progress
         if self.best:
@@ -234,6 +243,7 @@ class Trainer:
     def _validate(self, epoch: int) -> None:
         """Scores the student on validation; keeps the best weights and stops early where configured."""
         values: dict[str, float] = {}
+        macro: list[float] = []
         for name, task_set in self.sets.items():
             said = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
@@ -243,11 +253,14 @@ class Trainer:
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
-            metric = task_set.task.metric
-            values[f"{name}/{metric}"] = task_set.task.scores(said.numpy(), task_set.gold)[metric]
-        score = sum(values.values()) / len(values)
-        self._log({**values, "macro/score": score, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
+            scores = task_set.task.scores(said.numpy(), task_set.gold)
+            values |= {f"{name}/{metric}": value for metric, value in scores.items()}
+            macro.append(scores[task_set.task.metric])
+        score = values["macro/score"] = sum(macro) / len(macro)
+        self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = epoch + 1 == self.config.epochs
+        if self.config.early_stopping is None or score > self.progress.best_score:
+            self.progress.kept = values
         if self.config.early_stopping is not None:
             if score > self.progress.best_score:
                 self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}

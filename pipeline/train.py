@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import errors
-from pipeline.checkpoint import write_atomically
+from pipeline.checkpoint import remove_checkpoints, write_atomically
 from pipeline.cluster import cpus_per_worker
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.data import Schedule, TaskData
-from pipeline.loop import LossPlan, StopWatch, TaskSet, Trainer
+from pipeline.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
 from pipeline.models import open_tokenizer, resolve
 from pipeline.step import Aggregation, Workers, predict
 from students.export import save_task
@@ -51,7 +51,9 @@ class Job:
 class Plan:
     """All that the worker group needs, by value.
 
-    teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for `init_from`.
+    teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for `init_from` · cpus:
+    of each worker · stop: the file that asks trainings to end, while it exists · trial: a search's trial, which is
+    seen by validation alone: no test predictions, no exported student, and its epochs are reported to the search.
     """
 
     config: RunConfig
@@ -60,7 +62,9 @@ class Plan:
     teacher_keys: Mapping[str, str]
     teacher_folders: Mapping[str, str]
     launch: str
-    cpus: int
+    cpus: float
+    stop: Path
+    trial: bool = False
 
 
 def jobs_of(config: RunConfig) -> list[Job]:
@@ -87,9 +91,9 @@ def stop_file(run_dir: Path) -> Path:
 # ---------------------------------------------------------------- in the workers
 
 
-def train_jobs(plan: Plan, workers: Workers) -> None:
+def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, scores: None) -> None:
     """Runs the unfinished jobs one after another; returns early when asked to stop."""
-    should_stop = StopWatch(stop_file(plan.run_dir))
+    should_stop = StopWatch(plan.stop)
     store = Store(plan.config.store_path)
     sets: dict[tuple[str, str, bool], list[TaskSet]] = {}
 
@@ -113,7 +117,7 @@ def train_jobs(plan: Plan, workers: Workers) -> None:
             len(d.labelled_train()) < len(d.splits["train"]) for d in plan.data.values()
         ):
             train = same_budget(train, own, sets_of(job, folder, True), plan.config.seed)
-        if train_job(plan, job, folder, own, workers, should_stop, train) == "interrupted":
+        if train_job(plan, job, folder, own, workers, should_stop, train, report) == "interrupted":
             return
 
 
@@ -125,14 +129,13 @@ def train_job(
     workers: Workers,
     should_stop: Callable[[], bool],
     train: TrainConfig,
+    report: Report,
 ) -> str:
     """One job from its last checkpoint to its result; returns the training's status."""
     config, target = plan.config, job_folder(plan.run_dir, job)
-    student_config = config.students[job.student]
     tasks = [task_set.task for task_set in sets]
-    student = build_student(
-        folder, tasks, layers=student_config.layers, dropout=train.dropout, seed=config.seed
-    )
+    layers = config.students[job.student].layers
+    student = build_student(folder, tasks, layers=layers, dropout=train.dropout, seed=config.seed)
     trainer = Trainer(
         student,
         sets,
@@ -144,30 +147,45 @@ def train_job(
         accumulation=train.accumulation,
         workers=workers,
         should_stop=should_stop,
+        report=report,
     )
     progress = trainer.fit()
-    if progress.status != "interrupted":
-        tokenizer = open_tokenizer(folder)
-        encoded = {
-            task.name: task.encode(
-                tokenizer,
-                plan.data[task.name].splits["test"].inputs,
-                student_config.max_length.get(task.name),
-            )
-            for task in tasks
-        }
-        predictions = {
-            task.name: predict(student, task, encoded[task.name], train.tokens_per_batch, workers)
-            for task in tasks
-        }
+    if progress.status == "interrupted":
+        return progress.status
+    if plan.trial:
         if workers.rank == 0:
-            truncated = {
-                s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
-                for s in sets
-            }
-            result = {**asdict(progress), "truncated": truncated, "parameters": parameter_count(student)}
-            _finish(plan, job, student, tokenizer, predictions, result)
+            _conclude(target, asdict(progress))
+    else:
+        _test(plan, job, folder, student, sets, workers, asdict(progress))
     return progress.status
+
+
+def _test(
+    plan: Plan,
+    job: Job,
+    folder: Path,
+    student: MultiTaskStudent,
+    sets: Sequence[TaskSet],
+    workers: Workers,
+    progress: Mapping[str, Any],
+) -> None:
+    """What a trained student says of the test splits, written down with its result."""
+    tokenizer, tokens = open_tokenizer(folder), plan.config.train_of(job.student).tokens_per_batch
+    lengths = plan.config.students[job.student].max_length
+    encoded = {
+        name: data.task.encode(tokenizer, data.splits["test"].inputs, lengths.get(name))
+        for name, data in plan.data.items()
+    }
+    predictions = {
+        name: predict(student, data.task, encoded[name], tokens, workers) for name, data in plan.data.items()
+    }
+    if workers.rank == 0:
+        truncated = {
+            s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
+            for s in sets
+        }
+        result = {**progress, "truncated": truncated, "parameters": parameter_count(student)}
+        _finish(plan, job, student, tokenizer, predictions, result)
 
 
 def _finish(
@@ -184,9 +202,12 @@ def _finish(
         (plan.run_dir / "students" / job.student).mkdir(parents=True, exist_ok=True)
         for task in student.tasks:
             save_task(student, task, tokenizer, plan.run_dir / "students" / job.student / task)
+    _conclude(folder, result)
+
+
+def _conclude(folder: Path, result: Mapping[str, Any]) -> None:
     write_atomically(folder / RESULT, json.dumps(result))
-    for checkpoint in folder.glob("step-*"):
-        shutil.rmtree(checkpoint)
+    remove_checkpoints(folder)
 
 
 def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> list[TaskSet]:
@@ -272,22 +293,31 @@ def train_loop(payload: dict[str, Any]) -> None:
     import ray.train.torch
 
     plan: Plan = ray.get(payload["plan"][0])
+    report: Report | None = payload["report"]
     context = ray.train.get_context()
     failure = _failure_file(plan.run_dir, plan.launch)
     if failure.exists():
         return
-    torch.set_num_threads(plan.cpus)
+    torch.set_num_threads(max(1, int(plan.cpus)))
     workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        train_jobs(plan, workers)
+        train_jobs(plan, workers, report or (lambda epochs, scores: None))
     except errors.TutelageError as error:
         write_atomically(failure, json.dumps([type(error).__name__, error.cause, error.remedy]))
         if workers.world > 1:
             raise  # the others may be waiting for this one
 
 
-def launch(plan: Plan) -> None:
-    """Trains all jobs in a Ray Train worker group; blocks. Raises what a worker raised, or `ExhaustedError`."""
+def launch(
+    plan: Plan,
+    *,
+    report: Report | None = None,
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Trains all jobs in a Ray Train worker group; blocks. Raises what a worker raised, or `ExhaustedError`.
+
+    report: as `pipeline.loop.Trainer` has it, called on every worker · callbacks: Ray Train's.
+    """
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -298,7 +328,7 @@ def launch(plan: Plan) -> None:
     resources = {"CPU": plan.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"plan": [ray.put(plan)]},
+        train_loop_config={"plan": [ray.put(plan)], "report": report},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpus_per_worker > 0,
@@ -309,6 +339,7 @@ def launch(plan: Plan) -> None:
             name=plan.launch,
             storage_path=str((plan.run_dir / "ray").absolute()),
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=2),
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -337,17 +368,18 @@ def new_plan(
     """A plan for one launch of the worker group."""
     launch_id = f"{config.name}-{uuid.uuid4().hex[:8]}"
     return Plan(
-        _absolute(config),
+        absolute(config),
         config.run_dir.absolute(),
         data,
         teacher_keys,
         teacher_folders,
         launch_id,
         cpus_per_worker(config),
+        stop_file(config.run_dir).absolute(),
     )
 
 
-def _absolute(config: RunConfig) -> RunConfig:
+def absolute(config: RunConfig) -> RunConfig:
     """Ray Train's workers run in a folder of their own: local paths must not depend on it."""
     students = {
         name: student.model_copy(update={"model": str(Path(student.model).absolute())})

@@ -38,6 +38,8 @@ class Task(Protocol):
     kind: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     """Scores that may select and compare models, the usual one first; higher is better."""
+    errors: ClassVar[tuple[str, ...]]
+    """Scores of which lower is better."""
     continuous: ClassVar[bool]
     """Whether rows are numbers rather than distributions."""
     label_roles: ClassVar[tuple[str, ...]]

@@ -33,6 +33,7 @@ class MultiLabel(TextClassification):
     """One multi-label task; see `pipeline.tasks.Task`. Values: (n, C) logits of yes; rows: (n · C, 2)."""
 
     metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "subset_accuracy")
+    errors: ClassVar[tuple[str, ...]] = ("nll", "ece")
 
     metric: str = "micro_f1"
 

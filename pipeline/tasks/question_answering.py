@@ -68,6 +68,7 @@ class QuestionAnswering:
 
     kind: ClassVar[str] = "question-answering"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
+    errors: ClassVar[tuple[str, ...]] = ()
     continuous: ClassVar[bool] = False
     label_roles: ClassVar[tuple[str, ...]] = ("answers",)
     lost: ClassVar[str] = "questions"

@@ -33,6 +33,7 @@ class Regression(TextClassification):
     standardised. center, scale: mean and standard deviation of the training labels."""
 
     metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    errors: ClassVar[tuple[str, ...]] = ("mse", "mae")
     continuous: ClassVar[bool] = True
 
     metric: str = "pearson"

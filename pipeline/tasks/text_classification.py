@@ -27,6 +27,7 @@ class TextClassification:
 
     kind: ClassVar[str] = "text-classification"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    errors: ClassVar[tuple[str, ...]] = ("nll", "ece")
     continuous: ClassVar[bool] = False
     label_roles: ClassVar[tuple[str, ...]] = ("label",)
     lost: ClassVar[str] = "texts"

@@ -47,6 +47,7 @@ class TokenClassification(TextClassification):
 
     kind: ClassVar[str] = "token-classification"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "accuracy")
+    errors: ClassVar[tuple[str, ...]] = ("nll", "ece")
     label_roles: ClassVar[tuple[str, ...]] = ("labels",)
     lost: ClassVar[str] = "words"
     pipeline: ClassVar[str | None] = "token-classification"

@@ -93,7 +93,7 @@ def undisturbed(bench: Bench) -> Path:
     """The run folder of a training in this very process, without Ray."""
     plan = bench.plan("undisturbed", "plain", "rough")
     threads = torch.get_num_threads()
-    torch.set_num_threads(plan.cpus)
+    torch.set_num_threads(max(1, int(plan.cpus)))
     training.train_jobs(plan, Workers())
     torch.set_num_threads(threads)
     return plan.run_dir

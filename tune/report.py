@@ -1,0 +1,289 @@
+"""What a study found: trials → study.json, study.md, trials.csv, figures; the live table of trials."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from pipeline.checkpoint import write_atomically
+from pipeline.config import RunConfig
+from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, signed
+from pipeline.significance import Spread, floor, sign_flip_p
+from tune.importance import importance
+from tune.space import modes, student_of
+from tune.study import Trial, best, summary
+
+STUDY, PAGE, TRIALS = "study.json", "study.md", "trials.csv"
+MARKS = {
+    "finished": "green",
+    "early-stopped": "dim",
+    "failed": "red",
+    "interrupted": "yellow",
+    "running": "cyan",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What else is known about a study.
+
+    ensemble: validation scores of the teachers together, by ``macro/score`` and ``<task>/<metric>`` · forwards:
+    examples each teacher ran this time · needed: soft targets the study reads of each · curves: by trial,
+    validation points as metrics.jsonl has them · timings_s: seconds by stage of this launch.
+    """
+
+    ensemble: Mapping[str, float]
+    forwards: Mapping[str, int]
+    needed: Mapping[str, int]
+    curves: Mapping[int, Sequence[Mapping[str, Any]]]
+    timings_s: Mapping[str, float]
+
+
+# ---------------------------------------------------------------- while it goes on
+
+
+def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> RenderableType:
+    """The trials so far, for a terminal."""
+    paths = list(trials[0].values) if trials else []
+    table = Table("trial", "", *paths, *metrics, "epochs", "s", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for trial in trials:
+        scores = [points(trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
+        table.add_row(
+            str(trial.number),
+            f"[{MARKS[trial.status]}]{trial.status}[/]",
+            *(shown(trial.values[path]) for path in paths),
+            *scores,
+            str(trial.epochs),
+            f"{trial.seconds:.0f}",
+        )
+    return table
+
+
+def trial_line(trial: Trial, metrics: Sequence[str]) -> str:
+    """One line about a trial that ended."""
+    scores = [f"{one} {points(trial.scores[one])}" for one in metrics if one in trial.scores]
+    values = ", ".join(f"{path}={shown(value)}" for path, value in trial.values.items())
+    why = f" ({trial.error})" if trial.error else ""
+    return f"trial {trial.number}: {trial.status}{why}, {', '.join([*scores, f'{trial.epochs} epochs'])} · {values}"
+
+
+def shown(value: Any) -> str:
+    """A searched value as people read it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def retention(scores: Mapping[str, float], ensemble: Mapping[str, float]) -> dict[str, float]:
+    """Validation scores ÷ the ensemble's, as ``retention/macro`` and ``retention/<task>``."""
+    return {
+        f"retention/{name.split('/')[0]}": scores[name] / whole
+        for name, whole in ensemble.items()
+        if name in scores and whole > 0
+    }
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -> dict[str, Any]:
+    """study.json's content, without the test."""
+    tune = config.tune
+    assert tune is not None, "`tune.space.checked` comes first"
+    forwards, needed = sum(facts.forwards.values()), sum(facts.needed.values())
+    found = summary(name, student_of(config), tune.metrics, modes(config), trials)
+    return {
+        **found,
+        "space": {path: one.model_dump(mode="json") for path, one in tune.space.items()},
+        "algorithm": tune.algorithm,
+        "scheduler": tune.scheduler,
+        "ensemble": dict(facts.ensemble),
+        "importance": importance(tune, trials, tune.metrics[0]),
+        "teacher_forwards": dict(facts.forwards),
+        "soft_targets": dict(facts.needed),
+        "forwards_ratio": forwards / needed if needed else None,
+        "timings_s": {stage: round(seconds, 2) for stage, seconds in facts.timings_s.items()},
+    }
+
+
+def tested(default: Mapping[str, Any], winner: Mapping[str, Any], student: str) -> dict[str, Any]:
+    """What the search bought on test: default weights, winner and supervised baseline, over the seeds of two groups.
+
+    default, winner: as `pipeline.group_report.build` makes them, of one seed or more, the same ones. By ``macro``
+    and task: scores by seed, and p of the sign-flip test of winner − default.
+    """
+    sections = {"macro": (default["macro"], winner["macro"])}
+    sections |= {task: (default["tasks"][task], winner["tasks"][task]) for task in default["tasks"]}
+    rows = {}
+    for name, (before, after) in sections.items():
+        old, new = before["students"][student], after["students"][student]
+        scores = {"default": old["score"]["by_seed"], "best": new["score"]["by_seed"]}
+        base = old["supervised"]
+        gains = [b - a for a, b in zip(scores["default"], scores["best"], strict=True)]
+        rows[name] = {
+            **scores,
+            "supervised": None if base is None else base["by_seed"],
+            "ensemble": before["ensemble"]["by_seed"],
+            "gain": sum(gains) / len(gains),
+            "p": sign_flip_p(gains) if len(gains) > 1 else None,
+        }
+    return {"seeds": list(default["seeds"]), "runs": [*default["runs"], *winner["runs"]], "scores": rows}
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(
+    config: RunConfig, folder: Path, trials: Sequence[Trial], facts: Facts
+) -> tuple[dict[str, Any], list[Path]]:
+    """Writes study.json, study.md, trials.csv and figures/*.png; returns what study.json says, and the files."""
+    from tune import figures  # brings in matplotlib
+
+    tune = config.tune
+    assert tune is not None, "`tune.space.checked` comes first"
+    found = build(config, folder.name, trials, facts)
+    winner = best(trials, tune.metrics, modes(config))
+    tasks = [name for name in facts.ensemble if name != "macro/score"]
+    drawn = figures.draw(tune, trials, winner, found["importance"], facts.curves, tasks)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files = [write_atomically(folder / "figures" / name, png) for name, png in drawn.items()]
+    write_atomically(folder / TRIALS, to_csv(found))
+    return found, [*files, folder / TRIALS, *write_page(found, folder)]
+
+
+def write_page(found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """study.md and, last, study.json."""
+    pictures = sorted(file.name for file in (folder / "figures").glob("*.png"))
+    write_atomically(folder / PAGE, markdown(found, pictures))
+    write_atomically(folder / STUDY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return [folder / PAGE, folder / STUDY]
+
+
+def to_csv(found: Mapping[str, Any]) -> str:
+    """A line a trial, scores as shares with every digit."""
+    paths = list(found["space"])
+    names = list(dict.fromkeys(name for trial in found["trials"] for name in trial["scores"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    facts = ("number", "status", "best", "pareto", "epochs", "seconds", "failures", "error")
+    writer.writerow([*facts, *paths, *names])
+    for trial in found["trials"]:
+        own = [trial[name] for name in facts]
+        values = [trial["values"].get(path) for path in paths]
+        writer.writerow([*own, *values, *(trial["scores"].get(name) for name in names)])
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------- study.md
+
+
+def markdown(found: Mapping[str, Any], pictures: Sequence[str]) -> str:
+    """study.md's text, with those of `pictures` (file names under figures/) that it knows."""
+
+    def picture(name: str, caption: str) -> list[str]:
+        return [f"![{caption}](figures/{name})"] if name in pictures else []
+
+    blocks = [f"# {found['name']}", *verdict(found), *_bought(found), "## Trials", _trials(found)]
+    blocks += picture("parallel.png", "Values and scores of the trials")
+    if found["importance"]:
+        blocks += ["## What mattered", *picture("importance.png", "Importance of each value")]
+        blocks += [
+            "How much of the score's variance over these trials each value explains: few trials, a rough guess."
+        ]
+    if "pareto.png" in pictures:
+        blocks += [
+            "## One task against another",
+            *picture("pareto.png", "Pareto front of every pair of tasks"),
+        ]
+    blocks += ["## Learning curves", *picture("curves.png", "Validation score by epoch")]
+    return "\n\n".join([*blocks, "## Cost", *_cost(found), *picture("cost.png", "Seconds a trial")]) + "\n"
+
+
+def verdict(found: Mapping[str, Any]) -> list[str]:
+    """A paragraph or two in plain words."""
+    counts: dict[str, int] = {}
+    for trial in found["trials"]:
+        counts[trial["status"]] = counts.get(trial["status"], 0) + 1
+    ended = ", ".join(f"{count} {status}" for status, count in counts.items())
+    winner = next((trial for trial in found["trials"] if trial["best"]), None)
+    lead = f"{len(found['trials'])} trials of **{found['student']}**: {ended}."
+    if winner is None:
+        return [f"{lead} None of them has a score."]
+    scores = ", ".join(f"{one} {points(winner['scores'][one])}" for one in found["metrics"])
+    values = ", ".join(f"`{path}` {shown(value)}" for path, value in winner["values"].items())
+    paragraphs = [f"{lead} The winner is trial {winner['number']}, {scores} on validation: {values}."]
+    if "test" in found:
+        paragraphs.append(_gain(found["test"]))
+    return paragraphs
+
+
+def _gain(test: Mapping[str, Any]) -> str:
+    """What the search bought, in a sentence."""
+    macro, seeds = test["scores"]["macro"], len(test["seeds"])
+    gain, over = signed(macro["gain"]), f"over {seeds} seeds" if seeds > 1 else "with one seed"
+    means = {name: plus_minus(Spread(tuple(macro[name]))) for name in ("default", "best")}
+    text = f"On test, {over}, it scores {means['best']} where the default weights score {means['default']}: "
+    if gain == "0.0":
+        return f"{text}the search bought nothing."
+    if gain.startswith("−"):
+        return f"{text}the search bought nothing, its winner is {gain.removeprefix('−')} points below them."
+    chance = f" (p {p_value(macro['p'])}; {seeds} pairs cannot give less than {p_value(floor(seeds))})"
+    return f"{text}the search bought {gain} points{chance if seeds > 1 else ', which one seed cannot tell from chance'}."
+
+
+def _bought(found: Mapping[str, Any]) -> list[str]:
+    if "test" not in found:
+        return []
+    rows = []
+    for name, one in found["test"]["scores"].items():
+        spreads = [None if one[key] is None else Spread(tuple(one[key])) for key in KEYS]
+        rows.append([name, *map(plus_minus, spreads), signed(one["gain"]), p_value(one["p"])])
+    runs = ", ".join(f"[{run}](../{run}/report.md)" for run in found["test"]["runs"])
+    return [
+        "## What the search bought",
+        markdown_table(["on test", "default", "searched", "supervised", "ensemble", "Δ", "p"], rows),
+        f"Points, mean ± standard deviation over the seeds. Searched: the winner, trained again from `best.yaml`. "
+        f"Δ: searched − default, p by the paired sign-flip test. Runs: {runs}.",
+    ]
+
+
+KEYS = ("default", "best", "supervised", "ensemble")
+
+
+def _trials(found: Mapping[str, Any]) -> str:
+    paths, metrics = list(found["space"]), found["metrics"]
+    rows = []
+    for trial in found["trials"]:
+        mark = "**" if trial["best"] else ""
+        scores = [points(trial["scores"][one]) if one in trial["scores"] else NOTHING for one in metrics]
+        values = [shown(trial["values"].get(path, NOTHING)) for path in paths]
+        ended = trial["status"] + (f": {trial['error']}" if trial["error"] else "")
+        own = [f"{mark}{trial['number']}{mark}", ended.replace("|", "/")]
+        rows.append([*own, *values, *scores, str(trial["epochs"]), f"{trial['seconds']:.0f}"])
+    return markdown_table(["trial", "ended", *paths, *metrics, "epochs", "seconds"], rows, words=2)
+
+
+def _cost(found: Mapping[str, Any]) -> list[str]:
+    trials, forwards = len(found["trials"]), sum(found["teacher_forwards"].values())
+    needed = sum(found["soft_targets"].values())
+    ratio = NOTHING if found["forwards_ratio"] is None else f"{found['forwards_ratio']:.2f}"
+    spent = sum(trial["seconds"] for trial in found["trials"])
+    labelled = [
+        [name, f"{count:,}", f"{found['soft_targets'][name]:,}"]
+        for name, count in found["teacher_forwards"].items()
+    ]
+    return [
+        markdown_table(["teacher", "examples run this time", "soft targets needed"], labelled),
+        f"Teacher forwards ÷ (examples × teachers): {ratio}, for {trials} trials: all read the same {needed:,} soft "
+        f"targets, {forwards:,} of them computed by this command. {spent:.0f} seconds went into trials, counting "
+        f"those side by side one after another. Ensemble on validation: {percent(found['ensemble']['macro/score'])} macro.",
+    ]

@@ -1,0 +1,225 @@
+"""One study from config to report: soft targets → trials → winner → the winner's own run beside the default's.
+
+A study's folder is `runs/<name>-study`; the default weights are the plain run `runs/<name>` that `tutelage train`
+makes of the same file, the winner is `runs/<name>-best`, made of `best.yaml`. Trials see validation only; test is
+scored once, by those two.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import group as groups
+from pipeline import group_report
+from pipeline import run as runs
+from pipeline.checkpoint import write_atomically
+from pipeline.cluster import connected
+from pipeline.config import RunConfig
+from pipeline.config_load import load_config
+from pipeline.config_view import flatten_values, to_yaml
+from pipeline.display import Display
+from pipeline.errors import ConfigError, ExhaustedError
+from pipeline.loop import METRICS
+from pipeline.results import ensemble_scores
+from pipeline.tracking import Status
+from pipeline.train import absolute, stop_file
+from tune import report
+from tune.search import cpus_per_trial_worker, search, training_folder
+from tune.space import checked, modes, student_of, with_values
+from tune.study import Trial, best, load
+from tune.trial import Shared, curve, trial_name
+
+FREE = {"trials", "concurrency", "time_budget_s", "retries"}
+"""Keys of `tune` that a study may be resumed with otherwise."""
+BEST = "best.yaml"
+OUTCOMES: dict[str, Status] = {
+    "finished": "FINISHED",
+    "early-stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+"""MLflow's status of a trial."""
+
+
+def study_config(config: RunConfig) -> RunConfig:
+    """The config under which the study itself runs: a folder and a parent run of its own in the same experiment."""
+    tracking = config.tracking.model_copy(update={"experiment": config.experiment})
+    return config.model_copy(update={"name": f"{config.name}-study", "tracking": tracking, "seeds": ()})
+
+
+def best_config(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """A complete config that makes the winner with `tutelage train`: the searched student with the values found."""
+    student, changed = student_of(config), with_values(config, values)
+    return changed.model_copy(
+        update={
+            "name": f"{config.name}-best",
+            "students": {student: changed.students[student]},
+            "tracking": config.tracking.model_copy(update={"experiment": config.experiment}),
+            "tune": None,
+        }
+    )
+
+
+def tune(config: RunConfig, display: Display, register: str | None = None) -> dict[str, Any]:
+    """The whole study; returns what study.json says. register: name of the winner in MLflow's model registry.
+
+    The same command goes on where it stopped. Raises any `TutelageError`; `ExhaustedError` where no trial gave a
+    student, `InterruptedRunError` with the best so far written.
+    """
+    checked(config)
+    own, student = study_config(config), student_of(config)
+    _refuse_another_search(own)
+    with (
+        runs.running(own, display, role="study") as run,
+        connected(config, dashboard=config.train.workers > 1),
+    ):
+        runs.make_targets(run)
+        study = _Study(config, run)
+        try:
+            study.search()
+        finally:
+            found = study.write()
+        run.stop.check()
+        winner = best(study.trials, study.metrics, study.modes)
+        if winner is None:
+            raise ExhaustedError(
+                "no trial gave a student",
+                f"{own.run_dir / report.PAGE} says how each ended; change tune.space or tune.trials.",
+            )
+        display.begin("the default weights, scored on test")
+        default = _train(config.model_copy(update={"tune": None}), display)
+        display.begin(f"the winner, trial {winner.number}, trained again and scored on test")
+        chosen = _train(best_config(config, winner.values), display, register)
+        run.stop.listen()
+        found["test"] = report.tested(default, chosen, student)
+        study.conclude(found)
+        return found
+
+
+def _train(config: RunConfig, display: Display, register: str | None = None) -> dict[str, Any]:
+    """Trains the config as `tutelage train` does; what its seeds found, also of a single one."""
+    if config.seeds:
+        return groups.train(config, display, register=register)
+    return group_report.build(config.name, [runs.train(config, display, register=register)])
+
+
+def _refuse_another_search(own: RunConfig) -> None:
+    """A study's folder belongs to one search; the rest of its config is checked as any run's."""
+    settings = own.run_dir / "config.yaml"
+    if not settings.exists():
+        return
+    before = load_config(settings).tune
+    assert own.tune is not None, "`checked` comes first"
+    old = {} if before is None else before.model_dump(mode="json", exclude=FREE)
+    new = own.tune.model_dump(mode="json", exclude=FREE)
+    changed = [key for key in new if old.get(key) != new[key]]
+    if changed:
+        raise ConfigError(
+            f"{own.run_dir} is the study of another search: tune.{', tune.'.join(changed)} differ",
+            f"Give this one another name (name=…), or remove {own.run_dir}.",
+        )
+
+
+class _Study:
+    """A study under way: its trials, shown and recorded as they go."""
+
+    def __init__(self, config: RunConfig, run: runs.Run) -> None:
+        assert config.tune is not None, "`checked` comes first"
+        self.config, self.run = config, run
+        self.metrics, self.modes = config.tune.metrics, modes(config)
+        self.student = student_of(config)
+        self.folder = run.config.run_dir / "trials"
+        self.trials = load(self.folder)
+        self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
+        self.shared = Shared(
+            config=absolute(config),
+            folder=self.folder.absolute(),
+            data=run.inputs.data,
+            teacher_keys=run.keys,
+            teacher_folders={name: str(path.absolute()) for name, path in run.inputs.teachers.items()},
+            cpus=cpus_per_trial_worker(config),
+            stop=stop_file(run.config.run_dir).absolute(),
+        )
+        self._begun: set[int] = set()
+
+    def search(self) -> None:
+        """Runs the trials that are left."""
+        asked = self.config.tune.trials if self.config.tune else 0
+        done = sum(trial.ended for trial in self.trials)
+        self.run.display.line(
+            f"{asked} trials of {self.student}, {done} of them done; soft targets shared by all"
+        )
+        for trial in self.trials:
+            self._track(trial)
+        self.run.display.table(lambda: report.live_table(self.trials, self.metrics))
+        try:
+            runs.in_thread(
+                lambda: search(self.config, self.shared, self.trials, self.watch, self.run.stop),
+                lambda: None,
+            )
+        finally:
+            self.run.display.table(None)
+        self.run.stages.done("search")
+
+    def watch(self, trial: Trial) -> None:
+        """Takes note of a trial that began, went on an epoch, or ended."""
+        self._track(trial)
+        if trial.status == "running":
+            return
+        self.run.display.line(f"  {report.trial_line(trial, self.metrics)}")
+
+    def _track(self, trial: Trial) -> None:
+        tracker, key = self.run.tracker, f"trial/{trial.number}"
+        if trial.number not in self._begun:
+            self._begun.add(trial.number)
+            tags = {"student": self.student, "tasks": ",".join(self.config.tasks)}
+            tags |= {"teachers": ",".join(self.config.teachers), "study": self.run.config.name}
+            name = f"trial-{trial_name(trial.number)}"
+            tracker.run(key, name, "trial", tags, flatten_values(trial.values))
+            tracker.follow(key, training_folder(self.shared, trial) / METRICS)
+        if trial.status != "running":
+            tracker.metrics(key, report.retention(trial.scores, self.ensemble), step=trial.epochs)
+            tracker.tags(key, {"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
+            tracker.finish(key, OUTCOMES[trial.status])
+            self._begun.discard(trial.number)  # a trial that is interrupted may begin again
+
+    def write(self) -> dict[str, Any]:
+        """Writes study.json and all that goes with it, best.yaml included; returns what study.json says."""
+        folder, run = self.run.config.run_dir, self.run
+        winner = best(self.trials, self.metrics, self.modes)
+        if winner is not None:
+            chosen = to_yaml(best_config(self.config, winner.values))
+            head = f"# Trial {winner.number} of {run.config.name}: `tutelage train` makes its student.\n"
+            write_atomically(folder / BEST, head + chosen)
+        facts = report.Facts(
+            ensemble=self.ensemble,
+            forwards={name: done.forwards for name, done in run.labelled.items()},
+            needed={
+                name: run.inputs.data[teacher.task].distinct()
+                for name, teacher in self.config.teachers.items()
+            },
+            curves={trial.number: curve(training_folder(self.shared, trial)) for trial in self.trials},
+            timings_s=run.stages.seconds,
+        )
+        found, files = report.write(self.config, folder, self.trials, facts)
+        self._upload([folder / BEST, *files])
+        run.tracker.metrics("", {f"validation/{name}/ensemble": one for name, one in self.ensemble.items()})
+        if winner is not None:
+            run.tracker.metrics("", {f"best/{name}": one for name, one in winner.scores.items()})
+            run.tracker.tags("", {"best trial": f"trial-{trial_name(winner.number)}"})
+        return found
+
+    def conclude(self, found: Mapping[str, Any]) -> None:
+        """Adds what the search bought on test to study.json and study.md."""
+        self._upload(report.write_page(found, self.run.config.run_dir))
+        macro = found["test"]["scores"]["macro"]
+        means = {name: statistics.mean(macro[name]) for name in ("default", "best", "ensemble")}
+        self.run.tracker.metrics("", {f"test/macro/{name}": mean for name, mean in means.items()})
+
+    def _upload(self, files: Sequence[Path]) -> None:
+        for file in files:
+            if file.exists():
+                self.run.tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)

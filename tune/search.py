@@ -1,0 +1,388 @@
+"""The search: soft targets made once, many trials on Ray Tune, their records kept as they go.
+
+Ray Tune decides what is tried and what is ended early; what a study knows lies in its trials' folders
+(`tune.study`), not in Tune's own state. So a study killed at any point goes on with the same command: ended
+trials are kept and told to the search, interrupted ones go on from their last checkpoint, and a study that is
+finished goes on when it is given more trials.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray.tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search.optuna import OptunaSearch
+
+from pipeline.checkpoint import remove_checkpoints
+from pipeline.config import RunConfig, TuneConfig
+from pipeline.errors import ExhaustedError
+from pipeline.train import RESULT, job_folder
+from tune.space import distributions, domains, modes, points, values_of
+from tune.study import Trial, folder_of, save
+from tune.trial import Shared, run_trial, trial_job
+
+Watch = Callable[[Trial], None]
+"""Told of a trial that began, went on an epoch, or ended."""
+
+
+def search(
+    config: RunConfig, shared: Shared, trials: list[Trial], watch: Watch, should_stop: Callable[[], bool]
+) -> None:
+    """Runs the trials that are left; adds to `trials` and changes them as they go. Blocks. Ray must be up.
+
+    trials: those of earlier launches. Ends early, with trials left interrupted, when asked to stop or when the
+    time budget, over all launches, is spent. Raises `ExhaustedError` where Tune itself fails.
+    """
+    tune = config.tune
+    assert tune is not None, "`tune.space.checked` comes first"
+    left = tune.trials - sum(trial.ended for trial in trials)
+    if left <= 0:
+        return
+    recorder = _Recorder(shared, trials, watch)
+    stopper = _Stopper(should_stop, _deadline(tune, trials), recorder)
+    recorder.stopping = stopper
+    several = len(tune.metrics) > 1
+    points_left = _points_left(config, trials)
+    storage = shared.folder.parent / "ray"
+    _quieten()
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(_trainable, shared=shared), _resources(shared)),
+        param_space=None if points_left is None else {"point": ray.tune.grid_search(points_left)},
+        tune_config=ray.tune.TuneConfig(
+            metric=None if several or points_left is None else tune.metrics[0],
+            mode=None if several or points_left is None else modes(config)[0],
+            search_alg=None if points_left is not None else _Optuna(config, trials),
+            scheduler=_scheduler(config),
+            num_samples=left if points_left is None else 1,
+            max_concurrent_trials=tune.concurrency,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            failure_config=ray.tune.FailureConfig(max_failures=tune.retries),
+            callbacks=[recorder],
+            stop=stopper,
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except ray.tune.TuneError as error:
+        raise ExhaustedError(
+            f"Ray Tune failed: {(str(error).strip().splitlines() or ['?'])[-1]}",
+            "Run the same command again to go on with the trials that are left.",
+        ) from error
+    finally:
+        recorder.close()
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _quieten() -> None:
+    """Tune tells of trials in its own words; what there is to say is said by `Watch`."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for name in ("ray.tune", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _trainable(config: dict[str, Any], shared: Shared) -> None:
+    run_trial(config["point"], shared=shared)
+
+
+def _resources(shared: Shared) -> dict[str, float]:
+    """Of the process that Tune starts a trial in: the trial's own or, where it has a worker group, next to none."""
+    train = shared.config.train
+    if train.workers > 1:
+        return {"CPU": 0.001}
+    asked = {"CPU": shared.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
+    return {name: amount for name, amount in asked.items() if amount}
+
+
+def cpus_per_trial_worker(config: RunConfig) -> float:
+    """CPUs of each worker of a trial: as configured, else the machine's shared evenly by the trials at a time."""
+    assert config.tune is not None, "`tune.space.checked` comes first"
+    if config.train.cpus_per_worker is not None:
+        return config.train.cpus_per_worker
+    if config.cluster.address is not None:
+        return 1
+    share = (config.cluster.cpus or os.cpu_count() or 1) / (config.tune.concurrency * config.train.workers)
+    return int(share) if share >= 1 else share
+
+
+def _deadline(tune: TuneConfig, trials: Sequence[Trial]) -> float | None:
+    """When the time budget is spent, as `time.monotonic` has it; earlier launches' trials count as they ran."""
+    if tune.time_budget_s is None:
+        return None
+    spent = sum(trial.seconds for trial in trials) / tune.concurrency
+    return time.monotonic() + max(0.0, tune.time_budget_s - spent)
+
+
+# ---------------------------------------------------------------- what to try
+
+
+def _points_left(config: RunConfig, trials: Sequence[Trial]) -> list[dict[str, Any]] | None:
+    """Where the points are known up front, those without an ended trial; an interrupted trial's as it stood."""
+    known = points(config)
+    if known is None:
+        return None
+    before = {trial.number: trial for trial in trials}
+    return [
+        {"number": number, "values": before[number].values if number in before else values}
+        for number, values in enumerate(known)
+        if number not in before or not before[number].ended
+    ]
+
+
+def _scheduler(config: RunConfig) -> TrialScheduler:
+    tune = config.tune
+    assert tune is not None, "`tune.space.checked` comes first"
+    if tune.scheduler == "asha":
+        searched = tune.algorithm == "tpe"  # Tune wants metric and mode in one place only
+        return AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=tune.metrics[0] if searched else None,
+            mode=modes(config)[0] if searched else None,
+            max_t=config.train_of(trial_job(config).student).epochs + 1,  # a trial's last epoch ends it anyway
+            grace_period=tune.grace_epochs,
+            reduction_factor=tune.reduction_factor,
+        )
+    if tune.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr="epoch",
+            perturbation_interval=tune.grace_epochs,
+            hyperparam_mutations={"point": {"values": domains(tune)}},
+            custom_explore_fn=_within(tune),
+            synch=False,
+        )
+    return FIFOScheduler()
+
+
+def _within(tune: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Population-based training multiplies values by 0.8 and 1.2: this brings them back into their ranges."""
+    bounds = {path: one.arguments[:2] for path, one in tune.space.items() if one.choice is None}
+
+    def explore(config: dict[str, Any]) -> dict[str, Any]:
+        values = dict(config["point"]["values"])
+        for path, (low, high) in bounds.items():
+            values[path] = min(max(values[path], low), high)
+        return {**config, "point": {**config["point"], "values": values}}
+
+    return explore
+
+
+class _Optuna(OptunaSearch):
+    """Optuna's search, its trials numbered, that knows of an earlier launch's trials.
+
+    The config's own values come first, so that the winner is never worse than what the user had.
+    """
+
+    def __init__(self, config: RunConfig, trials: Sequence[Trial]) -> None:
+        tune = config.tune
+        assert tune is not None, "`tune.space.checked` comes first"
+        waiting = [trial for trial in trials if not trial.ended]
+        own = None if trials else values_of(config, tune.space)
+        several = len(tune.metrics) > 1
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._distributions = distributions(tune)
+        super().__init__(
+            space=self._distributions,
+            metric=list(tune.metrics) if several else tune.metrics[0],
+            mode=list(modes(config)) if several else modes(config)[0],
+            points_to_evaluate=[trial.values for trial in waiting] + ([] if own is None else [own]),
+            seed=tune.seed + len(trials),  # else a resumed search would begin with the same random points
+        )
+        self._waiting = [(_digest(trial.values), trial.number) for trial in waiting]
+        self._next = len(trials)
+        for trial in trials:
+            if trial.ended:
+                self._tell(trial, tune.metrics)
+
+    @property
+    def _study(self) -> Any:
+        return self._ot_study  # made with the space
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        values = super().suggest(trial_id)
+        if values is None:
+            return None
+        digest = _digest(values)
+        number = next((number for known, number in self._waiting if known == digest), None)
+        if number is None:
+            number, self._next = self._next, self._next + 1
+        else:
+            self._waiting.remove((digest, number))
+        return {"point": {"number": number, "values": values}}
+
+    def _tell(self, trial: Trial, metrics: Sequence[str]) -> None:
+        """Adds a trial that an earlier launch has ended."""
+        from optuna.trial import TrialState, create_trial
+
+        scored = trial.status != "failed" and all(metric in trial.scores for metric in metrics)
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if scored else TrialState.FAIL,
+                values=[trial.scores[metric] for metric in metrics] if scored else None,
+                params=trial.values,
+                distributions=self._distributions,
+            )
+        )
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, default=float)
+
+
+# ---------------------------------------------------------------- what comes of it
+
+
+class _Unsaved:
+    """What Tune would pickle with its own state, which no resumption of ours reads."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Stopper(_Unsaved, ray.tune.Stopper):
+    """Ends the search once it should stop and the trials that then ran have written their checkpoints, or at once when
+    its time is spent."""
+
+    def __init__(self, should_stop: Callable[[], bool], deadline: float | None, recorder: _Recorder) -> None:
+        self._should_stop, self._deadline, self._recorder = should_stop, deadline, recorder
+        self._awaited: set[int] | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def asked(self) -> bool:
+        """Whether trials that end now do so because they must."""
+        return self._should_stop() or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    def stop_all(self) -> bool:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return True
+        if not self._should_stop():
+            return False
+        running = self._recorder.running()
+        if self._awaited is None:
+            self._awaited = running
+        return not self._awaited & running
+
+
+class _Recorder(_Unsaved, ray.tune.Callback):
+    """Keeps the trials' records; Tune calls it in the driver."""
+
+    stopping: _Stopper
+
+    def __init__(self, shared: Shared, trials: list[Trial], watch: Watch) -> None:
+        self._shared, self._trials, self._watch = shared, trials, watch
+        self._started: dict[int, float] = {}
+
+    def running(self) -> set[int]:
+        """Numbers of the trials that have begun and not ended."""
+        return set(self._started)
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        one = self._find(trial)
+        one.status = "running"
+        self._started.setdefault(one.number, time.monotonic())
+        self._note(one)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        one = self._find(trial)
+        one.epochs, one.scores = int(result["epoch"]), self._scores(result)
+        self._note(one)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        one = self._find(trial)
+        one.failures += 1
+        self._note(one)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        one = self._find(trial)
+        one.failures += 1
+        one.error = _cause(trial)
+        self._end(one, "failed")
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        one = self._find(trial)
+        result = self._folder(one) / RESULT
+        if result.is_file():
+            found = json.loads(result.read_text(encoding="utf-8"))
+            one.scores, one.epochs = found["kept"], len(found["epoch_seconds"])
+            self._end(one, "finished")
+        else:
+            self._end(one, "interrupted" if self.stopping.asked() else "early-stopped")
+
+    def close(self) -> None:
+        """Marks what Tune ended without a word."""
+        for trial in self._trials:
+            if trial.number in self._started:
+                self._end(trial, "interrupted")
+
+    def _end(self, one: Trial, status: Any) -> None:
+        one.status = status
+        self._note(one)
+        self._started.pop(one.number, None)
+        if one.ended:
+            remove_checkpoints(self._folder(one))
+
+    def _note(self, one: Trial) -> None:
+        if one.number in self._started:
+            now = time.monotonic()
+            one.seconds += now - self._started[one.number]
+            self._started[one.number] = now
+        save(self._shared.folder, one)
+        self._watch(one)
+
+    def _find(self, trial: TuneTrial) -> Trial:
+        point = trial.config["point"]
+        found = next((one for one in self._trials if one.number == point["number"]), None)
+        if found is None:
+            found = Trial(point["number"], {})
+            self._trials.append(found)
+            self._trials.sort(key=lambda one: one.number)
+        found.values = dict(point["values"])
+        return found
+
+    def _folder(self, one: Trial) -> Path:
+        return training_folder(self._shared, one)
+
+    def _scores(self, result: Mapping[str, Any]) -> dict[str, float]:
+        known = (*(f"{task}/" for task in self._shared.data), "macro/")
+        return {
+            name: float(value)
+            for name, value in result.items()
+            if name.startswith(known) and isinstance(value, int | float)
+        }
+
+
+def training_folder(shared: Shared, trial: Trial) -> Path:
+    """Where a trial's training keeps its metrics, checkpoints and result."""
+    return job_folder(folder_of(shared.folder, trial.number), trial_job(shared.config))
+
+
+def _cause(trial: TuneTrial) -> str:
+    """The last line of what went wrong."""
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

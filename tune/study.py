@@ -1,0 +1,132 @@
+"""A study's trials on disk: what each was given, how it ended, what it scored. No Ray here.
+
+`trials/<number>/trial.json` is written when a trial starts and when it ends, so that a study killed at any point
+knows which trials to go on with. Its curve is read from the training's own metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.checkpoint import write_atomically
+
+Status = Literal["running", "finished", "early-stopped", "failed", "interrupted"]
+ENDED = ("finished", "early-stopped", "failed")
+TRIAL = "trial.json"
+
+
+@dataclass
+class Trial:
+    """One trial. scores: on validation, of the weights it would keep, by ``macro/score`` and ``<task>/<metric>``."""
+
+    number: int
+    values: dict[str, Any]
+    status: Status = "running"
+    epochs: int = 0
+    seconds: float = 0.0
+    """Wall-clock, over all launches."""
+    scores: dict[str, float] = field(default_factory=dict)
+    failures: int = 0
+    error: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no later launch goes on with it."""
+        return self.status in ENDED
+
+
+def folder_of(trials: Path, number: int) -> Path:
+    """Where trial `number` keeps everything, in the study's folder of trials."""
+    return trials / f"{number:03d}"
+
+
+def save(trials: Path, trial: Trial) -> None:
+    """Writes the trial down."""
+    write_atomically(folder_of(trials, trial.number) / TRIAL, json.dumps(asdict(trial), indent=1))
+
+
+def load(trials: Path) -> list[Trial]:
+    """Every trial begun so far, by number. One that was running when its study was killed is interrupted."""
+    known = {one.name for one in fields(Trial)}
+    found = []
+    for file in sorted(trials.glob(f"*/{TRIAL}")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        trial = Trial(**{name: value for name, value in record.items() if name in known})
+        if trial.status == "running":
+            trial.status = "interrupted"
+        found.append(trial)
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def best(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> Trial | None:
+    """The winner: best of the finished trials or, where none has finished, of those that have scores at all.
+
+    With several metrics it is the one of the Pareto front with the highest macro score. The earlier one wins a tie.
+    """
+    scored = _scored(trials, metrics)
+    finished = [trial for trial in scored if trial.status == "finished"] or scored
+    if not finished:
+        return None
+    if len(metrics) == 1:
+        return max(finished, key=lambda trial: (_gain(trial, metrics[0], modes[0]), -trial.number))
+    return max(
+        pareto_front(finished, metrics, modes),
+        key=lambda trial: (trial.scores.get("macro/score", 0.0), -trial.number),
+    )
+
+
+def pareto_front(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> list[Trial]:
+    """Trials that no other one beats in one metric without losing in another; equals are all on it."""
+    gains = {
+        trial.number: tuple(_gain(trial, metric, mode) for metric, mode in zip(metrics, modes, strict=True))
+        for trial in _scored(trials, metrics)
+    }
+
+    def beaten(own: tuple[float, ...]) -> bool:
+        return any(
+            other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in gains.values()
+        )
+
+    return [trial for trial in trials if trial.number in gains and not beaten(gains[trial.number])]
+
+
+def _scored(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
+    return [
+        trial for trial in trials if trial.status != "failed" and all(one in trial.scores for one in metrics)
+    ]
+
+
+def _gain(trial: Trial, metric: str, mode: str) -> float:
+    return trial.scores[metric] if mode == "max" else -trial.scores[metric]
+
+
+def summary(
+    name: str,
+    student: str,
+    metrics: Sequence[str],
+    modes: Sequence[str],
+    trials: Sequence[Trial],
+) -> dict[str, Any]:
+    """What study.json says of the trials; `tutelage compare` reads it."""
+    winner = best(trials, metrics, modes)
+    front = {trial.number for trial in pareto_front(trials, metrics, modes)}
+    rows: list[Mapping[str, Any]] = [
+        {
+            **asdict(trial),
+            "seconds": round(trial.seconds, 2),
+            "best": winner is not None and trial.number == winner.number,
+            "pareto": trial.number in front,
+        }
+        for trial in trials
+    ]
+    return {
+        "name": name,
+        "student": student,
+        "metrics": list(metrics),
+        "modes": list(modes),
+        "trials": rows,
+    }

@@ -1,0 +1,118 @@
+"""One trial: the config with values replaced → `pipeline.train`'s loop, its epochs reported to Ray Tune."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.tune
+import torch
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pipeline.checkpoint import adopt_checkpoint, newest_checkpoint, write_atomically
+from pipeline.config import RunConfig
+from pipeline.data import TaskData
+from pipeline.loop import METRICS, read_metrics
+from pipeline.step import Workers
+from pipeline.train import Job, job_folder, launch, new_plan, train_jobs
+from tune.space import Values, student_of, with_values
+
+VALUES = "values.json"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a study have in common; sent to the cluster once.
+
+    config: the study's, its local paths absolute · folder: where each trial has a folder · cpus: of each worker ·
+    teacher_keys and teacher_folders: as `pipeline.train.Plan` has them · stop: the file that asks trials to end.
+    """
+
+    config: RunConfig
+    folder: Path
+    data: Mapping[str, TaskData]
+    teacher_keys: Mapping[str, str]
+    teacher_folders: Mapping[str, str]
+    cpus: float
+    stop: Path
+
+
+def trial_config(config: RunConfig, folder: Path, number: int, values: Values) -> RunConfig:
+    """The config of trial `number`: `values` in their places, the searched student alone, no baseline."""
+    student = student_of(config)
+    changed = with_values(config, values)
+    return changed.model_copy(
+        update={
+            "name": trial_name(number),
+            "runs_dir": str(folder),
+            "students": {student: changed.students[student]},
+            "baselines": (),
+            "tune": None,
+        }
+    )
+
+
+def trial_name(number: int) -> str:
+    """Folder of a trial among its study's."""
+    return f"{number:03d}"
+
+
+def trial_job(config: RunConfig) -> Job:
+    """What every trial of a study trains."""
+    return Job(student_of(config), "distilled")
+
+
+def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
+    """Ray Tune's trainable: trains `point`, `{"number": n, "values": {path: value}}`, from where its folder stands.
+
+    One worker trains in this process, several in a Ray Train group of their own: the same loop. Raises what training raises.
+    """
+    config = trial_config(shared.config, shared.folder, point["number"], point["values"])
+    plan = new_plan(config, shared.data, shared.teacher_keys, shared.teacher_folders)
+    plan = replace(plan, cpus=shared.cpus, stop=shared.stop, trial=True)
+    folder = job_folder(plan.run_dir, trial_job(shared.config))
+    _take_over(folder, point["values"])
+    if config.train.workers > 1:
+        launch(plan, report=report_to_train, callbacks=[TuneReportCallback()])
+    else:
+        mutable = shared.config.tune is not None and shared.config.tune.scheduler == "pbt"
+        torch.set_num_threads(max(1, int(plan.cpus)))
+        device = torch.device("cuda" if config.train.gpus_per_worker else "cpu")
+        train_jobs(plan, Workers(device=device), partial(report_to_tune, folder if mutable else None))
+
+
+def report_to_tune(folder: Path | None, epochs: int, scores: Mapping[str, float]) -> None:
+    """Tells Tune of an epoch; with the latest checkpoint in `folder`, for other trials to take over."""
+    result = {"epoch": epochs, **scores}
+    if folder is None:
+        ray.tune.report(result)
+        return
+    latest = ray.tune.Checkpoint.from_directory(str(newest_checkpoint(folder)))
+    ray.tune.report(result, checkpoint=latest)
+
+
+def report_to_train(epochs: int, scores: Mapping[str, float]) -> None:
+    """Tells the worker group's controller of an epoch, and it Tune. Called on every worker."""
+    ray.train.report({"epoch": epochs, **scores})
+
+
+def _take_over(folder: Path, values: Values) -> None:
+    """Puts another trial's checkpoint in place of this one's where population-based training has decided so: then
+    the trial starts again with other values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, checkpoint = folder / VALUES, ray.tune.get_checkpoint()
+    changed = file.exists() and json.loads(file.read_text()) != dict(values)
+    if changed and checkpoint is not None:
+        with checkpoint.as_directory() as source:
+            adopt_checkpoint(Path(source), folder)
+    write_atomically(file, json.dumps(dict(values)))
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """A trial's validation points, an epoch each."""
+    return [point for point in read_metrics(folder / METRICS) if "macro/score" in point["metrics"]]
