@@ -56,6 +56,7 @@ def check(
     from pipeline.prepare import prepare
 
     config = load_config(run, overrides or [])
+    _check_space(config)
     out.print(to_yaml(config), markup=False)
     inputs = prepare(config)
     waiting = set(inputs.to_fine_tune())
@@ -106,19 +107,66 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     """Teachers, soft targets, students, report; goes on where a run of the same config stopped."""
     config = load_config(run, overrides or [])
     lock_private_ray(config)  # before Ray is imported
+    from pipeline import group, group_report, report
     from pipeline import run as runs
-    from pipeline.compare import load, table
+    from pipeline.compare import load
+    from pipeline.compare_show import table
     from pipeline.display import Display
-    from pipeline.report import verdict
 
     with Display(out) as display:
-        report = runs.train(config, display)
+        if config.seeds:
+            verdict = "\n".join(group_report.verdict(group.train(config, display)))
+        else:
+            verdict = report.verdict(runs.train(config, display))
     out.print(table(load([config.run_dir])))
-    out.print(verdict(report).replace("**", ""), markup=False)
-    out.print(f"\nreport    {config.run_dir / 'report.md'}", markup=False)
-    out.print(f"students  {config.run_dir / 'students'}", markup=False)
+    out.print(verdict.replace("**", ""), markup=False)
+    page, runs_of = (group_report.PAGE, "-seed*") if config.seeds else ("report.md", "")
+    out.print(f"\nreport    {config.run_dir / page}", markup=False)
+    out.print(f"students  {config.run_dir}{runs_of}/students", markup=False)
     if config.tracking.enabled:
         out.print(f"MLflow    tutelage ui {run}", markup=False)
+
+
+@app.command()
+def tune(
+    run: RunFile,
+    overrides: Overrides = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            "--register",
+            metavar="NAME",
+            help="Register the winner in MLflow's model registry.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Search the values that `tune.space` names; goes on where a study of the same config stopped."""
+    config = load_config(run, overrides or [])
+    _check_space(config, required=True)
+    lock_private_ray(config)  # before Ray is imported
+    from pipeline.display import Display
+    from tune.report import verdict
+    from tune.run import study_config
+    from tune.run import tune as search
+
+    with Display(out) as display:
+        found = search(config, display, register)
+    folder = study_config(config).run_dir
+    for paragraph in verdict(found):
+        out.print(paragraph.replace("**", "").replace("`", ""), markup=False)
+    out.print(f"\nstudy   {folder / 'study.md'}", markup=False)
+    out.print(f"winner  {folder / 'best.yaml'}", markup=False)
+    if config.tracking.enabled:
+        out.print(f"MLflow  tutelage ui {run}", markup=False)
+
+
+def _check_space(config: RunConfig, *, required: bool = False) -> None:
+    """Raises `ConfigError` where the config's `tune` cannot work."""
+    if config.tune is not None or required:
+        from tune.space import checked
+
+        checked(config)
 
 
 @app.command()
@@ -173,20 +221,39 @@ def export(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Run folders; by default all.", show_default=False),
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Folders of runs, groups or searches, or names of experiments; by default all runs.",
+            show_default=False,
+        ),
     ] = None,
-    to: Annotated[Literal["table", "md", "csv"], typer.Option(help="How to print.")] = "table",
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Best first by this column; -COLUMN: worst first.")
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="EXPR",
+            help="Only rows with e.g. 'student=half', 'retention>=0.95' or 'run~quick'; may be repeated.",
+        ),
+    ] = None,
+    to: Annotated[Literal["table", "md", "csv", "html"], typer.Option(help="How to print.")] = "table",
     runs_dir: Annotated[Path, typer.Option(help="Where runs are.")] = Path("runs"),
 ) -> None:
-    """Print students of several runs side by side."""
-    from pipeline.compare import load, table, to_csv, to_markdown
+    """Print students side by side, with their teachers."""
+    from pipeline import compare_show
+    from pipeline.compare import load
+    from pipeline.compare_columns import select
 
-    rows = load(runs or [], runs_dir)
+    rows = select(load(runs or [], runs_dir), filters or [], sort)
     if to == "table":
-        out.print(table(rows))
+        for part in compare_show.tables(rows):
+            out.print(part, "")
     else:
-        sys.stdout.write(to_markdown(rows) if to == "md" else to_csv(rows))
+        write = {"md": compare_show.to_markdown, "csv": compare_show.to_csv, "html": compare_show.to_html}
+        sys.stdout.write(write[to](rows))
 
 
 @app.command()

@@ -18,6 +18,7 @@ OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
 )
 CONNECT_S = 10.0
+_connected = False  # whether this process is within a `connected` block
 NO_CLUSTER = "Start it, mend the address, set RAY_AUTH_MODE=token if it asks for its token, or set cluster.address to null."
 
 
@@ -31,11 +32,18 @@ def lock_private_ray(config: RunConfig) -> None:
 
 
 @contextmanager
-def connected(config: RunConfig) -> Iterator[None]:
-    """Ray, as `cluster` has it, for as long as the block runs.
+def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
+    """Ray, as `cluster` has it, for as long as the block runs. A block within another uses the outer one's.
+
+    dashboard: with a private Ray's, on loopback. Without it worker groups that are ended from outside, as a search
+    ends trials, keep their workers: Ray Train asks the dashboard's State API which to free.
 
     Raises `ConfigError` where no cluster answers at `cluster.address`.
     """
+    global _connected
+    if _connected:
+        yield
+        return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -47,7 +55,8 @@ def connected(config: RunConfig) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=config.cluster.cpus or os.cpu_count(),
-            include_dashboard=False,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -61,9 +70,11 @@ def connected(config: RunConfig) -> Iterator[None]:
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"cluster.address: no Ray cluster at {address}: {reason}", NO_CLUSTER) from None
+    _connected = True
     try:
         yield
     finally:
+        _connected = False
         ray.shutdown()
 
 
@@ -130,8 +141,8 @@ def _check_fits(path: str, asks: dict[str, float], has: dict[str, float]) -> Non
             )
 
 
-def cpus_per_worker(config: RunConfig) -> int:
-    """CPUs and threads of each training worker."""
+def cpus_per_worker(config: RunConfig) -> float:
+    """CPUs of each training worker."""
     if config.train.cpus_per_worker is not None:
         return config.train.cpus_per_worker
     if config.cluster.address is not None:

@@ -1,67 +1,173 @@
-"""Students of several runs side by side, out of the runs' report.json; nothing is computed anew."""
+"""Students of several runs, groups and searches side by side: what `compare` shows, out of their JSON files.
+
+A row is a student of one run, of all the runs of a group (one a seed), or of one trial of a search. Nothing is
+evaluated anew; means over seeds and their test are `pipeline.significance`'s.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal, TypeVar
 
-from rich.table import Table
-from rich.text import Text
+import yaml
 
 from pipeline.errors import DataError
-from pipeline.report import NOTHING, percent, points, signed
+from pipeline.significance import Outcome, Spread
 
 RUNS_DIR = Path("runs")
+REPORT, GROUP, STUDY = "report.json", "group.json", "study.json"
+MACRO = "macro/score"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher of a task, as one row's reports have it. Score: a share, a mean over seeds."""
+
+    task: str
+    """``<task>/<metric>``."""
+    name: str
+    score: float
+    parameters: int | None
+    latency_ms: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a search says of one trial."""
+
+    study: str
+    number: int
+    status: str
+    best: bool
+    epochs: int | None
+    seconds: float | None
+    values: Mapping[str, Any]
+    """By dotted path of the config key."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One student of one run. Shares, not points; None where the report has none."""
+    """One student. None where nothing is known."""
 
     run: str
+    """Name of the run, the group or the study."""
     student: str
-    score: float
-    """Macro: the mean over the run's tasks."""
-    supervised: float | None
-    retention: float | None
-    gap_recovered: float | None
-    tasks: dict[str, float]
-    """Score by ``<task>/<metric>``."""
-    parameters: int | None
-    latency_ms: float | None
-    """Milliseconds an example."""
+    macro: Outcome | None
+    """Mean over the tasks."""
+    tasks: Mapping[str, Outcome]
+    """By ``<task>/<metric>``."""
+    seeds: int = 1
+    teachers: tuple[Teacher, ...] = ()
+    parameters: int | None = None
+    latency_ms: float | None = None
+    """Milliseconds an example, a mean over seeds."""
+    trial: Trial | None = None
 
     @property
-    def delta(self) -> float | None:
-        """score − supervised."""
-        return None if self.supervised is None else self.score - self.supervised
+    def split(self) -> Literal["test", "validation"]:
+        """What it is scored on: trials never see test."""
+        return "test" if self.trial is None else "validation"
 
 
-def load(paths: Sequence[Path] = (), runs_dir: Path = RUNS_DIR) -> list[Row]:
-    """Every student of the runs at `paths` (run folders or their report.json), best macro score first.
+def load(names: Sequence[str | Path] = (), runs_dir: Path = RUNS_DIR) -> list[Row]:
+    """Every student of what `names` says, test scores first, best macro score first.
 
-    Without paths: every run under `runs_dir` that has a report. Raises `DataError` where a report is missing or
-    cannot be read, or there is no run at all.
+    A name is the folder of a run, of a group or of a search, one of their JSON files, or a name or MLflow experiment:
+    then every run, group and search under `runs_dir` that has it. Without names: every run under `runs_dir` that has
+    a report. Two or more runs of one group become one row a student.
+
+    Raises `DataError` where a report is missing or cannot be read, or there is no run at all.
     """
-    files = [path / "report.json" if path.is_dir() else path for path in paths]
-    if not paths:
-        files = sorted(runs_dir.glob("*/report.json"))
+    if names:
+        files = [file for name in names for file in _files(name, runs_dir)]
+    else:
+        files = sorted(runs_dir.glob(f"*/{REPORT}"))
         if not files:
             raise DataError(
                 f"no finished run under {runs_dir}", "Run `tutelage train RUN.yaml`, or name run folders."
             )
-    rows = [row for file in dict.fromkeys(files) for row in _rows(file)]
-    return sorted(rows, key=lambda row: (-row.score, row.run, row.student))
+    rows: list[Row] = []
+    reports: list[tuple[Path, dict[str, Any]]] = []
+    for file in {file.absolute(): file for file in files}.values():
+        if file.name == STUDY:
+            rows += _read(file, _trials)
+        else:
+            reports.append((file, _read(file, _checked)))
+    for members in _groups(reports):
+        rows += _students(members)
+    return sorted(rows, key=_rank)
 
 
-def _rows(file: Path) -> list[Row]:
+def _rank(row: Row) -> tuple[bool, float, str, str, int]:
+    score = row.macro.score.mean if row.macro else float("-inf")
+    return row.split != "test", -score, row.run, row.student, row.trial.number if row.trial else 0
+
+
+# ---------------------------------------------------------------- which files
+
+
+def _files(name: str | Path, runs_dir: Path) -> list[Path]:
+    """The report.json and study.json files that a name stands for."""
+    path = Path(name)
+    if path.is_dir() and (known := _within(path)):
+        return known
+    if path.is_file():
+        return _members(path) if path.name == GROUP else [path]
+    if found := [file for folder in _experiment(str(name), runs_dir) for file in _within(folder)]:
+        return found
+    if path.exists() or len(path.parts) != 1:
+        remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
+        raise DataError(f"{path / REPORT if path.suffix != '.json' else path}: there is no report", remedy)
+    everything = sorted({known for _, names in _experiments(runs_dir) for known in names})
+    near = difflib.get_close_matches(str(name), everything, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else "Give a run's folder, or the name of an experiment."
+    raise DataError(f"there is no finished run or experiment {str(name)!r} under {runs_dir}", hint)
+
+
+def _within(folder: Path) -> list[Path]:
+    """What a folder has to compare; nothing where it is no run's, group's or search's."""
+    if (folder / STUDY).exists():
+        return [folder / STUDY]
+    if (folder / GROUP).exists():
+        return _members(folder / GROUP)
+    return [folder / REPORT] if (folder / REPORT).exists() else []
+
+
+def _members(group: Path) -> list[Path]:
+    """The reports of a group's runs."""
+    runs = _read(group, lambda _, content: [str(run) for run in content["runs"]])
+    return [group.absolute().parent.parent / run / REPORT for run in runs]
+
+
+def _experiment(name: str, runs_dir: Path) -> list[Path]:
+    """Folders of that name or experiment."""
+    return [folder for folder, names in _experiments(runs_dir) if name in names]
+
+
+def _experiments(runs_dir: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Each folder with something to compare, and its names: its own, its run's and its experiment's."""
+    for folder in sorted(path for path in runs_dir.glob("*") if _within(path)):
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            told = [config["name"], (config.get("tracking") or {}).get("experiment")]
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            told = []  # without a config that can be read it has its folder's name alone
+        yield folder, {folder.name, *(str(name) for name in told if name is not None)}
+
+
+# ---------------------------------------------------------------- one file → rows
+
+
+def _read(file: Path, use: Callable[[Path, Any], T]) -> T:
+    """What `use` makes of a JSON file. Raises `DataError` where it cannot be read or holds something else."""
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        return use(file, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
         raise DataError(f"{file}: there is no report", remedy) from None
@@ -69,107 +175,91 @@ def _rows(file: Path) -> list[Row]:
         raise DataError(
             f"cannot read {file}: {error.strerror}", "Give a run folder that you may read."
         ) from None
-    except ValueError as error:  # not JSON, not UTF-8
-        raise _corrupt(file, str(error)) from None
-    try:
-        return [_row(file.absolute().parent.name, name, report) for name in report["macro"]["students"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _corrupt(file, f"{type(error).__name__} {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, not UTF-8, not ours
+        cause = " ".join(f"{type(error).__name__} {error}".split())
+        raise DataError(
+            f"{file} is not a report: {cause}", "Leave it out, or delete it and run the command that made it."
+        ) from None
 
 
-def _row(run: str, student: str, report: dict[str, Any]) -> Row:
-    macro = report["macro"]["students"][student]
-    size, latency = report["size"].get("students", {}), report["latency_ms"].get("students", {})
-    return Row(
-        run=run,
-        student=student,
-        score=float(macro["score"]),
-        supervised=_number(macro["supervised"]),
-        retention=_number(macro["retention"]),
-        gap_recovered=_number(macro["gap_recovered"]),
-        tasks={
-            f"{name}/{task['metric']}": float(task["students"][student]["score"])
-            for name, task in report["tasks"].items()
-        },
-        parameters=int(size[student]["parameters"]) if student in size else None,
-        latency_ms=_number(latency.get(student)),
-    )
+def _checked(file: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The report, once rows can be made of it alone; so that a corrupt one is named, and not its group."""
+    _students([(file, report)])
+    return report
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _groups(reports: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[list[tuple[Path, dict[str, Any]]]]:
+    """Reports by group; one that belongs to none, or is there alone, by itself.
+
+    Only runs that lie side by side and were scored on the same tasks make one group.
+    """
+    groups: dict[Any, list[tuple[Path, dict[str, Any]]]] = {}
+    for file, report in reports:
+        folder = file.absolute().parent
+        tasks = tuple((name, task["metric"]) for name, task in report["tasks"].items())
+        group = report.get("group")
+        key = (folder.parent, group, tasks, tuple(report["macro"]["students"])) if group else folder
+        groups.setdefault(key, []).append((file, report))
+    yield from groups.values()
 
 
-def _corrupt(file: Path, why: str) -> DataError:
-    cause = " ".join(why.split())
-    return DataError(
-        f"{file} is not a report: {cause}", "Leave it out, or delete it and run `tutelage train` again."
-    )
+def _students(members: Sequence[tuple[Path, dict[str, Any]]]) -> list[Row]:
+    """A row a student, of one report or of one a seed."""
+    reports = [report for _, report in members]
+    first = reports[0]
+    name = first["group"] if len(members) > 1 else members[0][0].absolute().parent.name
+    tasks = {f"{task}/{values['metric']}": task for task, values in first["tasks"].items()}
+    teachers = tuple(_teachers(reports))
+    return [
+        Row(
+            run=name,
+            student=student,
+            macro=Outcome.of([report["macro"] for report in reports], student),
+            tasks={
+                shown: Outcome.of([report["tasks"][task] for report in reports], student)
+                for shown, task in tasks.items()
+            },
+            seeds=len(reports),
+            teachers=teachers,
+            parameters=_parameters(reports, "students", student),
+            latency_ms=_latency(reports, "students", student),
+        )
+        for student in first["macro"]["students"]
+    ]
 
 
-# ---------------------------------------------------------------- showing
+def _teachers(reports: Sequence[dict[str, Any]]) -> Iterator[Teacher]:
+    for task, values in reports[0]["tasks"].items():
+        for name in values["teachers"]:
+            scores = [float(report["tasks"][task]["teachers"][name]) for report in reports]
+            size, latency = _parameters(reports, "teachers", name), _latency(reports, "teachers", name)
+            yield Teacher(f"{task}/{values['metric']}", name, fmean(scores), size, latency)
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """For a terminal. A caption warns where runs differ in tasks, since their macro scores then do not compare."""
-    head, body = _cells(rows)
-    caption = (
-        None if _comparable(rows) else "Runs differ in tasks or metrics: compare task by task, not by macro."
-    )
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
-    for index, name in enumerate(head):
-        title = Text(name.replace("/", "\n").replace(" ", "\n"), overflow="fold")
-        shown.add_column(title, justify="left" if index < 2 else "right", vertical="bottom")
-    for line in body:  # Text: names are no markup; a number is cut visibly or not at all
-        names = [Text(cell, overflow="fold") for cell in line[:2]]
-        shown.add_row(*names, *(Text(cell, no_wrap=True, overflow="ellipsis") for cell in line[2:]))
-    return shown
+def _parameters(reports: Sequence[dict[str, Any]], group: str, name: str) -> int | None:
+    sizes = reports[0]["size"].get(group, {})
+    return int(sizes[name]["parameters"]) if name in sizes else None
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table, in points and percent."""
-    head, body = _cells(rows)
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *body]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-    return text if _comparable(rows) else text + "\nRuns differ in tasks or metrics: compare task by task.\n"
+def _latency(reports: Sequence[dict[str, Any]], group: str, name: str) -> float | None:
+    times = [report["latency_ms"].get(group, {}).get(name) for report in reports]
+    return None if None in times else fmean(times)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """CSV with every digit; scores as shares, empty where there is none."""
-    tasks = _tasks(rows)
-    macros = ("score", "supervised", "delta", "retention", "gap_recovered")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["run", "student", *(f"macro/{name}" for name in macros), *tasks, "parameters", "latency_ms"]
-    )
-    for row in rows:
-        macro = [getattr(row, name) for name in macros]
-        scores = [row.tasks.get(task) for task in tasks]
-        writer.writerow([row.run, row.student, *macro, *scores, row.parameters, row.latency_ms])
-    return text.getvalue()
-
-
-def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines as people read them."""
-    tasks = _tasks(rows)
-    head = ["run", "student", "macro", "supervised", "Δ points", "retention", "gap recovered", *tasks]
-    body = []
-    for row in rows:
-        line = [row.run, row.student, points(row.score)]
-        line.append(NOTHING if row.supervised is None else points(row.supervised))
-        line.append(NOTHING if row.delta is None else signed(row.delta))
-        line += [percent(row.retention), percent(row.gap_recovered)]
-        line += [points(row.tasks[task]) if task in row.tasks else NOTHING for task in tasks]
-        line.append(NOTHING if row.parameters is None else f"{row.parameters / 1e6:.1f}M")
-        line.append(NOTHING if row.latency_ms is None else f"{row.latency_ms:.2f}")
-        body.append(line)
-    return [*head, "parameters", "ms an example"], body
-
-
-def _tasks(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(task for row in rows for task in row.tasks))
-
-
-def _comparable(rows: Sequence[Row]) -> bool:
-    return len({frozenset(row.tasks) for row in rows}) < 2
+def _trials(_: Path, study: dict[str, Any]) -> list[Row]:
+    """A row a trial, scored on validation."""
+    rows = []
+    for trial in study["trials"]:
+        scores = {name: Outcome(Spread((float(score),))) for name, score in trial["scores"].items()}
+        told = Trial(
+            study=str(study["name"]),
+            number=int(trial["number"]),
+            status=str(trial["status"]),
+            best=bool(trial["best"]),
+            epochs=trial["epochs"],
+            seconds=trial["seconds"],
+            values=dict(trial["values"]),
+        )
+        macro = scores.pop(MACRO, None)
+        rows.append(Row(told.study, str(study["student"]), macro, scores, trial=told))
+    return rows

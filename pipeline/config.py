@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
 
 from pipeline.config_explain import overlay
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+LONGEST_NAME = 64
+Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$")]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Positive = Annotated[float, Field(gt=0)]
@@ -247,8 +248,8 @@ class TrainConfig(OptimizationConfig):
     """Parts in which each worker takes its share of a step, to save memory; the losses stay the same."""
     workers: Count = 1
     """Ray Train workers; they share each step's batch."""
-    cpus_per_worker: Count | None = None
-    """CPUs, and so threads, a worker; null: this machine's cores shared evenly (1 on an existing cluster)."""
+    cpus_per_worker: Positive | None = None
+    """CPUs, and so threads (at least one), a worker; a fraction lets several share one; null: this machine's cores shared evenly (1 on an existing cluster)."""
     gpus_per_worker: NonNegative = 0
     """GPUs a worker."""
     resources_per_worker: dict[str, Positive] = Field(default_factory=dict)
@@ -284,6 +285,102 @@ class ClusterConfig(Strict):
     """CPUs that the private local Ray offers; null: the machine's cores."""
 
 
+class Distribution(Strict):
+    """The values a search may give one key: one of these, named and bounded as Ray Tune has them."""
+
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    """One of a list."""
+    uniform: tuple[float, float] | None = None
+    """`[low, high]`."""
+    loguniform: tuple[float, float] | None = None
+    """`[low, high]`, evenly on a logarithmic scale."""
+    quniform: tuple[float, float, float] | None = None
+    """`[low, high, step]`."""
+    randint: tuple[int, int] | None = None
+    """`[low, high]`, integers below `high`."""
+    lograndint: tuple[int, int] | None = None
+    """`[low, high]`, integers below `high`, evenly on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Distribution:
+        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}")
+        kind, bounds = self.kind, self.arguments
+        if kind != "choice" and not bounds[0] < bounds[1]:
+            raise ValueError("low must be below high")
+        if kind.startswith("log") and bounds[0] <= 0:
+            raise ValueError("a logarithmic scale starts above 0")
+        if kind == "quniform" and not 0 < bounds[2] <= bounds[1] - bounds[0]:
+            raise ValueError("the step must be above 0 and no longer than the range")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Its name in Ray Tune."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The choices, or bounds and step."""
+        return tuple(getattr(self, self.kind))
+
+    @model_serializer
+    def _shown(self) -> dict[str, tuple[Any, ...]]:
+        return {self.kind: self.arguments}
+
+
+class TuneConfig(Strict):
+    """A search for the values that give the best student; read by `tutelage tune` alone."""
+
+    space: Annotated[dict[str, Distribution], Field(min_length=1)]
+    """Distribution by dotted path of the key, e.g. `loss.temperature: {uniform: [1, 8]}`. Any key that changes the student and neither teachers nor soft targets."""
+    student: str | None = None
+    """The student that is searched; null: the only one."""
+    metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "macro/score"
+    """What is searched for, on validation: `macro/score`, `<task>/<metric>`, or a list of these: then the search is for their Pareto front."""
+    mode: Literal["max", "min"] | Annotated[tuple[Literal["max", "min"], ...], Field(min_length=1)] | None = (
+        None
+    )
+    """`max` or `min`, one for each metric; null: as the metric is meant (`min` for `nll`, `ece`, `mse`, `mae`)."""
+    trials: Count = 16
+    """Trials in all. A finished search goes on when there are more."""
+    concurrency: Count = 2
+    """Trials at a time; they share the CPUs evenly where `train.cpus_per_worker` is null."""
+    time_budget_s: Positive | None = None
+    """Seconds after which no trial goes on; null: no limit."""
+    algorithm: Literal["tpe", "random", "grid"] = "tpe"
+    """`tpe`: Optuna's, also for several metrics · `random` · `grid`: all combinations of the `choice`s."""
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    """`asha`: ends trials that are behind · `pbt`: population-based training, trials take over each other's weights and change their values on the way · `none`: every trial runs to its end."""
+    grace_epochs: Count = 1
+    """Epochs before `asha` ends a trial; between changes with `pbt`."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """Of `asha`: one of this many goes on at each rung."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """Times a trial that failed is tried again, from its last checkpoint, before it is marked as failed."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the search; trials all have the run's."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TuneConfig:
+        if isinstance(self.mode, tuple) and len(self.mode) != len(self.metrics):
+            raise ValueError(f"mode: {len(self.mode)} modes for {len(self.metrics)} metrics")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("metric: the same one twice")
+        if len(self.metrics) > 1 and self.scheduler != "none":
+            raise ValueError(f"scheduler: {self.scheduler} compares trials by one metric, set it to none")
+        if self.algorithm == "grid" and any(one.choice is None for one in self.space.values()):
+            raise ValueError("algorithm: grid needs a choice for every key of space")
+        if self.scheduler == "pbt" and self.algorithm != "random":
+            raise ValueError("scheduler: pbt needs algorithm: random, it changes values by itself")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """One or several."""
+        return (self.metric,) if isinstance(self.metric, str) else self.metric
+
+
 class RunConfig(Strict):
     """One run: tasks, their teachers, the students distilled from them."""
 
@@ -291,6 +388,8 @@ class RunConfig(Strict):
     """Run folder and, by default, MLflow experiment."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the students' heads, data order and dropout."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """`tutelage train` runs once under each of these instead of `seed`, as runs `<name>-seed<seed>` of one group: mean, spread and a paired test against the baseline are in the group's folder. 8 are enough for such a test, 5 are not."""
     runs_dir: str = "runs"
     """Folder of the run folders; teachers, store and the embedded MLflow sit beside them. Workers must see it: a shared folder on a cluster."""
     tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
@@ -313,11 +412,17 @@ class RunConfig(Strict):
     """Where runs are recorded."""
     cluster: ClusterConfig = ClusterConfig()
     """Where Ray runs."""
+    tune: TuneConfig | None = None
+    """What `tutelage tune` searches; no other command reads it."""
 
     @property
     def run_dir(self) -> Path:
         """This run's folder."""
         return Path(self.runs_dir) / self.name
+
+    def name_of_seed(self, seed: int) -> str:
+        """Name of the group's run under one of `seeds`."""
+        return f"{self.name}-seed{seed}"
 
     @property
     def teachers_dir(self) -> Path:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from pipeline.config import RunConfig
+from pipeline.config import LONGEST_NAME, RunConfig
 from pipeline.config_explain import explain
 from pipeline.errors import ConfigError
 
@@ -54,6 +54,7 @@ def parse_config(data: Any) -> RunConfig:
         raise explain(error, RunConfig, ()) from None
     _check_references(config)
     _check_weights(config)
+    _check_seeds(config)
     return config
 
 
@@ -96,6 +97,21 @@ def _check_references(config: RunConfig) -> None:
             _known(f"loss.task_weights.{task}", task, config.tasks)
         for task in student.max_length:
             _known(f"students.{name}.max_length.{task}", task, config.tasks)
+
+
+def _check_seeds(config: RunConfig) -> None:
+    """Several seeds: each once, no single one beside them, and names for their runs."""
+    if not config.seeds:
+        return
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"seeds: one stands twice in {list(config.seeds)}", "Give each seed once.")
+    if config.seed != RunConfig.model_fields["seed"].default:
+        raise ConfigError("seed and seeds are both given", "Drop seed, or drop seeds.")
+    longest = max((config.name_of_seed(seed) for seed in config.seeds), key=len)
+    if len(longest) > LONGEST_NAME:
+        raise ConfigError(
+            f"name: {longest} has more than {LONGEST_NAME} characters", "Give the group a shorter name."
+        )
 
 
 NEED_LABELS = ("confidence", "best")

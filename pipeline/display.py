@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_EVERY_S = 15.0
@@ -28,23 +30,42 @@ class Display:
             TimeRemainingColumn(compact=True),
             TextColumn("[dim]{task.fields[note]}"),
             console=self.console,
-            transient=True,
         )
+        self._table: Callable[[], RenderableType] | None = None
+        self._live = Live(get_renderable=self._shown, console=self.console, transient=True)
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
-            self._bars.start()
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.console.is_terminal:
-            self._bars.stop()
+            self._live.stop()
+
+    def table(self, render: Callable[[], RenderableType] | None) -> None:
+        """Keeps what `render` gives below the bars, drawn anew several times a second; None: no more. On a terminal."""
+        self._table = render
+
+    def _shown(self) -> RenderableType:
+        render = self._table
+        return self._bars if render is None else Group(self._bars, render())
 
     def line(self, text: str) -> None:
         """One line that stays."""
         self.console.print(text, markup=False)
+
+    def begin(self, title: str) -> None:
+        """A line that stays, after which bars of the same names may run once more."""
+        with self._lock:
+            for bar in self._ids.values():
+                self._bars.remove_task(bar)
+            self._ids.clear()
+            self._printed.clear()
+            self._ended.clear()
+        self.line(title)
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Where `what` stands; at its end the bar becomes a line."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
+from pipeline.checkpoint import write_atomically
 from pipeline.evaluate import bootstrap
+from pipeline.shown import NOTHING, markdown_table, percent, points, signed
+from pipeline.significance import CLEAR_GAP, gap_recovered, retention
 from pipeline.tasks import Task
 
-CLEAR_GAP = (
-    0.005  # the ensemble must be this far above a supervised baseline for "gap recovered" to mean anything
-)
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
-NOTHING = "–"
 UNBOUNDED = ("nll", "ece", "mse", "mae")  # metrics that are not points of a hundred
 COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
@@ -65,7 +62,8 @@ class RunFacts:
     launch to the first student's first step, None where none trained · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
     latency_ms: ``{"students": {name: ms an example}, "teachers": …}`` · versions: by package · curves: by job,
     ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
-    job has its name, its baseline's name starts with it · preflight: `teachers.preflight.Findings` as dicts.
+    job has its name, its baseline's name starts with it · preflight: `teachers.preflight.Findings` as dicts ·
+    group: the runs of other seeds that this one belongs to, None for a run alone.
     """
 
     name: str
@@ -80,6 +78,7 @@ class RunFacts:
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     preflight: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    group: str | None = None
 
 
 # ---------------------------------------------------------------- numbers
@@ -107,6 +106,7 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, Any]:
     forwards, needed = sum(facts.teacher_forwards.values()), sum(facts.soft_targets.values())
     return {
         "name": facts.name,
+        "group": facts.group,
         "tasks": by_task,
         "macro": _macro(by_task, students),
         "teacher_forwards": dict(facts.teacher_forwards),
@@ -176,11 +176,12 @@ def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64
 
 
 def _ratios(score: float, supervised: float | None, ensemble: float) -> dict[str, float | None]:
-    gap = None
-    if supervised is not None and ensemble - supervised >= CLEAR_GAP:
-        gap = (score - supervised) / (ensemble - supervised)
-    retention = score / ensemble if ensemble > 0 else None
-    return {"score": score, "supervised": supervised, "retention": retention, "gap_recovered": gap}
+    return {
+        "score": score,
+        "supervised": supervised,
+        "retention": retention(score, ensemble),
+        "gap_recovered": gap_recovered(score, supervised, ensemble),
+    }
 
 
 def _macro(by_task: Mapping[str, dict[str, Any]], students: Iterable[str]) -> dict[str, Any]:
@@ -234,10 +235,10 @@ def write(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = []
     for name, png in figures.draw(report, tasks, facts).items():
-        written.append(_replace(folder / "figures" / name, png))
+        written.append(write_atomically(folder / "figures" / name, png))
     page = markdown(report, [path.name for path in written])
-    written.append(_replace(folder / "report.md", page.encode()))
-    written.append(_replace(folder / "report.json", text.encode()))
+    written.append(write_atomically(folder / "report.md", page))
+    written.append(write_atomically(folder / "report.json", text))
     return written
 
 
@@ -246,22 +247,6 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} does not fit into JSON")
-
-
-def _replace(path: Path, data: bytes) -> Path:
-    """Write `data` beside `path`, then move it there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's own mode shuts everyone else out
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 # ---------------------------------------------------------------- report.md
@@ -376,10 +361,11 @@ def _macro_section(report: Mapping[str, Any]) -> list[str]:
     return [
         "## All tasks",
         f"Unweighted mean of the tasks' test scores ({metrics}), in points.",
-        _table(["model", "score", *COMPARED], rows),
+        markdown_table(["model", "score", *COMPARED], rows),
         "Δ: student − supervised (the same student from the same start, trained on labels alone), ± its standard "
         "error, paired by example (bootstrap). Standard errors cover the choice of test examples, not of the seed: "
-        "one seed is one draw.",
+        "one seed is one draw"
+        + (f", group.md of {report['group']} has the others." if report["group"] else "."),
         "¹ (student − supervised) ÷ (ensemble − supervised). Left out (–) without a baseline, and where the ensemble "
         f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise.",
     ]
@@ -414,7 +400,7 @@ def _task_section(task: str, values: Mapping[str, Any], figures: Sequence[str]) 
         f"{values['kind']}: {splits} examples; {labels}an answer that never changes scores at best "
         f"{points(values['majority'])}; aggregation: {values['aggregation']}. A score's standard error is "
         f"{points(values['standard_error'])} points (bootstrap): read smaller differences between models as noise.",
-        _table(head, rows),
+        markdown_table(head, rows),
         f"Agreement: share of answers in which the student agrees with the ensemble.{calibration}",
         *(f"Note: {note}" for note in values["notes"]),
         _details(metrics),
@@ -436,7 +422,7 @@ def _details(metrics: Mapping[str, Any]) -> str:
         [model, *(f"{one[name]:.3f}" if name in UNBOUNDED else points(one[name]) for name in names)]
         for model, one in models.items()
     ]
-    table = _table(["model", *names], rows)
+    table = markdown_table(["model", *names], rows)
     return f"<details><summary>All metrics</summary>\n\n{table}\n\n</details>"
 
 
@@ -465,7 +451,7 @@ def _preflight_section(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     asked = max(one["examples"] for one in findings)
     return [
         "## Teachers before labelling",
-        _table(*preflight_cells(findings)),
+        markdown_table(*preflight_cells(findings)),
         f"On at most {asked} validation examples. Constant: the score of the best answer that never changes; "
         "entropy: mean ÷ ln(classes), 1 says nothing.",
         *warnings,
@@ -495,10 +481,10 @@ def _cost_section(report: Mapping[str, Any]) -> list[str]:
     share = NOTHING if ratio is None else f"{ratio:.2f}"
     return [
         "## Size and latency",
-        _table(["model", "parameters", "MB", "ms an example", "smaller ²", "faster ²"], rows),
+        markdown_table(["model", "parameters", "MB", "ms an example", "smaller ²", "faster ²"], rows),
         "² than all teachers together, in parameters; than a task's teachers one after another, mean over tasks.",
         "## Teacher forwards",
-        _table(["teacher", "examples run this time", "soft targets needed"], labelled),
+        markdown_table(["teacher", "examples run this time", "soft targets needed"], labelled),
         f"Forwards ÷ (examples × teachers): {share}. 1 is each example labelled once by each of its teachers, however "
         "many epochs and students read it; 0 is everything read from the store.",
     ]
@@ -512,9 +498,9 @@ def _run_section(report: Mapping[str, Any]) -> list[str]:
     versions = [[package, version] for package, version in report["versions"].items()]
     blocks = [
         "## Run",
-        _table(["stage", "seconds"], timings),
+        markdown_table(["stage", "seconds"], timings),
         f"Seed {report['seed']}.",
-        _table(["package", "version"], versions),
+        markdown_table(["package", "version"], versions),
     ]
     return blocks + [f"Note: {note}" for note in report["notes"]]
 
@@ -531,25 +517,3 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def _picture(name: str, caption: str, figures: Sequence[str]) -> list[str]:
     return [f"![{caption}](figures/{name})"] if name in figures else []
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def points(share: float) -> str:
-    """0.8619 → `86.2`."""
-    return f"{100 * share:.1f}"
-
-
-def signed(share: float) -> str:
-    """0.023 → `+2.3`, −0.004 → `−0.4`, a difference that rounds to nothing → `0.0`."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def percent(share: float | None) -> str:
-    """0.979 → `97.9%`, None → `–`."""
-    return NOTHING if share is None else f"{100 * share:.1f}%".replace("-", "−")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, is_present
-from pipeline.config import SPLITS, RunConfig
+from pipeline.config import SPLITS, RunConfig, Split
 from pipeline.data import TaskData
 from pipeline.loop import METRICS, read_metrics
 from pipeline.models import weights_size
@@ -69,12 +69,8 @@ def _one_task(
     store: Store,
     outputs: Mapping[Job, Mapping[str, torch.Tensor]],
 ) -> TaskResults:
-    task, test, aggregation = data.task, data.splits["test"], config.aggregation_of(name)
-    weights = config.teacher_weights(name)
-    counts = task.counts(test.inputs)
-    views = {teacher: store.view(keys[teacher], test.keys, task.columns, counts) for teacher in weights}
-    rows = np.arange(len(test))
-    teachers = {teacher: view.gather(rows).astype(np.float32) for teacher, view in views.items()}
+    task, test, strategy = data.task, data.splits["test"], config.aggregation_of(name).strategy
+    teachers, together = _said(config, name, data, keys, store, "test")
     by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
     for job, values in outputs.items():
         by_mode[job.mode][job.student] = values[name].numpy()
@@ -82,15 +78,43 @@ def _one_task(
         task=task,
         test=test,
         examples={split: len(data.splits[split]) for split in SPLITS},
-        teachers=dict(teachers),
-        ensemble=ensemble_values(task, list(teachers.values()), counts, aggregation.strategy, weights),
+        teachers=teachers,
+        ensemble=together,
         students=by_mode["distilled"],
         supervised=by_mode["supervised"],
-        aggregation=aggregation.strategy,
-        notes=[f"{aggregation.strategy} needs labels, so the ensemble is scored by its weighted mean"]
-        if needs_labels(aggregation.strategy) and len(weights) > 1
+        aggregation=strategy,
+        notes=[f"{strategy} needs labels, so the ensemble is scored by its weighted mean"]
+        if needs_labels(strategy) and len(teachers) > 1
         else [],
     )
+
+
+def ensemble_scores(
+    config: RunConfig, data: Mapping[str, TaskData], keys: Mapping[str, str], split: Split
+) -> dict[str, float]:
+    """The ensembles' scores by ``<task>/<metric>``, and ``macro/score``, their mean."""
+    store, scores = Store(config.store_path), {}
+    for name, task_data in data.items():
+        _, together = _said(config, name, task_data, keys, store, split)
+        metric = task_data.task.metric
+        scores[f"{name}/{metric}"] = task_data.task.scores(together, task_data.splits[split])[metric]
+    return {**scores, "macro/score": statistics.mean(scores.values())}
+
+
+def _said(
+    config: RunConfig, name: str, data: TaskData, keys: Mapping[str, str], store: Store, split: Split
+) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
+    """What each of a task's teachers says of a split, out of the store, and what they say together: (M, C) each."""
+    task, examples, weights = data.task, data.splits[split], config.teacher_weights(name)
+    counts, rows = task.counts(examples.inputs), np.arange(len(examples))
+    teachers: dict[str, NDArray[np.floating]] = {
+        teacher: store.view(keys[teacher], examples.keys, task.columns, counts)
+        .gather(rows)
+        .astype(np.float32)
+        for teacher in weights
+    }
+    strategy = config.aggregation_of(name).strategy
+    return teachers, ensemble_values(task, list(teachers.values()), counts, strategy, weights)
 
 
 def ensemble_values(
@@ -118,8 +142,9 @@ def run_facts(
     stages: Stages,
     notes: list[str],
     findings: Sequence[Findings] = (),
+    group: str | None = None,
 ) -> RunFacts:
-    """What else the report says: costs, counts, versions, curves."""
+    """What else the report says: costs, counts, versions, curves; `group` as `RunFacts` has it."""
     curves: dict[str, list[dict[str, Any]]] = {}
     parameters: dict[str, int] = {}
     for job in jobs_of(config):
@@ -156,6 +181,7 @@ def run_facts(
         curves=curves,
         preflight=[asdict(one) for one in findings],
         notes=notes,
+        group=group,
     )
 
 

@@ -53,19 +53,21 @@ class Run:
     keys: dict[str, str] = field(default_factory=dict)
     labelled: dict[str, Labelling] = field(default_factory=dict)
     findings: list[Findings] = field(default_factory=list)
+    group: str | None = None
 
 
-def train(config: RunConfig, display: Display) -> dict[str, Any]:
-    """The whole run; returns its report. Raises any `TutelageError`."""
-    with _running(config, display) as run:
+def train(
+    config: RunConfig, display: Display, group: str | None = None, register: str | None = None
+) -> dict[str, Any]:
+    """The whole run; returns its report. Raises any `TutelageError`.
+
+    group: whose seed it is, if any · register: name in MLflow's model registry for its students, with
+    ``-<task>`` where there are several tasks.
+    """
+    with running(config, display, group=group) as run:
         if not _is_trained(run):
             with connected(config):
-                run.stop.listen()
-                check_room(config)
-                run.stages.done("start")
-                _fine_tune(run)
-                _preflight(run, on_ray=True)
-                _label(run)
+                make_targets(run)
                 _train_students(run)
         else:
             run.keys = _store_keys(run)
@@ -74,24 +76,21 @@ def train(config: RunConfig, display: Display) -> dict[str, Any]:
             display.line("nothing left to train; evaluating again")
             for job in jobs_of(config):
                 _track_job(run, job)
-        return _report(run)
+        return _report(run, register)
 
 
 def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
     """Teachers made and the store filled, no student trained; returns what each teacher did."""
-    with _running(config, display, record=False) as run:
+    with running(config, display, record=False) as run:
         with connected(config):
-            run.stop.listen()
-            check_room(config)
-            run.stages.done("start")
-            _fine_tune(run)
-            _preflight(run, on_ray=True)
-            _label(run)
+            make_targets(run)
         return run.labelled
 
 
 @contextmanager
-def _running(config: RunConfig, display: Display, record: bool = True) -> Iterator[Run]:
+def running(
+    config: RunConfig, display: Display, record: bool = True, group: str | None = None, role: Role = "parent"
+) -> Iterator[Run]:
     """The run folder locked, signals handled, MLflow open; closed with the right status whatever happens."""
     stages = Stages()
     inputs = prepare(config)
@@ -100,8 +99,9 @@ def _running(config: RunConfig, display: Display, record: bool = True) -> Iterat
         for note in [*config_view.notes(config), *_data_notes(inputs)]:
             display.line(note)
         tracker = open_tracker(config, config.run_dir) if record else NullTracker()
-        run = Run(config, inputs, display, stop, tracker, stages)
-        tracker.run("", config.name, "parent", {"tasks": ",".join(config.tasks)}, config_view.flatten(config))
+        run = Run(config, inputs, display, stop, tracker, stages, group=group)
+        tags = {"tasks": ",".join(config.tasks), **({"group": group} if group else {})}
+        tracker.run("", config.name, role, tags, config_view.flatten(config))
         try:
             yield run
             tracker.finish("", "FINISHED")
@@ -170,6 +170,16 @@ def _store_keys(run: Run) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- stages
+
+
+def make_targets(run: Run) -> None:
+    """Teachers made, looked at, and all their soft targets in the store. Ray must be up."""
+    run.stop.listen()
+    check_room(run.config)
+    run.stages.done("start")
+    _fine_tune(run)
+    _preflight(run, on_ray=True)
+    _label(run)
 
 
 def _fine_tune(run: Run) -> None:
@@ -267,7 +277,7 @@ def _train_students(run: Run) -> None:
     folders = {name: str(folder.absolute()) for name, folder in run.inputs.teachers.items()}
     plan = training.new_plan(config, run.inputs.data, run.keys, folders)
     if jobs:
-        _in_thread(lambda: training.launch(plan), lambda: _show_jobs(run, jobs))
+        in_thread(lambda: training.launch(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
     firsts = [_first_step(job_folder(config.run_dir, job)) for job in jobs]
     run.stages.done("train")
@@ -291,7 +301,7 @@ def _track_job(run: Run, job: Job) -> None:
     run.tracker.follow(job.name, job_folder(config.run_dir, job) / METRICS)
 
 
-def _in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
+def in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
     """Runs `work` off the main thread, where signals are ours and not Ray Train's; re-raises what it raises."""
     with ThreadPoolExecutor(max_workers=1) as threads:
         future = threads.submit(work)
@@ -330,11 +340,11 @@ def _first_step(folder: Path) -> float | None:
 # ---------------------------------------------------------------- report
 
 
-def _report(run: Run) -> dict[str, Any]:
+def _report(run: Run, register: str | None = None) -> dict[str, Any]:
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
-    facts = run_facts(config, run.inputs, run.labelled, run.stages, notes, run.findings)
+    facts = run_facts(config, run.inputs, run.labelled, run.stages, notes, run.findings, run.group)
     run.stages.done("evaluate")
     facts.timings_s["evaluate"] = round(run.stages.seconds["evaluate"], 2)
     report = reports.build(tasks, facts)
@@ -346,8 +356,13 @@ def _report(run: Run) -> dict[str, Any]:
             write_model_card(folder, config, report, student, tasks[task].task)
             if (opener := tasks[task].task.pipeline) is not None:
                 tracker.model(student_key(student), f"{student}-{task}", folder, opener)
+                if register is not None:
+                    version = register if len(config.tasks) == 1 else f"{register}-{task}"
+                    tracker.register(student_key(student), f"{student}-{task}", version)
             else:  # no pipeline that MLflow could load it with: the folder itself
                 tracker.artifacts(student_key(student), folder, f"models/{task}")
+                if register is not None:
+                    run.display.line(f"{task} is not registered: transformers has no pipeline for its kind")
     for job in jobs_of(config):
         tracker.finish(job.name, "FINISHED")
     tracker.artifacts("", config.run_dir / "config.yaml")

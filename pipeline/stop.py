@@ -36,7 +36,11 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 class StopSignals:
-    """While entered: the first SIGINT or SIGTERM asks the trainings for a checkpoint, a second one ends at once."""
+    """While entered: the first SIGINT or SIGTERM asks the trainings for a checkpoint, a second one ends at once.
+
+    May be entered within another one (a group's), and then starts out as that one stands: a signal that came while
+    the inner run was being prepared is not lost on it.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._file = stop_file(run_dir)
@@ -47,6 +51,11 @@ class StopSignals:
         self._file.unlink(missing_ok=True)
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
+        for handler in self._before.values():
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopSignals) and outer._signal is not None:
+                self._signal = outer._signal
+                self._file.touch()
         return self
 
     def listen(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged
 from pipeline.evaluate import softmax
+from pipeline.group_report import build as build_group
 from pipeline.report import RunFacts, TaskResults
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
@@ -170,3 +174,62 @@ def some_run(**changes: object) -> tuple[dict[str, TaskResults], RunFacts]:
     }
     students = tuple(tasks["movies"].students)
     return tasks, some_facts([name for results in tasks.values() for name in results.teachers], students)
+
+
+def seeds_of(facts: RunFacts, count: int, group: str = "several") -> list[RunFacts]:
+    """The same facts for every run of a group."""
+    return [replace(facts, name=f"{group}-seed{seed}", seed=seed, group=group) for seed in range(count)]
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def save_run(folder: Path, report: dict[str, Any]) -> Path:
+    """A finished run's folder, as far as a comparison looks into it."""
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def save_group(folder: Path, reports: Sequence[dict[str, Any]]) -> Path:
+    """A finished group's folder, its runs' beside it."""
+    folder.mkdir(parents=True)
+    for report in reports:
+        save_run(folder.parent / report["name"], report)
+    (folder / "group.json").write_text(json.dumps(build_group(folder.name, reports)))
+    return folder
+
+
+def save_study(folder: Path, study: dict[str, Any]) -> Path:
+    """A search's folder."""
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder
+
+
+def some_study(name: str = "search") -> dict[str, Any]:
+    """Four trials: the later the better, but that the last one failed."""
+    trials = [
+        {
+            "number": number,
+            "status": status,
+            "values": {
+                "loss.temperature": 1.0 + number,
+                "loss.annealing": "linear" if number % 2 else "constant",
+            },
+            "epochs": number + 1,
+            "seconds": 10.5 * number,
+            "scores": {}
+            if status == "failed"
+            else {"macro/score": 0.80 + number / 100, "movies/accuracy": 0.80 + number / 50},
+            "best": number == 2,
+        }
+        for number, status in enumerate(("finished", "early-stopped", "finished", "failed"))
+    ]
+    return {
+        "name": name,
+        "student": "half",
+        "metrics": ["macro/score"],
+        "modes": ["max"],
+        "trials": trials,
+    }

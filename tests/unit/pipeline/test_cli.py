@@ -96,7 +96,7 @@ def test_every_command_has_help(tutelage: Tutelage, command: str) -> None:
         (["chek"], "Did you mean 'check'?"),
         (["check"], "Missing argument 'RUN.yaml'"),
         (["check", "run.yaml", "--quick"], "No such option: --quick"),
-        (["compare", "--to", "html"], "--to"),
+        (["compare", "--to", "pdf"], "--to"),
         (["export", "runs/x/students/y"], "Missing option"),
     ],
 )

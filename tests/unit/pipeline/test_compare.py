@@ -1,65 +1,84 @@
-"""Students side by side, read from the report.json of several runs."""
+"""Which rows a comparison has, read from the JSON files of runs, groups and searches."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
-from pipeline.compare import load, table, to_csv, to_markdown
+from pipeline.compare import Row, load
 from pipeline.errors import DataError
 from pipeline.report import build
-from tests.unit.pipeline.results import hand_task, some_facts, some_run
-
-
-def save(folder: Path, report: dict[str, Any]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(report))
-    return folder
+from tests.unit.pipeline.results import (
+    hand_task,
+    save_group,
+    save_run,
+    save_study,
+    seeds_of,
+    some_facts,
+    some_run,
+    some_study,
+)
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Two finished runs, one unfinished, and the folder that teachers share."""
-    save(tmp_path / "first", build({"movies": hand_task(80, 70, 90, 100)}, some_facts(["large"], ["half"])))
-    save(
-        tmp_path / "second", build({"movies": hand_task(85, None, 90, 100)}, some_facts(["large"], ["half"]))
-    )
+    facts = some_facts(["large"], ["half"])
+    save_run(tmp_path / "first", build({"movies": hand_task(80, 70, 90, 100)}, facts))
+    save_run(tmp_path / "second", build({"movies": hand_task(85, None, 90, 100)}, facts))
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "_teachers").mkdir()
     return tmp_path
 
 
+def score(row: Row) -> float | None:
+    return row.macro.score.mean if row.macro else None
+
+
 def test_every_finished_run_best_first(runs: Path) -> None:
-    rows = load(runs_dir=runs)
-    assert [(row.run, row.student, row.score) for row in rows] == [
+    second, first = load(runs_dir=runs)
+    assert [(row.run, row.student, score(row)) for row in (second, first)] == [
         ("second", "half", 0.85),
         ("first", "half", 0.8),
     ]
-    second, first = rows
-    assert (second.supervised, second.delta, second.gap_recovered) == (None, None, None)
-    assert first.delta == pytest.approx(0.1)
-    assert first.retention == pytest.approx(8 / 9)
-    assert first.gap_recovered == pytest.approx(0.5)
-    assert first.tasks == {"movies/accuracy": 0.8}
-    assert (first.parameters, first.latency_ms) == (4_000_000, 1.25)
+    assert second.macro is not None
+    assert (second.macro.supervised, second.macro.delta, second.macro.gap_recovered) == (None, None, None)
+    assert first.macro is not None
+    assert first.macro.delta is not None
+    assert first.macro.delta.mean == pytest.approx(0.1)
+    assert first.macro.retention == pytest.approx(8 / 9)
+    assert first.macro.gap_recovered == pytest.approx(0.5)
+    assert list(first.tasks) == ["movies/accuracy"]
+    assert first.tasks["movies/accuracy"].score.by_seed == (0.8,)
+    assert (first.parameters, first.latency_ms, first.seeds, first.split) == (4_000_000, 1.25, 1, "test")
+    (teacher,) = first.teachers
+    assert (teacher.task, teacher.name, teacher.score) == ("movies/accuracy", "large", 0.9)
+    assert (teacher.parameters, teacher.latency_ms) == (20_000_000, 5.0)
+
+
+def test_ratios_are_those_of_the_report(runs: Path) -> None:
+    report = build(*some_run())
+    for row in load([save_run(runs / "third", report)]):
+        told = report["macro"]["students"][row.student]
+        assert row.macro is not None
+        assert (row.macro.retention, row.macro.gap_recovered) == (told["retention"], told["gap_recovered"])
+        for task, outcome in row.tasks.items():
+            told = report["tasks"][task.split("/")[0]]["students"][row.student]
+            assert (outcome.retention, outcome.gap_recovered) == (told["retention"], told["gap_recovered"])
 
 
 def test_folder_or_file_and_a_line_a_student(runs: Path) -> None:
-    save(runs / "third", build(*some_run()))
+    save_run(runs / "third", build(*some_run()))
     rows = load([runs / "third", runs / "first" / "report.json", runs / "third" / "report.json"])
     assert sorted((row.run, row.student) for row in rows) == [
         ("first", "half"),
         ("third", "half"),
         ("third", "tiny"),
     ]
-    scores = [row.score for row in rows]
-    assert scores == sorted(scores, reverse=True)
+    scores = [score(row) for row in rows]
+    assert scores == sorted(scores, key=lambda one: -(one or 0))
 
 
 def test_a_run_is_called_by_its_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,70 +87,169 @@ def test_a_run_is_called_by_its_folder(runs: Path, monkeypatch: pytest.MonkeyPat
     assert load([Path("report.json")])[0].run == "first"
 
 
-def test_a_report_without_sizes(runs: Path) -> None:
+def test_a_report_without_sizes_or_a_group(runs: Path) -> None:
     report = build({"movies": hand_task(80, 70, 90, 100)}, some_facts(["large"], []))
-    rows = load([save(runs / "bare", report)])
-    assert (rows[0].parameters, rows[0].latency_ms) == (None, None)
-    assert to_markdown(rows).splitlines()[2].endswith("| 80.0 | – | – |")
+    del report["group"]  # as versions before groups wrote it
+    (row,) = load([save_run(runs / "bare", report)])
+    assert (row.run, row.parameters, row.latency_ms) == ("bare", None, None)
 
 
-# ---------------------------------------------------------------- shown
+# ---------------------------------------------------------------- groups
 
 
-def shown(runs: Path, width: int) -> str:
-    console = Console(width=width, file=io.StringIO())
-    console.print(table(load(runs_dir=runs)))
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue()
+@pytest.fixture
+def group(runs: Path) -> Path:
+    """Three seeds of two students beside the other runs."""
+    tasks, facts = some_run()
+    reports = [build(tasks, replace(one, latency_ms={"students": {"half": 1.0 + one.seed, "tiny": 1.0}, "teachers": {}}))
+               for one in seeds_of(facts, 3)]  # fmt: skip
+    for seed, report in enumerate(reports):
+        for section in (report["macro"], *report["tasks"].values()):
+            section["students"]["half"]["score"] += seed / 100
+    return save_group(runs / "several", reports)
 
 
-def test_table_on_a_terminal(runs: Path) -> None:
-    text = shown(runs, 80)
-    lines = [line.split() for line in text.splitlines()]
-    assert ["second", "half", "85.0", "–", "–", "94.4%", "–", "85.0", "4.0M", "1.25"] in lines
-    assert ["first", "half", "80.0", "70.0", "+10.0", "88.9%", "50.0%", "80.0", "4.0M", "1.25"] in lines
-    assert "compare task by task" not in text
+def test_seeds_of_a_group_are_one_row_a_student(group: Path) -> None:
+    rows = [row for row in load(runs_dir=group.parent) if row.run == "several"]
+    assert [(row.student, row.seeds) for row in rows] == [("half", 3), ("tiny", 3)]
+    half = rows[0]
+    assert half.macro is not None
+    by_seed = half.macro.score.by_seed
+    assert by_seed[2] - by_seed[0] == pytest.approx(0.02)
+    assert half.macro.p == 0.25
+    assert half.tasks["movies/accuracy"].delta is not None
+    assert len(half.tasks["movies/accuracy"].delta.by_seed) == 3
+    assert half.latency_ms == pytest.approx(2.0)
 
 
-def test_a_number_is_never_cut_unseen(runs: Path) -> None:
-    for width in range(20, 80, 7):
-        words = {word for line in shown(runs, width).splitlines()[3:] for word in line.split()}
-        cut = {word for word in words if word.endswith("…")}
-        known = {"85.0", "80.0", "70.0", "–", "94.4%", "88.9%", "50.0%", "+10.0", "4.0M", "1.25", "half"}
-        whole = {word for word in words - cut if any(letter.isdigit() for letter in word)}
-        assert whole <= known, width
-
-
-def test_different_tasks_are_warned_of(runs: Path) -> None:
-    save(runs / "third", build(*some_run()))
-    assert "compare task by task, not by macro" in shown(runs, 140)
-    assert "compare task by task" in to_markdown(load(runs_dir=runs))
-
-
-def test_markup_in_names_is_text(runs: Path) -> None:
-    (runs / "first").rename(runs / "[red]first")
-    assert "[red]first" in shown(runs, 120)
-
-
-def test_markdown(runs: Path) -> None:
-    assert to_markdown(load(runs_dir=runs)).splitlines() == [
-        "| run | student | macro | supervised | Δ points | retention | gap recovered | movies/accuracy | parameters "
-        "| ms an example |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| second | half | 85.0 | – | – | 94.4% | – | 85.0 | 4.0M | 1.25 |",
-        "| first | half | 80.0 | 70.0 | +10.0 | 88.9% | 50.0% | 80.0 | 4.0M | 1.25 |",
+@pytest.mark.parametrize("name", ["several", "several/group.json"])
+def test_a_group_by_its_folder(group: Path, name: str) -> None:
+    rows = load([group.parent / name])
+    assert [(row.run, row.student, row.seeds) for row in rows] == [
+        ("several", "half", 3),
+        ("several", "tiny", 3),
     ]
+    assert load([group, *group.parent.glob("several-seed*")]) == rows  # none counts twice
 
 
-def test_csv_keeps_every_digit(runs: Path) -> None:
-    rows = load(runs_dir=runs)
-    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert [line["run"] for line in read] == ["second", "first"]
-    assert float(read[1]["macro/retention"]) == rows[1].retention
-    assert (read[0]["macro/supervised"], read[1]["macro/supervised"]) == ("", "0.7")
-    assert read[1]["movies/accuracy"] == "0.8"
-    assert read[1]["parameters"] == "4000000"
+def test_one_seed_alone_is_a_run(group: Path) -> None:
+    rows = load([group.parent / "several-seed1"])
+    assert {(row.run, row.seeds) for row in rows} == {("several-seed1", 1)}
+
+
+def test_groups_of_one_name_elsewhere_are_others(group: Path, tmp_path: Path) -> None:
+    tasks, facts = some_run()
+    other = save_group(tmp_path / "elsewhere" / "several", [build(tasks, one) for one in seeds_of(facts, 2)])
+    assert sorted(row.seeds for row in load([group, other])) == [2, 2, 3, 3]
+
+
+def test_seeds_of_other_tasks_make_no_group(runs: Path) -> None:
+    facts = seeds_of(some_facts(["large"], ["half"]), 2)
+    save_run(runs / "several-seed0", build({"movies": hand_task(80, 70, 90, 100)}, facts[0]))
+    save_run(runs / "several-seed1", build({"films": hand_task(80, 70, 90, 100)}, facts[1]))
+    assert {row.run for row in load([*runs.glob("several-*")])} == {"several-seed0", "several-seed1"}
+
+
+def test_a_seed_that_is_gone_is_named(group: Path) -> None:
+    (group.parent / "several-seed1" / "report.json").unlink()
+    with pytest.raises(DataError, match=r"several-seed1/report.json: there is no report"):
+        load([group])
+
+
+# ---------------------------------------------------------------- searches
+
+
+def test_trials_are_rows_scored_on_validation(runs: Path) -> None:
+    study = save_study(runs / "search", some_study())
+    rows = load([study, runs / "first"])
+    assert [(row.run, row.split, row.trial and row.trial.number) for row in rows] == [
+        ("first", "test", None),  # first, although its score is lower
+        ("search", "validation", 2),
+        ("search", "validation", 1),
+        ("search", "validation", 0),
+        ("search", "validation", 3),  # it failed
+    ]
+    best, *_, failed = rows[1:]
+    assert best.trial is not None
+    assert (best.trial.best, best.trial.status, best.trial.epochs, best.trial.seconds) == (
+        True,
+        "finished",
+        3,
+        21.0,
+    )
+    assert best.trial.values == {"loss.temperature": 3.0, "loss.annealing": "constant"}
+    assert (score(best), best.tasks["movies/accuracy"].score.mean) == pytest.approx((0.82, 0.84))
+    assert best.macro is not None
+    assert (best.macro.retention, best.macro.p, best.teachers, best.parameters) == (None, None, (), None)
+    assert (failed.macro, failed.tasks) == (None, {})
+
+
+def test_a_search_is_named_by_its_file_too(runs: Path) -> None:
+    study = save_study(runs / "search", some_study())
+    assert load([study / "study.json"]) == load([study])
+
+
+def test_without_names_trials_are_left_out(runs: Path) -> None:
+    save_study(runs / "search", some_study())
+    assert {row.run for row in load(runs_dir=runs)} == {"first", "second"}
+
+
+# ---------------------------------------------------------------- names and experiments
+
+
+@pytest.fixture
+def named(group: Path) -> Path:
+    """Configs that say which experiment a run belongs to."""
+    runs = group.parent
+    (runs / "first" / "config.yaml").write_text("name: first\ntracking: {experiment: ours}\n")
+    (runs / "second" / "config.yaml").write_text("name: second\ntracking: {experiment: null}\n")
+    for seed in range(3):
+        folder = runs / f"several-seed{seed}"
+        (folder / "config.yaml").write_text(f"name: {folder.name}\ntracking: {{experiment: ours}}\n")
+    (runs / "unfinished" / "config.yaml").write_text("name: unfinished\ntracking: {experiment: ours}\n")
+    save_study(runs / "search", some_study())
+    (runs / "search" / "config.yaml").write_text("name: search\ntracking:\n  experiment: theirs\n")
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("ours", {"first", "several"}),  # what has not finished is left out
+        ("theirs", {"search"}),
+        ("second", {"second"}),
+        ("several", {"several"}),
+        ("search", {"search"}),
+    ],
+)
+def test_a_name_stands_for_all_that_have_it(named: Path, name: str, found: set[str]) -> None:
+    assert {row.run for row in load([name], named)} == found
+
+
+def test_a_folder_comes_before_a_name(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(named)
+    save_run(named / "ours", build({"movies": hand_task(99, 70, 90, 100)}, some_facts(["large"], ["half"])))
+    assert {row.run for row in load(["ours"], named)} == {"ours"}
+
+
+def test_a_folder_of_something_else_does_not_hide_a_name(
+    named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work" / "theirs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert {row.run for row in load(["theirs"], named)} == {"search"}
+
+
+def test_an_unknown_name_gets_the_nearest(named: Path) -> None:
+    with pytest.raises(DataError, match="no finished run or experiment 'our'") as caught:
+        load(["our"], named)
+    assert caught.value.remedy == "Did you mean 'ours'?"
+
+
+def test_a_config_that_cannot_be_read_hides_nothing(named: Path) -> None:
+    (named / "second" / "config.yaml").write_text("name: [")
+    assert {row.run for row in load(["ours"], named)} == {"first", "several"}
+    assert {row.run for row in load(["second"], named)} == {"second"}
 
 
 # ---------------------------------------------------------------- what cannot be read
@@ -171,6 +289,24 @@ def test_a_corrupt_report_is_named(runs: Path, content: bytes) -> None:
         load(runs_dir=runs)
     assert str(file) in caught.value.cause
     assert "\n" not in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("group.json", "{}"),
+        ("group.json", '{"runs": 3}'),
+        ("study.json", "[]"),
+        ("study.json", '{"name": "search", "trials": [{"number": 1}]}'),
+        ("study.json", "{"),
+    ],
+)
+def test_a_corrupt_group_or_study_is_named(runs: Path, name: str, content: str) -> None:
+    file = runs / "unfinished" / name
+    file.write_text(content)
+    with pytest.raises(DataError, match="is not a report") as caught:
+        load([runs / "unfinished"])
+    assert str(file) in caught.value.cause
 
 
 def test_an_unreadable_report(runs: Path) -> None:

@@ -153,6 +153,9 @@ def test_missing_key_is_named() -> None:
         ("name", ""),
         ("name", "x" * 65),
         ("baselines", ["unsupervised"]),
+        ("seeds", 3),
+        ("seeds", [0, 0.5]),
+        ("seeds", [0, -1]),
     ],
 )
 def test_bad_value_is_refused_with_its_path(path: str, value: Any) -> None:
@@ -504,6 +507,44 @@ def test_one_loss_alone_is_fine() -> None:
     assert parse_config(changed({"loss": {"hard": 0, "soft": 5}})).hard_soft("half") == (0.0, 1.0)
 
 
+# ---------------------------------------------------------------- several seeds
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"seeds": [0, 1, 0]}, "seeds: one stands twice in [0, 1, 0]"),
+        ({"seeds": [0, 1], "seed": 3}, "seed and seeds are both given"),
+        ({"seeds": [0, 10], "name": "x" * 58}, f"name: {'x' * 58}-seed10 has more than 64 characters"),
+    ],
+)
+def test_seeds_that_cannot_be(values: dict[str, Any], cause: str) -> None:
+    assert refusal(changed(values)).cause == cause
+
+
+def test_seeds_from_the_command_line(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, RUN), ["seeds=[3,1,2]"])
+    assert config.seeds == (3, 1, 2)
+    assert config.name_of_seed(3) == "run-seed3"
+    assert load_config(written(tmp_path, to_yaml(config))) == config
+    assert load_config(written(tmp_path, RUN), ["name=" + "x" * 58, "seeds=[0,1]"]).seeds == (0, 1)
+
+
+@pytest.mark.parametrize(("count", "warned"), [(1, True), (5, True), (6, False), (8, False)])
+def test_too_few_seeds_are_said(count: int, warned: bool) -> None:
+    (note,) = notes(parse_config(changed({"seeds": list(range(count))})))
+    assert "run-seed0" in note
+    assert ("no test can give p below" in note) == warned
+
+
+def test_a_group_may_have_other_seeds_but_is_no_single_run() -> None:
+    alone, two, three = (parse_config(changed({"seeds": seeds})) for seeds in ([], [0, 1], [0, 1, 2]))
+    assert differences(two, three) == []
+    assert differences(three, two) == []
+    assert differences(alone, two) != []
+    assert differences(two, alone) != []
+
+
 # ---------------------------------------------------------------- overlays
 
 
@@ -731,6 +772,7 @@ FREE: dict[str, Any] = {
 }
 BINDING: dict[str, Any] = {
     "seed": 1,
+    "seeds": [0, 1],
     "loss.temperature": 3.0,
     "loss.task_weights": {"movies": 2.0},
     "aggregation.strategy": "best",

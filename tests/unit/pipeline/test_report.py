@@ -19,12 +19,10 @@ from pipeline.report import (
     TaskResults,
     build,
     markdown,
-    percent,
-    points,
-    signed,
     verdict,
     write,
 )
+from pipeline.shown import percent, points, signed
 from tests.unit.pipeline.results import (
     answers,
     examples_of,
@@ -57,6 +55,14 @@ def hand(student: int, supervised: int | None, ensemble: int, n: int = 10) -> di
 
 
 # ---------------------------------------------------------------- numbers
+
+
+def test_a_run_knows_its_group() -> None:
+    tasks, facts = some_run()
+    assert build(tasks, facts)["group"] is None
+    report = build(tasks, replace(facts, group="eight"))
+    assert report["group"] == "eight"
+    assert "group.md of eight has the others" in markdown(report)
 
 
 def test_keys_are_those_of_the_contract() -> None:
@@ -364,13 +370,6 @@ def test_a_paired_error_is_smaller_than_an_unpaired_one() -> None:
     for task in report["tasks"].values():
         for row in task["students"].values():
             assert 0 < row["delta_error"] < math.sqrt(2) * task["standard_error"]
-
-
-@pytest.mark.parametrize(
-    ("share", "text"), [(0.0229, "+2.3"), (-0.0041, "−0.4"), (0.0004, "0.0"), (-0.0004, "0.0"), (0.0, "0.0")]
-)
-def test_signed(share: float, text: str) -> None:
-    assert signed(share) == text
 
 
 # ---------------------------------------------------------------- files

@@ -149,6 +149,22 @@ def test_signals_are_taken_back_from_who_claims_them(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_one_within_another_takes_over_what_came_before_it(tmp_path: Path) -> None:
+    group, run = tmp_path / "group", tmp_path / "run"
+    group.mkdir()
+    run.mkdir()
+    with StopSignals(group) as outer:
+        with StopSignals(run) as inner:
+            assert not inner()
+        signal.raise_signal(signal.SIGTERM)  # while the next run is being prepared
+        assert outer()
+        with StopSignals(run) as inner:
+            assert stop_file(run).exists()
+            with pytest.raises(StoppedError):
+                inner.check()
+    assert not stop_file(run).exists()
+
+
 def busy(ready: Any, run_dir: Path) -> None:
     with StopSignals(run_dir):
         ready.set()

@@ -1,0 +1,265 @@
+"""The columns of a comparison, and its rows chosen and ordered by them.
+
+A column has the name under which `--to csv` has it; `--sort` and `--filter` also take the title that people read,
+and the name without ``macro/``. Scores are shares (0.862), as in csv, whatever the table shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline.compare import Row, Trial
+from pipeline.errors import ConfigError, DataError
+from pipeline.shown import NOTHING, millions, p_value, percent, plus_minus, points, signed
+from pipeline.significance import Outcome, Spread
+
+Value = str | int | float | None
+ORDERS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+FILTER = re.compile(r"\s*([^=<>~!]+?)\s*(>=|<=|!=|=|>|<|~)\s*(.*?)\s*")
+HOW = "Write for instance 'student=half', 'retention>=0.95', 'tweets/accuracy>0.7' or 'run~quick'."
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    value: what is sorted, filtered and written to csv · show: the same as people read it · words: text, to the left ·
+    ascending: sorted by it, small ones come first · optional: left out where no row has a value · csv: csv only.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Row], Value]
+    show: Callable[[Row], str]
+    words: bool = False
+    ascending: bool = False
+    optional: bool = False
+    csv: bool = False
+
+
+def columns(rows: Sequence[Row], csv: bool = False) -> list[Column]:
+    """The columns of `rows`, in order; with `csv` those that only csv has, too."""
+    which, became = _of_trials() if any(row.trial for row in rows) else ([], [])
+    only_trials = all(row.trial for row in rows)
+    tasks = dict.fromkeys(task for row in rows for task in row.tasks)
+    paths = dict.fromkeys(path for row in rows if row.trial for path in row.trial.values)
+    every = [
+        _words("run", lambda row: row.run),
+        _words("student", lambda row: row.student),
+        *which,
+        _number("seeds", "seeds", lambda row: row.seeds if row.seeds > 1 else None, str, optional=True),
+        *_of_outcomes("macro", lambda row: row.macro, optional=only_trials),
+        *(column for task in tasks for column in _of_outcomes(task, partial(_on_task, task=task))),
+        _number("parameters", "parameters", lambda row: row.parameters, millions, True, only_trials),
+        _number(
+            "latency_ms", "ms an example", lambda row: row.latency_ms, "{:.2f}".format, True, only_trials
+        ),
+        *became,
+        *(_setting(path) for path in paths),
+    ]
+    return [
+        column
+        for column in every
+        if (csv or not column.csv)
+        and not (column.optional and all(column.value(row) is None for row in rows))
+    ]
+
+
+def _words(name: str, value: Callable[[Row], str | None]) -> Column:
+    return Column(name, name, value, lambda row: value(row) or NOTHING, words=True, ascending=True)
+
+
+def _number(
+    name: str,
+    title: str,
+    value: Callable[[Row], Value],
+    show: Callable[[Any], str],
+    ascending: bool = False,
+    optional: bool = False,
+    csv: bool = False,
+) -> Column:
+    """A column of numbers; `show` need not know of missing ones."""
+
+    def shown(row: Row) -> str:
+        return NOTHING if (found := value(row)) is None else show(found)
+
+    return Column(name, title, value, shown, ascending=ascending, optional=optional, csv=csv)
+
+
+def _told(row: Row, read: Callable[[Trial], Any]) -> Any:
+    return None if row.trial is None else read(row.trial)
+
+
+def _of_trials() -> tuple[list[Column], list[Column]]:
+    """What says which trial it is, and what became of it."""
+    which = [
+        _number("trial", "trial", partial(_told, read=lambda trial: trial.number), str, ascending=True),
+        _words("split", lambda row: row.split),
+        _words("best", partial(_told, read=lambda trial: "yes" if trial.best else None)),
+    ]
+    became = [
+        _words("status", partial(_told, read=lambda trial: trial.status)),
+        _number("epochs", "epochs", partial(_told, read=lambda trial: trial.epochs), str, ascending=True),
+        _number(
+            "seconds", "seconds", partial(_told, read=lambda trial: trial.seconds), "{:.0f}".format, True
+        ),
+    ]
+    return which, became
+
+
+def _on_task(row: Row, task: str) -> Outcome | None:
+    return row.tasks.get(task)
+
+
+def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool = False) -> list[Column]:
+    """The columns of a task, or of the mean over tasks: all of macro's are shown, of a task's only the score."""
+    macro = name == "macro"
+
+    def told(read: Callable[[Outcome], Any], row: Row) -> Any:
+        return None if (outcome := get(row)) is None else read(outcome)
+
+    def spread(key: str, title: str, read: Callable[[Outcome], Spread | None], **more: Any) -> Column:
+        show = signed if title == "Δ points" else points
+        return Column(
+            key,
+            title,
+            lambda row: None if (found := told(read, row)) is None else found.mean,
+            lambda row: plus_minus(told(read, row), show),
+            **more,
+        )
+
+    def number(key: str, title: str, read: Callable[[Outcome], Value], **more: Any) -> Column:
+        return _number(f"{name}/{key}", title, partial(told, read), percent, **more)
+
+    rest: dict[str, Any] = {"optional": optional, "csv": not macro}
+    p = _number(f"{name}/p", "p", partial(told, lambda one: one.p), p_value, True, True, not macro)
+    both = [
+        spread("macro/score" if macro else name, name, lambda one: one.score),
+        _number(
+            f"{name}/sd", f"{name} sd", partial(told, lambda one: one.score.sd), points, True, True, True
+        ),
+        spread(f"{name}/ensemble", "ensemble", lambda one: one.ensemble, optional=optional, csv=True),
+        spread(f"{name}/supervised", "supervised", lambda one: one.supervised, **rest),
+    ]
+    if not macro:
+        return [*both, p]
+    return [
+        *both,
+        spread("macro/delta", "Δ points", lambda one: one.delta, **rest),
+        p,
+        number("retention", "retention", lambda one: one.retention, **rest),
+        number("gap_recovered", "gap recovered", lambda one: one.gap_recovered, **rest),
+    ]
+
+
+def _setting(path: str) -> Column:
+    """A key that a search gave values to."""
+
+    def value(row: Row) -> Value:
+        found = row.trial.values.get(path) if row.trial else None
+        plain = found is None or (isinstance(found, str | int | float) and not isinstance(found, bool))
+        return found if plain else json.dumps(found)
+
+    def show(found: Value) -> str:
+        return f"{found:.4g}" if isinstance(found, float) else str(found)
+
+    return _number(path, path, value, show, ascending=True)
+
+
+# ---------------------------------------------------------------- --filter, --sort
+
+
+def select(rows: Sequence[Row], filters: Sequence[str] = (), sort: str | None = None) -> list[Row]:
+    """The rows that pass every filter, in the order asked for (else as they come).
+
+    Raises `ConfigError` for a filter or a column that does not exist, `DataError` where no row is left.
+    """
+    known = columns(rows, csv=True)
+    tests = [_filter(text, known, rows) for text in filters]
+    kept = [row for row in rows if all(test(row) for test in tests)]
+    if not kept:
+        raise DataError(
+            f"none of {len(rows)} students passes {' and '.join(repr(text) for text in filters)}",
+            "Loosen a filter. Scores are shares there: 0.86, not 86.",
+        )
+    return kept if sort is None else _sorted(kept, sort, known)
+
+
+def _filter(text: str, known: Sequence[Column], rows: Sequence[Row]) -> Callable[[Row], bool]:
+    """`COLUMN OP VALUE` → whether a row passes; one without a value in that column never does."""
+    if (parts := FILTER.fullmatch(text)) is None:
+        raise ConfigError(f"filter {text!r} is not COLUMN, one of = != >= <= > < ~, and a value", HOW)
+    name, sign, wanted = parts.groups()
+    column = _find(name, known)
+    number = _as_number(wanted)
+    if sign in ORDERS and (number is None or any(isinstance(column.value(row), str) for row in rows)):
+        what = f"{wanted!r} is no number" if number is None else f"{column.name} holds words"
+        raise ConfigError(f"filter {text!r}: {what}, {sign} compares numbers", HOW)
+
+    def passes(row: Row) -> bool:
+        value = column.value(row)
+        if value is None:
+            return False
+        if sign == "~":
+            return wanted.casefold() in str(value).casefold()
+        if sign in ORDERS:
+            assert number is not None
+            assert not isinstance(value, str)
+            return ORDERS[sign](value, number)
+        same = str(value) == wanted
+        if not isinstance(value, str) and number is not None:
+            same = math.isclose(value, number)
+        return same == (sign == "=")
+
+    return passes
+
+
+def _sorted(rows: Sequence[Row], sort: str, known: Sequence[Column]) -> list[Row]:
+    """Best first: high scores, low latencies; names and settings rise. `-` turns it round. Missing values come last."""
+    column = _find(sort.removeprefix("-"), known)
+
+    def key(row: Row) -> tuple[bool, float, str]:
+        value = column.value(row)
+        return (True, 0.0, value.casefold()) if isinstance(value, str) else (False, float(value or 0), "")
+
+    turned = column.ascending == sort.startswith("-")
+    there = [row for row in rows if column.value(row) is not None]
+    missing = [row for row in rows if column.value(row) is None]
+    return [*sorted(there, key=key, reverse=turned), *missing]
+
+
+def _find(name: str, known: Sequence[Column]) -> Column:
+    """The column of that name. Raises `ConfigError` with the nearest one."""
+    by_name: dict[str, Column] = {}
+    for column in known:
+        for one in (column.name, column.title, column.name.removeprefix("macro/")):
+            by_name.setdefault(one.casefold(), column)
+    if (found := by_name.get(name.strip().casefold())) is not None:
+        return found
+    near = difflib.get_close_matches(name.casefold(), by_name, n=1, cutoff=0.5)
+    hint = (
+        f"Did you mean {by_name[near[0]].name!r}?"
+        if near
+        else f"There are {', '.join(column.name for column in known)}."
+    )
+    raise ConfigError(f"these rows have no column {name!r}", hint)
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,50 @@
+"""Numbers and tables as people read them: points, percent, spreads, p values, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from pipeline.significance import Spread
+
+NOTHING = "–"
+
+
+def points(share: float) -> str:
+    """0.8619 → `86.2`."""
+    return f"{100 * share:.1f}"
+
+
+def signed(share: float) -> str:
+    """0.023 → `+2.3`, −0.004 → `−0.4`, a difference that rounds to nothing → `0.0`."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """0.979 → `97.9%`, None → `–`."""
+    return NOTHING if share is None else f"{100 * share:.1f}%".replace("-", "−")
+
+
+def plus_minus(spread: Spread | None, show: Callable[[float], str] = points) -> str:
+    """`81.5 ± 0.4`: mean and standard deviation over seeds; `81.5` where all are the same, None → `–`."""
+    if spread is None:
+        return NOTHING
+    return show(spread.mean) + (f" ± {points(spread.sd)}" if spread.sd else "")
+
+
+def p_value(p: float | None) -> str:
+    """0.0078125 → `0.0078`, 1.0 → `1`, below a thousandth → `<0.001`, None → `–`."""
+    if p is None:
+        return NOTHING
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def millions(parameters: int) -> str:
+    """22713216 → `22.7M`."""
+    return f"{parameters / 1e6:.1f}M"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A Markdown table; the first `words` columns to the left, the others, numbers, to the right."""
+    lines = [head, [*["---"] * words, *["---:"] * (len(head) - words)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

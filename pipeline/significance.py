@@ -1,0 +1,153 @@
+"""One student's scores under one or several seeds: mean, spread, ratios, and whether it differs from its baseline.
+
+Values and pure functions. Seeds are paired: the student and its supervised baseline of one seed share head, data
+order and dropout, so what is tested is their difference, seed by seed. Scores are shares (0.862), not points.
+
+Not covered: the choice of test examples (report.md has its standard error), and corrections for testing several
+students and tasks at once.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+ALPHA = 0.05
+CLEAR_GAP = (
+    0.005  # the ensemble must be this far above a supervised baseline for "gap recovered" to mean anything
+)
+EXACT_PAIRS = 16  # 65,536 sign flips: all of them up to here, as many drawn at random beyond
+DIGITS = 12  # decimals of a score that count
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided p of a paired sign-flip permutation test: is the mean of `differences`, one a seed, other than 0?
+
+    If the student were no other than its baseline, each difference could as well have the other sign: p is the
+    share of all 2ⁿ choices of signs whose mean is at least as far from 0. Exact up to 16 pairs. A single pair
+    gives 1. Raises `ValueError` without any.
+
+    >>> sign_flip_p([0.01, 0.02, 0.01, 0.03, 0.01])  # five of the same sign: no further than the floor
+    0.0625
+    """
+    if not len(differences):
+        raise ValueError("no differences to test")
+    if len(differences) == 1:
+        return 1.0
+    from scipy.stats import permutation_test  # takes a second to import, and most comparisons have one seed
+
+    # integers, so that sums which are equal compare as equal
+    whole = np.round(np.asarray(differences, dtype=np.float64) * 10**DIGITS).astype(np.int64)
+    test = permutation_test(
+        (whole,), np.sum, permutation_type="samples", n_resamples=2**EXACT_PAIRS, vectorized=True, rng=0
+    )
+    return float(test.pvalue)
+
+
+def floor(pairs: int) -> float:
+    """The lowest p that so many pairs can give: that of differences which all have one sign."""
+    return min(1.0, 2.0 ** (1 - pairs))
+
+
+def pairs_needed(alpha: float = ALPHA) -> int:
+    """How many pairs can give a p below `alpha`: 6 for 0.05, and 8 if one of them may disagree."""
+    return next(pairs for pairs in range(1, 1000) if floor(pairs) < alpha)
+
+
+def retention(score: float, ensemble: float) -> float | None:
+    """score ÷ ensemble; None where the ensemble scores nothing."""
+    return score / ensemble if ensemble > 0 else None
+
+
+def gap_recovered(score: float, supervised: float | None, ensemble: float) -> float | None:
+    """(score − supervised) ÷ (ensemble − supervised); None without a baseline or with no clear gap to recover."""
+    if supervised is None or ensemble - supervised < CLEAR_GAP:
+        return None
+    return (score - supervised) / (ensemble - supervised)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number under n ≥ 1 seeds, in the seeds' order."""
+
+    by_seed: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.by_seed)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation of the sample (n − 1); None for one seed."""
+        return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As group.json has it."""
+        ends = {"lowest": min(self.by_seed), "highest": max(self.by_seed)}
+        return {"mean": self.mean, "sd": self.sd, **ends, "by_seed": list(self.by_seed)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A student's score on one task, or its mean over tasks; beside it its baseline's and the ensemble's.
+
+    All under the same seeds. None where there is no baseline, or (a trial's) no ensemble.
+    """
+
+    score: Spread
+    supervised: Spread | None = None
+    ensemble: Spread | None = None
+
+    @classmethod
+    def of(cls, sections: Sequence[Mapping[str, Any]], student: str) -> Outcome:
+        """Out of the same section (a task's, or macro) of one report.json a seed. Raises `KeyError`, `TypeError`."""
+        rows = [section["students"][student] for section in sections]
+        baselines = [row["supervised"] for row in rows]
+        return cls(
+            score=Spread(tuple(float(row["score"]) for row in rows)),
+            supervised=None if None in baselines else Spread(tuple(map(float, baselines))),
+            ensemble=Spread(tuple(float(section["ensemble"]) for section in sections)),
+        )
+
+    @cached_property
+    def delta(self) -> Spread | None:
+        """score − supervised, seed by seed."""
+        if self.supervised is None:
+            return None
+        pairs = zip(self.score.by_seed, self.supervised.by_seed, strict=True)
+        return Spread(tuple(score - supervised for score, supervised in pairs))
+
+    @cached_property
+    def p(self) -> float | None:
+        """Of the difference to the baseline; None without one, and for a single seed, which tests nothing."""
+        if self.delta is None or len(self.delta.by_seed) < 2:
+            return None
+        return sign_flip_p(self.delta.by_seed)
+
+    @property
+    def retention(self) -> float | None:
+        """Of the means."""
+        return None if self.ensemble is None else retention(self.score.mean, self.ensemble.mean)
+
+    @property
+    def gap_recovered(self) -> float | None:
+        """Of the means."""
+        if self.supervised is None or self.ensemble is None:
+            return None
+        return gap_recovered(self.score.mean, self.supervised.mean, self.ensemble.mean)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As group.json has it."""
+        return {
+            "score": self.score.as_dict(),
+            "supervised": None if self.supervised is None else self.supervised.as_dict(),
+            "delta": None if self.delta is None else {**self.delta.as_dict(), "p": self.p},
+            "retention": self.retention,
+            "gap_recovered": self.gap_recovered,
+        }

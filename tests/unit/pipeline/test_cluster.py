@@ -1,0 +1,62 @@
+"""Connecting to Ray: once for blocks within blocks, and given back whatever happens. A stand-in plays Ray."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import connected
+from pipeline.config import RunConfig
+from pipeline.config_load import parse_config
+from tests.conftest import TinyRun
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Ray is asked for, in order."""
+    asked: list[str] = []
+
+    def init(**_: Any) -> None:
+        asked.append("init")
+
+    fake = SimpleNamespace(init=init, shutdown=lambda: asked.append("shutdown"))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    return asked
+
+
+@pytest.fixture
+def config(tiny_run: TinyRun) -> RunConfig:
+    return parse_config(tiny_run())
+
+
+def test_a_block_within_another_uses_the_same_ray(calls: list[str], config: RunConfig) -> None:
+    with connected(config):
+        for _ in range(2):
+            with connected(config):
+                assert calls == ["init"]
+        assert calls == ["init"]
+    assert calls == ["init", "shutdown"]
+
+
+def test_a_block_after_another_starts_ray_anew(calls: list[str], config: RunConfig) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError), connected(config), connected(config):
+            raise RuntimeError("a seed that failed")
+    assert calls == ["init", "shutdown", "init", "shutdown"]
+
+
+def test_ray_that_does_not_start_is_tried_again(
+    calls: list[str], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sys.modules["ray"], "init", fail)
+        with pytest.raises(OSError, match="no room"), connected(config):
+            pytest.fail("not connected")
+    with connected(config):
+        assert calls == ["init"]
