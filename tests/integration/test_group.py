@@ -35,7 +35,7 @@ def interrupted(
         wait_until(
             lambda: "seed 2 (2 of 2)" in command.output or command.ended(),
             lambda: command.output,
-            timeout_s=240,
+            timeout_s=400,
         )
         command.send(signal.SIGINT, group=True)
         command.wait(60)
@@ -47,7 +47,7 @@ def interrupted(
 def done(interrupted: tuple[Path, Command]) -> tuple[Path, Command]:
     """The same folder when the same command has been given again."""
     folder, _ = interrupted
-    return folder, tutelage(*ARGUMENTS, cwd=folder, timeout_s=300)
+    return folder, tutelage(*ARGUMENTS, cwd=folder, timeout_s=400)
 
 
 def read(file: Path) -> Any:
