@@ -118,7 +118,7 @@ def teacher_cells(rows: Sequence[Row]) -> list[list[str]]:
             key = (one.task, one.name, points(one.score), _millions(one.parameters))
             runs.setdefault(key, {})[row.run] = None
             latencies.setdefault(key, _milliseconds(one.latency_ms))
-    everywhere = {row.run for row in rows}
+    everywhere = {row.run for row in rows if row.teachers}  # a search has none
     return [
         [*key, latencies[key], "all" if set(runs[key]) == everywhere else ", ".join(runs[key])]
         for key in sorted(runs, key=lambda key: tasks.index(key[0]))
