@@ -26,8 +26,20 @@ from pydantic.fields import FieldInfo
 from pipeline.config import RunConfig
 
 PAGE = Path(__file__).with_name("config.md")
-PLACEHOLDERS = {"tasks": "<task>", "teachers": "<teacher>", "students": "<student>"}
-WORDS = {str: "text", bool: "`true`, `false`", int: "integer", float: "number", NoneType: "null"}
+PLACEHOLDERS = {
+    "tasks": "<task>",
+    "teachers": "<teacher>",
+    "students": "<student>",
+    "tune.space": "<key.path>",
+}
+WORDS = {
+    Any: "any value",
+    str: "text",
+    bool: "`true`, `false`",
+    int: "integer",
+    float: "number",
+    NoneType: "null",
+}
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 INTRO = """\
 <!-- Made by `python docs/config_reference.py` from pipeline/config.py; do not edit. -->
@@ -102,7 +114,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "its own defaults"
     if isinstance(value, tuple):
-        return f"`[{', '.join(value)}]`"
+        return f"`[{', '.join(map(str, value))}]`"
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
@@ -117,8 +129,11 @@ def _words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return " or ".join(bounded)
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        return f"list of {len(arguments)} {_words(arguments[0])}s"
     if origin is tuple:
-        return f"list of {_words(arguments[0])}"
+        shown = f"list of {_words(arguments[0])}"
+        return " ".join([shown, *map(_bound, metadata)])
     if origin is dict:
         return "keys and values" if arguments[1] is Any else f"{_key(arguments[0])} → {_words(arguments[1])}"
     if any(isinstance(one, StringConstraints) for one in metadata):

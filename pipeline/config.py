@@ -7,6 +7,7 @@ generated from them.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -285,6 +286,10 @@ class ClusterConfig(Strict):
     """CPUs that the private local Ray offers; null: the machine's cores."""
 
 
+def _whole(number: float) -> bool:
+    return math.isclose(number, round(number))
+
+
 class Distribution(Strict):
     """The values a search may give one key: one of these, named and bounded as Ray Tune has them."""
 
@@ -310,8 +315,8 @@ class Distribution(Strict):
             raise ValueError("low must be below high")
         if kind.startswith("log") and bounds[0] <= 0:
             raise ValueError("a logarithmic scale starts above 0")
-        if kind == "quniform" and not 0 < bounds[2] <= bounds[1] - bounds[0]:
-            raise ValueError("the step must be above 0 and no longer than the range")
+        if kind == "quniform" and not (bounds[2] > 0 and all(map(_whole, (end / bounds[2] for end in bounds)))):
+            raise ValueError("the step must be above 0, and both ends multiples of it")
         return self
 
     @property

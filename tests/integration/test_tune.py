@@ -1,26 +1,35 @@
-"""`tutelage tune` as a person runs it: real Ray Tune, concurrent trials, some ended early, one store."""
+"""`tutelage tune` as a person runs it: real Ray Tune, concurrent trials, some that fail or are ended early, one store,
+MLflow; killed in the middle and started again."""
 
 from __future__ import annotations
 
+import csv
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
-from tests.integration.command import tutelage
+from pipeline.config_load import load_config
+from tests.conftest import TinyModel
+from tests.integration.command import (
+    TUTELAGE,
+    assert_none_left,
+    started,
+    tutelage,
+    wait_until,
+)
 from tests.integration.conftest import MakeRun
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b"),
+]
 
-SPACE = {
-    "loss.temperature": {"uniform": [1, 8]},
-    "loss.soft": {"choice": [0.0, 0.5, 1.0]},
-    "loss.task_weights.mood": {"loguniform": [0.3, 3]},
-    "aggregation.teacher_weights.tone-ready": {"uniform": [0, 1]},
-    "train.learning_rate": {"loguniform": [1e-5, 1e-2]},
-}
-SEARCH = {"student": "bare", "trials": 5, "concurrency": 2, "space": SPACE}
+EXAMPLES = 144  # of a task: 96 train, 24 validation, 24 test
 
 
 def study_of(folder: Path) -> dict[str, Any]:
@@ -29,10 +38,186 @@ def study_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_search_from_config_to_winner(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run(tmp_path, tune=SEARCH, aggregation={"strategy": "mean"}, baselines=[])
-    command = tutelage("--debug", "tune", "run.yaml", cwd=tmp_path, timeout_s=400)
+def records(folder: Path) -> dict[int, dict[str, Any]]:
+    """The trials' own records, by number."""
+    files = sorted((folder / "runs/first-study/trials").glob("*/trial.json"))
+    return {int(file.parent.name): json.loads(file.read_text()) for file in files}
+
+
+def make_search(
+    make_run: MakeRun, teachers: dict[str, dict[str, Any]], folder: Path, **sections: Any
+) -> None:
+    """A run file whose teachers need no fine-tuning, and whose one student trains in seconds."""
+    train = {"epochs": 4, "tokens_per_batch": 64, "learning_rate": 2e-3, "checkpoint_steps": 7}
+    given = {
+        "teachers": teachers,
+        "aggregation": {"strategy": "mean"},
+        "train": {**train, **sections.pop("train", {})},
+    }
+    make_run(folder, **given, **sections)
+
+
+def test_a_killed_search_goes_on_to_its_winner(
+    make_run: MakeRun,
+    ready_teachers: dict[str, dict[str, Any]],
+    tiny_model: TinyModel,
+    tmp_path: Path,
+) -> None:
+    too_high = 1e30  # its trials diverge
+    space = {
+        "loss.temperature": {"uniform": [1, 8]},
+        "loss.task_weights.mood": {"loguniform": [0.3, 3]},
+        "aggregation.teacher_weights.tone-ready": {"uniform": [0.1, 1]},
+        "train.learning_rate": {"choice": [2e-3, too_high]},
+    }
+    search = {"trials": 6, "concurrency": 2, "space": space, "algorithm": "random", "scheduler": "none"}
+    student = {"bare": {"model": str(tiny_model("bert", layers=1, seed=1))}}
+    make_search(make_run, ready_teachers, tmp_path, students=student, tune=search)
+
+    with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
+        wait_until(lambda: command.ended() or _done(tmp_path) >= 2, lambda: command.output, 240)
+        command.send(signal.SIGKILL, group=True)
+        command.wait(30)
+        assert f"{2 * EXAMPLES} computed" in command.output
+    before = {number: one for number, one in records(tmp_path).items() if one["status"] != "running"}
+    assert len(before) >= 2
+
+    command = tutelage("tune", "run.yaml", cwd=tmp_path, timeout_s=400)
     assert command.process.returncode == 0, command.output
-    print(command.output)
+    after, study = records(tmp_path), study_of(tmp_path)
+    assert {number: after[number] for number in before} == before, "ended trials are not run again"
+    assert len(study["trials"]) == 6
+    statuses = [trial["status"] for trial in study["trials"]]
+    assert set(statuses) == {"finished", "failed"}
+    for trial in study["trials"]:
+        diverged = trial["values"]["train.learning_rate"] == too_high
+        assert (trial["status"] == "failed") == diverged
+        if diverged:
+            assert "NaN or Inf" in trial["error"]
+            assert trial["failures"] == 2  # once more, then marked
+    assert study["teacher_forwards"] == {"mood-ready": 0, "tone-ready": 0}, "all of them in the first launch"
+    _check_winner(tmp_path, study)
+    _check_mlflow(tmp_path, statuses)
+
+
+def _done(folder: Path) -> int:
+    return sum(one["status"] in ("finished", "failed") for one in records(folder).values())
+
+
+def _check_winner(folder: Path, study: dict[str, Any]) -> None:
+    """The best on validation, its config complete, its scores on test beside the default's and the baseline's."""
+    scored = [trial for trial in study["trials"] if trial["status"] == "finished"]
+    (winner,) = [trial for trial in study["trials"] if trial["best"]]
+    assert winner["scores"]["macro/score"] == max(trial["scores"]["macro/score"] for trial in scored)
+    own = next(trial for trial in study["trials"] if trial["number"] == 0)
+    assert own["values"]["loss.temperature"] == 2.0, "the config's own values come first"
+    config = load_config(folder / "runs/first-study/best.yaml")
+    assert config.loss.temperature == winner["values"]["loss.temperature"]
+    assert config.tune is None
+    report = json.loads((folder / "runs/first-best/report.json").read_text())
+    macro = study["test"]["scores"]["macro"]
+    assert macro["best"] == [report["macro"]["students"]["bare"]["score"]]
+    assert macro["supervised"] is not None
+    curve = [
+        json.loads(line)["metrics"]
+        for line in (folder / "runs/first-best/checkpoints/bare-distilled/metrics.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    last = [point["macro/score"] for point in curve if "macro/score" in point][-1]
+    assert last == winner["scores"]["macro/score"], "best.yaml makes the winner again"
+    with (folder / "runs/first-study/trials.csv").open() as file:
+        assert [int(row["number"]) for row in csv.DictReader(file)] == list(range(6))
+    figures = {file.name for file in (folder / "runs/first-study/figures").iterdir()}
+    assert {"parallel.png", "pareto.png", "curves.png", "cost.png"} <= figures
+    assert not list((folder / "runs/first-study/trials").rglob("step-*")), "ended trials keep no weights"
+
+
+def _check_mlflow(folder: Path, statuses: list[str]) -> None:
+    """A parent, a child a trial, nothing left running, each child with what it was given and what it scored."""
+    client = MlflowClient(f"sqlite:///{folder}/runs/_mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("first")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert all(run.info.status in ("FINISHED", "FAILED") for run in runs)
+    (parent,) = [run for run in runs if run.data.tags["role"] == "study"]
+    children = {run.info.run_name: run for run in runs if run.data.tags["role"] == "trial"}
+    assert len(children) == 6
+    for number, status in enumerate(statuses):
+        run = children[f"trial-{number:03d}"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["outcome"] == status
+        assert run.info.status == ("FAILED" if status == "failed" else "FINISHED")
+        assert "loss.temperature" in run.data.params
+        if status == "finished":
+            wanted = {"macro/score", "mood/accuracy", "loss/soft/mood", "retention/macro", "retention/tone"}
+            assert wanted <= set(run.data.metrics)
+            history = client.get_metric_history(run.info.run_id, "macro/score")
+            assert len({point.step for point in history}) == len(history) == 4, "each epoch once"
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"best.yaml", "study.md", "study.json", "trials.csv", "figures"} <= artifacts
+    assert "test/macro/best" in parent.data.metrics
+
+
+def test_trials_of_two_workers_are_ended_early_and_leave_none(
+    make_run: MakeRun, ready_teachers: dict[str, dict[str, Any]], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """What hangs without Ray's dashboard: ended trials that keep their workers, so that the rest never starts."""
+    search = {
+        "trials": 4,
+        "concurrency": 2,
+        "reduction_factor": 2,
+        # the first two learn, the others cannot: they are ended at the first rung
+        "space": {"train.learning_rate": {"choice": [1e-2, 5e-3, 1e-9, 2e-9]}},
+        "algorithm": "grid",
+    }
+    student = {"bare": {"model": str(tiny_model("bert", layers=1, seed=1))}}
+    make_search(
+        make_run,
+        ready_teachers,
+        tmp_path,
+        students=student,
+        tune=search,
+        baselines=[],
+        train={"workers": 2, "epochs": 6, "cpus_per_worker": 1},
+        loss={"hard": 1.0, "soft": 0.0},
+        cluster={"cpus": 4},
+    )
+    command = tutelage("tune", "run.yaml", cwd=tmp_path, timeout_s=400)
+    assert command.process.returncode == 0, command.output
     study = study_of(tmp_path)
-    assert len(study["trials"]) == 5
+    ended = {trial["status"] for trial in study["trials"]}
+    assert ended == {"finished", "early-stopped"}
+    assert sum(study["teacher_forwards"].values()) == 2 * EXAMPLES, "once a teacher, however many trials"
+    assert study["forwards_ratio"] == 1.0
+
+
+def test_ctrl_c_leaves_a_study_that_goes_on(
+    make_run: MakeRun, ready_teachers: dict[str, dict[str, Any]], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    search = {"trials": 3, "concurrency": 2, "space": {"loss.temperature": {"uniform": [1, 8]}}}
+    student = {"bare": {"model": str(tiny_model("bert", layers=1, seed=1))}}
+    make_search(
+        make_run,
+        ready_teachers,
+        tmp_path,
+        students=student,
+        tune={**search, "scheduler": "none"},
+        baselines=[],
+        train={"epochs": 400},
+        tracking={"enabled": False},
+    )
+    with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
+        wait_until(lambda: command.ended() or _epochs(tmp_path) >= 2, lambda: command.output, 240)
+        command.send(signal.SIGINT)
+        assert command.wait(60) == 130, command.output
+        assert_none_left(command)
+    study = study_of(tmp_path)
+    assert {trial["status"] for trial in study["trials"]} == {"interrupted"}
+    assert any(trial["best"] for trial in study["trials"]), "the best so far"
+    assert (tmp_path / "runs/first-study/best.yaml").exists()
+    assert list((tmp_path / "runs/first-study/trials").rglob("step-*")), "to go on from"
+
+
+def _epochs(folder: Path) -> int:
+    return min([one["epochs"] for one in records(folder).values()], default=0)
