@@ -234,6 +234,8 @@ class LossConfig(Strict):
     """Weight of the soft loss. `hard` and `soft` are normalised to sum to 1."""
     temperature: Positive = 2.0
     """Temperature of teachers and student in the soft loss."""
+    task_temperatures: dict[str, Positive] = Field(default_factory=dict)
+    """Temperature of a task that needs another, e.g. `{entities: 1}`: where nearly all words have one label, a high one spends the loss on telling apart labels that are all wrong."""
     annealing: Literal["constant", "linear"] = "constant"
     """`linear`: the soft weight falls to 0 over training and the hard weight takes what it loses (teacher annealing)."""
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
@@ -286,10 +288,6 @@ class ClusterConfig(Strict):
     """CPUs that the private local Ray offers; null: the machine's cores."""
 
 
-def _whole(number: float) -> bool:
-    return math.isclose(number, round(number))
-
-
 class Distribution(Strict):
     """The values a search may give one key: one of these, named and bounded as Ray Tune has them."""
 
@@ -315,7 +313,9 @@ class Distribution(Strict):
             raise ValueError("low must be below high")
         if kind.startswith("log") and bounds[0] <= 0:
             raise ValueError("a logarithmic scale starts above 0")
-        if kind == "quniform" and not (bounds[2] > 0 and all(map(_whole, (end / bounds[2] for end in bounds)))):
+        if kind == "quniform" and (
+            bounds[2] <= 0 or not all(math.isclose(end / bounds[2], round(end / bounds[2])) for end in bounds)
+        ):
             raise ValueError("the step must be above 0, and both ends multiples of it")
         return self
 

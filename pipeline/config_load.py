@@ -93,8 +93,11 @@ def _check_references(config: RunConfig) -> None:
             raise ConfigError(
                 f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
             )
-        for task in config.loss_of(name).task_weights:
+        loss = config.loss_of(name)
+        for task in loss.task_weights:
             _known(f"loss.task_weights.{task}", task, config.tasks)
+        for task in loss.task_temperatures:
+            _known(f"loss.task_temperatures.{task}", task, config.tasks)
         for task in student.max_length:
             _known(f"students.{name}.max_length.{task}", task, config.tasks)
 

@@ -69,11 +69,13 @@ class LossPlan:
     temperature: float = 1.0
     annealing: Literal["constant", "linear"] = "constant"
     task_weights: Mapping[str, float] = field(default_factory=dict)
+    task_temperatures: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, task: str, progress: float) -> LossWeights:
         """The weights for a task when `progress` in [0, 1] of the training is done."""
         hard, soft = annealed(self.hard, self.soft, progress, self.annealing)
-        return LossWeights(hard, soft, self.temperature, self.task_weights.get(task, 1.0))
+        temperature = self.task_temperatures.get(task, self.temperature)
+        return LossWeights(hard, soft, temperature, self.task_weights.get(task, 1.0))
 
 
 @dataclass

@@ -263,7 +263,7 @@ def loss_plan(config: RunConfig, job: Job) -> LossPlan:
     if job.mode == "supervised":
         return LossPlan(task_weights=task_weights)
     hard, soft = config.hard_soft(job.student)
-    return LossPlan(hard, soft, loss.temperature, loss.annealing, task_weights)
+    return LossPlan(hard, soft, loss.temperature, loss.annealing, task_weights, dict(loss.task_temperatures))
 
 
 def parameter_count(student: MultiTaskStudent) -> int:

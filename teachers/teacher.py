@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.batch import Ragged, flat_index, token_budget_batches
+from pipeline.errors import TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_model, open_tokenizer
 from pipeline.tasks import Task
 from pipeline.tasks.label_map import Groups
@@ -80,12 +81,24 @@ def check_teacher(
 ) -> Groups | None:
     """Which of the model's columns are the task's; reads its config only.
 
-    Raises `TeacherError` if the model's label space or length does not fit the task.
+    Raises `TeacherError` if the model's head, label space or length does not fit the task.
     """
+    _check_head(folder, task, where)
     id2label = {int(column): str(name) for column, name in (open_config(folder).id2label or {}).items()}
     groups = task.groups(id2label, labels, where)
     check_length(folder, max_length or task.max_length, where)
     return groups
+
+
+def _check_head(folder: Path, task: Task, where: str) -> None:
+    """A folder without the kind's head would get a random one. Where its config names no class, preflight finds it."""
+    head = task.model_class().__name__.removeprefix("AutoModel")
+    found = open_config(folder).architectures or []
+    if found and not any(name.endswith(head) for name in found):
+        raise TeacherError(
+            f"{where}: {folder} is a {' or '.join(found)}, {task.kind} needs a …{head}",
+            "Give a model that was trained for the task, or add `fine_tune` to make one of it.",
+        )
 
 
 def store_key(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import Distribution, RunConfig, TuneConfig
+from pipeline.config import LONGEST_NAME, Distribution, RunConfig, TuneConfig
 from pipeline.config_load import parse_config
 from pipeline.config_view import RESULT_FREE
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TutelageError
+from pipeline.models import resolve
 from pipeline.tasks import kind_of
 
 if TYPE_CHECKING:
@@ -33,7 +36,10 @@ SHARED = {  # what every trial shares, or what makes it one of this study
     "baselines": "trials have none",
 }
 SEARCHABLE_IN_TASKS = "tasks.*.aggregation.*"
-MUTABLE = ("loss.*", "aggregation.*", "tasks.*.aggregation.*", "*train.learning_rate", "*train.weight_decay")
+MUTABLE = (
+    *("loss.*", "students.*.loss.*", "aggregation.*", "tasks.*.aggregation.*"),
+    *("*train.learning_rate", "*train.weight_decay"),
+)
 """What population-based training may change in the middle of a training."""
 
 
@@ -51,15 +57,19 @@ def checked(config: RunConfig) -> TuneConfig:
         _check_metric(config, metric)
     for path, distribution in tune.space.items():
         _check_path(path, student, config, tune)
-        for value in _extremes(distribution):
-            try:
-                with_values(config, {path: value})
-            except ConfigError as error:
-                raise ConfigError(f"tune.space.{path} = {value!r}: {error.cause}", error.remedy) from None
-    if tune.algorithm == "grid" and (size := len(list(_grid(tune)))) > tune.trials:
+        _check_values(config, path, distribution, student)
+    if tune.algorithm == "grid" and (size := math.prod(len(one.arguments) for one in tune.space.values())) > (
+        tune.trials
+    ):
         raise ConfigError(
             f"tune.space: the grid has {size} points, tune.trials allows {tune.trials}",
             f"Set tune.trials to {size}, or take choices away.",
+        )
+    _check_names(config)
+    if tune.scheduler != "none" and tune.grace_epochs > (epochs := most_epochs(config)):
+        raise ConfigError(
+            f"tune.grace_epochs: {tune.grace_epochs}, but no trial has more than {epochs} epochs",
+            "Lower it, or set tune.scheduler to none.",
         )
     return tune
 
@@ -74,6 +84,18 @@ def student_of(config: RunConfig) -> str:
     if student is not None and student not in config.students:
         raise ConfigError(f"tune.student: there is no {student!r}", f"Name one of {known}.")
     return student or next(iter(config.students))
+
+
+def most_epochs(config: RunConfig) -> int:
+    """Epochs of the longest trial."""
+    assert config.tune is not None, "`checked` comes first"
+    student = student_of(config)
+    extremes = (
+        with_values(config, {path: value})
+        for path, one in config.tune.space.items()
+        for value in _extremes(one)
+    )
+    return max(one.train_of(student).epochs for one in (config, *extremes))
 
 
 def modes(config: RunConfig) -> tuple[str, ...]:
@@ -104,21 +126,20 @@ def with_values(config: RunConfig, values: Values) -> RunConfig:
 def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str, Any] | None:
     """What the config itself has at the paths of `space`; None where one of them is outside its distribution.
 
-    A weight that is not there is 1, as everywhere.
+    A weight that is not there is 1, a task's temperature that of the loss, as everywhere.
     """
     found: dict[str, Any] = {}
     tree = config.model_dump(mode="json")
     for path, distribution in space.items():
-        node: Any = tree
-        for key in path.split("."):
-            node = node.get(key) if isinstance(node, dict) else None
-        if node is None and _is_weight(path):
-            node = 1.0
-        if node is None and path.startswith("students."):  # what a student does not set, the run sets
-            node = _inherited(tree, path)
-        if not _inside(distribution, node):
+        keys = path.split(".")
+        value = _at(tree, keys)
+        if value is None:
+            value = _inherited(tree, keys)
+        if value is None:
+            value = _unset(config, path)
+        if not _inside(distribution, value):
             return None
-        found[path] = node
+        found[path] = value
     return found
 
 
@@ -138,7 +159,9 @@ def distributions(tune: TuneConfig) -> dict[str, BaseDistribution]:
     """The space as Optuna's distributions."""
     from ray.tune.search.optuna import OptunaSearch
 
-    return dict(OptunaSearch.convert_search_space(domains(tune)))
+    with warnings.catch_warnings():  # choices that are lists could not be kept in a database: there is none
+        warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
+        return dict(OptunaSearch.convert_search_space(domains(tune)))
 
 
 def points(config: RunConfig) -> list[dict[str, Any]] | None:
@@ -168,23 +191,48 @@ def _random(tune: TuneConfig) -> Iterator[dict[str, Any]]:
     known = domains(tune)
     for number in itertools.count():
         state = np.random.RandomState(random.Random(f"{tune.seed}/{number}").randrange(2**32))
-        yield {path: _plain(domain.sample(random_state=state)) for path, domain in known.items()}
+        yield {
+            path: nearest(tune.space[path], domain.sample(random_state=state))
+            for path, domain in known.items()
+        }
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def nearest(distribution: Distribution, value: Any) -> Any:
+    """The number of the distribution next to `value`: Ray's steps are inexact, and its changes leave the range."""
+    if distribution.choice is not None:
+        return value
+    low, high = distribution.arguments[:2]
+    if distribution.kind in ("randint", "lograndint"):
+        return min(max(round(value), low), high - 1)
+    if distribution.kind == "quniform":
+        step = distribution.arguments[2]
+        value = low + round((value - low) / step) * step
+    return min(max(value, low), high)
 
 
-def _is_weight(path: str) -> bool:
-    return path.rsplit(".", 2)[-2:-1] in (["task_weights"], ["teacher_weights"])
+def _unset(config: RunConfig, path: str) -> float | None:
+    match path.split("."):
+        case [*_, "task_weights" | "teacher_weights", _]:
+            return 1.0
+        case [*_, "task_temperatures", _]:
+            return config.loss_of(student_of(config)).temperature
+    return None
 
 
-def _inherited(tree: Mapping[str, Any], path: str) -> Any:
-    """What the run has at the place of `students.<s>.loss.…` or `students.<s>.train.…`."""
-    node: Any = tree
-    for key in path.split(".")[2:]:
-        node = node.get(key) if isinstance(node, dict) else None
-    return 1.0 if node is None and _is_weight(path) else node
+def _at(tree: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _inherited(tree: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """What holds where a student or a task sets nothing of its own."""
+    match keys:
+        case ["students", _, "max_length", task]:
+            return _at(tree, ["tasks", task, "data", "max_length"])
+        case ["students" | "tasks", _, *rest]:
+            return _at(tree, rest)
+    return None
 
 
 def _inside(distribution: Distribution, value: Any) -> bool:
@@ -210,19 +258,65 @@ def _extremes(distribution: Distribution) -> Sequence[Any]:
 
 def _check_path(path: str, student: str, config: RunConfig, tune: TuneConfig) -> None:
     where = f"tune.space.{path}"
-    why = next((why for shape, why in SHARED.items() if fnmatch.fnmatch(path, shape)), None)
-    if why is not None and not fnmatch.fnmatch(path, SEARCHABLE_IN_TASKS):
+    why = next((why for shape, why in SHARED.items() if _matches(path, shape)), None)
+    if why is not None and not _matches(path, SEARCHABLE_IN_TASKS):
         raise ConfigError(f"{where}: {why}", _instead(path, student))
-    if path.startswith("students.") and not path.startswith(f"students.{student}."):
-        raise ConfigError(f"{where}: the student searched is {student}", "Set tune.student, or drop the key.")
-    if path.startswith("tune.") or any(fnmatch.fnmatch(path, shape) for shape in RESULT_FREE):
+    if _matches(path, "students.*") and not path.startswith(f"students.{student}."):
+        raise ConfigError(
+            f"{where}: the student searched is {student}",
+            f"Give a key of students.{student}, or set tune.student.",
+        )
+    if any(_matches(path, shape) for shape in RESULT_FREE):
         raise ConfigError(f"{where}: it changes no result, there is nothing to search", "Drop the key.")
     if path in ("train.workers", "train.gpus_per_worker"):
         raise ConfigError(f"{where}: all trials get the same resources", "Drop the key.")
+    if path == "train":
+        raise ConfigError(f"{where}: all trials get the same resources", "Give keys of train one by one.")
     if tune.scheduler == "pbt" and not any(fnmatch.fnmatch(path, shape) for shape in MUTABLE):
         raise ConfigError(
             f"{where}: population-based training changes values in the middle of a training, this one cannot change",
             "Set tune.scheduler to asha, or drop the key.",
+        )
+
+
+def _matches(path: str, shape: str) -> bool:
+    """Whether a path is of that shape, or is the section of all that is."""
+    return fnmatch.fnmatch(path, shape) or fnmatch.fnmatch(f"{path}.", shape)
+
+
+def _check_values(config: RunConfig, path: str, distribution: Distribution, student: str) -> None:
+    """That the config takes the values, and that they reach the student."""
+    effects = []
+    for value in _extremes(distribution):
+        try:
+            changed = with_values(config, {path: value})
+        except ConfigError as error:
+            raise ConfigError(f"tune.space.{path} = {value!r}: {error.cause}", error.remedy) from None
+        effects.append(_in_force(changed, student))
+    several = any(value != _extremes(distribution)[0] for value in _extremes(distribution))
+    if several and all(effect == effects[0] for effect in effects):
+        own = f"students.{student}.{path}" if path.startswith(("loss.", "train.")) else f"tasks.<task>.{path}"
+        raise ConfigError(
+            f"tune.space.{path}: it changes nothing, {own} is set", f"Search {own}, or drop either of them."
+        )
+
+
+def _in_force(config: RunConfig, student: str) -> list[Any]:
+    """What the student is made of, once sections are laid over one another."""
+    found = [config.seed, config.students[student], config.train_of(student), config.loss_of(student)]
+    for task in config.tasks:
+        own = config.aggregation_of(task)
+        found += [own.strategy, *(own.teacher_weights.get(name, 1.0) for name in config.teachers_of(task))]
+    return found
+
+
+def _check_names(config: RunConfig) -> None:
+    """That the study and the winner's runs can be named."""
+    best = config.model_copy(update={"name": f"{config.name}-best"})
+    names = [f"{config.name}-study", best.name, *map(best.name_of_seed, config.seeds)]
+    if len(longest := max(names, key=len)) > LONGEST_NAME:
+        raise ConfigError(
+            f"name: {longest} has more than {LONGEST_NAME} characters", "Give the search a shorter name."
         )
 
 

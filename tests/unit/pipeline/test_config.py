@@ -121,6 +121,7 @@ def test_missing_key_is_named() -> None:
         ("loss.soft", -0.1),
         ("loss.task_weights.movies", float("nan")),
         ("loss.task_weights.movies", -1),
+        ("loss.task_temperatures.movies", 0),
         ("aggregation.teacher_weights.movies-big", float("nan")),
         ("aggregation.teacher_weights.movies-big", -1),
         ("students.tiny.loss.temperature", 0),
@@ -330,6 +331,12 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
         ),
         ("loss.task_weights.qqq", 1, "loss.task_weights.qqq: there is no 'qqq'", "Known: movies, tweets."),
         (
+            "loss.task_temperatures.tweet",
+            1,
+            "loss.task_temperatures.tweet: there is no 'tweet'",
+            "Did you mean 'tweets'?",
+        ),
+        (
             "students.tiny.max_length.movie",
             32,
             "students.tiny.max_length.movie: there is no 'movie'",
@@ -505,6 +512,83 @@ def test_weights_that_are_all_zero_are_refused(values: dict[str, Any], cause: st
 
 def test_one_loss_alone_is_fine() -> None:
     assert parse_config(changed({"loss": {"hard": 0, "soft": 5}})).hard_soft("half") == (0.0, 1.0)
+
+
+# ---------------------------------------------------------------- searches
+
+SEARCH = {"space": {"loss.temperature": {"uniform": [1, 8]}}}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "said"),
+    [
+        ({}, "give one of choice, uniform"),
+        ({"uniform": [1, 8], "choice": [1, 2]}, "give one of choice, uniform"),
+        ({"normal": [0, 1]}, "normal: unknown key"),
+        ({"choice": []}, "choice"),
+        ({"uniform": [8, 1]}, "low must be below high"),
+        ({"randint": [3, 3]}, "low must be below high"),
+        ({"randint": [0.5, 3]}, "randint"),
+        ({"uniform": [1]}, "uniform"),
+        ({"loguniform": [0, 1]}, "a logarithmic scale starts above 0"),
+        ({"lograndint": [0, 9]}, "a logarithmic scale starts above 0"),
+        ({"quniform": [0, 1, 0]}, "the step must be above 0"),
+        ({"quniform": [0, 1, -0.5]}, "the step must be above 0"),
+        ({"quniform": [1, 8, 2]}, "both ends multiples of it"),
+        ({"quniform": [0, 1, 2]}, "both ends multiples of it"),
+    ],
+)
+def test_a_distribution_that_cannot_be_drawn_from_is_refused(distribution: dict[str, Any], said: str) -> None:
+    error = refusal({**RUN, "tune": {"space": {"loss.temperature": distribution}}})
+    assert error.cause.startswith("tune.space.loss.temperature")
+    assert said in error.cause + error.remedy
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        {"quniform": [0.02, 0.03, 0.01]},  # 0.03 − 0.02 is a little less than 0.01
+        {"quniform": [0.1, 0.7, 0.1]},
+        {"choice": [None, 0.1, [0, 2], "linear"]},
+        {"lograndint": [1, 2]},
+    ],
+)
+def test_a_search_is_shown_as_it_was_written(tmp_path: Path, distribution: dict[str, Any]) -> None:
+    run = {
+        **RUN,
+        "tune": {"space": {"loss.temperature": distribution}, "metric": ["macro/score", "movies/nll"]},
+    }
+    run["tune"]["scheduler"] = "none"
+    config = parse_config(run)
+    assert config.tune is not None
+    assert config.model_dump(mode="json")["tune"]["space"] == {"loss.temperature": distribution}
+    assert load_config(written(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"space": {}}, "space"),
+        ({"mode": ["max", "min"]}, "2 modes for 1 metrics"),
+        ({"metric": ["macro/score", "macro/score"], "scheduler": "none"}, "the same one twice"),
+        ({"metric": ["macro/score", "movies/nll"]}, "asha compares trials by one metric"),
+        ({"algorithm": "grid"}, "grid needs a choice for every key"),
+        ({"scheduler": "pbt"}, "pbt needs algorithm: random"),
+        ({"trials": 0}, "trials"),
+        ({"reduction_factor": 1}, "reduction_factor"),
+        ({"time_budget_s": 0}, "time_budget_s"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> None:
+    error = refusal({**RUN, "tune": {**SEARCH, **settings}})
+    assert error.cause.startswith("tune")
+    assert said in error.cause
+
+
+def test_a_search_changes_no_run(tmp_path: Path) -> None:
+    """`tutelage train` goes on with the run folder whatever the search is."""
+    searched = parse_config({**RUN, "tune": SEARCH})
+    assert differences(parse_config(RUN), searched) == []
 
 
 # ---------------------------------------------------------------- several seeds

@@ -112,7 +112,13 @@ def test_every_student_is_distilled_and_then_trained_on_labels_alone(config: Run
 def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: TinyRun) -> None:
     config = parse_config(
         tiny_run(
-            loss={"hard": 1.0, "soft": 3.0, "temperature": 4.0, "task_weights": {"mood": 3.0}},
+            loss={
+                "hard": 1.0,
+                "soft": 3.0,
+                "temperature": 4.0,
+                "task_weights": {"mood": 3.0},
+                "task_temperatures": {"tone": 1.5},
+            },
             students={
                 "cut": {"init_from": "mood-bert", "layers": 1},
                 "own": {"init_from": "mood-bert", "loss": {"hard": 0.0, "annealing": "linear"}},
@@ -120,8 +126,12 @@ def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: T
         )
     )
     weights = {"mood": 1.5, "tone": 0.5}
-    assert loss_plan(config, CUT) == LossPlan(0.25, 0.75, 4.0, "constant", weights)
-    assert loss_plan(config, Job("own", "distilled")) == LossPlan(0.0, 1.0, 4.0, "linear", weights)
+    assert loss_plan(config, CUT) == LossPlan(0.25, 0.75, 4.0, "constant", weights, {"tone": 1.5})
+    assert loss_plan(config, CUT).at("mood", 0.5).temperature == 4.0
+    assert loss_plan(config, CUT).at("tone", 0.5).temperature == 1.5
+    assert loss_plan(config, Job("own", "distilled")) == LossPlan(
+        0.0, 1.0, 4.0, "linear", weights, {"tone": 1.5}
+    )
     assert loss_plan(config, Job("own", "supervised")) == LossPlan(1.0, 0.0, task_weights=weights)
 
 
