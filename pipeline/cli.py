@@ -259,9 +259,11 @@ def compare(
 @app.command()
 def ui(run: RunFile, overrides: Overrides = None) -> None:
     """Open MLflow on the run's store, on this machine only."""
-    from pipeline.tracking_uri import ui_command
+    from pipeline.tracking_uri import runs_page, ui_command
 
-    command = ui_command(load_config(run, overrides or []))
+    config = load_config(run, overrides or [])
+    command = ui_command(config)
+    out.print(f"runs at {runs_page(config, int(command[-1]))}", markup=False)
     raise typer.Exit(subprocess.call(command))
 
 

@@ -45,6 +45,7 @@ class Ledger:
         self.file = file
         self.place = {"uri": uri, "experiment": experiment}
         self.mark = uuid.uuid4().hex
+        self.experiment_id: str | None = None
         self.runs: dict[str, Record] = {}
         self._saved = ""
         try:
@@ -52,6 +53,7 @@ class Ledger:
             if {name: data[name] for name in self.place} == self.place:
                 self.runs = {key: Record(**record) for key, record in data["runs"].items()}
                 self.mark = str(data["mark"])
+                self.experiment_id = data.get("experiment_id")
         except FileNotFoundError:
             pass
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -60,7 +62,8 @@ class Ledger:
     def save(self) -> None:
         """Write the file if anything changed; it is whole at any time."""
         runs = {key: asdict(record) for key, record in self.runs.items()}
-        text = json.dumps({**self.place, "mark": self.mark, "runs": runs}, indent=1)
+        known = {**self.place, "experiment_id": self.experiment_id, "mark": self.mark, "runs": runs}
+        text = json.dumps(known, indent=1)
         if text == self._saved:
             return
         self._saved = text

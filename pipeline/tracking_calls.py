@@ -74,7 +74,7 @@ class Calls:
             lock = FileLock(self._artifacts.with_name("mlflow.lock"))
         with lock:
             client = MlflowClient(tracking_uri=self._uri)
-            self.experiment_id = self._find_experiment(client)
+            self.experiment_id = self._ledger.experiment_id = self._find_experiment(client)
         self._client = client
 
     def answers(self) -> bool:

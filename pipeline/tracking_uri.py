@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
+from pipeline.spool import Ledger
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -58,6 +59,16 @@ def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", config.tracking_uri]
     command += ["--default-artifact-root", str(root), "--workers", "1"]
     return [*command, "--host", "127.0.0.1", "--port", str(free_port(port))]
+
+
+def runs_page(config: RunConfig, port: int) -> str:
+    """Address of the page with the runs of the config's experiment, or of MLflow's list where it has none yet.
+
+    MLflow by itself opens elsewhere, on its pages for applications of language models.
+    """
+    ledger = Ledger(config.run_dir / "mlflow.json", redact("uri", config.tracking_uri), config.experiment)
+    experiment = f"/{ledger.experiment_id}/runs" if ledger.experiment_id else ""
+    return f"http://127.0.0.1:{port}/#/experiments{experiment}"
 
 
 def free_port(first: int) -> int:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +13,8 @@ from pipeline.config import RunConfig
 from pipeline.config_load import parse_config
 from pipeline.tracking import open_tracker
 from pipeline.tracking_uri import ui_command
+from tests.integration.command import wait_until
+from tests.integration.serving import serving
 
 pytestmark = [
     pytest.mark.integration,
@@ -37,34 +33,6 @@ def config(folder: Path, uri: str | None) -> RunConfig:
             "tracking": {"uri": uri},
         }
     )
-
-
-@contextmanager
-def server(command: list[str], url: str, log: Path) -> Iterator[int]:
-    """`command` running in a session of its own until it answers at `url`, then until the block ends."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until(lambda: answers(url), f"the server did not come up: {log.read_text()}")
-        yield process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def wait_until(true: Callable[[], bool], otherwise: str, timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, otherwise
-        time.sleep(0.2)
 
 
 def append(file: Path, steps: range) -> None:
@@ -107,14 +75,14 @@ def test_points_are_replayed_when_the_server_is_back(tmp_path: Path) -> None:
         runs = json.loads(ledger.read_text())["runs"] if ledger.exists() else {}
         return int(runs["half"]["followed"].get("loss", 0)) if "half" in runs else 0
 
-    with server(command, url, tmp_path / "server.log"):
-        wait_until(lambda: sent() == 3, "points of before the server were not replayed")
+    with serving(command, url, tmp_path / "server.log"):
+        wait_until(lambda: sent() == 3, lambda: "points of before the server were not replayed", 120)
         assert listening_elsewhere(port) == []
     append(file, range(4, 7))  # while it is down again
     time.sleep(3)
     assert sent() == 3
-    with server(command, url, tmp_path / "server.log"):
-        wait_until(lambda: sent() == 6, "points of the outage were not replayed")
+    with serving(command, url, tmp_path / "server.log"):
+        wait_until(lambda: sent() == 6, lambda: "points of the outage were not replayed", 120)
         tracker.finish("half", "FINISHED")
         outcome = tracker.close(timeout_s=60)
         assert (outcome.points_sent, outcome.points_lost, outcome.operations_lost) == (6, 0, 0)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking import open_tracker
-from pipeline.tracking_uri import ui_command
-from tests.unit.pipeline.tracked import config
+from pipeline.tracking_uri import runs_page, ui_command
+from tests.unit.pipeline.tracked import Launch, config
+
+pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")
 
 
 @pytest.mark.parametrize("uri", ["file:///mlruns", "mlruns", "ftp://me:hunter2@host"])
@@ -40,3 +43,11 @@ def test_ui_of_a_server_is_the_servers_own() -> None:
     with pytest.raises(ConfigError, match="server") as refused:
         ui_command(config(Path("runs"), "ui", uri="http://127.0.0.1:1"))
     assert "http://127.0.0.1:1" in refused.value.remedy
+
+
+def test_the_runs_page_is_the_experiments(launch: Launch, settings: RunConfig) -> None:
+    assert runs_page(settings, 5001) == "http://127.0.0.1:5001/#/experiments"
+    tracker = launch()
+    tracker.run("", settings.name, "parent", {}, {})
+    experiment = tracker.close(timeout_s=60).experiment_id
+    assert runs_page(settings, 5001) == f"http://127.0.0.1:5001/#/experiments/{experiment}/runs"
