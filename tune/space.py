@@ -15,8 +15,7 @@ import numpy as np
 from pipeline.config import LONGEST_NAME, Distribution, RunConfig, TuneConfig
 from pipeline.config_load import parse_config
 from pipeline.config_view import RESULT_FREE
-from pipeline.errors import ConfigError, TutelageError
-from pipeline.models import resolve
+from pipeline.errors import ConfigError
 from pipeline.tasks import kind_of
 
 if TYPE_CHECKING:
