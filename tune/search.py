@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,22 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
+from pipeline import errors
 from pipeline.checkpoint import remove_checkpoints
 from pipeline.config import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
 from pipeline.train import RESULT, job_folder
-from tune.space import distributions, domains, modes, points, values_of
+from tune.space import (
+    distributions,
+    domains,
+    modes,
+    most_epochs,
+    nearest,
+    points,
+    student_of,
+    values_of,
+    with_values,
+)
 from tune.study import Trial, folder_of, save
 from tune.trial import Shared, run_trial, trial_job
 
@@ -51,13 +63,13 @@ def search(
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     left = tune.trials - sum(trial.ended for trial in trials)
-    if left <= 0:
+    points_left = _points_left(config, trials)
+    if left <= 0 or points_left == []:
         return
     recorder = _Recorder(shared, trials, watch)
     stopper = _Stopper(should_stop, _deadline(tune, trials), recorder)
     recorder.stopping = stopper
     several = len(tune.metrics) > 1
-    points_left = _points_left(config, trials)
     storage = shared.folder.parent / "ray"
     _quieten()
     tuner = ray.tune.Tuner(
@@ -152,34 +164,76 @@ def _scheduler(config: RunConfig) -> TrialScheduler:
     assert tune is not None, "`tune.space.checked` comes first"
     if tune.scheduler == "asha":
         searched = tune.algorithm == "tpe"  # Tune wants metric and mode in one place only
-        return AsyncHyperBandScheduler(
+        return _Asha(
+            config,
             time_attr="epoch",
             metric=tune.metrics[0] if searched else None,
             mode=modes(config)[0] if searched else None,
-            max_t=config.train_of(trial_job(config).student).epochs + 1,  # a trial's last epoch ends it anyway
+            max_t=most_epochs(config) + 1,
             grace_period=tune.grace_epochs,
             reduction_factor=tune.reduction_factor,
         )
     if tune.scheduler == "pbt":
-        return PopulationBasedTraining(
+        mutations = {  # Ray multiplies what is no list
+            path: domain if (choice := tune.space[path].choice) is None else list(choice)
+            for path, domain in domains(tune).items()
+        }
+        return _Pbt(
+            config,
             time_attr="epoch",
             perturbation_interval=tune.grace_epochs,
-            hyperparam_mutations={"point": {"values": domains(tune)}},
+            hyperparam_mutations={"point": {"values": mutations}},
             custom_explore_fn=_within(tune),
             synch=False,
         )
     return FIFOScheduler()
 
 
+class _Asha(AsyncHyperBandScheduler):
+    """Leaves a trial that has its last epoch alone: ended by the scheduler, it would not write its result."""
+
+    def __init__(self, config: RunConfig, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._config = config
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if _is_last(self._config, trial, result) else action
+
+
+class _Pbt(PopulationBasedTraining):
+    """A trial that takes over another's weights and values keeps its own number; none does after its last epoch,
+    when nothing would be trained with the values any more."""
+
+    def __init__(self, config: RunConfig, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._config = config
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if _is_last(self._config, trial, result):
+            return TrialScheduler.CONTINUE
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        return action
+
+    def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict[str, Any], Any]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        config["point"]["number"] = trial.config["point"]["number"]
+        return config, operations
+
+
+def _is_last(config: RunConfig, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
+    """Whether that was the last of the trial's epochs."""
+    own = with_values(config, trial.config["point"]["values"])
+    return bool(result["epoch"] >= own.train_of(student_of(own)).epochs)
+
+
 def _within(tune: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Population-based training multiplies values by 0.8 and 1.2: this brings them back into their ranges."""
-    bounds = {path: one.arguments[:2] for path, one in tune.space.items() if one.choice is None}
 
     def explore(config: dict[str, Any]) -> dict[str, Any]:
-        values = dict(config["point"]["values"])
-        for path, (low, high) in bounds.items():
-            values[path] = min(max(values[path], low), high)
-        return {**config, "point": {**config["point"], "values": values}}
+        point = config["point"]
+        values = {path: nearest(tune.space[path], value) for path, value in point["values"].items()}
+        return {**config, "point": {**point, "values": values}}
 
     return explore
 
@@ -206,7 +260,7 @@ class _Optuna(OptunaSearch):
             seed=tune.seed + len(trials),  # else a resumed search would begin with the same random points
         )
         self._waiting = [(_digest(trial.values), trial.number) for trial in waiting]
-        self._next = len(trials)
+        self._next = max((trial.number for trial in trials), default=-1) + 1
         for trial in trials:
             if trial.ended:
                 self._tell(trial, tune.metrics)
@@ -358,7 +412,7 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         point = trial.config["point"]
         found = next((one for one in self._trials if one.number == point["number"]), None)
         if found is None:
-            found = Trial(point["number"], {})
+            found = Trial(point["number"], dict(point["values"]))  # whole at once: it is on show
             self._trials.append(found)
             self._trials.sort(key=lambda one: one.number)
         found.values = dict(point["values"])
@@ -382,7 +436,11 @@ def training_folder(shared: Shared, trial: Trial) -> Path:
 
 
 def _cause(trial: TuneTrial) -> str:
-    """The last line of what went wrong."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """What went wrong, in a line: an error's name and message, of ours the cause alone, else what was said last."""
+    text = str(trial.get_error() or "")
+    named = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    if named:
+        kind, message = named[-1]
+        return message if hasattr(errors, kind) else f"{kind}: {message}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"

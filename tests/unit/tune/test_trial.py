@@ -1,0 +1,191 @@
+"""One trial: its config is what `tutelage train` would make of the same values; what it tells Tune; what it takes over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.tune
+import yaml
+
+from pipeline.checkpoint import load_checkpoint, newest_checkpoint
+from pipeline.config_load import load_config
+from pipeline.config_view import differences
+from pipeline.loop import METRICS
+from tests.unit.pipeline.training import StopAfter, points, same_bits, task_set, trainer_of, weights_of
+from tests.unit.tune.studies import plain, search_of
+from tune.trial import (
+    VALUES,
+    _take_over,
+    curve,
+    report_to_tune,
+    trial_config,
+    trial_job,
+    trial_name,
+)
+
+OTHER = {"loss.temperature": 4.0}
+
+
+# ---------------------------------------------------------------- its config
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"loss.temperature": 4.5, "loss.task_weights.movies": 0.3333333333333333},
+        {"students.half.layers": [0, 3], "students.half.loss.soft": 1.0},
+        {"train.early_stopping.patience": 3, "train.dropout": None, "train.learning_rate": 1e-05},
+        {"aggregation.teacher_weights.movies-big": 0.1, "tasks.stars.aggregation.strategy": "best"},
+    ],
+)
+def test_a_trial_is_what_train_makes_of_the_same_values(tmp_path: Path, values: dict[str, Any]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(plain()))
+    overrides = [f"{path}={json.dumps(value)}" for path, value in values.items()]
+    wanted = load_config(file, overrides)
+    found = trial_config(search_of(), tmp_path / "trials", 7, values)
+    apart = {"name", "runs_dir", "students", "baselines", "tune"}
+    assert found.model_dump(exclude=apart) == wanted.model_dump(exclude=apart)
+    assert found.students == {"half": wanted.students["half"]}
+    assert not [
+        line for line in differences(wanted, found) if line.startswith(("loss", "train", "aggregation"))
+    ]
+
+
+def test_a_trial_is_one_training_in_the_studys_folder(tmp_path: Path) -> None:
+    config = trial_config(search_of(run={"seeds": [1, 2]}), tmp_path, 7, {})
+    assert config.run_dir == tmp_path / "007"
+    assert trial_name(1234) == "1234"
+    assert (config.baselines, config.tune) == ((), None)
+    assert trial_job(search_of()).name == "half-distilled"
+
+
+# ---------------------------------------------------------------- what it tells Tune
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], Path | None]]:
+    """What Tune is told: there is no session to tell here."""
+    told: list[tuple[dict[str, Any], Path | None]] = []
+
+    def report(metrics: Mapping[str, Any], checkpoint: ray.tune.Checkpoint | None = None) -> None:
+        told.append((dict(metrics), Path(checkpoint.path) if checkpoint else None))
+
+    monkeypatch.setattr(ray.tune, "report", report)
+    return told
+
+
+def test_an_epoch_is_told_with_what_has_been_kept(
+    tmp_path: Path, reported: list[tuple[dict[str, Any], Path | None]]
+) -> None:
+    report_to_tune(None, 2, {"macro/score": 0.5, "movies/nll": 0.7})
+    assert reported == [({"epoch": 2, "macro/score": 0.5, "movies/nll": 0.7}, None)]
+
+
+def test_a_population_is_told_of_the_checkpoint_of_that_epoch(
+    tmp_path: Path, reported: list[tuple[dict[str, Any], Path | None]]
+) -> None:
+    trainer = trainer_of(tmp_path, [task_set(teachers=1)])
+    trainer.report = lambda epochs, scores: report_to_tune(tmp_path, epochs, scores)
+    trainer.fit()
+    a_pass = trainer.schedule.steps_per_epoch
+    assert [(metrics["epoch"], path) for metrics, path in reported] == [
+        (epoch, tmp_path / f"step-{epoch * a_pass:08d}") for epoch in (1, 2, 3)
+    ]
+
+
+# ---------------------------------------------------------------- what it takes over
+
+
+def offered(monkeypatch: pytest.MonkeyPatch, checkpoint: Path | None) -> None:
+    """Makes Tune offer a checkpoint, as it does to a trial that it starts again."""
+    found = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
+    monkeypatch.setattr(ray.tune, "get_checkpoint", lambda: found)
+
+
+def begun(folder: Path, epochs: int, seed: int) -> Path:
+    """A training's folder, stopped in the middle of an epoch after `epochs`; its last checkpoint."""
+    sets = [task_set(teachers=1, seed=seed)]
+    steps = trainer_of(folder, sets).schedule.steps_per_epoch
+    trainer_of(folder, sets, should_stop=StopAfter(epochs * steps + 1)).fit()
+    return newest_checkpoint(folder)
+
+
+def test_a_trial_that_starts_takes_note_of_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered(monkeypatch, None)
+    folder = tmp_path / "trials" / "half-distilled"
+    _take_over(folder, OTHER)
+    assert json.loads((folder / VALUES).read_text()) == OTHER
+
+
+def test_new_values_come_with_another_trials_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on exactly as the other one would have, from there."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    offered(monkeypatch, None)
+    _take_over(mine, {"loss.temperature": 2.0})
+    begun(mine, 2, seed=0)
+    source = begun(theirs, 1, seed=3)
+    sets = [task_set(teachers=1, seed=3)]
+
+    offered(monkeypatch, source)
+    _take_over(mine, OTHER)
+    assert json.loads((mine / VALUES).read_text()) == OTHER
+    assert [path.name for path in mine.glob("step-*")] == [source.name]
+    found = load_checkpoint(mine)
+    assert found is not None
+    assert found.state == json.loads((source / "checkpoint.json").read_text())["state"]
+
+    ends = [trainer_of(folder, sets) for folder in (mine, theirs)]
+    for trainer in ends:
+        assert trainer.fit().status == "done"
+    assert same_bits(weights_of(ends[0].student), weights_of(ends[1].student))
+    steps = [point["step"] for point in points(mine)]
+    assert steps == sorted(steps), "what came after the other one's checkpoint is trained again"
+
+
+@pytest.mark.parametrize("offer", [True, False])
+def test_the_same_values_mean_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offer: bool
+) -> None:
+    """A trial that failed is started again by Tune, which offers what it knows: its own folder is newer."""
+    mine = tmp_path / "mine"
+    offered(monkeypatch, None)
+    _take_over(mine, OTHER)
+    own = begun(mine, 2, seed=0)
+    source = begun(tmp_path / "theirs", 1, seed=3)
+    offered(monkeypatch, source if offer else None)
+    _take_over(mine, dict(OTHER))
+    assert newest_checkpoint(mine) == own
+
+
+def test_a_resumed_study_offers_nothing_and_the_weights_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    offered(monkeypatch, None)
+    _take_over(mine, {"loss.temperature": 2.0})
+    own = begun(mine, 1, seed=0)
+    _take_over(mine, OTHER)
+    assert newest_checkpoint(mine) == own
+    assert json.loads((mine / VALUES).read_text()) == OTHER
+
+
+# ---------------------------------------------------------------- its curve
+
+
+def test_a_curve_is_its_validation_points(tmp_path: Path) -> None:
+    trainer_of(tmp_path, [task_set(teachers=1)]).fit()
+    found = curve(tmp_path)
+    assert [point["epoch"] for point in found] == [1, 2, 3]
+    assert all("mood/accuracy" in point["metrics"] for point in found)
+    with (tmp_path / METRICS).open("a") as stream:
+        stream.write('{"step": 99, "metrics": {"macro/sc')  # cut short by a kill
+    assert curve(tmp_path) == found
+    assert curve(tmp_path / "absent") == []
