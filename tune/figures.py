@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def draw(
     scored = [trial for trial in trials if tune.metrics[0] in trial.scores]
     if not scored:
         return {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing", category=UserWarning)
         figures = {"parallel.png": _parallel(tune, scored, winner), "cost.png": _cost(trials, winner)}
         if importance:
             figures["importance.png"] = _importance(importance, tune.metrics[0])

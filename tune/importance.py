@@ -19,7 +19,7 @@ def importance(tune: TuneConfig, trials: Sequence[Trial], metric: str) -> dict[s
     all scores are the same.
     """
     import optuna
-    from optuna.importance import get_param_importances
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import create_trial
 
     scored = [trial for trial in trials if trial.status != "failed" and metric in trial.scores]
@@ -30,4 +30,5 @@ def importance(tune: TuneConfig, trials: Sequence[Trial], metric: str) -> dict[s
     known = distributions(tune)
     for trial in scored:
         study.add_trial(create_trial(params=trial.values, distributions=known, value=trial.scores[metric]))
-    return {path: float(share) for path, share in get_param_importances(study).items()}
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=tune.seed))
+    return {path: float(share) for path, share in shares.items()}

@@ -13,6 +13,7 @@ from typing import Any
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.checkpoint import write_atomically
 from pipeline.config import RunConfig
@@ -54,15 +55,16 @@ class Facts:
 def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> RenderableType:
     """The trials so far, for a terminal."""
     paths = list(trials[0].values) if trials else []
-    table = Table("trial", "", *paths, *metrics, "epochs", "s", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(("trial", "", *paths, *metrics, "epochs", "s")):
+        head = Text(name)  # no markup, whatever brackets it has
+        table.add_column(head, justify="right" if number > 1 else "left")
     for trial in trials:
         scores = [points(trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
         table.add_row(
             str(trial.number),
-            f"[{MARKS[trial.status]}]{trial.status}[/]",
-            *(shown(trial.values[path]) for path in paths),
+            Text(trial.status, style=MARKS[trial.status]),
+            *(Text(shown(trial.values.get(path, NOTHING))) for path in paths),
             *scores,
             str(trial.epochs),
             f"{trial.seconds:.0f}",
@@ -204,7 +206,8 @@ def markdown(found: Mapping[str, Any], pictures: Sequence[str]) -> str:
             "## One task against another",
             *picture("pareto.png", "Pareto front of every pair of tasks"),
         ]
-    blocks += ["## Learning curves", *picture("curves.png", "Validation score by epoch")]
+    if "curves.png" in pictures:
+        blocks += ["## Learning curves", *picture("curves.png", "Validation score by epoch")]
     return "\n\n".join([*blocks, "## Cost", *_cost(found), *picture("cost.png", "Seconds a trial")]) + "\n"
 
 
@@ -267,8 +270,8 @@ def _trials(found: Mapping[str, Any]) -> str:
         scores = [points(trial["scores"][one]) if one in trial["scores"] else NOTHING for one in metrics]
         values = [shown(trial["values"].get(path, NOTHING)) for path in paths]
         ended = trial["status"] + (f": {trial['error']}" if trial["error"] else "")
-        own = [f"{mark}{trial['number']}{mark}", ended.replace("|", "/")]
-        rows.append([*own, *values, *scores, str(trial["epochs"]), f"{trial['seconds']:.0f}"])
+        own = [text.replace("|", "\\|") for text in (f"{mark}{trial['number']}{mark}", ended, *values)]
+        rows.append([*own, *scores, str(trial["epochs"]), f"{trial['seconds']:.0f}"])
     return markdown_table(["trial", "ended", *paths, *metrics, "epochs", "seconds"], rows, words=2)
 
 

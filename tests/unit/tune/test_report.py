@@ -1,0 +1,320 @@
+"""study.json, study.md, trials.csv and the live table, out of made-up trials."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.compare import load as compared
+from pipeline.group_report import build as build_group
+from pipeline.report import build as build_report
+from tests.unit.pipeline.results import hand_task, seeds_of, some_facts
+from tests.unit.tune.studies import search_of, trial_of
+from tune import report
+from tune.report import (
+    Facts,
+    build,
+    live_table,
+    markdown,
+    retention,
+    shown,
+    to_csv,
+    trial_line,
+    verdict,
+    write,
+    write_page,
+)
+from tune.study import Trial
+
+SPACE: dict[str, Any] = {
+    "loss.temperature": {"uniform": [1, 8]},
+    "students.half.layers": {"choice": [1, [0, 3]]},
+}
+FACTS = Facts(
+    ensemble={"movies/accuracy": 0.9, "stars/pearson": 0.8, "macro/score": 0.85},
+    forwards={"movies-big": 1000, "movies-tiny": 500, "stars-big": 0},
+    needed={"movies-big": 1000, "movies-tiny": 1000, "stars-big": 1000},
+    curves={0: [{"epoch": 1, "metrics": {"macro/score": 0.7}}]},
+    timings_s={"label": 12.3456, "search": 99.0},
+)
+
+
+def some_trials() -> list[Trial]:
+    return [
+        trial_of(0, 0.81, values={"loss.temperature": 2.0, "students.half.layers": 1}, epochs=4, seconds=61.4),
+        trial_of(1, 0.8449, values={"loss.temperature": 3.14159265, "students.half.layers": [0, 3]}, epochs=4, seconds=59),
+        trial_of(2, 0.7, "early-stopped", values={"loss.temperature": 8.0, "students.half.layers": 1}, epochs=1, seconds=9),
+        trial_of(
+            3,
+            status="failed",
+            values={"loss.temperature": 1.0, "students.half.layers": 1},
+            failures=2,
+            error="ValueError: shapes (3|4) differ",
+        ),
+    ]  # fmt: skip
+
+
+def found_of(trials: list[Trial] | None = None, facts: Facts = FACTS, **tune: Any) -> dict[str, Any]:
+    """study.json's content, as a later launch reads it."""
+    config = search_of(SPACE, **tune)
+    content = build(config, "run-study", some_trials() if trials is None else trials, facts)
+    found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
+    return found
+
+
+def on_test(default: list[int], winner: list[int], supervised: int | None = 700) -> dict[str, Any]:
+    """The `test` section; how many of 1,000 each has right, a seed each."""
+
+    def group(name: str, right: list[int], base: int | None) -> dict[str, Any]:
+        facts = seeds_of(some_facts(["large"], ["half"]), len(right), name)
+        reports = [
+            build_report({"movies": hand_task(count, base, 900, 1000)}, one)
+            for count, one in zip(right, facts, strict=True)
+        ]
+        return build_group(name, reports)
+
+    return report.tested(group("run", default, supervised), group("run-best", winner, None), "half")
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_numbers_by_hand() -> None:
+    found = found_of()
+    assert (found["name"], found["student"]) == ("run-study", "half")
+    assert found["space"] == {
+        "loss.temperature": {"uniform": [1.0, 8.0]},
+        "students.half.layers": {"choice": [1, [0, 3]]},
+    }
+    assert (found["algorithm"], found["scheduler"]) == ("tpe", "asha")
+    assert found["ensemble"] == FACTS.ensemble
+    assert found["forwards_ratio"] == 0.5
+    assert found["timings_s"] == {"label": 12.35, "search": 99.0}
+    assert [row["best"] for row in found["trials"]] == [False, True, False, False]
+    assert found["importance"] == {}  # three scores
+
+
+def test_a_study_without_soft_targets_has_no_ratio() -> None:
+    facts = Facts(FACTS.ensemble, {}, {}, {}, {})
+    found = found_of(facts=facts)
+    assert found["forwards_ratio"] is None
+    assert "Teacher forwards ÷ (examples × teachers): –" in markdown(found, [])
+
+
+def test_retention_is_of_the_ensemble() -> None:
+    scores = {"macro/score": 0.68, "movies/accuracy": 0.9, "movies/nll": 0.3, "epoch": 4.0}
+    assert retention(scores, FACTS.ensemble) == {
+        "retention/macro": pytest.approx(0.8),
+        "retention/movies": pytest.approx(1.0),
+    }
+    assert retention(scores, {"macro/score": 0.0, "movies/accuracy": -0.1}) == {}
+    assert retention({}, FACTS.ensemble) == {}
+
+
+def test_the_gain_is_the_winners_over_the_default() -> None:
+    test = on_test([800, 810, 790], [820, 800, 800])
+    assert test["seeds"] == [0, 1, 2]
+    assert test["runs"] == [*(f"run-seed{n}" for n in range(3)), *(f"run-best-seed{n}" for n in range(3))]
+    row = test["scores"]["movies"]
+    assert row == test["scores"]["macro"]  # of a single task
+    assert (row["default"], row["best"]) == ([0.8, 0.81, 0.79], [0.82, 0.8, 0.8])
+    assert (row["supervised"], row["ensemble"]) == ([0.7] * 3, [0.9] * 3)
+    assert row["gain"] == pytest.approx(0.02 / 3)
+    assert row["p"] == 0.75  # 2, −1 and 1: of 8 choices of signs only 2, 1, 1 is further off
+
+
+def test_without_baseline_and_with_one_seed() -> None:
+    row = on_test([800], [810], supervised=None)["scores"]["macro"]
+    assert (row["supervised"], row["p"]) == (None, None)
+
+
+# ---------------------------------------------------------------- in words
+
+
+@pytest.mark.parametrize(
+    ("default", "winner", "words"),
+    [
+        ([800], [810], "with one seed, it scores 81.0 where the default weights score 80.0: the search bought "
+         "+1.0 points, which one seed cannot tell from chance."),
+        ([800] * 8, [810] * 8, "over 8 seeds, it scores 81.0 where"),
+        ([800] * 8, [810] * 8, "bought +1.0 points (p 0.0078; 8 pairs cannot give less than 0.0078)."),
+        ([800, 810], [820, 810], "bought +1.0 points (p 1; 2 pairs cannot give less than 0.5)."),
+        ([800, 800], [800, 800], ": the search bought nothing."),
+        ([800, 810], [810, 800], ": the search bought nothing."),
+        ([800], [788], "bought nothing, its winner is 1.2 points below them."),
+        ([800] * 8, [788] * 8, "bought nothing, its winner is 1.2 points below them."),
+    ],
+)  # fmt: skip
+def test_what_the_search_bought(default: list[int], winner: list[int], words: str) -> None:
+    _, bought = verdict({**found_of(), "test": on_test(default, winner)})
+    assert bought.startswith("On test, ")
+    assert words in bought
+
+
+def test_verdict_counts_and_names_the_winner() -> None:
+    assert verdict(found_of()) == [
+        "4 trials of **half**: 2 finished, 1 early-stopped, 1 failed. The winner is trial 1, macro/score 84.5 on "
+        "validation: `loss.temperature` 3.142, `students.half.layers` [0, 3]."
+    ]
+
+
+def test_verdict_without_a_winner() -> None:
+    lost = [trial_of(0, status="failed", error="lost"), trial_of(1, status="interrupted")]
+    assert verdict(found_of(lost)) == [
+        "2 trials of **half**: 1 failed, 1 interrupted. None of them has a score."
+    ]
+
+
+# ---------------------------------------------------------------- study.md
+
+
+def tables(page: str) -> list[str]:
+    return re.findall(r"(?:^\|.*\|\n)+", page, flags=re.MULTILINE)
+
+
+def test_page() -> None:
+    found = {**found_of(), "test": on_test([800, 810], [820, 810])}
+    page = markdown(found, ["parallel.png", "pareto.png", "curves.png", "cost.png", "importance.png"])
+    assert page.startswith("# run-study\n\n4 trials of **half**")
+    assert (
+        "| trial | ended | loss.temperature | students.half.layers | macro/score | epochs | seconds |" in page
+    )
+    assert "| 0 | finished | 2 | 1 | 81.0 | 4 | 61 |" in page
+    assert "| **1** | finished | 3.142 | [0, 3] | 84.5 | 4 | 59 |" in page
+    assert "| 2 | early-stopped | 8 | 1 | 70.0 | 1 | 9 |" in page
+    assert r"| 3 | failed: ValueError: shapes (3\|4) differ | 1 | 1 | – | 0 | 0 |" in page
+    assert "| macro | 80.5 ± 0.7 | 81.5 ± 0.7 | 70.0 | 90.0 | +1.0 | 1 |" in page
+    assert "[run-best-seed1](../run-best-seed1/report.md)" in page
+    assert "| movies-tiny | 500 | 1,000 |" in page
+    assert "Teacher forwards ÷ (examples × teachers): 0.50, for 4 trials: all read the same 3,000" in page
+    assert "129 seconds went into trials" in page
+    assert "Ensemble on validation: 85.0% macro" in page
+    assert re.findall(r"figures/(\w+)\.png", page) == [
+        "parallel",
+        "pareto",
+        "curves",
+        "cost",
+    ]
+    assert len(tables(page)) == 3
+    for table in tables(page):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_a_value_with_a_pipe_keeps_its_table_whole() -> None:
+    trials = [trial_of(0, 0.8, values={"loss.temperature": 1.0, "students.half.layers": "/data/a|b"})]
+    assert r"| **0** | finished | 1 | /data/a\|b | 80.0 |" in markdown(found_of(trials), [])
+
+
+def test_page_of_a_study_that_came_to_nothing() -> None:
+    page = markdown(found_of([trial_of(0, status="failed", error="lost", values={})]), [])
+    assert "None of them has a score." in page
+    assert "| 0 | failed: lost | – | – | – | 0 | 0 |" in page
+    assert "## Learning curves" not in page
+    assert "What the search bought" not in page
+    assert markdown(found_of([]), []).startswith("# run-study\n\n0 trials of **half**")
+
+
+def test_what_mattered_is_told_where_it_is_known() -> None:
+    found = {**found_of(), "importance": {"loss.temperature": 1.0}}
+    assert "![Importance of each value](figures/importance.png)" in markdown(found, ["importance.png"])
+    assert "few trials, a rough guess" in markdown(found, [])
+    assert "importance.png" not in markdown(found_of(), ["importance.png"])  # an earlier launch's
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_csv_has_every_digit() -> None:
+    trials = some_trials()
+    trials[0].scores["movies/nll"] = 0.123456789
+    lines = list(csv.DictReader(io.StringIO(to_csv(found_of(trials)))))
+    assert [line["number"] for line in lines] == ["0", "1", "2", "3"]
+    assert lines[0]["movies/nll"] == "0.123456789"
+    assert lines[1]["loss.temperature"] == "3.14159265"
+    assert lines[1]["students.half.layers"] == "[0, 3]"
+    assert (lines[1]["best"], lines[1]["pareto"], lines[1]["movies/nll"]) == ("True", "True", "")
+    assert lines[3]["error"] == "ValueError: shapes (3|4) differ"
+    assert lines[3]["macro/score"] == ""
+
+
+def test_files_are_written_and_compare_reads_them(tmp_path: Path) -> None:
+    folder = tmp_path / "run-study"
+    found, files = write(search_of(SPACE), folder, some_trials(), FACTS)
+    assert {file.relative_to(folder).as_posix() for file in files} == {
+        *("study.json", "study.md", "trials.csv"),
+        *(f"figures/{name}.png" for name in ("parallel", "cost", "curves", "pareto")),
+    }
+    assert files[-1].name == "study.json"  # what makes the folder a study's comes last
+    assert json.loads((folder / "study.json").read_text()) == json.loads(json.dumps(found))
+    assert "figures/parallel.png" in (folder / "study.md").read_text()
+    assert [row.trial.number for row in compared([folder]) if row.trial] == [1, 0, 2, 3]
+
+    write_page({**found, "test": on_test([800], [810])}, folder)
+    assert "## What the search bought" in (folder / "study.md").read_text()
+    assert "figures/parallel.png" in (folder / "study.md").read_text()
+    assert json.loads((folder / "study.json").read_text())["test"]["scores"]["macro"]["default"] == [0.8]
+    assert len(compared([folder])) == 4
+
+
+# ---------------------------------------------------------------- while it goes on
+
+
+def seen(trials: list[Trial], metrics: tuple[str, ...] = ("macro/score",)) -> str:
+    file = io.StringIO()
+    Console(file=file, width=160).print(live_table(trials, metrics))
+    return file.getvalue()
+
+
+def test_live_table() -> None:
+    running = trial_of(4, status="running", values=some_trials()[0].values)
+    text = seen([*some_trials(), running])
+    assert re.search(r"trial +loss.temperature +students.half.layers +macro/score +epochs +s", text)
+    assert re.search(r"1 +finished +3\.142 +\[0, 3\] +84\.5 +4 +59", text)
+    assert re.search(r"3 +failed +1 +1 +– +0 +0", text)
+    assert re.search(r"4 +running +2 +1 +– +0 +0", text)
+    assert seen([])
+
+
+@pytest.mark.parametrize("name", ["/data/[x]/model", "[/x]", "[bold]", "[red]a[/red]", "a[/]", "\\[b]"])
+def test_brackets_are_no_markup(name: str) -> None:
+    """The table is drawn by a thread of the display: an error there would end it, a lost name mislead."""
+    trial = trial_of(0, values={f"students.{name}.model": name}, scores={f"{name}/accuracy": 0.5})
+    text = seen([trial], (f"{name}/accuracy",))
+    assert text.count(name) == 3
+
+
+def test_a_trial_whose_values_are_others_is_shown() -> None:
+    assert "–" in seen([some_trials()[0], trial_of(1, values={})])
+
+
+def test_trial_line() -> None:
+    first, *_, failed = some_trials()
+    assert trial_line(first, ["macro/score", "movies/nll"]) == (
+        "trial 0: finished, macro/score 81.0, 4 epochs · loss.temperature=2, students.half.layers=1"
+    )
+    assert trial_line(failed, ["macro/score"]).startswith(
+        "trial 3: failed (ValueError: shapes (3|4) differ), 0 epochs · "
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3.14159, "3.142"),
+        (1e-5, "1e-05"),
+        (2.0, "2"),
+        (3, "3"),
+        ([0, 3], "[0, 3]"),
+        (None, "None"),
+        ("linear", "linear"),
+    ],
+)
+def test_values_as_people_read_them(value: Any, text: str) -> None:
+    assert shown(value) == text
