@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint
-from pipeline.checkpoint import INDEX, load_checkpoint, save_checkpoint, write_atomically
+from pipeline.checkpoint import (
+    INDEX,
+    adopt_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+    write_atomically,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -287,6 +295,45 @@ def test_a_write_that_fails_otherwise_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         save_checkpoint(tmp_path / "file", 1, tensors_of(1), {})
+
+
+# ---------------------------------------------------------------- handed on
+
+
+def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
+    save(tmp_path, 9, 10)
+    (tmp_path / "step-00000011.corrupt").mkdir()
+    (tmp_path / ".part-00000012").mkdir()
+    assert newest_checkpoint(tmp_path).name == "step-00000010"
+    with pytest.raises(ValueError, match="empty"):
+        newest_checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("own", [(), (3,), (400, 500)])
+def test_another_trainings_checkpoint_takes_the_place_of_all(tmp_path: Path, own: tuple[int, ...]) -> None:
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    save_checkpoint(theirs, 40, tensors_of(40), {"progress": {"step": 40}})
+    (theirs / "step-00000040").rename(theirs / "checkpoint_000003")  # as Tune calls its copy
+    mine.mkdir()
+    save(mine, *own)
+    (mine / ".part-incoming").mkdir()  # an attempt that was killed
+    (mine / "metrics.jsonl").write_text("kept")
+    adopt_checkpoint(theirs / "checkpoint_000003", mine)
+    assert names_in(mine) == ["metrics.jsonl", "step-00000040"]
+    found = load_checkpoint(mine)
+    assert found is not None
+    assert found.state == {"progress": {"step": 40}}
+    assert torch.equal(found.tensors["model"]["weight"], tensors_of(40)["model"]["weight"])
+    assert names_in(theirs) == ["checkpoint_000003"]
+
+
+def test_removing_leaves_the_rest(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "step-00000003.corrupt").mkdir()
+    (tmp_path / "result.json").write_text("{}")
+    remove_checkpoints(tmp_path)
+    assert names_in(tmp_path) == ["result.json"]
+    remove_checkpoints(tmp_path / "absent")
 
 
 # ---------------------------------------------------------------- small files

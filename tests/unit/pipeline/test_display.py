@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
+from rich.table import Table
 
 from pipeline.display import Display
 
@@ -30,3 +32,24 @@ def test_on_a_terminal_too() -> None:
             display.bar("half", 1, 2)
             display.bar("half", 2, 2)
     assert file.getvalue().count("half: 2/2") == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_table_is_shown_below_the_bars_until_it_is_taken_away(terminal: bool) -> None:
+    file = io.StringIO()
+    table = Table("trial")
+    table.add_row("seven")
+    with Display(Console(file=file, width=80, force_terminal=terminal)) as display:
+        display.table(lambda: table)
+        display.bar("half", 1, 2)
+        display._live.refresh()
+        shown = file.getvalue()
+        assert ("seven" in shown) == terminal
+        assert not terminal or shown.index("half") < shown.rindex("seven")
+        display.table(None)
+        display._live.refresh()
+        shown = file.getvalue()
+        display.line("the end")
+        display._live.refresh()
+        assert "the end" in file.getvalue()[len(shown) :]
+        assert "seven" not in file.getvalue()[len(shown) :]

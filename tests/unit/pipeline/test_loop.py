@@ -20,7 +20,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.config import EarlyStoppingConfig
 from pipeline.data import Schedule
 from pipeline.errors import DivergedError
-from pipeline.loop import LossPlan, TaskSet, learning_rate_factor, make_optimizer
+from pipeline.loop import LossPlan, TaskSet, Trainer, learning_rate_factor, make_optimizer
 from pipeline.losses import LossWeights
 from pipeline.step import Aggregation, accumulate, predict
 from pipeline.tasks.tensors import TensorBatch
@@ -28,6 +28,7 @@ from pipeline.tasks.text_classification import TextClassification
 from tests.unit.pipeline.training import (
     DISTIL,
     FixedTargets,
+    StopAfter,
     curve,
     largest_difference,
     points,
@@ -348,6 +349,51 @@ def test_the_macro_score_is_the_mean_over_tasks(tmp_path: Path) -> None:
     trainer_of(tmp_path, two_tasks(), settings(epochs=1)).fit()
     (line,) = [line["metrics"] for line in points(tmp_path) if "macro/score" in line["metrics"]]
     assert line["macro/score"] == pytest.approx((line["mood/accuracy"] + line["tone.v2/accuracy"]) / 2)
+
+
+def reports_of(trainer: Trainer) -> list[tuple[int, float, int]]:
+    """Fills up with what a trainer reports: epochs, macro score, and the step of the checkpoint then there."""
+    told: list[tuple[int, float, int]] = []
+
+    def report(epochs: int, scores: Mapping[str, float]) -> None:
+        found = load_checkpoint(trainer.folder)
+        assert found is not None
+        assert found.state["progress"]["kept"] == scores
+        told.append((epochs, scores["macro/score"], found.state["progress"]["step"]))
+
+    trainer.report = report
+    return told
+
+
+@pytest.mark.parametrize(("patience", "kept"), [(None, [0.5, 0.7, 0.6]), (2, [0.5, 0.7, 0.7])])
+def test_each_epoch_is_reported_with_the_scores_of_the_weights_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None, kept: list[float]
+) -> None:
+    """Once its checkpoint is written: who is ended on hearing it loses nothing."""
+    stopping = None if patience is None else EarlyStoppingConfig(patience=patience)
+    trainer = trainer_of(tmp_path, [task_set(teachers=1)], settings(early_stopping=stopping))
+    told, a_pass = reports_of(trainer), trainer.schedule.steps_per_epoch
+    script(monkeypatch, [0.5, 0.7, 0.6])
+    progress = trainer.fit()
+    assert told == [(epoch, score, epoch * a_pass) for epoch, score in enumerate(kept, 1)]
+    assert progress.kept["mood/accuracy"] == kept[-1]
+
+
+def test_a_resumed_training_knows_what_it_keeps_and_reports_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(early_stopping=EarlyStoppingConfig(patience=2))
+    sets = [task_set(teachers=1)]
+    script(monkeypatch, [0.7, 0.5, 0.6])
+    a_pass = trainer_of(tmp_path, sets, config).schedule.steps_per_epoch
+    first = trainer_of(tmp_path, sets, config, should_stop=StopAfter(a_pass + 1))
+    told = reports_of(first)
+    assert first.fit().status == "interrupted"
+    assert told == [(1, 0.7, a_pass)]
+    again = trainer_of(tmp_path, sets, config)
+    told = reports_of(again)
+    assert again.fit().kept["macro/score"] == 0.7
+    assert told == [(2, 0.7, 2 * a_pass), (3, 0.7, 3 * a_pass)]
 
 
 # ---------------------------------------------------------------- NaN
