@@ -157,7 +157,11 @@ def write_atomically(file: Path, content: str | bytes) -> Path:
     """Replaces `file` by `content`, whole or not at all; returns it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    _sync(part)
-    part.replace(file)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(part)
+        part.replace(file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return file

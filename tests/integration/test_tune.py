@@ -70,23 +70,23 @@ def test_a_killed_search_goes_on_to_its_winner(
         "aggregation.teacher_weights.tone-ready": {"uniform": [0.1, 1]},
         "train.learning_rate": {"choice": [2e-3, too_high]},
     }
-    search = {"trials": 6, "concurrency": 2, "space": space, "algorithm": "random", "scheduler": "none"}
+    search = {"trials": 4, "concurrency": 2, "space": space, "algorithm": "random", "scheduler": "none"}
     student = {"bare": {"model": str(tiny_model("bert", layers=1, seed=1))}}
     make_search(make_run, ready_teachers, tmp_path, students=student, tune=search)
 
     with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
-        wait_until(lambda: command.ended() or _done(tmp_path) >= 2, lambda: command.output, 240)
+        wait_until(lambda: command.ended() or _done(tmp_path) >= 1, lambda: command.output, 240)
         command.send(signal.SIGKILL, group=True)
         command.wait(30)
         assert f"{2 * EXAMPLES} computed" in command.output
     before = {number: one for number, one in records(tmp_path).items() if one["status"] != "running"}
-    assert len(before) >= 2
+    assert before
 
     command = tutelage("tune", "run.yaml", cwd=tmp_path, timeout_s=400)
     assert command.process.returncode == 0, command.output
     after, study = records(tmp_path), study_of(tmp_path)
     assert {number: after[number] for number in before} == before, "ended trials are not run again"
-    assert len(study["trials"]) == 6
+    assert len(study["trials"]) == 4
     statuses = [trial["status"] for trial in study["trials"]]
     assert set(statuses) == {"finished", "failed"}
     for trial in study["trials"]:
@@ -127,7 +127,7 @@ def _check_winner(folder: Path, study: dict[str, Any]) -> None:
     last = [point["macro/score"] for point in curve if "macro/score" in point][-1]
     assert last == winner["scores"]["macro/score"], "best.yaml makes the winner again"
     with (folder / "runs/first-study/trials.csv").open() as file:
-        assert [int(row["number"]) for row in csv.DictReader(file)] == list(range(6))
+        assert [int(row["number"]) for row in csv.DictReader(file)] == list(range(4))
     figures = {file.name for file in (folder / "runs/first-study/figures").iterdir()}
     assert {"parallel.png", "pareto.png", "curves.png", "cost.png"} <= figures
     assert not list((folder / "runs/first-study/trials").rglob("step-*")), "ended trials keep no weights"
@@ -142,7 +142,7 @@ def _check_mlflow(folder: Path, statuses: list[str]) -> None:
     assert all(run.info.status in ("FINISHED", "FAILED") for run in runs)
     (parent,) = [run for run in runs if run.data.tags["role"] == "study"]
     children = {run.info.run_name: run for run in runs if run.data.tags["role"] == "trial"}
-    assert len(children) == 6
+    assert len(children) == 4
     for number, status in enumerate(statuses):
         run = children[f"trial-{number:03d}"]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -164,11 +164,11 @@ def test_trials_of_two_workers_are_ended_early_and_leave_none(
 ) -> None:
     """What hangs without Ray's dashboard: ended trials that keep their workers, so that the rest never starts."""
     search = {
-        "trials": 4,
+        "trials": 3,
         "concurrency": 2,
         "reduction_factor": 2,
-        # the first two learn, the others cannot: they are ended at the first rung
-        "space": {"train.learning_rate": {"choice": [1e-2, 5e-3, 1e-9, 2e-9]}},
+        # the first one learns, the others cannot: they are ended at the first rung
+        "space": {"train.learning_rate": {"choice": [1e-2, 1e-9, 2e-9]}},
         "algorithm": "grid",
     }
     student = {"bare": {"model": str(tiny_model("bert", layers=1, seed=1))}}
@@ -179,8 +179,9 @@ def test_trials_of_two_workers_are_ended_early_and_leave_none(
         students=student,
         tune=search,
         baselines=[],
-        train={"workers": 2, "epochs": 6, "cpus_per_worker": 1},
+        train={"workers": 2, "epochs": 4, "cpus_per_worker": 1},
         loss={"hard": 1.0, "soft": 0.0},
+        tracking={"enabled": False},
         cluster={"cpus": 4},
     )
     command = tutelage("tune", "run.yaml", cwd=tmp_path, timeout_s=400)

@@ -256,3 +256,11 @@ def test_the_key_does_not_follow_the_order_of_a_mapping(copied: Path) -> None:
 def test_the_key_does_not_follow_what_the_task_is_called_or_scored_by(copied: Path) -> None:
     other = replace(TASK, name="tone.v2", metric="macro_f1")
     assert store_key(copied, other, "fp32") == store_key(copied, TASK, "fp32")
+
+
+def test_a_model_of_another_kind_is_refused_before_it_is_opened(tiny_model: TinyModel) -> None:
+    with pytest.raises(
+        TeacherError, match=r"teachers\.x: .* is a BertModel, text-classification needs"
+    ) as caught:
+        check_teacher(tiny_model("bert"), TASK, "teachers.x")
+    assert "fine_tune" in caught.value.remedy
