@@ -57,9 +57,9 @@ types: install ## Check types
 lock: ## Resolve all dependencies anew into requirements.lock (PYTHON=python3.11; minutes)
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/pip install --quiet $(TORCH) $(TORCH_FROM)
-	@build/lock/bin/pip install --quiet -e '.[dev,onnx]'
+	@build/lock/bin/pip install --quiet -e '.[dev,onnx,postgres]'
 	@build/lock/bin/pip check
-	@{ echo "# All that Tutelage, its tests and its ONNX export need, at the versions tested together (Python 3.11, Linux)."; \
+	@{ echo "# All that Tutelage, its tests, its ONNX export and its PostgreSQL server need, at the versions tested together (Python 3.11, Linux)."; \
 	   echo "# Made by 'make lock', which resolves anew; do not edit. 'make install' installs it."; \
 	   echo "# torch has no build suffix, so that a CPU or a CUDA build, installed first, stays; what a CUDA build needs,"; \
 	   echo "# it brings itself. No line is bound to one platform; other Pythons >= 3.11 may add packages of their own."; \
