@@ -94,7 +94,7 @@ def test_a_killed_search_goes_on_to_its_winner(
         assert (trial["status"] == "failed") == diverged
         if diverged:
             assert "NaN or Inf" in trial["error"]
-            assert trial["failures"] == 2  # once more, then marked
+            assert trial["failures"] in (2, 3)  # once more, then marked; 3 where the kill came between
     assert study["teacher_forwards"] == {"mood-ready": 0, "tone-ready": 0}, "all of them in the first launch"
     _check_winner(tmp_path, study)
     _check_mlflow(tmp_path, statuses)
