@@ -29,8 +29,8 @@ from pipeline.train import absolute, stop_file
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
 from tune.space import checked, modes, student_of, with_values
-from tune.study import Trial, best, load
-from tune.trial import Shared, curve, trial_name
+from tune.study import Trial, best, load, trial_name
+from tune.trial import Shared, curve
 
 FREE = {"trials", "concurrency", "time_budget_s", "retries"}
 """Keys of `tune` that a study may be resumed with otherwise."""
@@ -209,7 +209,7 @@ class _Study:
         run.tracker.metrics("", {f"validation/{name}/ensemble": one for name, one in self.ensemble.items()})
         if winner is not None:
             run.tracker.metrics("", {f"best/{name}": one for name, one in winner.scores.items()})
-            run.tracker.tags("", {"best trial": f"trial-{trial_name(winner.number)}"})
+            run.tracker.tags("", {"best_trial": f"trial-{trial_name(winner.number)}"})
         return found
 
     def conclude(self, found: Mapping[str, Any]) -> None:

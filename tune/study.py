@@ -41,7 +41,12 @@ class Trial:
 
 def folder_of(trials: Path, number: int) -> Path:
     """Where trial `number` keeps everything, in the study's folder of trials."""
-    return trials / f"{number:03d}"
+    return trials / trial_name(number)
+
+
+def trial_name(number: int) -> str:
+    """A trial's folder among its study's, and the end of its name in MLflow."""
+    return f"{number:03d}"
 
 
 def save(trials: Path, trial: Trial) -> None:

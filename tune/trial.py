@@ -21,6 +21,7 @@ from pipeline.loop import METRICS, read_metrics
 from pipeline.step import Workers
 from pipeline.train import Job, job_folder, launch, new_plan, train_jobs
 from tune.space import Values, student_of, with_values
+from tune.study import trial_name
 
 VALUES = "values.json"
 
@@ -55,11 +56,6 @@ def trial_config(config: RunConfig, folder: Path, number: int, values: Values) -
             "tune": None,
         }
     )
-
-
-def trial_name(number: int) -> str:
-    """Folder of a trial among its study's."""
-    return f"{number:03d}"
 
 
 def trial_job(config: RunConfig) -> Job:

@@ -17,6 +17,7 @@ from pipeline.config_view import differences
 from pipeline.loop import METRICS
 from tests.unit.pipeline.training import StopAfter, points, same_bits, task_set, trainer_of, weights_of
 from tests.unit.tune.studies import plain, search_of
+from tune.study import trial_name
 from tune.trial import (
     VALUES,
     _take_over,
@@ -24,7 +25,6 @@ from tune.trial import (
     report_to_tune,
     trial_config,
     trial_job,
-    trial_name,
 )
 
 OTHER = {"loss.temperature": 4.0}
