@@ -35,8 +35,8 @@ def lock_private_ray(config: RunConfig) -> None:
 def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Ray, as `cluster` has it, for as long as the block runs. A block within another uses the outer one's.
 
-    dashboard: with a private Ray's, on loopback. Without it worker groups that are ended from outside, as a search
-    ends trials, keep their workers: Ray Train asks the dashboard's State API which to free.
+    dashboard: with a private Ray's, on loopback. Without it a worker group whose driver was killed, as a trial of a
+    search may be, keeps its resources: Ray Train asks the dashboard's State API which to free.
 
     Raises `ConfigError` where no cluster answers at `cluster.address`.
     """

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.loop import METRICS
 from pipeline.results import ensemble_scores
 from pipeline.tracking import Status
-from pipeline.train import absolute, stop_file
+from pipeline.train import absolute
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
 from tune.space import checked, modes, student_of, with_values
@@ -141,7 +141,6 @@ class _Study:
             teacher_keys=run.keys,
             teacher_folders={name: str(path.absolute()) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
-            stop=stop_file(run.config.run_dir).absolute(),
         )
         self._begun: set[int] = set()
 

@@ -33,7 +33,7 @@ from pipeline import errors
 from pipeline.checkpoint import remove_checkpoints
 from pipeline.config import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
-from pipeline.train import RESULT, job_folder
+from pipeline.train import RESULT, job_folder, stop_file
 from tune.space import (
     distributions,
     domains,
@@ -79,7 +79,7 @@ def search(
             metric=None if several or points_left is None else tune.metrics[0],
             mode=None if several or points_left is None else modes(config)[0],
             search_alg=None if points_left is not None else _Optuna(config, trials),
-            scheduler=_scheduler(config),
+            scheduler=_scheduler(config, shared.folder),
             num_samples=left if points_left is None else 1,
             max_concurrent_trials=tune.concurrency,
         ),
@@ -119,7 +119,9 @@ def _resources(shared: Shared) -> dict[str, float]:
     """Of the process that Tune starts a trial in: the trial's own or, where it has a worker group, next to none."""
     train = shared.config.train
     if train.workers > 1:
-        return {"CPU": 0.001}
+        return {
+            "memory": 1
+        }  # a byte: something must be asked for, and any share of a CPU is one a worker lacks
     asked = {"CPU": shared.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
     return {name: amount for name, amount in asked.items() if amount}
 
@@ -159,13 +161,14 @@ def _points_left(config: RunConfig, trials: Sequence[Trial]) -> list[dict[str, A
     ]
 
 
-def _scheduler(config: RunConfig) -> TrialScheduler:
+def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     if tune.scheduler == "asha":
         searched = tune.algorithm == "tpe"  # Tune wants metric and mode in one place only
         return _Asha(
             config,
+            trials,
             time_attr="epoch",
             metric=tune.metrics[0] if searched else None,
             mode=modes(config)[0] if searched else None,
@@ -190,15 +193,27 @@ def _scheduler(config: RunConfig) -> TrialScheduler:
 
 
 class _Asha(AsyncHyperBandScheduler):
-    """Leaves a trial that has its last epoch alone: ended by the scheduler, it would not write its result."""
+    """Leaves a trial that has its last epoch alone: ended by the scheduler, it would not write its result.
 
-    def __init__(self, config: RunConfig, **settings: Any) -> None:
+    A trial with a worker group is asked to end, as at Ctrl-C: killed, it would leave its workers their resources
+    until Ray's dashboard is asked who is gone, and the next trial would wait for them.
+    """
+
+    def __init__(self, config: RunConfig, trials: Path, **settings: Any) -> None:
         super().__init__(**settings)
-        self._config = config
+        self._config, self._folder, self._asked = config, trials, set[str]()
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if trial.trial_id in self._asked:
+            return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if _is_last(self._config, trial, result) else action
+        if action != TrialScheduler.STOP or _is_last(self._config, trial, result):
+            return TrialScheduler.CONTINUE
+        if self._config.train.workers == 1:
+            return action
+        self._asked.add(trial.trial_id)
+        _stop_file(self._folder, trial.config["point"]["number"]).touch()
+        return TrialScheduler.CONTINUE
 
 
 class _Pbt(PopulationBasedTraining):
@@ -333,6 +348,7 @@ class _Stopper(_Unsaved, ray.tune.Stopper):
         running = self._recorder.running()
         if self._awaited is None:
             self._awaited = running
+            self._recorder.ask_to_end(running)
         return not self._awaited & running
 
 
@@ -349,8 +365,14 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         """Numbers of the trials that have begun and not ended."""
         return set(self._started)
 
+    def ask_to_end(self, numbers: set[int]) -> None:
+        """Has these trials write a checkpoint and end."""
+        for number in numbers:
+            _stop_file(self._shared.folder, number).touch()
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         one = self._find(trial)
+        _stop_file(self._shared.folder, one.number).unlink(missing_ok=True)
         one.status = "running"
         self._started.setdefault(one.number, time.monotonic())
         self._note(one)
@@ -433,6 +455,10 @@ class _Recorder(_Unsaved, ray.tune.Callback):
 def training_folder(shared: Shared, trial: Trial) -> Path:
     """Where a trial's training keeps its metrics, checkpoints and result."""
     return job_folder(folder_of(shared.folder, trial.number), trial_job(shared.config))
+
+
+def _stop_file(trials: Path, number: int) -> Path:
+    return stop_file(folder_of(trials, number))
 
 
 def _cause(trial: TuneTrial) -> str:

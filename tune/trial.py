@@ -31,7 +31,7 @@ class Shared:
     """What all trials of a study have in common; sent to the cluster once.
 
     config: the study's, its local paths absolute · folder: where each trial has a folder · cpus: of each worker ·
-    teacher_keys and teacher_folders: as `pipeline.train.Plan` has them · stop: the file that asks trials to end.
+    teacher_keys and teacher_folders: as `pipeline.train.Plan` has them.
     """
 
     config: RunConfig
@@ -40,7 +40,6 @@ class Shared:
     teacher_keys: Mapping[str, str]
     teacher_folders: Mapping[str, str]
     cpus: float
-    stop: Path
 
 
 def trial_config(config: RunConfig, folder: Path, number: int, values: Values) -> RunConfig:
@@ -70,7 +69,7 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     """
     config = trial_config(shared.config, shared.folder, point["number"], point["values"])
     plan = new_plan(config, shared.data, shared.teacher_keys, shared.teacher_folders)
-    plan = replace(plan, cpus=shared.cpus, stop=shared.stop, trial=True)
+    plan = replace(plan, cpus=shared.cpus, trial=True)
     folder = job_folder(plan.run_dir, trial_job(shared.config))
     _take_over(folder, point["values"])
     if config.train.workers > 1:

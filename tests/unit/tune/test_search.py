@@ -55,13 +55,14 @@ GRID: dict[str, Any] = {
     "loss.soft": {"choice": [0.1, 0.5, 0.9]},
     "loss.annealing": {"choice": ["constant", "linear"]},
 }
+NOWHERE = Path("nowhere")
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 def shared_of(folder: Path, config: RunConfig | None = None) -> Shared:
     """What trials share, as far as the driver looks into it: of the data, the tasks' names."""
     data = cast(Any, dict.fromkeys(("movies", "stars")))
-    return Shared(config or search_of(SPACE), folder, data, {}, {}, 1.0, folder / "STOP")
+    return Shared(config or search_of(SPACE), folder, data, {}, {}, 1.0)
 
 
 def in_tune(number: int, **values: Any) -> TuneTrial:
@@ -95,7 +96,7 @@ def test_a_trial_asks_for_what_its_training_takes(tmp_path: Path) -> None:
     shared = replace(shared_of(tmp_path, search_of(SPACE, more)), cpus=2.0)
     assert _resources(shared) == {"CPU": 2.0, "GPU": 0.5, "student": 1.0}
     group = shared_of(tmp_path, search_of(SPACE, {**more, "train.workers": 2}))
-    assert _resources(group) == {"CPU": 0.001}  # its workers have what it takes
+    assert _resources(group) == {"memory": 1}  # its workers have what it takes
 
 
 def test_time_spent_by_earlier_launches_counts() -> None:
@@ -286,16 +287,18 @@ def test_several_metrics_have_directions_of_their_own() -> None:
 
 
 def test_schedulers_are_what_was_asked_for() -> None:
-    assert isinstance(_scheduler(search_of(SPACE)), AsyncHyperBandScheduler)
-    assert type(_scheduler(search_of(SPACE, scheduler="none"))) is FIFOScheduler
+    assert isinstance(_scheduler(search_of(SPACE), NOWHERE), AsyncHyperBandScheduler)
+    assert type(_scheduler(search_of(SPACE, scheduler="none"), NOWHERE)) is FIFOScheduler
     rates = {"loss.temperature": {"uniform": [1, 8]}}
-    population = _scheduler(search_of(rates, scheduler="pbt", algorithm="random", grace_epochs=2))
+    population = _scheduler(search_of(rates, scheduler="pbt", algorithm="random", grace_epochs=2), NOWHERE)
     assert isinstance(population, PopulationBasedTraining)
     assert population._perturbation_interval == 2
 
 
-def halving(config: RunConfig, metric: str = "macro/score") -> AsyncHyperBandScheduler:
-    found = _scheduler(config)
+def halving(
+    config: RunConfig, metric: str = "macro/score", folder: Path = NOWHERE
+) -> AsyncHyperBandScheduler:
+    found = _scheduler(config, folder)
     assert isinstance(found, AsyncHyperBandScheduler)
     if config.tune is not None and config.tune.algorithm != "tpe":  # else Tune tells it
         assert found.set_search_properties(metric, "max")
@@ -362,8 +365,26 @@ MINE = {
 }
 
 
+def test_a_trial_with_a_worker_group_is_asked_to_end_once(tmp_path: Path) -> None:
+    """Killed, it would leave its workers their CPUs."""
+    config = search_of(SPACE, algorithm="random", reduction_factor=2)
+    train = config.train.model_copy(update={"workers": 2})
+    scheduler = halving(config.model_copy(update={"train": train}), folder=tmp_path)
+    for number in (0, 1):
+        (tmp_path / f"{number:03d}").mkdir()
+    assert told(scheduler, in_tune(0), [0.5, 0.6]) == [CONTINUE] * 2
+    assert not (tmp_path / "000/STOP").exists()
+    late = in_tune(1)
+    assert told(scheduler, late, [0.1]) == [CONTINUE]
+    asked = tmp_path / "001/STOP"
+    assert asked.exists()
+    asked.unlink()
+    assert cast(Any, scheduler).on_trial_result(None, late, {"epoch": 2, "macro/score": 0.1}) == CONTINUE
+    assert not asked.exists()
+
+
 def population() -> Any:
-    scheduler = _scheduler(search_of(RATES, scheduler="pbt", algorithm="random"))
+    scheduler = _scheduler(search_of(RATES, scheduler="pbt", algorithm="random"), NOWHERE)
     assert isinstance(scheduler, PopulationBasedTraining)
     assert scheduler.set_search_properties("macro/score", "max")
     return scheduler
