@@ -36,12 +36,12 @@ demo: install ## Distil the quickstart: two tasks, two teachers each, one tiny s
 	$(BIN)/python examples/fetch_assets.py
 	$(BIN)/tutelage train $(RUN)
 
-# One thread a process: the tests start many. Training outside tests sets its own threads. Unit tests run side by
-# side, those that start Ray one after another.
+# One thread a process: the tests start many. Training outside tests sets its own threads. Those that start Ray run two
+# files at a time: each starts a dozen processes.
 test: install lint types ## Everything that must pass: lint, types, tests
 	$(BIN)/python examples/fetch_assets.py $(TEST_ASSETS)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/unit tests/golden
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q tests/integration
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration
 
 lint: install ## Check style and formatting
 	$(BIN)/ruff check

@@ -136,8 +136,8 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def wait_until(true: Callable[[], bool], otherwise: Callable[[], str], timeout_s: float) -> None:
-    """Looks 20 times a second; fails with what `otherwise` says when it takes longer than `timeout_s`."""
+    """Looks 5 times a second; fails with what `otherwise` says when it takes longer than `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end, otherwise()
-        time.sleep(0.05)
+        time.sleep(0.2)

@@ -290,23 +290,17 @@ def test_interrupted_in_every_way_and_resumed_is_uninterrupted(first: Finished, 
 
     with started(TUTELAGE, *arguments, cwd=first.folder) as command:
         wait_until_training(command, run_dir)
-        command.send(signal.SIGINT, group=True)  # a terminal's Ctrl-C reaches Ray's processes as well
-        assert command.wait(60) == 130, command.output
+        command.send(signal.SIGTERM)
+        assert command.wait(60) == 75, command.output
         assert "soft targets: 576 from the store, 0 computed" in command.output
         assert "fine-tuning" not in command.output
         assert "Traceback" not in command.output
-        assert re.search(r"^error: interrupted\n  \S", command.output, re.MULTILINE)
+        assert re.search(r"^error: \S", command.output, re.MULTILINE)
         assert_stopped(command, run_dir)
 
     with started(TUTELAGE, *arguments, cwd=first.folder) as command:
         wait_until_training(command, run_dir)
-        command.send(signal.SIGTERM)
-        assert command.wait(60) == 75, command.output
-        assert_stopped(command, run_dir)
-
-    with started(TUTELAGE, *arguments, cwd=first.folder) as command:
-        wait_until_training(command, run_dir)
-        command.send(signal.SIGINT)
+        command.send(signal.SIGINT, group=True)  # a terminal's Ctrl-C reaches Ray's processes as well
         wait_until(lambda: "stopping" in command.output, lambda: command.output, 5)
         command.send(signal.SIGINT)
         assert command.wait(5) == 130

@@ -162,7 +162,7 @@ def _check_mlflow(folder: Path, statuses: list[str]) -> None:
 def test_trials_of_two_workers_are_ended_early_and_leave_none(
     make_run: MakeRun, ready_teachers: dict[str, dict[str, Any]], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    """What hangs without Ray's dashboard: ended trials that keep their workers, so that the rest never starts."""
+    """What hangs where ended trials keep their workers: the last one has no CPUs before two others are gone."""
     search = {
         "trials": 3,
         "concurrency": 2,
@@ -179,16 +179,21 @@ def test_trials_of_two_workers_are_ended_early_and_leave_none(
         students=student,
         tune=search,
         baselines=[],
-        train={"workers": 2, "epochs": 4, "cpus_per_worker": 1},
+        train={"workers": 2, "epochs": 8, "cpus_per_worker": 1},
         loss={"hard": 1.0, "soft": 0.0},
         tracking={"enabled": False},
         cluster={"cpus": 4},
     )
-    command = tutelage("tune", "run.yaml", cwd=tmp_path, timeout_s=400)
-    assert command.process.returncode == 0, command.output
+    with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
+        done = tmp_path / "runs/first-study/study.json"
+        wait_until(lambda: command.ended() or done.exists(), lambda: command.output, 400)
+        command.send(signal.SIGINT)  # the winner's own training is seen above
+        assert command.wait(60) == 130, command.output
+        assert_none_left(command)
     study = study_of(tmp_path)
-    ended = {trial["status"] for trial in study["trials"]}
-    assert ended == {"finished", "early-stopped"}
+    ended = [trial["status"] for trial in study["trials"]]
+    assert len(ended) == 3
+    assert set(ended) == {"early-stopped", "finished"}
     assert sum(study["teacher_forwards"].values()) == 2 * EXAMPLES, "once a teacher, however many trials"
     assert study["forwards_ratio"] == 1.0
 
