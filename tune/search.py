@@ -82,6 +82,7 @@ def search(
             scheduler=_scheduler(config, shared.folder),
             num_samples=left if points_left is None else 1,
             max_concurrent_trials=tune.concurrency,
+            reuse_actors=True,  # a new process imports for as long as a small student's epoch takes
         ),
         run_config=ray.tune.RunConfig(
             name="tune",
