@@ -336,7 +336,7 @@ class Trainer:
     def _log_losses(self, epoch: int) -> None:
         values = {name: sum(window) / len(window) for name, window in self._window.items()}
         self._window.clear()
-        self._log({**values, "learning_rate": self.optimizer.param_groups[0]["lr"]}, epoch)
+        self._log({**values, "train/learning_rate": self.optimizer.param_groups[0]["lr"]}, epoch)
 
     def _log(self, values: Mapping[str, float], epoch: int) -> None:
         if self.workers.rank != 0:
@@ -346,7 +346,7 @@ class Trainer:
             "total": self.total_steps,
             "epoch": epoch + 1,
             "time": time.time(),
-            "metrics": {**values, "skipped_steps": self.progress.skipped},
+            "metrics": {**values, "train/skipped_steps": self.progress.skipped},
         }
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

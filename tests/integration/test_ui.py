@@ -88,7 +88,8 @@ def write_curve(file: Path, epochs: int, top: float, terms: tuple[str, ...], see
             left = math.exp(-step / 80)
             values = {"loss/total": 0.4 + left * noise.uniform(0.5, 0.7)}
             values |= {f"loss/{term}/{task}": 0.4 + left for term in terms for task in ("movies", "tweets")}
-            lines: list[dict[str, float]] = [{**values, "learning_rate": 3e-4, "skipped_steps": 0}]
+            values |= {"train/learning_rate": 3e-4, "train/skipped_steps": 0}
+            lines: list[dict[str, float]] = [values]
             if step % 60 == 0:
                 movies, tweets = top - left / 3, top - 0.07 - left / 3
                 scores = {"movies/accuracy": movies, "tweets/accuracy": tweets}

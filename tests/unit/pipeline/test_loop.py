@@ -166,7 +166,7 @@ def test_the_schedule_spans_the_whole_training(tmp_path: Path, monkeypatch: pyte
     total = trainer.total_steps
     assert rates == [0.002 * learning_rate_factor(k, total, 0.25, "linear") for k in range(total)]
     assert max(rates) == 0.002
-    assert curve(tmp_path, "learning_rate")[-1] == rates[-1] > 0
+    assert curve(tmp_path, "train/learning_rate")[-1] == rates[-1] > 0
 
 
 # ---------------------------------------------------------------- losses
@@ -429,7 +429,7 @@ def test_a_step_with_a_nan_loss_is_left_out_and_counted(tmp_path: Path) -> None:
     assert (progress.status, progress.skipped, progress.skipped_in_a_row) == ("done", 3, 0)  # one an epoch
     assert all(bool(w.isfinite().all()) for w in weights_of(trainer.student).values())
     assert all(math.isfinite(value) for value in curve(tmp_path, "loss/total"))
-    assert curve(tmp_path, "skipped_steps")[-1] == 3
+    assert curve(tmp_path, "train/skipped_steps")[-1] == 3
 
 
 def test_a_skipped_step_moves_nothing(tmp_path: Path) -> None:
