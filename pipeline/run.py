@@ -29,7 +29,7 @@ from pipeline.loop import METRICS, read_metrics
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
-from pipeline.tracking import NullTracker, Role, Tracker, open_tracker
+from pipeline.tracking import NullTracker, Role, Tracker, best_metrics, open_tracker
 from pipeline.train import Job, job_folder, jobs_of
 from students.export import write_model_card
 from teachers.fine_tune import WORK, Request, fine_tune_all, is_finished
@@ -350,6 +350,7 @@ def _report(run: Run, register: str | None = None) -> dict[str, Any]:
     report = reports.build(tasks, facts)
     files = reports.write(report, tasks, facts, config.run_dir)
     _log_scores(run, report)
+    _log_kept(run)
     for student in config.students:
         for task in config.tasks:
             folder = config.run_dir / "students" / student / task
@@ -401,6 +402,13 @@ def _log_scores(run: Run, report: Mapping[str, Any]) -> None:
         if run.config.baselines:
             tracker.metrics(Job(student, "supervised").name, _numbers(base))
     tracker.metrics("", parent)
+
+
+def _log_kept(run: Run) -> None:
+    """What each student and baseline scored on validation with the weights it keeps: with early stopping, not its last."""
+    for job in jobs_of(run.config):
+        result, _ = training.read_result(run.config.run_dir, job)
+        run.tracker.metrics(job.name, best_metrics(result["kept"]))
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.loop import METRICS
 from pipeline.results import ensemble_scores
-from pipeline.tracking import Status
+from pipeline.tracking import Status, best_metrics
 from pipeline.train import absolute
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
@@ -180,7 +180,8 @@ class _Study:
             tracker.run(key, name, "trial", tags, flatten_values(trial.values))
             tracker.follow(key, training_folder(self.shared, trial) / METRICS)
         if trial.status != "running":
-            tracker.metrics(key, report.retention(trial.scores, self.ensemble), step=trial.epochs)
+            kept = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
+            tracker.metrics(key, kept, step=trial.epochs)
             tracker.tags(key, {"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
             tracker.finish(key, OUTCOMES[trial.status])
             self._begun.discard(trial.number)  # a trial that is interrupted may begin again
@@ -207,7 +208,7 @@ class _Study:
         self._upload([folder / BEST, *files])
         run.tracker.metrics("", {f"validation/{name}/ensemble": one for name, one in self.ensemble.items()})
         if winner is not None:
-            run.tracker.metrics("", {f"best/{name}": one for name, one in winner.scores.items()})
+            run.tracker.metrics("", best_metrics(winner.scores))
             run.tracker.tags("", {"best_trial": f"trial-{trial_name(winner.number)}"})
         return found
 

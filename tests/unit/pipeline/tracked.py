@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config import RunConfig
 from pipeline.config_load import parse_config
-from pipeline.tracking import Tracker, TrackingOutcome
+from pipeline.tracking import NullTracker, Tracker, TrackingOutcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +43,16 @@ class Stored(NamedTuple):
 
     def history(self, key: str, metric: str) -> list[tuple[int, float]]:
         return [(m.step, m.value) for m in self.client.get_metric_history(self.outcome.run_ids[key], metric)]
+
+
+class Noted(NullTracker):
+    """A tracker that keeps the metrics it is told, by key."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, dict[str, float]] = {}
+
+    def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
+        self.logged.setdefault(key, {}).update(values)
 
 
 def close(tracker: Tracker, settings: RunConfig) -> Stored:

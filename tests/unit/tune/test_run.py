@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,9 +13,12 @@ from pipeline.config import RunConfig
 from pipeline.config_load import load_config
 from pipeline.config_view import differences, to_yaml
 from pipeline.errors import ConfigError
-from tests.unit.tune.studies import SPACE, search_of
-from tune.run import _refuse_another_search, best_config, study_config
+from tests.unit.pipeline.tracked import Noted
+from tests.unit.tune.studies import SPACE, search_of, trial_of
+from tune.run import _refuse_another_search, _Study, best_config, study_config
 from tune.space import with_values
+from tune.study import Status
+from tune.trial import Shared
 
 VALUES = {"loss.temperature": 4.5, "loss.task_weights.movies": 2.0, "students.half.layers": [0, 3]}
 
@@ -52,6 +56,37 @@ def test_best_yaml_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_values_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown key"):
         best_config(search_of(), {"loss.heat": 1})
+
+
+# ---------------------------------------------------------------- what MLflow is told of a trial
+
+
+@pytest.mark.parametrize("status", ["finished", "early-stopped"])
+def test_a_trial_has_the_scores_of_the_weights_it_keeps_once_it_has_ended(
+    tmp_path: Path, status: Status
+) -> None:
+    """The same columns for all: trials are compared by them."""
+    config, tracker = search_of(), Noted()
+    parts = SimpleNamespace(
+        config=config,
+        run=SimpleNamespace(config=study_config(config), tracker=tracker),
+        shared=Shared(config, tmp_path, {}, {}, {}, 1.0),
+        student="half",
+        ensemble={"macro/score": 0.9, "movies/accuracy": 0.8},
+        _begun=set(),
+    )
+    study = cast(_Study, parts)
+    _Study._track(study, trial_of(3, 0.72, "running"))
+    assert tracker.logged == {}
+    _Study._track(study, trial_of(3, 0.72, status, epochs=2))
+    assert tracker.logged["trial/3"] == pytest.approx(
+        {
+            "best/macro/score": 0.72,
+            "best/movies/accuracy": 0.72,
+            "retention/macro": 0.8,
+            "retention/movies": 0.9,
+        }
+    )
 
 
 # ---------------------------------------------------------------- the study's own config
