@@ -356,7 +356,7 @@ class TuneConfig(Strict):
     algorithm: Literal["tpe", "random", "grid"] = "tpe"
     """`tpe`: Optuna's, also for several metrics · `random` · `grid`: all combinations of the `choice`s."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """`asha`: ends trials that are behind · `pbt`: population-based training, trials take over each other's weights and change their values on the way · `none`: every trial runs to its end."""
+    """`asha`: ends trials that are behind · `pbt`: population-based training, trials take over each other's weights and change their values on the way; all trials side by side, of one worker each, without early stopping · `none`: every trial runs to its end."""
     grace_epochs: Count = 1
     """Epochs before `asha` ends a trial; between changes with `pbt`."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3

@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 import math
 import random
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ def checked(config: RunConfig) -> TuneConfig:
             f"Set tune.trials to {size}, or take choices away.",
         )
     _check_names(config)
+    _check_population(config, student, tune)
     if tune.scheduler != "none" and tune.grace_epochs > (epochs := most_epochs(config)):
         raise ConfigError(
             f"tune.grace_epochs: {tune.grace_epochs}, but no trial has more than {epochs} epochs",
@@ -110,7 +112,7 @@ def with_values(config: RunConfig, values: Values) -> RunConfig:
     """The config with `values` in their places, checked as a whole. Raises `ConfigError`."""
     tree = config.model_dump(mode="json")
     for path, value in values.items():
-        *parents, leaf = path.split(".")
+        *parents, leaf = keys_of(config, path)
         node = tree
         for key in parents:
             if node.get(key) is None:
@@ -122,6 +124,15 @@ def with_values(config: RunConfig, values: Values) -> RunConfig:
     return parse_config(tree)
 
 
+def keys_of(config: RunConfig, path: str) -> list[str]:
+    """The keys that a dotted path leads through; a task's, teacher's or student's name is one, also with dots in it."""
+    dotted = sorted(
+        (name for name in (*config.tasks, *config.teachers, *config.students) if "." in name), key=len
+    )
+    one_key = "|".join([*map(re.escape, reversed(dotted)), r"[^.]*"])
+    return re.findall(rf"(?:^|(?<=\.))(?:{one_key})(?=\.|$)", path)
+
+
 def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str, Any] | None:
     """What the config itself has at the paths of `space`; None where one of them is outside its distribution.
 
@@ -130,12 +141,12 @@ def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str,
     found: dict[str, Any] = {}
     tree = config.model_dump(mode="json")
     for path, distribution in space.items():
-        keys = path.split(".")
+        keys = keys_of(config, path)
         value = _at(tree, keys)
         if value is None:
             value = _inherited(tree, keys)
         if value is None:
-            value = _unset(config, path)
+            value = _unset(config, keys)
         if not _inside(distribution, value):
             return None
         found[path] = value
@@ -209,8 +220,8 @@ def nearest(distribution: Distribution, value: Any) -> Any:
     return min(max(value, low), high)
 
 
-def _unset(config: RunConfig, path: str) -> float | None:
-    match path.split("."):
+def _unset(config: RunConfig, keys: Sequence[str]) -> float | None:
+    match keys:
         case [*_, "task_weights" | "teacher_weights", _]:
             return 1.0
         case [*_, "task_temperatures", _]:
@@ -256,11 +267,11 @@ def _extremes(distribution: Distribution) -> Sequence[Any]:
 
 
 def _check_path(path: str, student: str, config: RunConfig, tune: TuneConfig) -> None:
-    where = f"tune.space.{path}"
+    where, keys = f"tune.space.{path}", keys_of(config, path)
     why = next((why for shape, why in SHARED.items() if _matches(path, shape)), None)
     if why is not None and not _matches(path, SEARCHABLE_IN_TASKS):
-        raise ConfigError(f"{where}: {why}", _instead(path, student))
-    if _matches(path, "students.*") and not path.startswith(f"students.{student}."):
+        raise ConfigError(f"{where}: {why}", _instead(keys, student))
+    if keys[0] == "students" and (len(keys) < 3 or keys[1] != student):
         raise ConfigError(
             f"{where}: the student searched is {student}",
             f"Give a key of students.{student}, or set tune.student.",
@@ -294,19 +305,43 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
         effects.append(_in_force(changed, student))
     several = any(value != _extremes(distribution)[0] for value in _extremes(distribution))
     if several and all(effect == effects[0] for effect in effects):
-        own = f"students.{student}.{path}" if path.startswith(("loss.", "train.")) else f"tasks.<task>.{path}"
-        raise ConfigError(
-            f"tune.space.{path}: it changes nothing, {own} is set", f"Search {own}, or drop either of them."
-        )
+        why, remedy = _idle(config, path, student)
+        raise ConfigError(f"tune.space.{path}: it changes nothing, {why}", remedy)
 
 
 def _in_force(config: RunConfig, student: str) -> list[Any]:
-    """What the student is made of, once sections are laid over one another."""
-    found = [config.seed, config.students[student], config.train_of(student), config.loss_of(student)]
-    for task in config.tasks:
-        own = config.aggregation_of(task)
-        found += [own.strategy, *(own.teacher_weights.get(name, 1.0) for name in config.teachers_of(task))]
+    """What the student is made of, once sections are laid over one another and lone weights are normalised."""
+    loss, tasks = config.loss_of(student), list(config.tasks)
+    found = [
+        config.seed,
+        config.students[student].model_dump(exclude={"train", "loss"}),
+        config.train_of(student),
+    ]
+    found += [loss.model_dump(exclude={"temperature", "task_temperatures", "task_weights"})]
+    found += [loss.task_temperatures.get(task, loss.temperature) for task in tasks]
+    found += [loss.task_weights.get(task, 1.0) for task in tasks if len(tasks) > 1]
+    for task in tasks:
+        own, teachers = config.aggregation_of(task), config.teachers_of(task)
+        found += [
+            own.strategy,
+            *(own.teacher_weights.get(name, 1.0) for name in teachers if len(teachers) > 1),
+        ]
     return found
+
+
+def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
+    """Why a key has no effect, and what to do about it."""
+    keys, drop = keys_of(config, path), "Drop the key."
+    if "task_weights" in keys and len(config.tasks) == 1:
+        return "the weight of the only task is always 1", drop
+    if "teacher_weights" in keys:
+        named = [config.teachers[name].task for name in keys if name in config.teachers]
+        if all(len(config.teachers_of(task)) == 1 for task in named or config.tasks):
+            return "the weight of a task's only teacher is always 1", drop
+    if keys[-1] == "temperature" and set(config.loss_of(student).task_temperatures) == set(config.tasks):
+        return "every task has one of its own", "Search task_temperatures.<task>, or drop the key."
+    own = f"students.{student}.{path}" if keys[0] in ("loss", "train") else f"tasks.<task>.{path}"
+    return f"{own} is set", f"Search {own}, or drop either of them."
 
 
 def _check_names(config: RunConfig) -> None:
@@ -319,9 +354,31 @@ def _check_names(config: RunConfig) -> None:
         )
 
 
-def _instead(path: str, student: str) -> str:
-    if path.endswith(".max_length"):
-        task = path.split(".")[1] if path.startswith("tasks.") else "<task>"
+def _check_population(config: RunConfig, student: str, tune: TuneConfig) -> None:
+    """What population-based training, which passes weights from trial to trial, rules out."""
+    if tune.scheduler != "pbt":
+        return
+    remedy = "or set tune.scheduler to asha."
+    if config.train_of(student).early_stopping is not None:
+        raise ConfigError(
+            f"tune.scheduler: pbt passes on the latest weights of a training, early stopping of {student} keeps its best",
+            f"Set train.early_stopping of {student} to null, {remedy}",
+        )
+    if config.train.workers > 1:
+        raise ConfigError(
+            f"tune.scheduler: pbt trains each trial with one worker, train.workers is {config.train.workers}",
+            f"Set train.workers to 1, {remedy}",
+        )
+    if tune.trials > tune.concurrency:
+        raise ConfigError(
+            f"tune.trials: a population of {tune.trials} trains side by side, tune.concurrency is {tune.concurrency}",
+            f"Set tune.concurrency to {tune.trials}, where trials share the CPUs, or lower tune.trials.",
+        )
+
+
+def _instead(keys: Sequence[str], student: str) -> str:
+    if keys[-1] == "max_length":
+        task = keys[1] if keys[0] == "tasks" else "<task>"
         return (
             f"Search students.{student}.max_length.{task}: the student's own length changes no soft target."
         )

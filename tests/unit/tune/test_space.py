@@ -17,6 +17,7 @@ from tune.space import (
     checked,
     distributions,
     domains,
+    keys_of,
     modes,
     most_epochs,
     nearest,
@@ -28,6 +29,7 @@ from tune.space import (
 
 UNIFORM = {"uniform": [1, 8]}
 GIVEN: dict[str, Any] = {"trials": 8, "algorithm": "random"}
+POPULATION: dict[str, Any] = {"scheduler": "pbt", "algorithm": "random", "trials": 4, "concurrency": 4}
 
 
 def refusal(
@@ -196,6 +198,112 @@ def test_a_key_that_is_hidden_for_one_task_alone_may_be_searched() -> None:
     assert error.cause.endswith("it changes nothing, tasks.<task>.aggregation.strategy is set")
 
 
+ALONE: dict[str, Any] = {
+    "tasks": {"movies": {"kind": "text-classification", "data": {"path": "csv"}}},
+    "teachers": {"movies-big": {"task": "movies", "model": "big"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "run", "why", "remedy"),
+    [
+        ("loss.task_weights.movies", ALONE, "the weight of the only task is always 1", "Drop"),
+        ("students.half.loss.task_weights.movies", ALONE, "the weight of the only task", "Drop"),
+        (WEIGHT, ALONE, "the weight of a task's only teacher is always 1", "Drop"),
+        ("aggregation.teacher_weights.stars-big", {}, "a task's only teacher", "Drop"),
+        ("tasks.stars.aggregation.teacher_weights.stars-big", {}, "a task's only teacher", "Drop"),
+        (
+            "loss.temperature",
+            {"loss.task_temperatures": {"movies": 1.0, "stars": 3.0}},
+            "every task has one of its own",
+            "Search task_temperatures.<task>",
+        ),
+        (
+            "students.half.loss.temperature",
+            {"loss.task_temperatures": {"movies": 1.0, "stars": 3.0}},
+            "every task has one of its own",
+            "Search task_temperatures.<task>",
+        ),
+    ],
+)
+def test_a_key_that_can_have_no_effect_is_refused_with_the_reason(
+    path: str, run: dict[str, Any], why: str, remedy: str
+) -> None:
+    error = refusal({path: UNIFORM}, run)
+    assert error.cause.startswith(f"tune.space.{path}: it changes nothing, ")
+    assert why in error.cause
+    assert error.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [
+        ("loss.temperature", {"loss.task_temperatures": {"movies": 1.0}}),
+        ("loss.task_temperatures.movies", {"loss.task_temperatures": {"movies": 1.0, "stars": 3.0}}),
+        ("loss.temperature", ALONE),
+    ],
+)
+def test_a_key_that_has_some_effect_may_be_searched(path: str, run: dict[str, Any]) -> None:
+    checked(search_of({path: UNIFORM}, run))
+
+
+# ---------------------------------------------------------------- names with dots
+
+
+DOTTED: dict[str, Any] = {
+    "tasks": {
+        "movies": {"kind": "text-classification", "data": {"path": "csv"}},
+        "imdb.v2": {"kind": "text-classification", "data": {"path": "csv"}},
+    },
+    "teachers": {
+        "movies-big": {"task": "movies", "model": "big"},
+        "v2.big": {"task": "imdb.v2", "model": "big"},
+        "v2.big.er": {"task": "imdb.v2", "model": "big"},
+    },
+    "students": {"half": {"init_from": "movies-big"}, "half.5": {"init_from": "movies-big"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ("loss.temperature", ["loss", "temperature"]),
+        ("", [""]),
+        ("loss.task_weights.imdb.v2", ["loss", "task_weights", "imdb.v2"]),
+        ("loss.task_weights.imdb.v22", ["loss", "task_weights", "imdb", "v22"]),
+        ("tasks.imdb.v2.data.max_length", ["tasks", "imdb.v2", "data", "max_length"]),
+        ("aggregation.teacher_weights.v2.big", ["aggregation", "teacher_weights", "v2.big"]),
+        ("aggregation.teacher_weights.v2.big.er", ["aggregation", "teacher_weights", "v2.big.er"]),
+        ("students.half.5.loss.soft", ["students", "half.5", "loss", "soft"]),
+        ("students.half.loss.soft", ["students", "half", "loss", "soft"]),
+    ],
+)
+def test_a_name_with_dots_is_one_key(path: str, keys: list[str]) -> None:
+    assert keys_of(search_of(run=DOTTED), path) == keys
+
+
+def test_what_has_dots_in_its_name_may_be_searched() -> None:
+    space = {
+        "loss.task_weights.imdb.v2": UNIFORM,
+        "aggregation.teacher_weights.v2.big": UNIFORM,
+        "students.half.5.loss.soft": {"uniform": [0, 1]},
+        "students.half.5.max_length.imdb.v2": {"choice": [32, 128]},
+    }
+    config = search_of(space, DOTTED, student="half.5")
+    tune = checked(config)
+    changed = with_values(config, {path: one.arguments[0] for path, one in tune.space.items()})
+    assert changed.loss.task_weights == {"imdb.v2": 1.0}
+    assert changed.students["half.5"].max_length == {"imdb.v2": 32}
+    assert values_of(config, tune.space) == {
+        "loss.task_weights.imdb.v2": 1.0,
+        "aggregation.teacher_weights.v2.big": 1.0,
+        "students.half.5.loss.soft": 0.7,
+        "students.half.5.max_length.imdb.v2": 128,
+    }
+    other = refusal({"students.half.5.loss.soft": {"uniform": [0, 1]}}, DOTTED, student="half")
+    assert "the student searched is half" in other.cause
+
+
 def test_a_choice_of_one_is_no_mistake() -> None:
     checked(search_of({"loss.temperature": {"choice": [3.0]}}))
 
@@ -248,7 +356,30 @@ def test_a_population_changes_only_what_can_change_on_the_way(
     ["loss.temperature", "students.half.loss.temperature", "students.half.train.learning_rate", WEIGHT],
 )
 def test_a_population_may_change_weights_and_rates(path: str) -> None:
-    checked(search_of({path: {"uniform": [0.1, 0.9]}}, scheduler="pbt", algorithm="random"))
+    checked(search_of({path: {"uniform": [0.1, 0.9]}}, **POPULATION))
+
+
+@pytest.mark.parametrize(
+    ("run", "tune", "cause", "remedy"),
+    [
+        ({"train.early_stopping": {}}, {}, "early stopping of half keeps its best", "of half to null"),
+        ({"students.half.train.early_stopping": {}}, {}, "early stopping of half", "of half to null"),
+        ({"train.workers": 2}, {}, "train.workers is 2", "Set train.workers to 1"),
+        ({}, {"trials": 8}, "a population of 8 trains side by side", "Set tune.concurrency to 8"),
+    ],
+)
+def test_a_population_passes_on_weights_between_trials_that_train_side_by_side(
+    run: dict[str, Any], tune: dict[str, Any], cause: str, remedy: str
+) -> None:
+    error = refusal({"loss.temperature": UNIFORM}, run, **{**POPULATION, **tune})
+    assert cause in error.cause
+    assert remedy in error.remedy
+    checked(search_of({"loss.temperature": UNIFORM}, run, **{**POPULATION, **tune, "scheduler": "asha"}))
+
+
+def test_another_students_early_stopping_does_not_concern_a_population() -> None:
+    run: dict[str, Any] = {"students.tiny.train.early_stopping": {}}
+    checked(search_of({"loss.temperature": UNIFORM}, run, **POPULATION))
 
 
 def test_names_that_no_config_could_have_are_refused_at_once() -> None:
@@ -263,8 +394,9 @@ def test_names_that_no_config_could_have_are_refused_at_once() -> None:
 @pytest.mark.parametrize("scheduler", ["asha", "pbt"])
 def test_grace_that_no_trial_outlives_is_refused(scheduler: str) -> None:
     space = {"loss.temperature": UNIFORM}
-    checked(search_of(space, scheduler=scheduler, algorithm="random", grace_epochs=4))
-    error = refusal(space, scheduler=scheduler, algorithm="random", grace_epochs=5)
+    given = {**POPULATION, "scheduler": scheduler}
+    checked(search_of(space, **given, grace_epochs=4))
+    error = refusal(space, **given, grace_epochs=5)
     assert error.cause == "tune.grace_epochs: 5, but no trial has more than 4 epochs"
     checked(search_of(space, scheduler="none", grace_epochs=5))
 
