@@ -1,0 +1,96 @@
+"""One distilled training without a store: the teachers answer anew in every step of every epoch.
+
+    python -m benchmarks.live RUN.yaml [key=value …]
+
+What a run costs where soft targets are not kept: the student, data, batches, losses and loop of a search's trial, and
+for each batch a forward of each of its task's teachers, in this process and with all of its cores. No baseline, no test,
+no tracking. Teachers must be there. The last line printed is JSON, all in seconds: ``epochs``, of each, and
+``teachers``, what of them all the forwards took. `benchmarks.search` sets it against a search.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batch import Examples
+from pipeline.config import RunConfig
+from pipeline.config_load import load_config
+from pipeline.loop import TaskSet
+from pipeline.models import resolve
+from pipeline.prepare import Inputs, prepare, teacher_specs
+from pipeline.step import Aggregation, Workers
+from pipeline.train import RESULT, Job, job_folder, new_plan, task_sets, train_job
+from teachers.spec import TeacherSpec
+from teachers.teacher import Teacher
+
+
+class LiveTeacher:
+    """Asked where `pipeline.loop.SoftTargetReader`s are read; counts the seconds that it takes."""
+
+    def __init__(self, spec: TeacherSpec, train: Examples) -> None:
+        self.train, self.seconds = train, 0.0
+        self.teacher = Teacher(
+            Path(spec.model),
+            spec.task,
+            dtype=spec.serving.dtype,
+            tokens_per_batch=spec.serving.tokens_per_batch,
+            max_length=spec.max_length,
+            labels=spec.labels,
+        )
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """What the teacher says of the examples `rows`, as the store would have it."""
+        started = time.perf_counter()
+        said, _ = self.teacher.label(self.train.take(rows).inputs)
+        self.seconds += time.perf_counter() - started
+        return said.values.astype(np.float16)
+
+
+def main() -> None:
+    config = load_config(sys.argv[1], sys.argv[2:])
+    torch.set_num_threads(os.cpu_count() or 1)
+    inputs = prepare(config)
+    specs = {spec.name: spec for spec in teacher_specs(config, inputs)}
+    teachers = {
+        name: LiveTeacher(spec, inputs.data[spec.task.name].splits["train"]) for name, spec in specs.items()
+    }
+    epochs = train(config, inputs, teachers)
+    print(json.dumps({"epochs": epochs, "teachers": sum(one.seconds for one in teachers.values())}))
+
+
+def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -> list[float]:
+    """The config's first student trained as a trial is, but for its teachers; returns the seconds of each epoch."""
+    job = Job(next(iter(config.students)), "distilled")
+    student = config.students[job.student]
+    start = (
+        inputs.teachers[student.init_from]
+        if student.init_from
+        else resolve(student.model or "", student.revision, f"students.{job.student}")
+    )
+    plan = replace(new_plan(config, inputs.data, {}, {}), trial=True)
+    sets = [live(config, one, teachers) for one in task_sets(plan, start, job.student, None)]
+    settings = config.train_of(job.student)
+    train_job(plan, job, start, sets, Workers(), lambda: False, settings, lambda epochs, scores: None)
+    result = json.loads((job_folder(plan.run_dir, job) / RESULT).read_text(encoding="utf-8"))
+    return [float(seconds) for seconds in result["epoch_seconds"]]
+
+
+def live(config: RunConfig, one: TaskSet, teachers: dict[str, LiveTeacher]) -> TaskSet:
+    """The task with its teachers to ask."""
+    weights = config.teacher_weights(one.task.name)
+    strategy = config.aggregation_of(one.task.name).strategy
+    aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
+    return replace(one, readers=tuple(teachers[name] for name in weights), aggregation=aggregation)
+
+
+if __name__ == "__main__":
+    main()

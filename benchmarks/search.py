@@ -1,0 +1,205 @@
+"""What a search costs beside as many runs whose teachers answer live, and a trial beside the training in it.
+
+    python -m benchmarks.search [--trials 16] [--runs 1]
+
+Wished: T live runs ÷ a search of T trials ≥ 10 at T = 16. Both get fine-tuned teachers (`make demo` makes them) and
+nothing else; both are commands, timed from start to end, one at a time.
+
+- The search is `tutelage tune examples/search.yaml` from an empty store: it labels, runs its trials with ASHA, two at a
+  time, and at its end trains the default weights and the winner and scores them on test, all of which counts. It is
+  asked for no baseline and no further seeds, which are no part of finding the winner.
+- A live run (`benchmarks.live`) is a trial's training by itself, in a process of its own: the same student, data, loop
+  and early stopping, its teachers run for every batch of every epoch, nothing kept, nobody stopped for being behind.
+  T of them are alike but for their weights, so one is measured and counts T times.
+
+A trial's overhead is what trial.json says it took ÷ the epochs in it, of the trials that ran to their end. That leaves
+out the start of a process, where a trial got a new one; the search from first to last trial ÷ (all epochs ÷ trials at a
+time) has everything. An epoch is its optimiser steps: validation and checkpoints are overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import machine, ratios, spread
+from pipeline.config import RunConfig
+from pipeline.config_load import load_config
+from pipeline.prepare import prepare
+from pipeline.train import Job, job_folder
+from tune.run import best_config, study_config
+from tune.space import student_of
+from tune.study import folder_of, load
+from tune.trial import curve
+
+SEARCH = "examples/search.yaml"
+ALONE = ("baselines=[]", "seeds=[]")
+TUTELAGE = str(Path(sys.executable).parent / "tutelage")
+
+
+@dataclass(frozen=True)
+class Live:
+    """A live run's seconds of wall-clock, and what of them its epochs and, within those, its teachers took."""
+
+    total: float
+    epochs: Sequence[float]
+    teachers: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A search's seconds of wall-clock.
+
+    trials: from the first one's start to the last one's end · teachers: preflight and labelling · epochs: of each
+    trial · last: the epochs of the two trainings after the trials · overheads: of trials that ran to their end.
+    """
+
+    total: float
+    trials: float
+    teachers: float
+    epochs: Sequence[Sequence[float]]
+    last: float
+    overheads: Sequence[float]
+    concurrency: int
+
+    @property
+    def in_trials(self) -> float:
+        """The epochs of all trials, on the clock: as many trials ran at a time."""
+        return sum(map(sum, self.epochs)) / self.concurrency
+
+    @property
+    def fixed(self) -> float:
+        """What does not grow with the number of trials."""
+        return self.total - self.trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=1, help="Rounds of one search and one live run each.")
+    arguments = parser.parse_args()
+    waiting = prepare(load_config(SEARCH)).to_fine_tune()
+    if waiting:
+        sys.exit(f"not fine-tuned yet: {', '.join(waiting)}; run `make demo` first")
+    print(f"{machine()}; {arguments.trials} trials, {arguments.runs} rounds, median (range)")
+    studies, lives = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(arguments.runs):
+            studies.append(searched(cold(Path(scratch)), arguments.trials))
+            lives.append(lived(cold(Path(scratch))))
+    show_factor(studies, lives)
+    show_parts(studies[0], lives[0])
+    show_overhead(studies)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def cold(scratch: Path) -> Path:
+    """A new folder for runs, with the fine-tuned teachers in it and nothing else."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    (folder / "_teachers").symlink_to(load_config(SEARCH).teachers_dir.absolute())
+    return folder
+
+
+def timed(*command: str) -> tuple[float, str]:
+    """Seconds that the command took, and what it printed. Raises `CalledProcessError` where it fails."""
+    started = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return time.perf_counter() - started, done.stdout
+
+
+def lived(folder: Path) -> Live:
+    """One live run."""
+    command = (sys.executable, "-m", "benchmarks.live", SEARCH, *ALONE, f"runs_dir={folder}")
+    seconds, printed = timed(*command)
+    return Live(seconds, **json.loads(printed.splitlines()[-1]))
+
+
+def searched(folder: Path, trials: int) -> Study:
+    """One search."""
+    overrides = (*ALONE, f"runs_dir={folder}", f"tune.trials={trials}")
+    seconds, _ = timed(TUTELAGE, "tune", SEARCH, *overrides)
+    return study(load_config(SEARCH, overrides), seconds)
+
+
+def study(config: RunConfig, seconds: float) -> Study:
+    """What the search of `config`, which took `seconds`, left behind."""
+    assert config.tune is not None, f"{SEARCH} is a search"
+    own = study_config(config).run_dir
+    stages = json.loads((own / "study.json").read_text(encoding="utf-8"))["timings_s"]
+    trials = load(own / "trials")
+    epochs = [epoch_seconds(config, folder_of(own / "trials", trial.number)) for trial in trials]
+    return Study(
+        total=seconds,
+        trials=stages["search"],
+        teachers=stages["preflight"] + stages["label"],
+        epochs=epochs,
+        last=sum(sum(epoch_seconds(config, run.run_dir)) for run in (config, best_config(config, {}))),
+        overheads=[
+            trial.seconds / sum(seconds_of)
+            for trial, seconds_of in zip(trials, epochs, strict=True)
+            if trial.status == "finished"
+        ],
+        concurrency=config.tune.concurrency,
+    )
+
+
+def epoch_seconds(config: RunConfig, run_dir: Path) -> list[float]:
+    """Of each epoch of the student trained in a run's or trial's folder, its optimiser steps alone."""
+    folder = job_folder(run_dir, Job(student_of(config), "distilled"))
+    return [float(point["metrics"]["time/epoch_s"]) for point in curve(folder)]
+
+
+# ---------------------------------------------------------------- showing
+
+
+def show_factor(studies: Sequence[Study], lives: Sequence[Live]) -> None:
+    """Live runs ÷ search: as measured, and on the line through what grows with the trials and what does not."""
+    trials = len(studies[0].epochs)
+    whole = [one.total for one in studies]
+    print(f"seconds: search {spread(whole)}, one live run {spread([one.total for one in lives])}")
+    factor = ratios([trials * one.total for one in lives], whole)
+    print(f"{trials} live runs ÷ a search of {trials} trials: {spread(factor)}")
+    slopes = [one.trials / trials for one in studies]
+    print(f"the search: {spread([one.fixed for one in studies])} s and {spread(slopes)} s a trial", end="; ")
+    for count in (4, 16, 64):
+        line = [one.fixed + slope * count for one, slope in zip(studies, slopes, strict=True)]
+        print(f"÷ at {count} trials {spread(ratios([count * one.total for one in lives], line))}", end=", ")
+    print(f"for ever more {spread(ratios([one.total for one in lives], slopes))}")
+
+
+def show_parts(one: Study, live: Live) -> None:
+    """Where the seconds go on both sides, of the first round."""
+    trials = len(one.epochs)
+    training, start = sum(live.epochs) - live.teachers, live.total - sum(live.epochs)
+    rest = one.fixed - one.teachers - one.last
+    print(f"seconds of {trials} live runs → of the search")
+    print(f"  teachers' forwards {trials * live.teachers:.0f} → {one.teachers:.0f}, preflight included")
+    print(f"  epochs without them {trials * training:.0f} → {one.in_trials:.0f}, and {one.last:.0f}", end=" ")
+    print("for the default weights and the winner at the end")
+    print(
+        f"  starts, validation, checkpoints {trials * start:.0f} → {one.trials - one.in_trials:.0f}", end=" "
+    )
+    print(f"in trials, {rest:.0f} around them")
+    print(f"  epochs {trials * len(live.epochs)} → {sum(map(len, one.epochs))}, ASHA and early stopping")
+
+
+def show_overhead(studies: Sequence[Study]) -> None:
+    """Trials beside the epochs in them."""
+    overheads = [ratio for one in studies for ratio in one.overheads]
+    print(f"trial ÷ its epochs, {len(overheads)} finished trials: {spread(overheads)}")
+    print(
+        f"all trials ÷ their epochs, process starts included: {spread([one.trials / one.in_trials for one in studies])}"
+    )
+
+
+if __name__ == "__main__":
+    main()
