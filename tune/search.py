@@ -48,6 +48,8 @@ from tune.space import (
 from tune.study import Trial, folder_of, save
 from tune.trial import Shared, run_trial, trial_job
 
+CHECKPOINTS = 10
+"""Copies that Tune keeps of a population's trial: the last may be taken over some epochs after it was written."""
 Watch = Callable[[Trial], None]
 """Told of a trial that began, went on an epoch, or ended."""
 
@@ -87,6 +89,7 @@ def search(
         run_config=ray.tune.RunConfig(
             name="tune",
             storage_path=str(storage),
+            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=CHECKPOINTS),
             failure_config=ray.tune.FailureConfig(max_failures=tune.retries),
             callbacks=[recorder],
             stop=stopper,
@@ -188,6 +191,7 @@ def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
             perturbation_interval=tune.grace_epochs,
             hyperparam_mutations={"point": {"values": mutations}},
             custom_explore_fn=_within(tune),
+            log_config=False,
             synch=False,
         )
     return FIFOScheduler()
@@ -218,8 +222,12 @@ class _Asha(AsyncHyperBandScheduler):
 
 
 class _Pbt(PopulationBasedTraining):
-    """A trial that takes over another's weights and values keeps its own number; none does after its last epoch,
-    when nothing would be trained with the values any more."""
+    """A trial that takes over another's weights and values keeps its own number and counts how often; none does
+    after its last epoch, when nothing would be trained with the values any more.
+
+    None makes room for another, as Ray's would while any is waiting: all have room, and one that takes over waits but
+    for a moment, in which the others would be sent to wait in turn.
+    """
 
     def __init__(self, config: RunConfig, **settings: Any) -> None:
         super().__init__(**settings)
@@ -229,11 +237,12 @@ class _Pbt(PopulationBasedTraining):
         if _is_last(self._config, trial, result):
             return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
-        return action
+        return TrialScheduler.CONTINUE if action == TrialScheduler.PAUSE else action
 
     def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict[str, Any], Any]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
-        config["point"]["number"] = trial.config["point"]["number"]
+        own = trial.config["point"]
+        config["point"] |= {"number": own["number"], "takeovers": own.get("takeovers", 0) + 1}
         return config, operations
 
 
@@ -327,8 +336,8 @@ class _Unsaved:
 
 
 class _Stopper(_Unsaved, ray.tune.Stopper):
-    """Ends the search once it should stop and the trials that then ran have written their checkpoints, or at once when
-    its time is spent."""
+    """Ends the search once it should stop, or its time is spent, and the trials that then ran have written their
+    checkpoints."""
 
     def __init__(self, should_stop: Callable[[], bool], deadline: float | None, recorder: _Recorder) -> None:
         self._should_stop, self._deadline, self._recorder = should_stop, deadline, recorder
@@ -342,9 +351,7 @@ class _Stopper(_Unsaved, ray.tune.Stopper):
         return self._should_stop() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def stop_all(self) -> bool:
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return True
-        if not self._should_stop():
+        if not self.asked():
             return False
         running = self._recorder.running()
         if self._awaited is None:
@@ -373,10 +380,13 @@ class _Recorder(_Unsaved, ray.tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         one = self._find(trial)
-        _stop_file(self._shared.folder, one.number).unlink(missing_ok=True)
         one.status = "running"
         self._started.setdefault(one.number, time.monotonic())
         self._note(one)
+        if self.stopping.asked():  # it took over another's weights, failed, or has found room only now
+            self.ask_to_end({one.number})
+        else:
+            _stop_file(self._shared.folder, one.number).unlink(missing_ok=True)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any

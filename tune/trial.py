@@ -23,7 +23,7 @@ from pipeline.train import Job, job_folder, launch, new_plan, train_jobs
 from tune.space import Values, student_of, with_values
 from tune.study import trial_name
 
-VALUES = "values.json"
+TAKEOVERS = "takeovers.json"
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,16 @@ def trial_job(config: RunConfig) -> Job:
 def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     """Ray Tune's trainable: trains `point`, `{"number": n, "values": {path: value}}`, from where its folder stands.
 
-    One worker trains in this process, several in a Ray Train group of their own: the same loop. Raises what training raises.
+    One worker trains in this process, several in a Ray Train group of their own: the same loop. Raises what training
+    raises. In a population, `takeovers` of the point counts how often it was given another trial's weights and values.
     """
     config = trial_config(shared.config, shared.folder, point["number"], point["values"])
     plan = new_plan(config, shared.data, shared.teacher_keys, shared.teacher_folders)
     plan = replace(plan, cpus=shared.cpus, trial=True)
+    if plan.stop.exists():
+        return
     folder = job_folder(plan.run_dir, trial_job(shared.config))
-    _take_over(folder, point["values"])
+    _take_over(folder, point.get("takeovers", 0))
     if config.train.workers > 1:
         launch(plan, report=report_to_train, callbacks=[TuneReportCallback()])
     else:
@@ -96,16 +99,16 @@ def report_to_train(epochs: int, scores: Mapping[str, float]) -> None:
     ray.train.report({"epoch": epochs, **scores})
 
 
-def _take_over(folder: Path, values: Values) -> None:
-    """Puts another trial's checkpoint in place of this one's where population-based training has decided so: then
-    the trial starts again with other values."""
+def _take_over(folder: Path, takeovers: int) -> None:
+    """Puts another trial's checkpoint in place of this one's where population-based training has decided so since
+    the trial was last started; else Tune offers a copy of its own, which may be older than what lies here."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, checkpoint = folder / VALUES, ray.tune.get_checkpoint()
-    changed = file.exists() and json.loads(file.read_text()) != dict(values)
-    if changed and checkpoint is not None:
+    file, checkpoint = folder / TAKEOVERS, ray.tune.get_checkpoint()
+    known = json.loads(file.read_text()) if file.exists() else 0
+    if takeovers != known and checkpoint is not None:
         with checkpoint.as_directory() as source:
             adopt_checkpoint(Path(source), folder)
-    write_atomically(file, json.dumps(dict(values)))
+    write_atomically(file, json.dumps(takeovers))
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -168,6 +169,24 @@ def test_a_finished_search_starts_nothing(
     )
     assert not ray.is_initialized()
     assert len(ended) == 6
+
+
+def test_copies_of_a_populations_checkpoints_do_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune copies one an epoch and trial; the one it has another trial take over must still be there."""
+    given: dict[str, Any] = {}
+
+    def tuner(*parts: Any, **settings: Any) -> Any:
+        given.update(settings)
+        return SimpleNamespace(fit=lambda: None)
+
+    monkeypatch.setattr(ray.tune, "Tuner", tuner)
+    config = search_of(RATES, scheduler="pbt", algorithm="random", trials=4, concurrency=4)
+    search(config, shared_of(tmp_path, config), [], lambda trial: None, lambda: False)
+    assert given["run_config"].checkpoint_config.num_to_keep == 10
+    assert (given["tune_config"].metric, given["tune_config"].mode) == ("macro/score", "max")
+    assert given["tune_config"].max_concurrent_trials == 4, "all of the population at once"
 
 
 # ---------------------------------------------------------------- what Optuna suggests
@@ -400,7 +419,7 @@ def test_a_trial_that_takes_over_anothers_values_stays_itself_and_in_range() -> 
     seen = []
     for _ in range(60):
         config, _ = scheduler._get_new_config(low, high)
-        assert config["point"]["number"] == 3
+        assert (config["point"]["number"], config["point"]["takeovers"]) == (3, 1)
         values = json.loads(json.dumps(config["point"]["values"]))
         assert values.keys() == MINE.keys()
         for path, one in known.items():
@@ -410,6 +429,23 @@ def test_a_trial_that_takes_over_anothers_values_stays_itself_and_in_range() -> 
     assert {values["loss.annealing"] for values in seen} == {"constant", "linear"}
     assert len({values["loss.temperature"] for values in seen}) > 5
     assert low.config["point"] == {"number": 3, "values": MINE}
+    low.config = config
+    again, _ = scheduler._get_new_config(low, high)
+    assert again["point"]["takeovers"] == 2, "so that it is told from a trial that is started again"
+
+
+def test_nobody_waits_for_one_that_starts_again() -> None:
+    """Ray's scheduler would pause each that reports meanwhile, and then those that report while that one starts."""
+    scheduler = population()
+    first, second = (
+        TuneTrial("tutelage", stub=True, config={"point": {"number": number, "values": dict(MINE)}})
+        for number in (0, 1)
+    )
+    assert second.status == TuneTrial.PENDING
+    tune = SimpleNamespace(search_alg=None, get_trials=lambda: [first, second])
+    for trial in (first, second):
+        scheduler.on_trial_add(tune, trial)
+    assert scheduler.on_trial_result(tune, first, {"epoch": 1, "macro/score": 0.5}) == CONTINUE
 
 
 def test_nobody_takes_anything_over_after_its_last_epoch() -> None:
@@ -664,13 +700,34 @@ def test_a_stop_before_any_trial_is_at_once(tmp_path: Path) -> None:
     assert study.stopper.stop_all()
 
 
-def test_spent_time_waits_for_nobody(tmp_path: Path) -> None:
+def test_spent_time_is_a_stop_like_any(tmp_path: Path) -> None:
+    """Killed, a worker group would keep the CPUs that the winner's training needs."""
     study = Study(tmp_path)
-    study.start(0)
-    late = _Stopper(lambda: False, time.monotonic() - 1, study.recorder)
+    trial = study.start(0)
     early = _Stopper(lambda: False, time.monotonic() + 60, study.recorder)
-    assert (late.asked(), late.stop_all()) == (True, True)
     assert (early.asked(), early.stop_all()) == (False, False)
+    assert not (tmp_path / "000/STOP").exists()
+    study.stopper = study.recorder.stopping = _Stopper(lambda: False, time.monotonic() - 1, study.recorder)
+    assert (study.stopper.asked(), study.stopper.stop_all()) == (True, False)
+    assert (tmp_path / "000/STOP").exists()
+    study.end(trial)
+    assert study.record.status == "interrupted"
+    assert study.stopper.stop_all()
+
+
+def test_a_trial_that_starts_while_all_must_stop_is_asked_to_as_well(tmp_path: Path) -> None:
+    """One that failed, or that takes over another's weights, starts again: the stop would wait for all its epochs."""
+    study = Study(tmp_path)
+    first = study.start(0)
+    study.asked = True
+    assert not study.stopper.stop_all()
+    (tmp_path / "000/STOP").unlink()
+    study.recorder.on_trial_start(0, [], first)
+    study.start(1)
+    assert all((tmp_path / name / "STOP").exists() for name in ("000", "001"))
+    study.asked = False
+    study.start(1)
+    assert not (tmp_path / "001/STOP").exists()
 
 
 def test_tune_pickles_nothing_of_ours(tmp_path: Path) -> None:

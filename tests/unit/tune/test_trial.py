@@ -19,16 +19,15 @@ from tests.unit.pipeline.training import StopAfter, points, same_bits, task_set,
 from tests.unit.tune.studies import plain, search_of
 from tune.study import trial_name
 from tune.trial import (
-    VALUES,
+    TAKEOVERS,
+    Shared,
     _take_over,
     curve,
     report_to_tune,
+    run_trial,
     trial_config,
     trial_job,
 )
-
-OTHER = {"loss.temperature": 4.0}
-
 
 # ---------------------------------------------------------------- its config
 
@@ -116,27 +115,27 @@ def begun(folder: Path, epochs: int, seed: int) -> Path:
     return newest_checkpoint(folder)
 
 
-def test_a_trial_that_starts_takes_note_of_its_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_that_starts_has_taken_nothing_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, None)
     folder = tmp_path / "trials" / "half-distilled"
-    _take_over(folder, OTHER)
-    assert json.loads((folder / VALUES).read_text()) == OTHER
+    _take_over(folder, 0)
+    assert json.loads((folder / TAKEOVERS).read_text()) == 0
 
 
-def test_new_values_come_with_another_trials_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on exactly as the other one would have, from there."""
+def test_a_trial_that_takes_over_has_another_ones_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on exactly as the other one would have, from there, even where the new values are its old ones."""
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     offered(monkeypatch, None)
-    _take_over(mine, {"loss.temperature": 2.0})
+    _take_over(mine, 0)
     begun(mine, 2, seed=0)
     source = begun(theirs, 1, seed=3)
     sets = [task_set(teachers=1, seed=3)]
 
     offered(monkeypatch, source)
-    _take_over(mine, OTHER)
-    assert json.loads((mine / VALUES).read_text()) == OTHER
+    _take_over(mine, 1)
+    assert json.loads((mine / TAKEOVERS).read_text()) == 1
     assert [path.name for path in mine.glob("step-*")] == [source.name]
     found = load_checkpoint(mine)
     assert found is not None
@@ -151,17 +150,17 @@ def test_new_values_come_with_another_trials_weights(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("offer", [True, False])
-def test_the_same_values_mean_its_own_weights(
+def test_a_trial_that_took_nothing_over_since_keeps_its_own_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offer: bool
 ) -> None:
     """A trial that failed is started again by Tune, which offers what it knows: its own folder is newer."""
     mine = tmp_path / "mine"
     offered(monkeypatch, None)
-    _take_over(mine, OTHER)
+    _take_over(mine, 1)
     own = begun(mine, 2, seed=0)
     source = begun(tmp_path / "theirs", 1, seed=3)
     offered(monkeypatch, source if offer else None)
-    _take_over(mine, dict(OTHER))
+    _take_over(mine, 1)
     assert newest_checkpoint(mine) == own
 
 
@@ -170,11 +169,21 @@ def test_a_resumed_study_offers_nothing_and_the_weights_stay(
 ) -> None:
     mine = tmp_path / "mine"
     offered(monkeypatch, None)
-    _take_over(mine, {"loss.temperature": 2.0})
+    _take_over(mine, 2)
     own = begun(mine, 1, seed=0)
-    _take_over(mine, OTHER)
+    _take_over(mine, 0)
     assert newest_checkpoint(mine) == own
-    assert json.loads((mine / VALUES).read_text()) == OTHER
+    assert json.loads((mine / TAKEOVERS).read_text()) == 0, "the next one is the first of this launch"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_that_is_to_stop_starts_nothing(tmp_path: Path, workers: int) -> None:
+    """Neither a training nor a worker group; without data either would fail."""
+    shared = Shared(search_of(run={"train.workers": workers}), tmp_path, {}, {}, {}, 1.0)
+    (tmp_path / "004").mkdir()
+    (tmp_path / "004/STOP").touch()
+    run_trial({"number": 4, "values": {}}, shared=shared)
+    assert [path.name for path in (tmp_path / "004").iterdir()] == ["STOP"]
 
 
 # ---------------------------------------------------------------- its curve
