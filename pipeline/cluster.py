@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ExhaustedError
 
 OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
@@ -38,7 +38,7 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
     dashboard: with a private Ray's, on loopback. Without it a worker group whose driver was killed, as a trial of a
     search may be, keeps its resources: Ray Train asks the dashboard's State API which to free.
 
-    Raises `ConfigError` where no cluster answers at `cluster.address`.
+    Raises `ConfigError` where no cluster answers at `cluster.address`, `ExhaustedError` where a private Ray does not start.
     """
     global _connected
     if _connected:
@@ -52,15 +52,21 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
     address = config.cluster.address
     if address is None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-        ray.init(
-            address="local",
-            num_cpus=config.cluster.cpus or os.cpu_count(),
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=config.cluster.cpus or os.cpu_count(),
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:  # what Ray raises where a process of its own is not there in time
+            raise ExhaustedError(
+                f"Ray did not start: {_reason(error)}",
+                "Is the machine busy, or its memory or disk full? Run the same command again.",
+            ) from error
     else:
         _check_listens(address)
         try:
@@ -68,14 +74,19 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
                 address=address, runtime_env=_own_code(), log_to_driver=False, logging_level=logging.ERROR
             )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"cluster.address: no Ray cluster at {address}: {reason}", NO_CLUSTER) from None
+            raise ConfigError(
+                f"cluster.address: no Ray cluster at {address}: {_reason(error)}", NO_CLUSTER
+            ) from None
     _connected = True
     try:
         yield
     finally:
         _connected = False
         ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_listens(address: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.config_load import parse_config
+from pipeline.errors import ExhaustedError
 from tests.conftest import TinyRun
 
 
@@ -56,7 +57,7 @@ def test_ray_that_does_not_start_is_tried_again(
 
     with monkeypatch.context() as broken:
         broken.setattr(sys.modules["ray"], "init", fail)
-        with pytest.raises(OSError, match="no room"), connected(config):
+        with pytest.raises(ExhaustedError, match="Ray did not start: no room"), connected(config):
             pytest.fail("not connected")
     with connected(config):
         assert calls == ["init"]
