@@ -45,6 +45,8 @@ class Trial:
     number: int
     status: str
     best: bool
+    pareto: bool | None
+    """Whether no other trial beats it in one of the metrics without losing in another; None where there is but one."""
     epochs: int | None
     seconds: float | None
     values: Mapping[str, Any]
@@ -247,15 +249,18 @@ def _latency(reports: Sequence[dict[str, Any]], group: str, name: str) -> float 
 
 
 def _trials(_: Path, study: dict[str, Any]) -> list[Row]:
-    """A row a trial, scored on validation."""
-    rows = []
+    """A row a trial, scored on validation: by what was searched for and each task's own metric."""
+    rows, shown = [], {MACRO, *study["metrics"], *study["ensemble"]}
     for trial in study["trials"]:
-        scores = {name: Outcome(Spread((float(score),))) for name, score in trial["scores"].items()}
+        scores = {
+            name: Outcome(Spread((float(score),))) for name, score in trial["scores"].items() if name in shown
+        }
         told = Trial(
             study=str(study["name"]),
             number=int(trial["number"]),
             status=str(trial["status"]),
             best=bool(trial["best"]),
+            pareto=bool(trial["pareto"]) if len(study["metrics"]) > 1 else None,
             epochs=trial["epochs"],
             seconds=trial["seconds"],
             values=dict(trial["values"]),

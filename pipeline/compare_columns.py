@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.compare import Row, Trial
 from pipeline.errors import ConfigError, DataError
-from pipeline.shown import NOTHING, millions, p_value, percent, plus_minus, points, signed
+from pipeline.shown import NOTHING, measured, millions, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Outcome, Spread
 
 Value = str | int | float | None
@@ -52,7 +52,7 @@ class Column:
 
 def columns(rows: Sequence[Row], csv: bool = False) -> list[Column]:
     """The columns of `rows`, in order; with `csv` those that only csv has, too."""
-    which, became = _of_trials() if any(row.trial for row in rows) else ([], [])
+    which, became = _of_trials(rows, csv) if any(row.trial for row in rows) else ([], [])
     only_trials = all(row.trial for row in rows)
     tasks = dict.fromkeys(task for row in rows for task in row.tasks)
     paths = dict.fromkeys(path for row in rows if row.trial for path in row.trial.values)
@@ -78,8 +78,11 @@ def columns(rows: Sequence[Row], csv: bool = False) -> list[Column]:
     ]
 
 
-def _words(name: str, value: Callable[[Row], str | None]) -> Column:
-    return Column(name, name, value, lambda row: value(row) or NOTHING, words=True, ascending=True)
+def _words(name: str, value: Callable[[Row], str | None], optional: bool = False) -> Column:
+    def shown(row: Row) -> str:
+        return value(row) or NOTHING
+
+    return Column(name, name, value, shown, words=True, ascending=True, optional=optional)
 
 
 def _number(
@@ -103,18 +106,26 @@ def _told(row: Row, read: Callable[[Trial], Any]) -> Any:
     return None if row.trial is None else read(row.trial)
 
 
-def _of_trials() -> tuple[list[Column], list[Column]]:
+def _of_trials(rows: Sequence[Row], csv: bool) -> tuple[list[Column], list[Column]]:
     """What says which trial it is, and what became of it."""
+    split = _words("split", lambda row: row.split)
+    front = partial(_told, read=lambda trial: "yes" if trial.pareto else None)
     which = [
         _number("trial", "trial", partial(_told, read=lambda trial: trial.number), str, ascending=True),
-        _words("split", lambda row: row.split),
+        *([split] if csv or len({row.split for row in rows}) > 1 else []),
         _words("best", partial(_told, read=lambda trial: "yes" if trial.best else None)),
+        _words("pareto", front, optional=True),
     ]
     became = [
         _words("status", partial(_told, read=lambda trial: trial.status)),
         _number("epochs", "epochs", partial(_told, read=lambda trial: trial.epochs), str, ascending=True),
         _number(
-            "seconds", "seconds", partial(_told, read=lambda trial: trial.seconds), "{:.0f}".format, True
+            "seconds",
+            "seconds",
+            partial(_told, read=lambda trial: trial.seconds),
+            "{:.0f}".format,
+            True,
+            csv=True,
         ),
     ]
     return which, became
@@ -126,13 +137,13 @@ def _on_task(row: Row, task: str) -> Outcome | None:
 
 def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool = False) -> list[Column]:
     """The columns of a task, or of the mean over tasks: all of macro's are shown, of a task's only the score."""
-    macro = name == "macro"
+    macro, value = name == "macro", partial(measured, name)
 
     def told(read: Callable[[Outcome], Any], row: Row) -> Any:
         return None if (outcome := get(row)) is None else read(outcome)
 
     def spread(key: str, title: str, read: Callable[[Outcome], Spread | None], **more: Any) -> Column:
-        show = signed if title == "Δ points" else points
+        show = signed if title == "Δ points" else value
         return Column(
             key,
             title,

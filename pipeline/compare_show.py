@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rich.text import Text
 
 from pipeline.compare import Row, Teacher
 from pipeline.compare_columns import columns
-from pipeline.shown import NOTHING, markdown_table, millions, p_value, plus_minus, points
+from pipeline.shown import NOTHING, markdown_table, measured, millions, p_value, plus_minus, points
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
@@ -23,33 +25,59 @@ TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The students, for a terminal; what to mind when comparing them is its caption."""
+    """The students, for a terminal; what to mind when comparing them is its caption.
+
+    Where all are trials of one search, its name and its student's stand above: their columns are needed for values.
+    """
     shown = columns(rows)
-    body = [[column.show(row) for column in shown] for row in rows]
+    above = [column for column in shown if column.name in ("run", "student") and _is_one_search(rows)]
+    body = [[column.show(row) for column in shown if column not in above] for row in rows]
     return _table(
-        [column.title for column in shown],
+        [column.title for column in shown if column not in above],
         body,
-        [column.words for column in shown],
-        "\n".join(cautions(rows)),
+        [column.words for column in shown if column not in above],
+        title=", ".join(f"{column.title} {column.show(rows[0])}" for column in above),
+        caption="\n".join(cautions(rows)),
     )
+
+
+def _is_one_search(rows: Sequence[Row]) -> bool:
+    return all(row.trial for row in rows) and len({(row.run, row.student) for row in rows}) == 1
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """The students and, where they have any, their teachers, for a terminal."""
+    """The students of runs, those of trials and, where there are any, teachers, for a terminal."""
     teachers = teacher_cells(rows)
     words = [True, True, False, False, False, True]
-    return [table(rows), *([_table(TEACHERS, teachers, words)] if teachers else [])]
+    students = [table(part) for part in _parts(rows)]
+    return [*students, *([_table(TEACHERS, teachers, words)] if teachers else [])]
+
+
+def _parts(rows: Sequence[Row]) -> list[list[Row]]:
+    """Runs and trials apart: they have hardly a column in common."""
+    parts = [[row for row in rows if row.trial is None], [row for row in rows if row.trial is not None]]
+    return [part for part in parts if part]
 
 
 def _table(
-    head: Sequence[str], body: Sequence[Sequence[str]], words: Sequence[bool], caption: str = ""
+    head: Sequence[str],
+    body: Sequence[Sequence[str]],
+    words: Sequence[bool],
+    title: str = "",
+    caption: str = "",
 ) -> Table:
     shown = Table(
-        box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption or None, caption_justify="left"
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        title=Text(title) if title else None,
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
     )
     for name, left in zip(head, words, strict=True):
-        title = Text(name.replace("/", "\n").replace(" ", "\n").replace(".", "\n"), overflow="fold")
-        shown.add_column(title, justify="left" if left else "right", vertical="bottom")
+        folded = Text(re.sub(r"[/ ._]", "\n", name), overflow="fold")
+        shown.add_column(folded, justify="left" if left else "right", vertical="bottom")
     for line in body:  # Text: names are no markup; a number is cut visibly or not at all
         shown.add_row(
             *(
@@ -62,16 +90,17 @@ def _table(
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Markdown tables of students and teachers, in points and percent."""
-    shown = columns(rows)
-    blocks = [
-        _markdown(
-            [column.title for column in shown], [[column.show(row) for column in shown] for row in rows]
-        ),
-        *cautions(rows),
-    ]
+    blocks = [*map(_students, _parts(rows)), *cautions(rows)]
     if teachers := teacher_cells(rows):
         blocks.append(_markdown(TEACHERS, teachers))
     return "\n\n".join(blocks) + "\n"
+
+
+def _students(rows: Sequence[Row]) -> str:
+    shown = columns(rows)
+    return _markdown(
+        [column.title for column in shown], [[column.show(row) for column in shown] for row in rows]
+    )
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -93,10 +122,8 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     found = []
     if len({frozenset(row.tasks) for row in rows if row.tasks}) > 1:  # a trial that failed has no scores
         found.append("Runs differ in tasks or metrics: compare task by task, not by macro.")
-    if len({row.split for row in rows}) > 1:
-        found.append(
-            "A search's trials are scored on validation, runs on test: compare each with its own kind."
-        )
+    if any(row.trial for row in rows):
+        found.append("A search's trials are scored on validation, runs on test.")
     seeds = [row.seeds for row in rows if row.seeds > 1]
     if seeds:
         found.append("±: standard deviation over seeds. p: of Δ, two-sided sign-flip test over paired seeds.")
@@ -190,7 +217,7 @@ def _chart(title: str, outcomes: Sequence[tuple[Row, Outcome | None]]) -> dict[s
                 "supervised": outcome.supervised,
                 "ensemble": outcome.ensemble,
             }
-            bars = [_bar(who, spread) for who, spread in spreads.items() if spread is not None]
+            bars = [_bar(title, who, spread) for who, spread in spreads.items() if spread is not None]
             lines.append(
                 {
                     "run": name,
@@ -202,6 +229,6 @@ def _chart(title: str, outcomes: Sequence[tuple[Row, Outcome | None]]) -> dict[s
     return {"title": title, "lines": lines}
 
 
-def _bar(who: str, spread: Spread) -> Bar:
+def _bar(metric: str, who: str, spread: Spread) -> Bar:
     width = 100 * min(1.0, max(0.0, spread.mean))  # a correlation may be negative
-    return Bar(who, round(width, 2), plus_minus(spread))
+    return Bar(who, round(width, 2), plus_minus(spread, partial(measured, metric)))

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from pipeline.batch import Examples
 from pipeline.checkpoint import write_atomically
 from pipeline.evaluate import bootstrap
-from pipeline.shown import NOTHING, markdown_table, percent, points, signed
+from pipeline.shown import NOTHING, markdown_table, measured, percent, points, signed
 from pipeline.significance import CLEAR_GAP, gap_recovered, retention
 from pipeline.tasks import Task
 
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
-UNBOUNDED = ("nll", "ece", "mse", "mae")  # metrics that are not points of a hundred
 COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
 
@@ -418,10 +417,7 @@ def _details(metrics: Mapping[str, Any]) -> str:
         **{f"{name}, supervised": one for name, one in metrics["supervised"].items()},
     }
     names = list(metrics["ensemble"])
-    rows = [
-        [model, *(f"{one[name]:.3f}" if name in UNBOUNDED else points(one[name]) for name in names)]
-        for model, one in models.items()
-    ]
+    rows = [[model, *(measured(name, one[name]) for name in names)] for model, one in models.items()]
     table = markdown_table(["model", *names], rows)
     return f"<details><summary>All metrics</summary>\n\n{table}\n\n</details>"
 

@@ -7,11 +7,23 @@ from collections.abc import Callable, Iterable, Sequence
 from pipeline.significance import Spread
 
 NOTHING = "–"
+UNBOUNDED = ("nll", "ece", "mse", "mae")
+"""Metrics that are not points of a hundred."""
 
 
 def points(share: float) -> str:
     """0.8619 → `86.2`."""
     return f"{100 * share:.1f}"
+
+
+def in_points(metric: str) -> bool:
+    """Whether a metric, its name with or without a task, is shown in points of a hundred."""
+    return metric.rpartition("/")[2] not in UNBOUNDED
+
+
+def measured(metric: str, value: float) -> str:
+    """A metric's value: 0.8619 → `86.2`, an error's 0.8619 → `0.862`."""
+    return points(value) if in_points(metric) else f"{value:.3f}"
 
 
 def signed(share: float) -> str:

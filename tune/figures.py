@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.config import Distribution, TuneConfig
 from pipeline.figures import GRID, INK, PALETTE, SOFT, STYLE, WIDTH, blank, pale, png, short
-from pipeline.shown import points
+from pipeline.shown import in_points, measured, points
 from tune.study import Trial, pareto_front
 
 COLOURS = {
@@ -92,7 +92,7 @@ def _parallel(tune: TuneConfig, trials: Sequence[Trial], winner: Trial | None) -
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
     for position, name in enumerate(names):
         axes.axvline(position, color=GRID, zorder=0)
-        marks = _marks(tune.space[name]) if name in tune.space else _score_marks(scores)
+        marks = _marks(tune.space[name]) if name in tune.space else _score_marks(metric, scores)
         for text, height in marks:
             axes.text(position + 0.03, height, text, fontsize=7, color=SOFT, va="center")
     axes.set_xticks(x, [short(name, 24).replace(".", ".\n", 1) for name in names], fontsize=7.5)
@@ -119,8 +119,8 @@ def _marks(distribution: Distribution) -> list[tuple[str, float]]:
     return [(f"{end:g}", _height(distribution, end)) for end in distribution.arguments[:2]]
 
 
-def _score_marks(scores: np.ndarray[Any, np.dtype[np.float64]]) -> list[tuple[str, float]]:
-    return [(f"{100 * scores.min():.1f}", 0.0), (f"{100 * scores.max():.1f}", 1.0)]
+def _score_marks(metric: str, scores: np.ndarray[Any, np.dtype[np.float64]]) -> list[tuple[str, float]]:
+    return [(measured(metric, scores.min()), 0.0), (measured(metric, scores.max()), 1.0)]
 
 
 # ---------------------------------------------------------------- the others
@@ -183,8 +183,9 @@ def _curves(
     """Validation score by epoch, a line a trial; those that were ended early end earlier."""
     figure = blank(WIDTH, 3.6)
     axes = figure.add_subplot()
+    factor, unit = (100, ", points") if in_points(metric) else (1, "")
     for trial in trials:
-        found = [(one["epoch"], 100 * one["metrics"][metric]) for one in curves.get(trial.number, ())]
+        found = [(one["epoch"], factor * one["metrics"][metric]) for one in curves.get(trial.number, ())]
         if not found:
             continue
         own = _is(trial, winner)
@@ -202,7 +203,7 @@ def _curves(
             str(trial.number), (x[-1], y[-1]), (4, 0), textcoords="offset points", fontsize=7, color=SOFT
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{metric} on validation, points")
+    axes.set_ylabel(f"{metric} on validation{unit}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     return figure

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.checkpoint import write_atomically
 from pipeline.config import RunConfig
-from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, signed
+from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
 from pipeline.significance import Spread, floor, sign_flip_p
 from tune.importance import importance
 from tune.space import modes, student_of
@@ -60,7 +60,7 @@ def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> RenderableTyp
         head = Text(name)  # no markup, whatever brackets it has
         table.add_column(head, justify="right" if number > 1 else "left")
     for trial in trials:
-        scores = [points(trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
+        scores = [measured(one, trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
         table.add_row(
             str(trial.number),
             Text(trial.status, style=MARKS[trial.status]),
@@ -74,7 +74,7 @@ def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> RenderableTyp
 
 def trial_line(trial: Trial, metrics: Sequence[str]) -> str:
     """One line about a trial that ended."""
-    scores = [f"{one} {points(trial.scores[one])}" for one in metrics if one in trial.scores]
+    scores = [f"{one} {measured(one, trial.scores[one])}" for one in metrics if one in trial.scores]
     values = ", ".join(f"{path}={shown(value)}" for path, value in trial.values.items())
     why = f" ({trial.error})" if trial.error else ""
     return f"trial {trial.number}: {trial.status}{why}, {', '.join([*scores, f'{trial.epochs} epochs'])} · {values}"
@@ -221,12 +221,19 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     lead = f"{len(found['trials'])} trials of **{found['student']}**: {ended}."
     if winner is None:
         return [f"{lead} None of them has a score."]
-    scores = ", ".join(f"{one} {points(winner['scores'][one])}" for one in found["metrics"])
+    scores = ", ".join(f"{one} {measured(one, winner['scores'][one])}" for one in found["metrics"])
     values = ", ".join(f"`{path}` {shown(value)}" for path, value in winner["values"].items())
-    paragraphs = [f"{lead} The winner is trial {winner['number']}, {scores} on validation: {values}."]
+    front = sum(trial["pareto"] for trial in found["trials"])
+    which = f", of {front} on the Pareto front that with the highest macro score," if _several(found) else ""
+    paragraphs = [f"{lead} The winner{which} is trial {winner['number']}, {scores} on validation: {values}."]
     if "test" in found:
         paragraphs.append(_gain(found["test"]))
     return paragraphs
+
+
+def _several(found: Mapping[str, Any]) -> bool:
+    """Whether the search was for a Pareto front."""
+    return len(found["metrics"]) > 1
 
 
 def _gain(test: Mapping[str, Any]) -> str:
@@ -267,12 +274,16 @@ def _trials(found: Mapping[str, Any]) -> str:
     rows = []
     for trial in found["trials"]:
         mark = "**" if trial["best"] else ""
-        scores = [points(trial["scores"][one]) if one in trial["scores"] else NOTHING for one in metrics]
+        scores = [
+            measured(one, trial["scores"][one]) if one in trial["scores"] else NOTHING for one in metrics
+        ]
+        front = ["yes" if trial["pareto"] else NOTHING] if _several(found) else []
         values = [shown(trial["values"].get(path, NOTHING)) for path in paths]
         ended = trial["status"] + (f": {trial['error']}" if trial["error"] else "")
         own = [text.replace("|", "\\|") for text in (f"{mark}{trial['number']}{mark}", ended, *values)]
-        rows.append([*own, *scores, str(trial["epochs"]), f"{trial['seconds']:.0f}"])
-    return markdown_table(["trial", "ended", *paths, *metrics, "epochs", "seconds"], rows, words=2)
+        rows.append([*own, *scores, *front, str(trial["epochs"]), f"{trial['seconds']:.0f}"])
+    head = ["trial", "ended", *paths, *metrics, *(["Pareto"] if _several(found) else []), "epochs", "seconds"]
+    return markdown_table(head, rows, words=2)
 
 
 def _cost(found: Mapping[str, Any]) -> list[str]:

@@ -223,6 +223,7 @@ def some_study(name: str = "search") -> dict[str, Any]:
             if status == "failed"
             else {"macro/score": 0.80 + number / 100, "movies/accuracy": 0.80 + number / 50},
             "best": number == 2,
+            "pareto": number == 2,
         }
         for number, status in enumerate(("finished", "early-stopped", "finished", "failed"))
     ]
@@ -231,5 +232,6 @@ def some_study(name: str = "search") -> dict[str, Any]:
         "student": "half",
         "metrics": ["macro/score"],
         "modes": ["max"],
+        "ensemble": {"macro/score": 0.9, "movies/accuracy": 0.9},
         "trials": trials,
     }

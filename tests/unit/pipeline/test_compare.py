@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,6 +183,26 @@ def test_trials_are_rows_scored_on_validation(runs: Path) -> None:
     assert best.macro is not None
     assert (best.macro.retention, best.macro.p, best.teachers, best.parameters) == (None, None, (), None)
     assert (failed.macro, failed.tasks) == (None, {})
+
+
+def test_a_trial_is_shown_by_what_was_searched_for_and_the_tasks_own_metrics(runs: Path) -> None:
+    study = some_study()
+    for trial in study["trials"]:
+        trial["scores"] |= {"movies/macro_f1": 0.7, "movies/nll": 0.4, "movies/ece": 0.1}
+    (row, *_) = load([save_study(runs / "search", study)])
+    assert list(row.tasks) == ["movies/accuracy"]
+    (row, *_) = load([save_study(runs / "other", {**study, "metrics": ["macro/score", "movies/ece"]})])
+    assert list(row.tasks) == ["movies/accuracy", "movies/ece"]
+
+
+def test_the_front_is_told_where_there_are_several_metrics(runs: Path) -> None:
+    study = some_study()
+
+    def told(found: dict[str, Any], name: str) -> list[bool | None]:
+        return [row.trial.pareto for row in load([save_study(runs / name, found)]) if row.trial]
+
+    assert told(study, "search") == [None] * 4
+    assert told({**study, "metrics": ["macro/score", "movies/ece"]}, "other") == [True, False, False, False]
 
 
 def test_a_search_is_named_by_its_file_too(runs: Path) -> None:

@@ -73,9 +73,25 @@ def test_seeds_add_their_columns(rows: list[Row]) -> None:
 
 def test_trials_have_settings_and_no_baseline(trials: list[Row]) -> None:
     assert names(trials) == [
-        *("run", "student", "trial", "split", "best", "macro/score", "movies/accuracy"),
-        *("status", "epochs", "seconds", "loss.temperature", "loss.annealing"),
+        *("run", "student", "trial", "best", "macro/score", "movies/accuracy"),
+        *("status", "epochs", "loss.temperature", "loss.annealing"),
     ]
+    assert {"split", "seconds"} <= set(names(trials, csv=True))
+    assert "pareto" not in names(trials, csv=True)
+
+
+def test_runs_and_trials_together_say_what_they_are_scored_on(rows: list[Row], trials: list[Row]) -> None:
+    assert "split" in names([*rows, *trials])
+
+
+def test_trials_of_several_metrics_say_who_is_on_the_front(tmp_path: Path) -> None:
+    study = some_study()
+    study["trials"][0] |= {"pareto": True, "scores": {"macro/score": 0.8, "movies/ece": 0.1234}}
+    found = load([save_study(tmp_path / "both", {**study, "metrics": ["macro/score", "movies/ece"]})])
+    known = {column.name: column for column in columns(found)}
+    assert [known["pareto"].show(row) for row in found] == ["yes", "–", "yes", "–"]
+    assert [known["movies/ece"].show(row) for row in found] == ["–", "–", "0.123", "–"]
+    assert [row.trial.number for row in select(found, ["pareto=yes"]) if row.trial] == [2, 0]
 
 
 def test_values_and_how_they_are_shown(rows: list[Row]) -> None:

@@ -79,6 +79,36 @@ def test_markup_in_names_is_text(runs: Path) -> None:
     assert "[red]first" in shown(load(runs_dir=runs), 120)
 
 
+def test_runs_and_trials_fit_a_terminal_of_100_columns(runs: Path) -> None:
+    """Each has its own table: they have hardly a column in common."""
+    study = some_study()
+    paths = ("loss.temperature", "loss.task_weights.movies", "students.half.train.learning_rate")
+    for trial in study["trials"]:
+        trial["values"] = dict.fromkeys(paths, 0.1234)
+    study["trials"][2]["status"] = "interrupted"
+    rows = load([runs / "first", runs / "second", save_study(runs / "search", study)])
+    text = shown(rows, 100)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["first", "half", "80.0", "70.0", "+10.0", "88.9%", "50.0%", "80.0", "4.0M", "1.25"] in lines
+    assert ["run", "search,", "student", "half"] in lines
+    assert ["2", "yes", "82.0", "84.0", "interrupted", "3", *["0.1234"] * 3] in lines
+    assert ["1", "–", "81.0", "82.0", "early-stopped", "2", *["0.1234"] * 3] in lines
+    assert "scored on validation" in text
+    assert "…" not in text
+
+
+def test_trials_of_several_searches_say_whose_they_are(runs: Path) -> None:
+    rows = load([save_study(runs / name, some_study(name)) for name in ("one", "other")])
+    assert len(tables(rows)) == 1
+    assert ["one", "half", "2", "yes"] in [line.split()[:4] for line in shown(rows, 120).splitlines()]
+
+
+def test_markdown_has_runs_and_trials_apart(runs: Path) -> None:
+    text = to_markdown(load([runs / "first", save_study(runs / "search", some_study())]))
+    heads = [line.split(" | ")[:3] for line in text.splitlines() if line.startswith("| run")]
+    assert heads == [["| run", "student", "macro"], ["| run", "student", "trial"]]
+
+
 def test_trials_have_no_teachers_to_show(runs: Path) -> None:
     assert len(tables(load([save_study(runs / "search", some_study())]))) == 1
 
@@ -113,9 +143,9 @@ def test_cautions(runs: Path, several: list[Row]) -> None:
     (caution,) = cautions([*single, *other])
     assert "compare task by task, not by macro" in caution
     trials = load([save_study(runs / "search", some_study())])
-    assert cautions(trials) == []  # one that failed has no tasks
-    (caution,) = cautions([*single, *trials])
+    (caution,) = cautions(trials)  # one that failed has no tasks
     assert "trials are scored on validation" in caution
+    assert cautions([*single, *trials]) == [caution]
     assert "With 3 seeds p cannot fall below 0.25; p < 0.05 needs 6" in cautions([*single, *several])[-1]
     assert "cannot fall" not in " ".join(cautions([replace(several[0], seeds=8)]))
 
@@ -241,7 +271,7 @@ def test_html_stands_on_its_own(runs: Path, several: list[Row]) -> None:
 def test_names_are_escaped(runs: Path) -> None:
     study = some_study('<img src=x onerror="alert(1)">')
     study["trials"][0]["values"] = {"<b>": "</table>&"}
-    study["trials"][0]["scores"]["<i>/accuracy"] = 0.5
+    study["trials"][0]["scores"]["<i>/accuracy"] = study["ensemble"]["<i>/accuracy"] = 0.5
     facts = some_facts(["large"], ["half"])
     report = build({"movies": hand_task(80, 70, 90, 100)}, facts)
     report["tasks"]["movies"]["teachers"] = {"<script>": 0.9}
@@ -257,5 +287,6 @@ def test_names_are_escaped(runs: Path) -> None:
 def test_bars_stay_within_their_track(runs: Path, score: float, width: str) -> None:
     study = some_study()
     study["trials"] = [{**study["trials"][0], "scores": {"stars/pearson": score}}]
+    study["metrics"] = ["stars/pearson"]
     text = to_html(load([save_study(runs / "search", study)]))
     assert f"width: {width}" in text

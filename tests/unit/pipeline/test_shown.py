@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.shown import markdown_table, millions, p_value, percent, plus_minus, points, signed
+from pipeline.shown import markdown_table, measured, millions, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Spread
 
 
 def test_points_and_percent() -> None:
     assert (points(0.8619), percent(0.979), percent(-0.031), percent(None)) == ("86.2", "97.9%", "−3.1%", "–")
     assert millions(22_713_216) == "22.7M"
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [("macro/score", "71.3"), ("movies/accuracy", "71.3"), ("movies/nll", "0.713"), ("mse", "0.713")],
+)
+def test_errors_are_no_points_of_a_hundred(metric: str, text: str) -> None:
+    assert measured(metric, 0.7129) == text
 
 
 @pytest.mark.parametrize(

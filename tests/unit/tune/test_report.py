@@ -138,6 +138,29 @@ def test_without_baseline_and_with_one_seed() -> None:
 # ---------------------------------------------------------------- in words
 
 
+def test_a_search_for_several_metrics_says_who_is_on_the_front() -> None:
+    trials = [
+        trial_of(number, score, values={"loss.temperature": 2.0, "students.half.layers": 1}, scores={"movies/ece": ece})
+        for number, (score, ece) in enumerate([(0.8, 0.1), (0.9, 0.2), (0.7, 0.3)])
+    ]  # fmt: skip
+    found = found_of(trials, metric=["macro/score", "movies/ece"], scheduler="none")
+    (text,) = verdict(found)
+    assert "The winner, of 2 on the Pareto front that with the highest macro score, is trial 1" in text
+    assert "macro/score 90.0, movies/ece 0.200 on validation" in text
+    lines = [
+        line
+        for line in markdown(found, []).splitlines()
+        if line.startswith(("| trial", "| 0", "| **1**", "| 2"))
+    ]
+    assert [line.split(" | ")[4:7] for line in lines] == [
+        ["macro/score", "movies/ece", "Pareto"],
+        ["80.0", "0.100", "yes"],
+        ["90.0", "0.200", "yes"],
+        ["70.0", "0.300", "–"],
+    ]
+    assert "movies/ece 0.100" in trial_line(trials[0], ["macro/score", "movies/ece"])
+
+
 @pytest.mark.parametrize(
     ("default", "winner", "words"),
     [
