@@ -82,7 +82,7 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     from rich.table import Table
 
     from pipeline.prepare import teacher_specs
-    from pipeline.report import preflight_cells
+    from pipeline.report_page import preflight_cells
     from teachers.preflight import preflight, refuse
 
     waiting = inputs.to_fine_tune()
@@ -107,7 +107,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     """Teachers, soft targets, students, report; goes on where a run of the same config stopped."""
     config = load_config(run, overrides or [])
     lock_private_ray(config)  # before Ray is imported
-    from pipeline import group, group_report, report
+    from pipeline import group, group_report, report_page
     from pipeline import run as runs
     from pipeline.compare import load
     from pipeline.compare_show import table
@@ -117,7 +117,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
         if config.seeds:
             verdict = "\n".join(group_report.verdict(group.train(config, display)))
         else:
-            verdict = report.verdict(runs.train(config, display))
+            verdict = report_page.verdict(runs.train(config, display))
     out.print(table(load([config.run_dir])))
     out.print(verdict.replace("**", ""), markup=False)
     page, runs_of = (group_report.PAGE, "-seed*") if config.seeds else ("report.md", "")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.batch import Examples, Ragged
 from pipeline.evaluate import softmax
 from pipeline.group_report import build as build_group
-from pipeline.report import RunFacts, TaskResults
+from pipeline.report import RunFacts, TaskResults, build
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
 from pipeline.tasks.text_classification import TextClassification
@@ -174,6 +174,17 @@ def some_run(**changes: object) -> tuple[dict[str, TaskResults], RunFacts]:
     }
     students = tuple(tasks["movies"].students)
     return tasks, some_facts([name for results in tasks.values() for name in results.teachers], students)
+
+
+def numbers_and_marks() -> tuple[dict[str, TaskResults], RunFacts]:
+    """A regression and a multi-label task beside one of one label."""
+    tasks = {"movies": some_task(), "stars": some_numbers(), "moods": some_marks()}
+    return tasks, some_facts([name for results in tasks.values() for name in results.teachers])
+
+
+def hand_report(student: int, supervised: int | None, ensemble: int, n: int = 10) -> dict[str, Any]:
+    """The report of one task on which that many answers are right."""
+    return build({"movies": hand_task(student, supervised, ensemble, n)}, some_facts(["large"], ["half"]))
 
 
 def seeds_of(facts: RunFacts, count: int, group: str = "several") -> list[RunFacts]:

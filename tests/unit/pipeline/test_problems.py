@@ -19,7 +19,8 @@ from pipeline.data import Schedule, TaskData, load_tasks
 from pipeline.loop import METRICS, TaskSet, read_metrics
 from pipeline.models import open_tokenizer
 from pipeline.prepare import prepare
-from pipeline.report import build, markdown
+from pipeline.report import build
+from pipeline.report_page import markdown
 from pipeline.results import task_results
 from pipeline.saved import score_student, score_table
 from pipeline.step import Workers

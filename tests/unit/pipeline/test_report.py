@@ -1,4 +1,4 @@
-"""report.json against hand-computed cases and DESIGN's keys; report.md against report.json."""
+"""report.json against hand-computed cases and DESIGN's keys; the files of a report."""
 
 from __future__ import annotations
 
@@ -14,22 +14,15 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate import agreement, scores, softmax
-from pipeline.report import (
-    RunFacts,
-    TaskResults,
-    build,
-    markdown,
-    verdict,
-    write,
-)
-from pipeline.shown import percent, points, signed
+from pipeline.report import build, write
+from pipeline.report_page import markdown, verdict
 from tests.unit.pipeline.results import (
     answers,
     examples_of,
+    hand_report,
     hand_task,
+    numbers_and_marks,
     some_facts,
-    some_marks,
-    some_numbers,
     some_run,
     some_task,
 )
@@ -47,11 +40,6 @@ TOP_KEYS = {
     "seed",
     "versions",
 }
-
-
-def hand(student: int, supervised: int | None, ensemble: int, n: int = 10) -> dict[str, Any]:
-    """The report of one task on which that many answers are right."""
-    return build({"movies": hand_task(student, supervised, ensemble, n)}, some_facts(["large"], ["half"]))
 
 
 # ---------------------------------------------------------------- numbers
@@ -78,7 +66,7 @@ def test_keys_are_those_of_the_contract() -> None:
 
 
 def test_hand_case() -> None:
-    report = hand(student=8, supervised=7, ensemble=9)
+    report = hand_report(student=8, supervised=7, ensemble=9)
     task = report["tasks"]["movies"]
     row = task["students"]["half"]
     assert (task["ensemble"], task["teachers"]) == (0.9, {"large": 0.9})
@@ -118,13 +106,13 @@ def test_macro_is_the_plain_mean_and_its_ratios_are_of_means() -> None:
     ],
 )
 def test_gap_recovered_needs_a_gap(supervised: int | None, ensemble: int, recovered: float | None) -> None:
-    report = hand(750, supervised, ensemble, n=1000)
+    report = hand_report(750, supervised, ensemble, n=1000)
     assert report["tasks"]["movies"]["students"]["half"]["gap_recovered"] == recovered
     assert report["macro"]["students"]["half"]["gap_recovered"] == recovered
 
 
 def test_retention_over_nothing_is_nothing() -> None:
-    assert hand(5, 4, 0)["tasks"]["movies"]["students"]["half"]["retention"] is None
+    assert hand_report(5, 4, 0)["tasks"]["movies"]["students"]["half"]["retention"] is None
 
 
 def test_every_number_of_the_report_comes_from_evaluate() -> None:
@@ -192,130 +180,6 @@ def test_nothing_to_report_is_refused() -> None:
         build({}, some_facts([]))
 
 
-# ---------------------------------------------------------------- the verdict
-
-
-def test_verdict_of_a_clear_gain() -> None:
-    text = verdict(hand(900, 800, 1000, n=1000))
-    assert text == (
-        "**half** keeps 90.0% of the ensemble: 90.0 points against 100.0 (accuracy on movies). It is 5.0 times smaller "
-        "than its teacher and 4.0 times faster than a task's teacher. It is 10.0 points above its supervised "
-        "baseline (80.0; standard error of the difference 1.0), recovering 50.0% of the gap to the ensemble."
-    )
-
-
-def test_verdict_within_noise_claims_nothing() -> None:
-    text = verdict(hand(81, 80, 90, n=100))
-    assert (
-        "1.0 points above its supervised baseline (80.0), which is within the noise of this test set" in text
-    )
-    assert "not yet evidence that the teachers helped" in text
-    assert "recovering" not in text
-
-
-@pytest.mark.parametrize(
-    ("student", "words"),
-    [
-        (80, "it is level with it (standard error of the difference 0.0). Nothing here shows"),
-        (79, "it is 1.0 points below (standard error of the difference 1.0). Nothing here shows"),
-        (60, "it is 20.0 points below (standard error of the difference 3.9). Here the teachers did harm"),
-    ],
-)
-def test_verdict_says_when_the_baseline_wins(student: int, words: str) -> None:
-    text = verdict(hand(student, 80, 90, n=100))
-    assert "It does not beat its supervised baseline (80.0)" in text
-    assert words in text
-
-
-def test_verdict_names_tasks_that_lose_although_the_mean_gains() -> None:
-    tasks = {"a": hand_task(95, 60, 99, 100), "b": hand_task(70, 72, 90, 100)}
-    text = verdict(build(tasks, some_facts(["large"], ["half"])))
-    assert "16.5 points above" in text
-    assert "On b (−2.0) it does not beat it." in text
-
-
-def test_verdict_without_a_baseline_and_above_the_ensemble() -> None:
-    text = verdict(hand(95, None, 90, n=100))
-    assert "**half** reaches 105.6% of the ensemble" in text
-    assert "no supervised baseline in this run" in text
-
-
-def test_verdict_of_a_student_that_is_no_lighter() -> None:
-    tasks = {"movies": hand_task(80, 70, 90, 100)}
-    facts = some_facts(["large"], ["half"])
-    facts.size["students"]["half"]["parameters"] = 40_000_000
-    facts.latency_ms["students"]["half"] = 10.0
-    assert "It is 2.0 times larger than its teacher and 2.0 times slower" in verdict(build(tasks, facts))
-
-
-def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:
-    tasks, facts = some_run(students=("small", "big"))
-    report = build(tasks, facts)
-    ranked = sorted(report["macro"]["students"], key=lambda name: -report["macro"]["students"][name]["score"])
-    text = verdict(report)
-    assert text.startswith(f"**{ranked[0]}** keeps")
-    assert f" **{ranked[1]}** scores" in text
-    assert "\n" not in text
-
-
-# ---------------------------------------------------------------- report.md
-
-
-def numbers(values: Any) -> Iterator[float]:
-    """Every float under `values`."""
-    if isinstance(values, dict):
-        for value in values.values():
-            yield from numbers(value)
-    elif isinstance(values, float):
-        yield values
-
-
-def test_page_holds_every_number() -> None:
-    report = build(*some_run())
-    page = markdown(report)
-    for task in report["tasks"].values():
-        for models in [*task["metrics"].values()]:
-            for one in models.values() if "accuracy" not in models else [models]:
-                shown = [
-                    points(one["accuracy"]),
-                    points(one["macro_f1"]),
-                    f"{one['nll']:.3f}",
-                    f"{one['ece']:.3f}",
-                ]
-                assert " | ".join(shown) in page
-        assert f"standard error is {points(task['standard_error'])} points" in page
-        assert f"an answer that never changes scores at best {points(task['majority'])}" in page
-        assert ", ".join(f"{count:,} {split}" for split, count in task["examples"].items()) in page
-    for rows in [report["macro"]["students"], *(task["students"] for task in report["tasks"].values())]:
-        for name, row in rows.items():
-            delta = f"{signed(row['score'] - row['supervised'])} ± {points(row['delta_error'])}"
-            cells = [points(row["score"]), points(row["supervised"]), delta, percent(row["retention"])]
-            line = " | ".join([f"**{name}**", *cells, percent(row["gap_recovered"])])
-            if "agreement" in row:
-                line += f" | {percent(row['agreement'])} | {row['ece']:.3f} |"
-            assert line in page
-    assert points(report["macro"]["ensemble"]) in page
-    assert "| **half** | 4,000,000 | 16.0 | 1.25 | 20.0× | 8.0× |" in page
-    assert "| tweets-base | 20,000,000 | 80.0 | 5.00 | – | – |" in page
-    assert "| movies-large | 1,300 | 2,600 |" in page
-    assert "(examples × teachers): 0.50." in page
-    assert all(f"| {stage} | {seconds:.1f} |" in page for stage, seconds in report["timings_s"].items())
-    assert "| total | 381.8 |" in page
-    assert "| torch | 2.13.0 |" in page
-    assert "Seed 7." in page
-    assert "Note: 40 texts were truncated" in page
-    assert page.count("Note: the ensemble is scored by mean: confidence needs labels") == 2
-    assert "¹ (student − supervised) ÷ (ensemble − supervised). Left out" in page
-
-
-def test_every_table_is_square() -> None:
-    page = markdown(build(*some_run()))
-    tables = re.findall(r"(?:^\|.*\|\n)+", page, flags=re.MULTILINE)
-    assert len(tables) == 9
-    for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) == 1
-
-
 def test_the_standard_error_is_the_metrics_own() -> None:
     accuracy, f1 = (
         some_task(metric, labels=("a", "b", "c", "d"), n=80) for metric in ("accuracy", "macro_f1")
@@ -324,12 +188,6 @@ def test_the_standard_error_is_the_metrics_own() -> None:
     errors = [build({"movies": task}, facts)["tasks"]["movies"]["standard_error"] for task in (accuracy, f1)]
     assert errors[0] != pytest.approx(errors[1], rel=1e-3)
     assert errors[1] == pytest.approx(errors[0], rel=0.3)
-
-
-def numbers_and_marks() -> tuple[dict[str, TaskResults], RunFacts]:
-    """A regression and a multi-label task beside one of one label."""
-    tasks = {"movies": some_task(), "stars": some_numbers(), "moods": some_marks()}
-    return tasks, some_facts([name for results in tasks.values() for name in results.teachers])
 
 
 def test_kinds_differ_in_their_metrics() -> None:
@@ -349,20 +207,6 @@ def test_kinds_differ_in_their_metrics() -> None:
             assert row["delta_error"] > 0
     together = np.mean([task["students"]["half"]["score"] for task in report["tasks"].values()])
     assert report["macro"]["students"]["half"]["score"] == pytest.approx(together)
-
-
-def test_a_page_has_only_what_a_kind_has() -> None:
-    report = build(*numbers_and_marks())
-    page = markdown(report)
-    stars, moods = page.split("## stars")[1].split("## moods")
-    movies = page.split("## movies")[1].split("## stars")[0]
-    assert "ECE" in movies
-    assert "ECE" not in stars
-    assert "labels" not in stars
-    assert "| model | pearson | spearman | mse | mae |" in stars
-    mse = report["tasks"]["stars"]["metrics"]["ensemble"]["mse"]
-    assert f" | {mse:.3f} | " in stars  # no share of a hundred
-    assert "3 labels" in moods.split("## ")[0]
 
 
 def test_a_paired_error_is_smaller_than_an_unpaired_one() -> None:
@@ -412,6 +256,15 @@ def test_a_failing_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pyte
         write(report, tasks, facts, tmp_path)
     assert (tmp_path / "report.json").read_text() == "old"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["report.json"]
+
+
+def numbers(values: Any) -> Iterator[float]:
+    """Every float under `values`."""
+    if isinstance(values, dict):
+        for value in values.values():
+            yield from numbers(value)
+    elif isinstance(values, float):
+        yield values
 
 
 def test_three_classes_with_one_absent() -> None:
