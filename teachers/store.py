@@ -18,21 +18,16 @@ What is not covered: the store never forgets a teacher (delete its folder), and 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import posixpath
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +35,8 @@ from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
 from pipeline.batch import Ragged, SoftTargets, flat_index
-from pipeline.errors import BadTargetsError, ConfigError, CorruptError, ExhaustedError, TeacherError
+from pipeline.errors import BadTargetsError, CorruptError, TeacherError
+from teachers.store_files import StoreFiles
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +59,7 @@ class Store:
     """
 
     def __init__(self, path: str, cache: Path | None = None, filesystem: fs.FileSystem | None = None) -> None:
-        self._files = _Files(path, cache, filesystem)
+        self._files = StoreFiles(path, cache, filesystem)
         self._entries: dict[str, dict[str, _Entry]] = {}  # teacher → shard name → entry, as last listed
         self._shards: dict[str, dict[str, _Shard]] = {}  # teacher → shard name → opened and verified
         self._indexes: dict[str, _Index] = {}
@@ -344,124 +340,11 @@ class _Index:
         return np.where(self.keys[at] == keys, self.positions[at], -1)
 
 
-class _Files:
-    """The store's files by their names under its root, on the local disk or on any pyarrow file system."""
-
-    def __init__(self, path: str, cache: Path | None, filesystem: fs.FileSystem | None) -> None:
-        self.shown = _without_secrets(path)
-        self._fs, self._root = _open_root(path, self.shown, filesystem)
-        self._local = isinstance(self._fs, fs.LocalFileSystem)
-        self._cache = cache or _default_cache(path)
-
-    def list(self, folder: str) -> dict[str, Any]:
-        """File name → pyarrow `FileInfo` of the files in `folder`; empty if there is no such folder."""
-        selector = fs.FileSelector(self._at(folder), allow_not_found=True)
-        return {info.base_name: info for info in self._fs.get_file_info(selector) if info.is_file}
-
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
-        with self._fs.open_input_stream(self._at(name)) as stream:
-            return bytes(stream.read())
-
-    def put(self, name: str, data: pa.Buffer | bytes) -> None:
-        """Write a whole file: by rename on the local disk, as one object elsewhere."""
-        if self._local:
-            _write_atomically(Path(self._at(name)), data)
-            return
-        self._fs.create_dir(posixpath.dirname(self._at(name)), recursive=True)
-        with self._fs.open_output_stream(self._at(name)) as stream:
-            stream.write(data)
-
-    def map(self, name: str, again: bool) -> pa.Buffer:
-        """The file, memory-mapped; if not local, from the cache: copied there first if absent or `again`.
-
-        Raises FileNotFoundError.
-        """
-        path = Path(self._at(name)) if self._local else self._cache / name
-        if not self._local and (again or not path.exists()):
-            _write_atomically(path, self.read(name))
-        with pa.memory_map(str(path)) as file:  # the buffer keeps the mapping, and no file stays open
-            return file.read_buffer()
-
-    def set_aside(self, name: str) -> None:
-        """Rename to ``*.corrupt``, if it can be: another process may have been first."""
-        with suppress(OSError):
-            self._fs.move(self._at(name), f"{self._at(name)}.corrupt")
-
-    def delete(self, name: str) -> None:
-        """Delete a file, if it can be."""
-        with suppress(OSError):
-            self._fs.delete_file(self._at(name))
-
-    def _at(self, name: str) -> str:
-        return posixpath.join(self._root, name)
-
-
-def _open_root(path: str, shown: str, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
-    """The file system of a store and the store's path on it."""
-    if filesystem is not None:
-        return filesystem, path
-    if "://" not in path:
-        return fs.LocalFileSystem(), str(Path(path).absolute())
-    try:
-        opened, root = fs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"the store {shown} cannot be opened: {str(error).replace(path, shown)}",
-            "Give a local folder or a URL that pyarrow opens: file:///, s3://, gs://, hdfs:// …",
-        ) from None  # the original may quote the URL's password
-    return opened, root
-
-
-def _without_secrets(path: str) -> str:
-    """`path` as it may be shown: a URL loses its user, password and query."""
-    if "://" not in path:
-        return path
-    scheme, rest = path.split("?", 1)[0].split("://", 1)
-    host, slash, folder = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{folder}"
-
-
-def _default_cache(path: str) -> Path:
-    """A cache folder of this store's own, named by its URL."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tutelage" / blake2b(path.encode(), digest_size=8).hexdigest()
-
-
 def _folder(teacher: str) -> str:
     """`teacher`, once it is known to be a fingerprint and therefore safe as a folder's name."""
     if not re.fullmatch(r"[0-9a-f]+", teacher):
         raise ValueError(f"{teacher!r} is not a hexadecimal fingerprint")
     return teacher
-
-
-def _write_atomically(target: Path, data: pa.Buffer | bytes) -> None:
-    """Write `target` whole or not at all: a temporary neighbour, flushed to disk, takes its name.
-
-    Raises `ExhaustedError` when the disk is full.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ExhaustedError(
-            f"no room for {len(data)} bytes in {target.parent}",
-            "Free some disk space and run the same command again.",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _encode(targets: SoftTargets, logits: NDArray[np.float16]) -> tuple[pa.Buffer, _Entry]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
 from pipeline.batch import Ragged, SoftTargets, content_keys
-from pipeline.errors import BadTargetsError, ConfigError, CorruptError, ExhaustedError, TeacherError
+from pipeline.errors import BadTargetsError, CorruptError, ExhaustedError, TeacherError
 from teachers.store import ORPHAN_AGE_S, Store, TargetView
 
 TEACHER = "0a1b2c"
@@ -661,10 +661,3 @@ def test_stores_do_not_share_a_cache_by_default(tmp_path: Path, monkeypatch: pyt
         store.append(TEACHER, targets_of(keys))
         read(store, keys)
     assert len(list((tmp_path / "tutelage").iterdir())) == 2
-
-
-def test_a_url_that_cannot_be_opened_is_refused_without_its_password() -> None:
-    with pytest.raises(ConfigError, match="nowhere://host/store cannot be opened") as caught:
-        Store("nowhere://me:hunter2@host/store?token=abc")
-    assert "hunter2" not in str(caught.value)
-    assert "abc" not in str(caught.value)
