@@ -73,7 +73,7 @@ def search(
     recorder.stopping = stopper
     several = len(tune.metrics) > 1
     storage = shared.folder.parent / "ray"
-    _quieten()
+    _set_up_tune()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trainable, shared=shared), _resources(shared)),
         param_space=None if points_left is None else {"point": ray.tune.grid_search(points_left)},
@@ -108,14 +108,18 @@ def search(
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _quieten() -> None:
-    """Tune tells of trials in its own words; what there is to say is said by `Watch`."""
+def _set_up_tune() -> None:
+    """Tune tells of trials in its own words: what there is to say is said by `Watch`. And it ends the whole search at
+    a trial that ends without a score, as one does that is asked to in its first epoch."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _trainable(config: dict[str, Any], shared: Shared) -> None:
+    # the next trial in this process waits so long for this one's thread, else Tune drops it; its own 2 s are few
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     run_trial(config["point"], shared=shared)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 from ray.train._internal.storage import StorageContext
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -23,6 +25,7 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.utils import flatten_dict
 
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import RunConfig
@@ -36,7 +39,9 @@ from tune.search import (
     _Recorder,
     _resources,
     _scheduler,
+    _set_up_tune,
     _Stopper,
+    _trainable,
     _within,
     cpus_per_trial_worker,
     search,
@@ -187,6 +192,32 @@ def test_copies_of_a_populations_checkpoints_do_not_fill_the_disk(
     assert given["run_config"].checkpoint_config.num_to_keep == 10
     assert (given["tune_config"].metric, given["tune_config"].mode) == ("macro/score", "max")
     assert given["tune_config"].max_concurrent_trials == 4, "all of the population at once"
+
+
+@pytest.mark.parametrize("metric", ["macro/score", ["macro/score", "movies/nll"]])
+def test_a_trial_that_ends_without_a_score_does_not_end_the_search(
+    monkeypatch: pytest.MonkeyPatch, metric: Any
+) -> None:
+    """As at Ctrl-C in the first epoch; this is what Tune then takes for its last result."""
+    told = {"config": {"point": {"number": 0, "values": OWN}}, "trial_id": "a", "pid": 3, "done": True}
+    tune = cast(Any, SimpleNamespace(_metric=None, _scheduler_alg=SimpleNamespace(metric=None)))
+    tune._search_alg = SimpleNamespace(metric=metric)
+    monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "")  # put back as it was
+    monkeypatch.delenv("TUNE_DISABLE_STRICT_METRIC_CHECKING")
+    with pytest.raises(ValueError, match="did not include the specified metric"):
+        TuneController._validate_result_metrics(tune, flatten_dict(told))
+    _set_up_tune()
+    TuneController._validate_result_metrics(tune, flatten_dict(told))
+
+
+def test_a_trial_may_take_its_time_to_leave_the_process_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "")  # put back as it was
+    monkeypatch.delenv("TUNE_FUNCTION_THREAD_TIMEOUT_S")
+    monkeypatch.setattr("tune.search.run_trial", lambda point, shared: None)
+    _trainable({"point": {}}, shared_of(tmp_path))
+    assert os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] == "60"
 
 
 # ---------------------------------------------------------------- what Optuna suggests
