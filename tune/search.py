@@ -478,7 +478,8 @@ def _stop_file(trials: Path, number: int) -> Path:
 
 def _cause(trial: TuneTrial) -> str:
     """What went wrong, in a line: an error's name and message, of ours the cause alone, else what was said last."""
-    text = str(trial.get_error() or "")
+    file = trial.error_file  # the driver's own: `get_error` reads a copy of it that may not be there yet
+    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).is_file() else ""
     named = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
     if named:
         kind, message = named[-1]

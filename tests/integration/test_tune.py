@@ -67,7 +67,7 @@ def test_a_killed_search_goes_on_to_its_winner(
     space = {
         "loss.temperature": {"uniform": [1, 8]},
         "loss.task_weights.mood": {"loguniform": [0.3, 3]},
-        "aggregation.teacher_weights.tone-ready": {"uniform": [0.1, 1]},
+        "loss.soft": {"uniform": [0.1, 1]},
         "train.learning_rate": {"choice": [2e-3, too_high]},
     }
     search = {"trials": 4, "concurrency": 2, "space": space, "algorithm": "random", "scheduler": "none"}

@@ -655,15 +655,20 @@ def test_values_that_a_population_changed_are_the_trials(tmp_path: Path) -> None
     assert study.record.values["loss.temperature"] == 7.0
 
 
-def failing(folder: Path, error: Exception) -> TuneTrial:
-    """A trial whose last failure Tune has written down, as it does."""
+@pytest.fixture(autouse=True)
+def no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Tune keeps the driver's files of an experiment, without a Ray to ask for it."""
+    monkeypatch.setattr("ray.train._internal.storage._get_ray_train_session_dir", lambda: str(tmp_path))
+
+
+def failing(folder: Path, error: Exception | None) -> TuneTrial:
+    """A trial whose failure Tune has written down, its experiment not yet copied to where results are kept."""
     trial = in_tune(0)
-    storage = StorageContext(str(folder), "tune", trial_dir_name="trial")
-    trial.storage = storage
-    trial.run_metadata.error_filename = "error.txt"  # type: ignore[assignment]  # None until then
-    file = Path(storage.trial_fs_path) / "error.txt"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{error}\n")
+    trial.storage = StorageContext(str(folder), "tune", trial_dir_name="trial")
+    assert trial.local_path is not None
+    Path(trial.local_path).mkdir(parents=True, exist_ok=True)
+    if error is not None:
+        trial.handle_error(error)  # type: ignore[arg-type]  # what a trial's process dies of may be anything
     return trial
 
 
@@ -704,8 +709,8 @@ def test_a_cause_is_one_line(tmp_path: Path, error: Exception, cause: str) -> No
     assert _cause(failing(tmp_path, error)) == cause
 
 
-def test_a_cause_that_nobody_wrote_down() -> None:
-    assert _cause(in_tune(0)) == "unknown"
+def test_a_cause_that_nobody_wrote_down(tmp_path: Path) -> None:
+    assert _cause(failing(tmp_path, None)) == "unknown"
 
 
 # ---------------------------------------------------------------- stopping
