@@ -89,7 +89,7 @@ def demo_tasks(scratch: Path) -> dict[str, TaskData]:
             "kind": "question-answering",
         },
     }
-    sections["multi-label"]["data"] |= {"path": "json", "data_files": dict.fromkeys(SPLITS, topics)}
+    sections["multi-label"]["data"] |= {"path": "json", "data_files": {"train": topics}}
     base = TaskConfig.model_validate({"kind": "text-classification", "data": {"path": "csv"}})
     return {
         name: load_task(name.replace(" ", "-"), overlay(base, keys, (name,)))
