@@ -24,7 +24,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -35,6 +34,7 @@ from pathlib import Path
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from benchmarks.epoch import filled_store, one_epoch, trainer
+from examples.mlflow_server import is_well
 from pipeline.config import RunConfig
 from pipeline.config_load import parse_config
 from pipeline.config_view import flatten
@@ -196,7 +196,7 @@ def mlflow_server(port: int, scratch: Path) -> Iterator[None]:
     with (scratch / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_until(lambda: answers(port), "the server did not come up")
+        wait_until(lambda: is_well(address(port)), "the server did not come up")
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -209,7 +209,7 @@ def proxy(port: int, server: int, delay_s: float) -> Iterator[None]:
     process = SPAWN.Process(target=serve, args=(port, server, delay_s), daemon=True)
     process.start()
     try:
-        wait_until(lambda: answers(port), "the proxy did not come up")
+        wait_until(lambda: is_well(address(port)), "the proxy did not come up")
         yield
     finally:
         process.terminate()
@@ -239,15 +239,6 @@ def serve(port: int, server: int, delay_s: float) -> None:
         do_GET = do_POST = forward  # noqa: N815 - the base class's names
 
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
-
-
-def answers(port: int) -> bool:
-    """Whether an MLflow server at `port` says that it is well."""
-    try:
-        with urllib.request.urlopen(f"{address(port)}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def address(port: int) -> str:

@@ -167,7 +167,7 @@ def mlflow_server(folder: Path, port: int, workers: int, database: Served) -> It
 
 
 def is_well(address: str) -> bool:
-    """Whether MLflow says so."""
+    """Whether an MLflow server at `address` says that it is."""
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
             return bool(answer.status == 200)
