@@ -110,6 +110,8 @@ class OptimizationConfig(Strict):
     """Optimiser."""
     learning_rate: Positive = 1e-4
     """Peak learning rate."""
+    head_learning_rate: Positive | None = None
+    """Peak learning rate of the heads, which start from nothing; null: `learning_rate`."""
     weight_decay: NonNegative = 0.01
     """Weight decay on matrices; biases and norms take none."""
     momentum: Share = 0.9

@@ -240,7 +240,7 @@ class Trainer:
             self.progress.step, self.total_steps, self.config.warmup, self.config.schedule
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = group["initial_lr"] * factor
 
     def _validate(self, epoch: int) -> None:
         """Scores the student on validation; keeps the best weights and stops early where configured."""
@@ -383,16 +383,22 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:
-    """AdamW, fused, or SGD; weight decay on matrices only."""
-    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    """AdamW, fused, or SGD; weight decay on matrices only, heads at their own rate. Each group's peak: `initial_lr`."""
+    encoder = set(student.encoder.parameters())
+    groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            rate = config.learning_rate if parameter in encoder else config.head_learning_rate
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups[rate or config.learning_rate, decay].append(parameter)
+    options = [
+        {"params": parameters, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
         # Not fused: that fails where a head gets its first gradient at a later step than the encoder.
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.SGD(options, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.AdamW(options, lr=config.learning_rate, fused=True)
 
 
 def learning_rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:

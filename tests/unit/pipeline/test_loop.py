@@ -124,6 +124,27 @@ def test_weight_decay_is_for_matrices_alone() -> None:
     assert len(decayed["params"]) + len(free["params"]) == len(decays) + len(spared)  # each parameter once
 
 
+def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
+    sets = task_set(count=6)
+    config = settings(
+        **{**PLAIN, "optimizer": "sgd", "momentum": 0, "gradient_clip": None},
+        epochs=1,
+        tokens_per_batch=10_000,
+        learning_rate=0.01,
+    )
+    moved = {}
+    for rate in (None, 0.03):
+        changed = config.model_copy(update={"head_learning_rate": rate})
+        trainer = trainer_of(tmp_path / str(rate), [sets], changed, LossPlan(), dropout=0.0)
+        before = weights_of(trainer.student)
+        assert trainer.fit().step == 1
+        moved[rate] = {name: w - before[name] for name, w in weights_of(trainer.student).items()}
+    for name, move in moved[None].items():
+        factor = 1 if "encoder" in name else 3
+        torch.testing.assert_close(moved[0.03][name], factor * move, atol=1e-6, rtol=1e-4)
+    assert any(float(move.abs().max()) > 1e-4 for name, move in moved[0.03].items() if "encoder" not in name)
+
+
 def test_weight_decay_shrinks_what_has_no_gradient(tmp_path: Path) -> None:
     # At a rate of 0.1 and a decay of 0.5 a step multiplies matrices by 0.95: an unused token's row shows it.
     sets = task_set(count=6)
