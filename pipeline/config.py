@@ -366,7 +366,7 @@ class TuneConfig(Strict):
     retries: Annotated[int, Field(ge=0)] = 1
     """Times a trial that failed is tried again, from its last checkpoint, before it is marked as failed."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the search; trials all have the run's."""
+    """Seed of the search, but for what `pbt` changes on the way; trials all have the run's."""
 
     @model_validator(mode="after")
     def _fits(self) -> TuneConfig:

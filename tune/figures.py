@@ -32,6 +32,7 @@ BEST = PALETTE[1]
 
 def draw(
     tune: TuneConfig,
+    mode: str,
     trials: Sequence[Trial],
     winner: Trial | None,
     importance: Mapping[str, float],
@@ -40,14 +41,14 @@ def draw(
 ) -> dict[str, bytes]:
     """Figures by file name, those there is something to show of.
 
-    curves: by trial, validation points as metrics.jsonl has them · task_metrics: ``<task>/<metric>`` of each task.
+    mode: ``max`` or ``min`` of the first metric · curves: by trial, validation points as metrics.jsonl has them · task_metrics: ``<task>/<metric>`` of each task.
     """
     scored = [trial for trial in trials if tune.metrics[0] in trial.scores]
     if not scored:
         return {}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing", category=UserWarning)
-        figures = {"parallel.png": _parallel(tune, scored, winner), "cost.png": _cost(trials, winner)}
+        figures = {"parallel.png": _parallel(tune, mode, scored, winner), "cost.png": _cost(trials, winner)}
         if importance:
             figures["importance.png"] = _importance(importance, tune.metrics[0])
         if len(task_metrics) > 1:
@@ -64,7 +65,7 @@ def _is(trial: Trial, winner: Trial | None) -> bool:
 # ---------------------------------------------------------------- parallel coordinates
 
 
-def _parallel(tune: TuneConfig, trials: Sequence[Trial], winner: Trial | None) -> Figure:
+def _parallel(tune: TuneConfig, mode: str, trials: Sequence[Trial], winner: Trial | None) -> Figure:
     """A line a trial through its values to its score; the better, the darker, the winner in a colour of its own."""
     metric = tune.metrics[0]
     names = [*tune.space, metric]
@@ -78,9 +79,10 @@ def _parallel(tune: TuneConfig, trials: Sequence[Trial], winner: Trial | None) -
     )
     figure = blank(max(WIDTH, 1.5 * len(names)), 4.2)
     axes = figure.add_subplot()
-    shades = matplotlib.colormaps["Blues"](0.25 + 0.75 * heights[:, -1])
+    goodness = heights[:, -1] if mode == "max" else 1 - heights[:, -1]
+    shades = matplotlib.colormaps["Blues"](0.25 + 0.75 * goodness)
     x = np.arange(len(names))
-    order = np.argsort(heights[:, -1])
+    order = np.argsort(goodness)
     axes.add_collection(
         LineCollection(
             [np.column_stack((x, heights[row])) for row in order], colors=shades[order], linewidths=1.4

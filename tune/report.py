@@ -153,9 +153,10 @@ def write(
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     found = build(config, folder.name, trials, facts)
-    winner = best(trials, tune.metrics, modes(config))
+    ways = modes(config)
+    winner = best(trials, tune.metrics, ways)
     tasks = [name for name in facts.ensemble if name != "macro/score"]
-    drawn = figures.draw(tune, trials, winner, found["importance"], facts.curves, tasks)
+    drawn = figures.draw(tune, ways[0], trials, winner, found["importance"], facts.curves, tasks)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     files = [write_atomically(folder / "figures" / name, png) for name, png in drawn.items()]
     write_atomically(folder / TRIALS, to_csv(found))

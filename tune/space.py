@@ -67,9 +67,10 @@ def checked(config: RunConfig) -> TuneConfig:
         )
     _check_names(config)
     _check_population(config, student, tune)
-    if tune.scheduler != "none" and tune.grace_epochs > (epochs := most_epochs(config)):
+    longest = most_epochs(config) - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
+    if tune.scheduler != "none" and tune.grace_epochs > longest:
         raise ConfigError(
-            f"tune.grace_epochs: {tune.grace_epochs}, but no trial has more than {epochs} epochs",
+            f"tune.grace_epochs: {tune.grace_epochs}, more than {longest} would change nothing in {most_epochs(config)} epochs",
             "Lower it, or set tune.scheduler to none.",
         )
     return tune

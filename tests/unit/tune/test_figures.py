@@ -77,7 +77,13 @@ def drawn(
     settings = tune_of(**tune)
     winner = best(trials, settings.metrics, ["max"] * len(settings.metrics))
     return draw(
-        settings, trials, winner, importance or {}, curves_of(trials) if curves is None else curves, tasks
+        settings,
+        "max",
+        trials,
+        winner,
+        importance or {},
+        curves_of(trials) if curves is None else curves,
+        tasks,
     )
 
 
@@ -107,9 +113,18 @@ def test_the_winner_can_be_told() -> None:
     for name in ("parallel.png", "curves.png"):
         settings = tune_of()
         with_winner, without = (
-            draw(settings, trials, one, {}, curves_of(trials), TASKS)[name] for one in (other[1], None)
+            draw(settings, "max", trials, one, {}, curves_of(trials), TASKS)[name] for one in (other[1], None)
         )
         assert with_winner != without
+
+
+def test_the_better_is_the_darker_of_an_error_too() -> None:
+    trials = some_trials()
+    figures = [
+        draw(tune_of(), mode, trials, None, {}, {}, TASKS)["parallel.png"] for mode in ("max", "min", "max")
+    ]
+    assert figures[0] == figures[2]
+    assert figures[0] != figures[1]
 
 
 def test_nothing_is_drawn_of_nothing() -> None:
@@ -153,5 +168,5 @@ def test_choices_with_dollar_signs_are_no_formulas() -> None:
     ).tune
     assert tune is not None
     trials = [trial_of(n, 0.5 + n / 10, values={"students.half.model": one}) for n, one in enumerate(models)]
-    figures = draw(tune, trials, trials[0], {"students.half.model": 1.0}, {}, ["movies/accuracy"])
+    figures = draw(tune, "max", trials, trials[0], {"students.half.model": 1.0}, {}, ["movies/accuracy"])
     assert all(ink(png) > 0.002 for png in figures.values())

@@ -391,13 +391,16 @@ def test_names_that_no_config_could_have_are_refused_at_once() -> None:
     assert error.cause == f"name: {'x' * 53}-best-seed10 has more than 64 characters"
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
-def test_grace_that_no_trial_outlives_is_refused(scheduler: str) -> None:
+@pytest.mark.parametrize(("scheduler", "longest"), [("asha", 4), ("pbt", 3)])
+def test_grace_that_no_trial_outlives_is_refused(scheduler: str, longest: int) -> None:
     space = {"loss.temperature": UNIFORM}
     given = {**POPULATION, "scheduler": scheduler}
-    checked(search_of(space, **given, grace_epochs=4))
-    error = refusal(space, **given, grace_epochs=5)
-    assert error.cause == "tune.grace_epochs: 5, but no trial has more than 4 epochs"
+    checked(search_of(space, **given, grace_epochs=longest))
+    error = refusal(space, **given, grace_epochs=longest + 1)
+    assert (
+        error.cause
+        == f"tune.grace_epochs: {longest + 1}, more than {longest} would change nothing in 4 epochs"
+    )
     checked(search_of(space, scheduler="none", grace_epochs=5))
 
 
