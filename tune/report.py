@@ -227,6 +227,11 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     front = sum(trial["pareto"] for trial in found["trials"])
     which = f", of {front} on the Pareto front that with the highest macro score," if _several(found) else ""
     paragraphs = [f"{lead} The winner{which} is trial {winner['number']}, {scores} on validation: {values}."]
+    if found["scheduler"] == "pbt":
+        paragraphs.append(
+            "Values of a population change on the way, weights pass from trial to trial: shown are each trial's last "
+            "values. `best.yaml` trains with the winner's from the start, which need not give its score again."
+        )
     if "test" in found:
         paragraphs.append(_gain(found["test"]))
     return paragraphs

@@ -188,6 +188,11 @@ def test_verdict_counts_and_names_the_winner() -> None:
     ]
 
 
+def test_verdict_says_what_a_populations_values_are() -> None:
+    _, words = verdict(found_of(scheduler="pbt", algorithm="random"))
+    assert "last values" in words
+
+
 def test_verdict_without_a_winner() -> None:
     lost = [trial_of(0, status="failed", error="lost"), trial_of(1, status="interrupted")]
     assert verdict(found_of(lost)) == [
