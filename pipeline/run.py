@@ -359,6 +359,7 @@ def _report(run: Run, register: str | None = None) -> dict[str, Any]:
                 tracker.model(student_key(student), f"{student}-{task}", folder, opener)
                 if register is not None:
                     version = register if len(config.tasks) == 1 else f"{register}-{task}"
+                    run.display.line(f"registering {task} of {student} as {version}")
                     tracker.register(student_key(student), f"{student}-{task}", version)
             else:  # no pipeline that MLflow could load it with: the folder itself
                 tracker.artifacts(student_key(student), folder, f"models/{task}")

@@ -147,6 +147,8 @@ def test_a_search_for_several_metrics_says_who_is_on_the_front() -> None:
     (text,) = verdict(found)
     assert "The winner, of 2 on the Pareto front that with the highest macro score, is trial 1" in text
     assert "macro/score 90.0, movies/ece 0.200 on validation" in text
+    alone = found_of(trials[:1], metric=["macro/score", "movies/ece"], scheduler="none")
+    assert "The winner, alone on the Pareto front, is trial 0" in verdict(alone)[0]
     lines = [
         line
         for line in markdown(found, []).splitlines()
