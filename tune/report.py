@@ -57,8 +57,9 @@ def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> RenderableTyp
     paths = list(trials[0].values) if trials else []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(("trial", "", *paths, *metrics, "epochs", "s")):
-        head = Text(name)  # no markup, whatever brackets it has
-        table.add_column(head, justify="right" if number > 1 else "left")
+        # No markup, whatever brackets it has; a part a line: cut short, two paths would look the same.
+        head = Text(name.replace(".", ".\n"), overflow="fold")
+        table.add_column(head, justify="right" if number > 1 else "left", vertical="bottom")
     for trial in trials:
         scores = [measured(one, trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
         table.add_row(

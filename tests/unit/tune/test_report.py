@@ -298,14 +298,14 @@ def test_files_are_written_and_compare_reads_them(tmp_path: Path) -> None:
 
 def seen(trials: list[Trial], metrics: tuple[str, ...] = ("macro/score",)) -> str:
     file = io.StringIO()
-    Console(file=file, width=160).print(live_table(trials, metrics))
+    Console(file=file, width=120).print(live_table(trials, metrics))
     return file.getvalue()
 
 
 def test_live_table() -> None:
     running = trial_of(4, status="running", values=some_trials()[0].values)
     text = seen([*some_trials(), running])
-    assert re.search(r"trial +loss.temperature +students.half.layers +macro/score +epochs +s", text)
+    assert re.search(r"half\.\s+trial +temperature +layers +macro/score +epochs +s", text)
     assert re.search(r"1 +finished +3\.142 +\[0, 3\] +84\.5 +4 +59", text)
     assert re.search(r"3 +failed +1 +1 +– +0 +0", text)
     assert re.search(r"4 +running +2 +1 +– +0 +0", text)
@@ -322,6 +322,12 @@ def test_brackets_are_no_markup(name: str) -> None:
 
 def test_a_trial_whose_values_are_others_is_shown() -> None:
     assert "–" in seen([some_trials()[0], trial_of(1, values={})])
+
+
+def test_long_paths_can_be_told_apart() -> None:
+    paths = [f"aggregation.teacher_weights.{name}-minilm" for name in ("movies", "tweets", "reviews")]
+    text = seen([trial_of(0, values=dict.fromkeys(paths, 1.0))], ("macro/score",))
+    assert all(path.rpartition(".")[2] in text for path in paths)
 
 
 def test_trial_line() -> None:
