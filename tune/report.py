@@ -220,9 +220,9 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
         counts[trial["status"]] = counts.get(trial["status"], 0) + 1
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
     winner = next((trial for trial in found["trials"] if trial["best"]), None)
-    lead = f"{len(found['trials'])} trials of **{found['student']}**: {ended}."
+    lead = f"{len(found['trials'])} trials of **{found['student']}**: {ended or 'none had begun'}."
     if winner is None:
-        return [f"{lead} None of them has a score."]
+        return [f"{lead} None of them has a score." if counts else lead]
     scores = ", ".join(f"{one} {measured(one, winner['scores'][one])}" for one in found["metrics"])
     values = ", ".join(f"`{path}` {shown(value)}" for path, value in winner["values"].items())
     front = sum(trial["pareto"] for trial in found["trials"])

@@ -190,6 +190,10 @@ def test_verdict_counts_and_names_the_winner() -> None:
     ]
 
 
+def test_verdict_of_a_study_that_was_interrupted_at_once() -> None:
+    assert verdict(found_of([])) == ["0 trials of **half**: none had begun."]
+
+
 def test_verdict_says_what_a_populations_values_are() -> None:
     _, words = verdict(found_of(scheduler="pbt", algorithm="random"))
     assert "last values" in words
