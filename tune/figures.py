@@ -97,7 +97,8 @@ def _parallel(tune: TuneConfig, mode: str, trials: Sequence[Trial], winner: Tria
         marks = _marks(tune.space[name]) if name in tune.space else _score_marks(metric, scores)
         for text, height in marks:
             axes.text(position + 0.03, height, text, fontsize=7, color=SOFT, va="center")
-    axes.set_xticks(x, [short(name, 24).replace(".", ".\n", 1) for name in names], fontsize=7.5)
+    labels = [".\n".join(short(part, 24) for part in name.split(".")) for name in names]
+    axes.set_xticks(x, labels, fontsize=7.5)
     axes.set_xlim(-0.2, len(names) - 0.5)
     axes.set_ylim(-0.05, 1.05)
     axes.yaxis.set_visible(False)
