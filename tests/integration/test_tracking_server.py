@@ -53,7 +53,9 @@ def listening_elsewhere(port: int) -> list[str]:
     return [a for a in addresses if a.endswith(f":{port:04X}") and not a.startswith("0100007F:")]
 
 
-def test_points_are_replayed_when_the_server_is_back(tmp_path: Path) -> None:
+def test_points_are_replayed_when_the_server_is_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ui_command(config(tmp_path, uri=None), port=5600)
     port = int(command[-1])
     url = f"http://127.0.0.1:{port}"
@@ -90,5 +92,6 @@ def test_points_are_replayed_when_the_server_is_back(tmp_path: Path) -> None:
         history = client.get_metric_history(outcome.run_ids["half"], "loss")
         assert [(point.step, point.value) for point in history] == [(step, step / 10) for step in range(1, 7)]
         assert client.get_run(outcome.run_ids["half"]).info.status == "FINISHED"
+        assert capsys.readouterr().out == "", "MLflow prints nothing among the progress"
         assert client.get_run(outcome.run_ids[""]).info.status == "KILLED"
         assert [artifact.path for artifact in client.list_artifacts(outcome.run_ids[""])] == ["report.md"]
