@@ -67,8 +67,14 @@ def runs_page(config: RunConfig, port: int) -> str:
 
     MLflow by itself opens elsewhere, on its pages for applications of language models.
     """
-    ledger = Ledger(config.run_dir / "mlflow.json", redact("uri", config.tracking_uri), config.experiment)
-    experiment = f"/{ledger.experiment_id}/runs" if ledger.experiment_id else ""
+    seeds_and_study = sorted(Path(config.runs_dir).glob(f"{config.name}-*"))  # a name has no wildcards
+    uri = redact("uri", config.tracking_uri)
+    ledgers = (
+        Ledger(folder / "mlflow.json", uri, config.experiment)
+        for folder in (config.run_dir, *seeds_and_study)
+    )
+    known = next((ledger.experiment_id for ledger in ledgers if ledger.experiment_id), None)
+    experiment = f"/{known}/runs" if known else ""
     return f"http://127.0.0.1:{port}/#/experiments{experiment}"
 
 

@@ -50,4 +50,12 @@ def test_the_runs_page_is_the_experiments(launch: Launch, settings: RunConfig) -
     tracker = launch()
     tracker.run("", settings.name, "parent", {}, {})
     experiment = tracker.close(timeout_s=60).experiment_id
-    assert runs_page(settings, 5001) == f"http://127.0.0.1:5001/#/experiments/{experiment}/runs"
+    page = f"http://127.0.0.1:5001/#/experiments/{experiment}/runs"
+    assert runs_page(settings, 5001) == page
+    settings.run_dir.rename(
+        settings.run_dir.with_name(f"{settings.name}-study")
+    )  # a search has no other folder
+    assert runs_page(settings, 5001) == page
+    other = settings.run_dir.with_name(f"{settings.name}-study").rename(settings.run_dir.with_name("other"))
+    assert other.exists()
+    assert runs_page(settings, 5001) == "http://127.0.0.1:5001/#/experiments"
