@@ -385,15 +385,20 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:
     """AdamW, fused, or SGD; weight decay on matrices only, heads at their own rate. Each group's peak: `initial_lr`."""
     encoder = set(student.encoder.parameters())
-    groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    # Groups by what a parameter is, not by its settings: checkpoints, which a trial with others may take over, count on
+    # their order.
+    groups: dict[tuple[bool, bool], list[Tensor]] = {(e, m): [] for e in (True, False) for m in (True, False)}
     for parameter in student.parameters():
         if parameter.requires_grad:
-            rate = config.learning_rate if parameter in encoder else config.head_learning_rate
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            groups[rate or config.learning_rate, decay].append(parameter)
+            groups[parameter in encoder, parameter.ndim > 1].append(parameter)
+    head_rate = config.head_learning_rate or config.learning_rate
     options = [
-        {"params": parameters, "initial_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
+        {
+            "params": parameters,
+            "initial_lr": config.learning_rate if in_encoder else head_rate,
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+        }
+        for (in_encoder, is_matrix), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
         # Not fused: that fails where a head gets its first gradient at a later step than the encoder.

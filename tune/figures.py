@@ -41,7 +41,8 @@ def draw(
 ) -> dict[str, bytes]:
     """Figures by file name, those there is something to show of.
 
-    mode: ``max`` or ``min`` of the first metric · curves: by trial, validation points as metrics.jsonl has them · task_metrics: ``<task>/<metric>`` of each task.
+    mode: ``max`` or ``min`` of the first metric · curves: by trial, validation points as metrics.jsonl has them ·
+    task_metrics: ``<task>/<metric>`` of each task.
     """
     scored = [trial for trial in trials if tune.metrics[0] in trial.scores]
     if not scored:

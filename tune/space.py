@@ -38,7 +38,7 @@ SHARED = {  # what every trial shares, or what makes it one of this study
 SEARCHABLE_IN_TASKS = "tasks.*.aggregation.*"
 MUTABLE = (
     *("loss.*", "students.*.loss.*", "aggregation.*", "tasks.*.aggregation.*"),
-    *("*train.learning_rate", "*train.weight_decay"),
+    *("*train.learning_rate", "*train.head_learning_rate", "*train.weight_decay"),
 )
 """What population-based training may change in the middle of a training."""
 

@@ -114,14 +114,25 @@ def test_weight_decay_is_for_matrices_alone() -> None:
     student = student_of(two_tasks())
     frozen = student.encoder.get_parameter("embeddings.position_embeddings.weight")
     frozen.requires_grad_(False)
-    decayed, free = make_optimizer(student, settings(weight_decay=0.02)).param_groups
     names = {id(parameter): name for name, parameter in student.named_parameters()}
-    decays = {names[id(p)] for p in decayed["params"]}
-    spared = {names[id(p)] for p in free["params"]}
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.02, 0.0)
+    decays, spared = set[str](), set[str]()
+    groups = make_optimizer(student, settings(weight_decay=0.02)).param_groups
+    for group in groups:
+        (decays if group["weight_decay"] == 0.02 else spared).update(names[id(p)] for p in group["params"])
+    assert {group["weight_decay"] for group in groups} == {0.02, 0.0}
     assert spared == {name for name in names.values() if name.endswith("bias") or "LayerNorm" in name}
     assert decays | spared == set(names.values()) - {names[id(frozen)]}
-    assert len(decayed["params"]) + len(free["params"]) == len(decays) + len(spared)  # each parameter once
+    assert sum(len(group["params"]) for group in groups) == len(decays) + len(spared)  # each parameter once
+
+
+def test_what_a_checkpoint_counts_on_does_not_hang_on_settings() -> None:
+    student = student_of(two_tasks())
+
+    def order(**changes: Any) -> list[int]:
+        groups = make_optimizer(student, settings(**changes)).param_groups
+        return [id(parameter) for group in groups for parameter in group["params"]]
+
+    assert order() == order(weight_decay=0.0) == order(head_learning_rate=0.5) == order(optimizer="sgd")
 
 
 def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
