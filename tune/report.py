@@ -226,10 +226,9 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     scores = ", ".join(f"{one} {measured(one, winner['scores'][one])}" for one in found["metrics"])
     values = ", ".join(f"`{path}` {shown(value)}" for path, value in winner["values"].items())
     front = sum(trial["pareto"] for trial in found["trials"])
-    several = ", alone on the Pareto front,"
-    if front > 1:
-        several = f", of {front} on the Pareto front that with the highest macro score,"
-    which = several if _several(found) else ""
+    many = f"of {front} on the Pareto front that with the highest macro score"
+    place = many if front > 1 else "alone on the Pareto front"
+    which = f", {place}," if _several(found) else ""
     paragraphs = [f"{lead} The winner{which} is trial {winner['number']}, {scores} on validation: {values}."]
     if found["scheduler"] == "pbt":
         paragraphs.append(
