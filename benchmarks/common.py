@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import SPLITS, DataConfig, TaskConfig
+from pipeline.config.schema import SPLITS, DataConfig, TaskConfig
 from pipeline.data import TaskData, load_task
 
 ASSETS = Path(".cache/assets")

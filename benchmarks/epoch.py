@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.batch import Ragged, SoftTargets
-from pipeline.config import TrainConfig
+from pipeline.config.schema import TrainConfig
 from pipeline.data import TaskData
 from pipeline.loop import LossPlan, TaskSet, Trainer
 from pipeline.models import open_tokenizer

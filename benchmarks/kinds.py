@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.common import ASSETS, machine, paired, ratios, spread
 from pipeline.batch import Ragged, SoftTargets
-from pipeline.config import SPLITS, TaskConfig, TrainConfig
-from pipeline.config_explain import overlay
+from pipeline.config.explain import overlay
+from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
 from pipeline.data import TaskData, load_task
 from pipeline.loop import LossPlan, TaskSet, Trainer
 from pipeline.models import open_tokenizer

@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.cluster import connected
-from pipeline.config import ServingConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import ServingConfig
 from pipeline.data import TaskData
 from pipeline.models import open_tokenizer
 from students.export import save_task

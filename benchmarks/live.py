@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
 from pipeline.loop import TaskSet
 from pipeline.models import resolve
 from pipeline.prepare import Inputs, prepare, teacher_specs

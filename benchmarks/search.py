@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import machine, ratios, spread
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
 from pipeline.prepare import prepare
 from pipeline.train import Job, job_folder
 from tune.run import best_config, study_config

@@ -35,9 +35,9 @@ from pathlib import Path
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from benchmarks.epoch import filled_store, one_epoch, trainer
 from examples.mlflow_server import is_well
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
-from pipeline.config_view import flatten
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import flatten
 from pipeline.loop import METRICS, Trainer, read_metrics
 from pipeline.spool import Ledger
 from pipeline.tracking import TrackingOutcome, open_tracker

@@ -1,4 +1,4 @@
-"""Writes docs/config.md out of the schema in pipeline/config.py.
+"""Writes docs/config.md out of the schema in pipeline/config/schema.py.
 
 ::
 
@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 
 PAGE = Path(__file__).with_name("config.md")
 PLACEHOLDERS = {
@@ -42,7 +42,7 @@ WORDS = {
 }
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 INTRO = """\
-<!-- Made by `python docs/config_reference.py` from pipeline/config.py; do not edit. -->
+<!-- Made by `python docs/config_reference.py` from pipeline/config/schema.py; do not edit. -->
 # Config reference
 
 Every key of a run's YAML file. A key that is not here is refused with the nearest name, a value of another type too, and

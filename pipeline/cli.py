@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from pipeline.cluster import lock_private_ray
-from pipeline.config import RunConfig, Split
-from pipeline.config_load import load_config
-from pipeline.config_view import notes, to_yaml
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig, Split
+from pipeline.config.view import notes, to_yaml
 from pipeline.errors import TutelageError
 
 if TYPE_CHECKING:

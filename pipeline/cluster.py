@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, ExhaustedError
 
 OBJECT_STORE_BYTES = (

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged, content_keys, token_budget_batches
-from pipeline.config import SPLITS, DataConfig, RunConfig, Split, TaskConfig
+from pipeline.config.schema import SPLITS, DataConfig, RunConfig, Split, TaskConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks import Task, kind_of
 from pipeline.tasks.label_columns import Column, names_of

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_view
 from pipeline import group_report as reports
 from pipeline import run as runs
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import connected
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
+from pipeline.config import view as config_view
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError
 from pipeline.stop import StopSignals, locked

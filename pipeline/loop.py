@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from pipeline.config import OptimizationConfig
+from pipeline.config.schema import OptimizationConfig
 from pipeline.data import Schedule, Step
 from pipeline.errors import DivergedError
 from pipeline.losses import LossWeights, annealed

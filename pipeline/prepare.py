@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster import check_gpus
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, is_present
-from pipeline.config import SPLITS, RunConfig, Split
+from pipeline.config.schema import SPLITS, RunConfig, Split
 from pipeline.data import TaskData
 from pipeline.loop import METRICS, read_metrics
 from pipeline.models import weights_size

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config_view
 from pipeline import report as reports
 from pipeline import train as training
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import check_room, connected
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
+from pipeline.config import view as config_view
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
 from pipeline.loop import METRICS, read_metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from pipeline.config import RunConfig, Split
+from pipeline.config.schema import RunConfig, Split
 from pipeline.data import load_task
 from pipeline.errors import ConfigError
 from pipeline.tasks import kind_of

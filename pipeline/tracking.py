@@ -29,8 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipeline.config import RunConfig
-from pipeline.redact import redact
+from pipeline.config.redact import redact
+from pipeline.config.schema import RunConfig
 from pipeline.spool import Ledger, Point, Tail, unsent
 from pipeline.tracking_calls import METRICS_A_BATCH, Calls, batches
 from pipeline.tracking_uri import artifact_root

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.config import RunConfig
+from pipeline.config.redact import redact
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.redact import redact
 from pipeline.spool import Ledger
 
 SERVERS = ("http", "https", "databricks")

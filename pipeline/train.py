@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import errors
 from pipeline.checkpoint import remove_checkpoints, write_atomically
 from pipeline.cluster import cpus_per_worker
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data import Schedule, TaskData
 from pipeline.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
 from pipeline.models import open_tokenizer, resolve

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.checkpoint import write_atomically
-from pipeline.config import FineTuneConfig, ServingConfig
+from pipeline.config.schema import FineTuneConfig, ServingConfig
 from pipeline.data import TaskData
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer

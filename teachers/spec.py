@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.config import ServingConfig
+from pipeline.config.schema import ServingConfig
 from pipeline.tasks import Task
 
 

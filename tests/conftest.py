@@ -304,7 +304,7 @@ class TinyRun(Protocol):
     """Makes whole configs."""
 
     def __call__(self, **sections: Any) -> dict[str, Any]:
-        """A valid run as plain dicts, for `pipeline.config_load.parse_config`; `sections` replace whole sections.
+        """A valid run as plain dicts, for `pipeline.config.load.parse_config`; `sections` replace whole sections.
 
         Tasks `mood` (bad, good) and `tone` (bad, good, plain); teachers `mood-bert`, `mood-distilbert` and
         `tone-bert`, each to be fine-tuned for one epoch; students `cut` (one layer of mood-bert) and `bare`

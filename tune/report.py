@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.checkpoint import write_atomically
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
 from pipeline.significance import Spread, floor, sign_flip_p
 from tune.importance import importance

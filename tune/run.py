@@ -17,9 +17,9 @@ from pipeline import group_report
 from pipeline import run as runs
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import connected
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
-from pipeline.config_view import flatten_values, to_yaml
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import flatten_values, to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.loop import METRICS

@@ -31,7 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipeline import errors
 from pipeline.checkpoint import remove_checkpoints
-from pipeline.config import RunConfig, TuneConfig
+from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
 from pipeline.train import RESULT, job_folder, stop_file
 from tune.space import (

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import LONGEST_NAME, Distribution, RunConfig, TuneConfig
-from pipeline.config_load import parse_config
-from pipeline.config_view import RESULT_FREE
+from pipeline.config.load import parse_config
+from pipeline.config.schema import LONGEST_NAME, Distribution, RunConfig, TuneConfig
+from pipeline.config.view import RESULT_FREE
 from pipeline.errors import ConfigError
 from pipeline.tasks import kind_of
 

@@ -15,7 +15,7 @@ import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.checkpoint import adopt_checkpoint, newest_checkpoint, write_atomically
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData
 from pipeline.loop import METRICS, read_metrics
 from pipeline.step import Workers

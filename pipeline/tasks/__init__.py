@@ -29,7 +29,7 @@ from pipeline.tasks.text_classification import TextClassification
 from pipeline.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
-    from pipeline.config import TaskConfig
+    from pipeline.config.schema import TaskConfig
 
 
 class Task(Protocol):

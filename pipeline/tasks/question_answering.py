@@ -43,7 +43,7 @@ from pipeline.tasks.windows import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import TaskConfig
+    from pipeline.config.schema import TaskConfig
 
 LONGEST_ANSWER = 30
 """Words that a predicted answer may have, as many as Hugging Face's ``run_qa`` allows tokens by default."""

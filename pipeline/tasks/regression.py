@@ -24,7 +24,7 @@ from pipeline.tasks.text import texts_of
 from pipeline.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
-    from pipeline.config import TaskConfig
+    from pipeline.config.schema import TaskConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.tasks.label_columns import Column
 
 if TYPE_CHECKING:
-    from pipeline.config import TaskConfig
+    from pipeline.config.schema import TaskConfig
 
 
 def text_roles(config: TaskConfig) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text import encode_texts, text_roles, texts_of
 
 if TYPE_CHECKING:
-    from pipeline.config import TaskConfig
+    from pipeline.config.schema import TaskConfig
 
 
 @dataclass(frozen=True)

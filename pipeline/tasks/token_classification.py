@@ -32,7 +32,7 @@ from pipeline.tasks.text import flat_columns, pads_of
 from pipeline.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
-    from pipeline.config import TaskConfig
+    from pipeline.config.schema import TaskConfig
 
 OUTSIDE = "O"
 TAG = re.compile(r"([BIES])(?:-(.*))?", re.DOTALL)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import SPLITS, RunConfig
-from pipeline.config_load import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.loop import METRICS, read_metrics
 from pipeline.train import PREDICTIONS, RESULT, jobs_of

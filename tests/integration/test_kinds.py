@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from pipeline.config_load import load_config
+from pipeline.config.load import load_config
 from pipeline.data import load_task
 from teachers.teacher import Teacher
 from tests.conftest import BAD, FILLER, GOOD, Architecture, TinyModel

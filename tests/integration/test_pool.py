@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from pipeline.batch import Examples, Ragged, content_keys
-from pipeline.config import ServingConfig
+from pipeline.config.schema import ServingConfig
 from pipeline.errors import BadTargetsError, ExhaustedError
 from pipeline.tasks.text_classification import TextClassification
 from teachers import pool

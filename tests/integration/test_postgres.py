@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from examples.mlflow_server import find_postgres, make_cluster, postgres, server_user
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError
 from pipeline.tracking import open_tracker
 from tests.conftest import TinyModel

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
 from pipeline.tracking import open_tracker
 from pipeline.tracking_uri import ui_command
 from tests.integration.command import wait_until

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from pipeline import train as training
 from pipeline.batch import SoftTargets
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import DivergedError
 from pipeline.loop import METRICS, read_metrics

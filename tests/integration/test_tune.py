@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config_load import load_config
+from pipeline.config.load import load_config
 from tests.conftest import TinyModel
 from tests.integration.command import (
     TUTELAGE,

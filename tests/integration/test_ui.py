@@ -24,9 +24,9 @@ import pytest
 from playwright.sync_api import Browser, FloatRect, Locator, Page, Route, expect, sync_playwright
 
 from pipeline import run as product
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
-from pipeline.config_view import flatten, flatten_values
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import flatten, flatten_values
 from pipeline.loop import METRICS
 from pipeline.tracking import Status, Tracker, open_tracker
 from pipeline.tracking_uri import runs_page, ui_command

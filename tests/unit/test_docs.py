@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 from docs import config_reference
 from pipeline import errors
 from pipeline.cli import app
-from pipeline.config_load import load_config, parse_config
+from pipeline.config.load import load_config, parse_config
 from teachers.aggregation import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("pipeline", "pipeline/tasks", "students", "teachers", "tune")
+PACKAGES = ("pipeline", "pipeline/config", "pipeline/tasks", "students", "teachers", "tune")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = vars(typer.main.get_command(app))["commands"]

@@ -24,9 +24,9 @@ SCRIPTS = sorted(
 )
 
 LIGHT = (
-    "pipeline.config",
-    "pipeline.config_explain",
-    "pipeline.config_load",
+    "pipeline.config.schema",
+    "pipeline.config.explain",
+    "pipeline.config.load",
     "pipeline.errors",
     "pipeline.batch",
     "pipeline.tracking_uri",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.tracking import Tracker, open_tracker
 from tests.unit.pipeline.tracked import Launch, config
 

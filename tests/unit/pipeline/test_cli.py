@@ -19,8 +19,8 @@ import yaml
 from filelock import FileLock
 
 from pipeline import cli
-from pipeline.config_load import load_config, parse_config
-from pipeline.config_view import to_yaml
+from pipeline.config.load import load_config, parse_config
+from pipeline.config.view import to_yaml
 from pipeline.errors import TutelageError
 from tests.conftest import TinyModel, TinyRun, write_csv
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import connected
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ExhaustedError
 from tests.conftest import TinyRun
 

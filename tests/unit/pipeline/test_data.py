@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
-from pipeline.config import SPLITS, Split, TaskConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import SPLITS, Split, TaskConfig
 from pipeline.data import Schedule, TaskData, _hold_out, _limit, _separate, load_task, load_tasks
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.text_classification import TextClassification

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline import group, run
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config, parse_config
-from pipeline.config_view import to_yaml
+from pipeline.config.load import load_config, parse_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, DivergedError, InterruptedRunError, LockedError
 from pipeline.report import build

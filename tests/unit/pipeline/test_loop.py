@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline import loop
 from pipeline.checkpoint import load_checkpoint
-from pipeline.config import EarlyStoppingConfig
+from pipeline.config.schema import EarlyStoppingConfig
 from pipeline.data import Schedule
 from pipeline.errors import DivergedError
 from pipeline.loop import LossPlan, TaskSet, Trainer, learning_rate_factor, make_optimizer

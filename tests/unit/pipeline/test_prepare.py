@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
 from pipeline.errors import TutelageError
 from pipeline.prepare import Inputs, prepare
 from tests.conftest import TinyModel, TinyRun, write_csv

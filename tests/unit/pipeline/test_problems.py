@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pipeline.batch import UNLABELLED, SoftTargets
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
 from pipeline.data import Schedule, TaskData, load_tasks
 from pipeline.loop import METRICS, TaskSet, read_metrics
 from pipeline.models import open_tokenizer

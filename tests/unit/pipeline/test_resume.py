@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import EarlyStoppingConfig
+from pipeline.config.schema import EarlyStoppingConfig
 from pipeline.loop import METRICS, StopWatch, Trainer, read_metrics
 from pipeline.tasks.text_classification import TextClassification
 from tests.unit.pipeline.training import (

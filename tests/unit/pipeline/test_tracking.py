@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
-from pipeline.config_view import flatten
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import flatten
 from pipeline.tracking import NullTracker, TrackingOutcome, best_metrics, open_tracker
 from tests.unit.pipeline.tracked import Launch, Stored, close, config
 

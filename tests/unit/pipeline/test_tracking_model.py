@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from tests.unit.pipeline.tracked import Launch, Stored, close
 
 if TYPE_CHECKING:

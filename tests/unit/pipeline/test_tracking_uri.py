@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking import open_tracker
 from pipeline.tracking_uri import runs_page, ui_command

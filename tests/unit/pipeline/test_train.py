@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipeline import train as training
 from pipeline.batch import Ragged, SoftTargets
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
 from pipeline.loop import METRICS, LossPlan, read_metrics

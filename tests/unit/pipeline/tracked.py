@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
 from pipeline.tracking import NullTracker, Tracker, TrackingOutcome
 
 if TYPE_CHECKING:

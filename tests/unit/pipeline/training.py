@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, Ragged
-from pipeline.config import OptimizationConfig
+from pipeline.config.schema import OptimizationConfig
 from pipeline.loop import METRICS, LossPlan, TaskSet, Trainer, read_metrics
 from pipeline.step import Aggregation, Workers
 from pipeline.tasks import Task

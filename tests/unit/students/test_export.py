@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_tokenizer
 from pipeline.step import predict

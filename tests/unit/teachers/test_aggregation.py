@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
 from pipeline.batch import ABSENT, UNLABELLED
-from pipeline.config import AggregationConfig
+from pipeline.config.schema import AggregationConfig
 from teachers.aggregation import (
     Strategy,
     aggregate,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.batch import UNLABELLED, Ragged
-from pipeline.config import EarlyStoppingConfig, FineTuneConfig, TaskConfig
+from pipeline.config.schema import EarlyStoppingConfig, FineTuneConfig, TaskConfig
 from pipeline.data import TaskData, load_task
 from pipeline.loop import METRICS, read_metrics
 from teachers import fine_tune as fine_tuning

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged, content_keys
-from pipeline.config import ServingConfig
+from pipeline.config.schema import ServingConfig
 from pipeline.errors import TeacherError
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.config_load import parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.schema import RunConfig
 from tune.study import Status, Trial
 
 SPACE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from pipeline.config import TuneConfig
+from pipeline.config.schema import TuneConfig
 from pipeline.figures import DPI, WIDTH
 from tests.unit.tune.studies import search_of, trial_of
 from tune.figures import draw

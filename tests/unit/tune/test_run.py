@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from pipeline.checkpoint import write_atomically
-from pipeline.config import RunConfig
-from pipeline.config_load import load_config
-from pipeline.config_view import differences, to_yaml
+from pipeline.config.load import load_config
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import differences, to_yaml
 from pipeline.errors import ConfigError
 from tests.unit.pipeline.tracked import Noted
 from tests.unit.tune.studies import SPACE, search_of, trial_of

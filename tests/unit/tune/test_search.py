@@ -28,7 +28,7 @@ from ray.tune.schedulers import (
 from ray.tune.utils import flatten_dict
 
 from pipeline.checkpoint import save_checkpoint
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.errors import DivergedError, TeacherError
 from tests.unit.tune.studies import search_of, trial_of
 from tune.search import (

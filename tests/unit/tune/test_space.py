@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Distribution, RunConfig
+from pipeline.config.schema import Distribution, RunConfig
 from pipeline.errors import ConfigError
 from tests.unit.tune.studies import SPACE, search_of
 from tune import space as space_of_values

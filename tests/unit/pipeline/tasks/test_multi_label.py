@@ -19,7 +19,7 @@ from torch.nn import BCEWithLogitsLoss
 from torchmetrics.functional.classification import multilabel_exact_match, multilabel_f1_score
 
 from pipeline.batch import ABSENT, UNLABELLED, Examples, Ragged
-from pipeline.config import TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.errors import DataError
 from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
 from pipeline.models import open_tokenizer

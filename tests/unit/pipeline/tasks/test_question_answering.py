@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel
 
 from pipeline.batch import ABSENT, Examples, Ragged
-from pipeline.config import TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.data import load_task
 from pipeline.errors import ConfigError, DataError, TeacherError
 from pipeline.losses import LossWeights

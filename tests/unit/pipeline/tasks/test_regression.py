@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Examples, Ragged
-from pipeline.config import TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, hard_squared_error, soft_squared_error, task_loss
 from pipeline.models import open_tokenizer

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification
 
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, is_present
-from pipeline.config import DataConfig, TaskConfig
+from pipeline.config.schema import DataConfig, TaskConfig
 from pipeline.data import load_task
 from pipeline.errors import DataError, TeacherError
 from pipeline.evaluate import bootstrap

@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipeline.config import RunConfig
-from pipeline.redact import redact
+from pipeline.config.redact import redact
+from pipeline.config.schema import RunConfig
 from pipeline.significance import ALPHA, floor, pairs_needed
 
 RESULT_FREE = (  # keys that change where and how a run is done, not what comes out

@@ -15,13 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import SPLITS, RunConfig
-from pipeline.config_load import load_config, parse_config
-from pipeline.config_view import differences, flatten, notes, to_yaml
+from pipeline.config.load import load_config, parse_config
+from pipeline.config.redact import redact
+from pipeline.config.schema import SPLITS, RunConfig
+from pipeline.config.view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
-from pipeline.redact import redact
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 TASK = {"kind": "text-classification", "data": {"path": "csv"}}
 RUN: dict[str, Any] = {
@@ -913,7 +913,7 @@ def test_another_teacher_or_student_is_a_difference() -> None:
 
 def test_importing_the_config_is_light() -> None:
     heavy = ["torch", "ray", "mlflow", "transformers", "datasets", "numpy", "pandas"]
-    script = f"import sys, pipeline.config; print([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, pipeline.config.schema; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

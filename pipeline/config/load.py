@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from pipeline.config import LONGEST_NAME, RunConfig
-from pipeline.config_explain import explain
+from pipeline.config.explain import explain
+from pipeline.config.schema import LONGEST_NAME, RunConfig
 from pipeline.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.redact import redact
 from pipeline.errors import ConfigError
-from pipeline.redact import redact
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

@@ -1,0 +1,1 @@
+"""A run's config: schema, loading, checks, views."""
