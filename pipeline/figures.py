@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.evaluate import confusion, reliability, softmax
+from pipeline.tasks.scores import confusion, reliability, softmax
 
 if TYPE_CHECKING:
     from pipeline.report import RunFacts, TaskResults

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples
 from pipeline.checkpoint import write_atomically
-from pipeline.evaluate import bootstrap
 from pipeline.report_page import markdown
 from pipeline.significance import gap_recovered, retention
 from pipeline.tasks import Task
+from pipeline.tasks.scores import bootstrap
 
 
 @dataclass(frozen=True)

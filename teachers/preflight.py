@@ -24,10 +24,10 @@ from safetensors.numpy import load_file, save_file
 from pipeline.batch import Examples, is_present
 from pipeline.checkpoint import write_atomically
 from pipeline.errors import ExhaustedError, TeacherError, TutelageError
-from pipeline.evaluate import confusion
 from pipeline.losses import soft_kl, soft_squared_error
 from pipeline.models import resolve
 from pipeline.tasks import Task
+from pipeline.tasks.scores import confusion
 from teachers.aggregation import aggregate
 from teachers.spec import TeacherSpec, requested
 from teachers.teacher import Teacher

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline.batch import ABSENT, UNLABELLED, Examples, Ragged, is_present
 from pipeline.errors import DataError
-from pipeline.evaluate import ece, refuse_unlabelled
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
 from pipeline.tasks.label_map import Groups, marginalise
+from pipeline.tasks.scores import ece, refuse_unlabelled
 from pipeline.tasks.text import texts_of
 from pipeline.tasks.text_classification import TextClassification
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from pipeline.batch import UNLABELLED, Encoded, Examples, Ragged, flat_index, token_budget_batches
 from pipeline.errors import DataError, TeacherError
-from pipeline.evaluate import refuse_unlabelled
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
+from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.spans import WORD
 from pipeline.tasks.tensors import TensorBatch, item_mask, pad_items
 from pipeline.tasks.text import texts_of

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pipeline.batch import Examples, Ragged
 from pipeline.errors import DataError
-from pipeline.evaluate import refuse_unlabelled
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
+from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.text import texts_of
 from pipeline.tasks.text_classification import TextClassification
 

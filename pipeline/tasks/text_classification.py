@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import UNLABELLED, Encoded, Examples, Ragged
-from pipeline.evaluate import agreement, class_score, class_statistics, constant_class_score, scores, softmax
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
 from pipeline.tasks.label_map import Groups, label_groups, marginalise
+from pipeline.tasks.scores import (
+    agreement,
+    class_score,
+    class_statistics,
+    constant_class_score,
+    scores,
+    softmax,
+)
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text import encode_texts, text_roles, texts_of
 
@@ -141,7 +148,7 @@ class TextClassification:
     # ---- evaluation
 
     def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
-        """See `pipeline.evaluate.scores`."""
+        """See `pipeline.tasks.scores.scores`."""
         return scores(softmax(values), examples.labels.values)
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, flat_index, is_present
 from pipeline.errors import DataError, TeacherError
-from pipeline.evaluate import refuse_unlabelled, scores, softmax
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
 from pipeline.tasks.label_map import Groups, label_groups
+from pipeline.tasks.scores import refuse_unlabelled, scores, softmax
 from pipeline.tasks.spans import first_covered, last_covered
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
@@ -213,7 +213,7 @@ class TokenClassification(TextClassification):
     def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
         """``f1``, ``precision`` and ``recall`` of whole entities as seqeval's default mode (and conlleval) has
         them, where the labels are entity tags; ``accuracy`` of words; ``nll`` and ``ece`` of the words that the
-        model sees (see `pipeline.evaluate.scores`), left out where it sees none."""
+        model sees (see `pipeline.tasks.scores.scores`), left out where it sees none."""
         hits, said, gold, right, words = self.statistics(values, examples).sum(0)
         found = {"accuracy": float(right / words)}
         if self.has_entities:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged
-from pipeline.evaluate import softmax
 from pipeline.group_report import build as build_group
 from pipeline.report import RunFacts, TaskResults, build
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
+from pipeline.tasks.scores import softmax
 from pipeline.tasks.text_classification import TextClassification
 
 STUDENTS = ("half", "tiny")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluate import agreement, scores, softmax
 from pipeline.report import build, write
 from pipeline.report_page import markdown, verdict
+from pipeline.tasks.scores import agreement, scores, softmax
 from tests.unit.pipeline.results import (
     answers,
     examples_of,

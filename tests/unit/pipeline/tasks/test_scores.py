@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pipeline.batch import UNLABELLED
 from pipeline.errors import DataError
-from pipeline.evaluate import (
+from pipeline.tasks.scores import (
     RESAMPLES,
     agreement,
     bootstrap,
