@@ -39,9 +39,9 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten
 from pipeline.loop import METRICS, Trainer, read_metrics
-from pipeline.spool import Ledger
-from pipeline.tracking import TrackingOutcome, open_tracker
-from pipeline.tracking_uri import free_port, ui_command
+from pipeline.tracking.spool import Ledger
+from pipeline.tracking.tracker import TrackingOutcome, open_tracker
+from pipeline.tracking.uri import free_port, ui_command
 
 SPAWN = multiprocessing.get_context("spawn")
 STUDENT, DONE = "student", "done"

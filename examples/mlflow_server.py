@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import ConfigError, ExhaustedError, TutelageError
-from pipeline.tracking_uri import free_port, quieten
+from pipeline.tracking.uri import free_port, quieten
 
 ROLE = DATABASE = "mlflow"
 PATIENCE_S = 300.0

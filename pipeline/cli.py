@@ -259,7 +259,7 @@ def compare(
 @app.command()
 def ui(run: RunFile, overrides: Overrides = None) -> None:
     """Open MLflow on the run's store, on this machine only."""
-    from pipeline.tracking_uri import runs_page, ui_command
+    from pipeline.tracking.uri import runs_page, ui_command
 
     config = load_config(run, overrides or [])
     command = ui_command(config)

@@ -29,7 +29,7 @@ from pipeline.loop import METRICS, read_metrics
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
-from pipeline.tracking import NullTracker, Role, Tracker, best_metrics, open_tracker
+from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
 from pipeline.train import Job, job_folder, jobs_of
 from students.export import write_model_card
 from teachers.fine_tune import WORK, Request, fine_tune_all, is_finished

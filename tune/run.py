@@ -24,7 +24,7 @@ from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.loop import METRICS
 from pipeline.results import ensemble_scores
-from pipeline.tracking import Status, best_metrics
+from pipeline.tracking.tracker import Status, best_metrics
 from pipeline.train import absolute
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder

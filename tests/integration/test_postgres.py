@@ -22,7 +22,7 @@ from mlflow.entities import Run
 from examples.mlflow_server import find_postgres, make_cluster, postgres, server_user
 from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError
-from pipeline.tracking import open_tracker
+from pipeline.tracking.tracker import open_tracker
 from tests.conftest import TinyModel
 from tests.integration.command import Command, all_processes, descendants, started, wait_until
 

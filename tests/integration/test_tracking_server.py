@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
-from pipeline.tracking import open_tracker
-from pipeline.tracking_uri import ui_command
+from pipeline.tracking.tracker import open_tracker
+from pipeline.tracking.uri import ui_command
 from tests.integration.command import wait_until
 from tests.integration.serving import serving
 

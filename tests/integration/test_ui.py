@@ -28,8 +28,8 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.loop import METRICS
-from pipeline.tracking import Status, Tracker, open_tracker
-from pipeline.tracking_uri import runs_page, ui_command
+from pipeline.tracking.tracker import Status, Tracker, open_tracker
+from pipeline.tracking.uri import runs_page, ui_command
 from pipeline.train import job_folder, jobs_of
 from tests.integration.serving import serving
 

@@ -25,7 +25,11 @@ from teachers.aggregation import Strategy
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("pipeline", "pipeline/config", "pipeline/tasks", "students", "teachers", "tune")
+PACKAGES = sorted(
+    init.parent.relative_to(ROOT).as_posix()
+    for name in ("pipeline", "students", "teachers", "tune")
+    for init in (ROOT / name).rglob("__init__.py")
+)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = vars(typer.main.get_command(app))["commands"]

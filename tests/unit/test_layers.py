@@ -29,7 +29,7 @@ LIGHT = (
     "pipeline.config.load",
     "pipeline.errors",
     "pipeline.batch",
-    "pipeline.tracking_uri",
+    "pipeline.tracking.uri",
 )
 HEAVY = frozenset({"torch", "ray", "mlflow", "transformers"})
 CORE = (
@@ -114,7 +114,7 @@ def test_source_imports_nothing_forbidden(module: str) -> None:
 
 
 def test_only_tracking_imports_mlflow() -> None:
-    tracking = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").glob("tracking*.py")}
+    tracking = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline" / "tracking").glob("*.py")}
     assert set(importers("mlflow", SOURCES)) <= tracking
 
 

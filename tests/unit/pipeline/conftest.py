@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import RunConfig
-from pipeline.tracking import Tracker, open_tracker
+from pipeline.tracking.tracker import Tracker, open_tracker
 from tests.unit.pipeline.tracked import Launch, config
 
 

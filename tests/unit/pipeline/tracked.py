@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
-from pipeline.tracking import NullTracker, Tracker, TrackingOutcome
+from pipeline.tracking.tracker import NullTracker, Tracker, TrackingOutcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

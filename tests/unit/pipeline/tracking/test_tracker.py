@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten
-from pipeline.tracking import NullTracker, TrackingOutcome, best_metrics, open_tracker
+from pipeline.tracking.tracker import NullTracker, TrackingOutcome, best_metrics, open_tracker
 from tests.unit.pipeline.tracked import Launch, Stored, close, config
 
 pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")
@@ -327,7 +327,9 @@ def test_down_at_start(
     assert outcome[0].points_lost == 3 + 2
     assert outcome[0].operations_lost == 6  # run, artifact, model, version, tags, end
     assert outcome[0].run_ids == {}
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.tracking"]
+    (warning,) = [
+        record.getMessage() for record in caplog.records if record.name == "pipeline.tracking.tracker"
+    ]
     assert "tracking.uri" in warning
     assert "hunter2" not in warning + str(outcome[0].uri) + caplog.text
 
@@ -369,9 +371,7 @@ def test_what_was_kept_stands_beside_what_was_last() -> None:
 
 
 def test_importing_tracking_does_not_import_mlflow() -> None:
-    code = (
-        "import sys, pipeline.tracking; sys.exit(any(m in sys.modules for m in ('mlflow', 'torch', 'ray')))"
-    )
+    code = "import sys, pipeline.tracking.tracker; sys.exit(any(m in sys.modules for m in ('mlflow', 'torch', 'ray')))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

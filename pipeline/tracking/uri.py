@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pipeline.config.redact import redact
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.spool import Ledger
+from pipeline.tracking.spool import Ledger
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")

@@ -1,6 +1,6 @@
 """Between training and MLflow: points wait in files, and a ledger says which of them have been sent.
 
-No MLflow here: `pipeline.tracking` sends, this module remembers.
+No MLflow here: `pipeline.tracking.tracker` sends, this module remembers.
 """
 
 from __future__ import annotations

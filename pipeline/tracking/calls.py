@@ -1,6 +1,6 @@
 """Every call that the tracker makes to MLflow, and nothing of when it makes them.
 
-Not covered: waiting, queueing and trying again, which are `pipeline.tracking`'s. All methods raise what MLflow
+Not covered: waiting, queueing and trying again, which are `pipeline.tracking.tracker`'s. All methods raise what MLflow
 raises, and `LookupError` where a run or a model was never begun or logged.
 """
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from pipeline.spool import Ledger, Point, Record
-from pipeline.tracking_model import describe_model, digest, logged_name, registered_name
-from pipeline.tracking_uri import quieten
+from pipeline.tracking.model import describe_model, digest, logged_name, registered_name
+from pipeline.tracking.spool import Ledger, Point, Record
+from pipeline.tracking.uri import quieten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.tracking import open_tracker
-from pipeline.tracking_uri import runs_page, ui_command
+from pipeline.tracking.tracker import open_tracker
+from pipeline.tracking.uri import runs_page, ui_command
 from tests.unit.pipeline.tracked import Launch, config
 
 pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")

@@ -11,7 +11,7 @@ other operations in memory, and both are sent when it is back.
 A metric is logged once a step: `<run_dir>/mlflow.json` remembers each run's id and the last step sent, so a
 resumed command goes on in the same runs, even if the training loop cut the file back to its checkpoint.
 
-What is asked of MLflow is in `pipeline.tracking_calls`, where it keeps its runs in `pipeline.tracking_uri`.
+What is asked of MLflow is in `pipeline.tracking.calls`, where it keeps its runs in `pipeline.tracking.uri`.
 
 Not covered: operations still queued when the process dies (the resumed driver queues them again).
 """
@@ -31,9 +31,9 @@ from typing import Any, Literal, Protocol
 
 from pipeline.config.redact import redact
 from pipeline.config.schema import RunConfig
-from pipeline.spool import Ledger, Point, Tail, unsent
-from pipeline.tracking_calls import METRICS_A_BATCH, Calls, batches
-from pipeline.tracking_uri import artifact_root
+from pipeline.tracking.calls import METRICS_A_BATCH, Calls, batches
+from pipeline.tracking.spool import Ledger, Point, Tail, unsent
+from pipeline.tracking.uri import artifact_root
 
 log = logging.getLogger(__name__)
 
