@@ -109,8 +109,8 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     lock_private_ray(config)  # before Ray is imported
     from pipeline import group, group_report, report_page
     from pipeline import run as runs
-    from pipeline.compare import load
-    from pipeline.compare_show import table
+    from pipeline.compare.rows import load
+    from pipeline.compare.show import table
     from pipeline.display import Display
 
     with Display(out) as display:
@@ -243,9 +243,9 @@ def compare(
     runs_dir: Annotated[Path, typer.Option(help="Where runs are.")] = Path("runs"),
 ) -> None:
     """Print students side by side, with their teachers."""
-    from pipeline import compare_show
-    from pipeline.compare import load
-    from pipeline.compare_columns import select
+    from pipeline.compare import show as compare_show
+    from pipeline.compare.columns import select
+    from pipeline.compare.rows import load
 
     rows = select(load(runs or [], runs_dir), filters or [], sort)
     if to == "table":

@@ -1,6 +1,6 @@
 """What a run found: test-set outputs → `report.json`, and with it `report.md` and figures.
 
-`build` computes every number, `write` puts them into a folder; `pipeline.report_page` and `pipeline.compare` read
+`build` computes every number, `write` puts them into a folder; `pipeline.report_page` and `pipeline.compare.rows` read
 nothing but the numbers. Scores are shares (0.862) in JSON and points (86.2) in prose.
 """
 

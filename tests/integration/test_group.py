@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.command import TUTELAGE, Command, assert_none_left, started, tutelage, wait_until
 from tests.integration.conftest import MakeRun
-from tests.unit.pipeline.test_compare_show import Page
+from tests.unit.pipeline.compare.test_show import Page
 
 pytestmark = [
     pytest.mark.integration,

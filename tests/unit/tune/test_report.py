@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.compare import load as compared
+from pipeline.compare.rows import load as compared
 from pipeline.group_report import build as build_group
 from pipeline.report import build as build_report
 from tests.unit.pipeline.results import hand_task, seeds_of, some_facts

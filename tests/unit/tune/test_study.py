@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.compare import load as compared
-from pipeline.compare_columns import select
+from pipeline.compare.columns import select
+from pipeline.compare.rows import load as compared
 from tests.unit.pipeline.results import save_study
 from tests.unit.tune.studies import trial_of
 from tune.study import Status, Trial, best, folder_of, load, pareto_front, save, summary

@@ -15,12 +15,12 @@ from jinja2 import Environment, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.compare import Row, Teacher
-from pipeline.compare_columns import columns
+from pipeline.compare.columns import columns
+from pipeline.compare.rows import Row, Teacher
 from pipeline.shown import NOTHING, markdown_table, measured, millions, p_value, plus_minus, points
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
-TEMPLATE = Path(__file__).with_name("compare.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.compare import Row, Trial
+from pipeline.compare.rows import Row, Trial
 from pipeline.errors import ConfigError, DataError
 from pipeline.shown import NOTHING, measured, millions, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Outcome, Spread

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare import Row, load
-from pipeline.compare_columns import columns, select
+from pipeline.compare.columns import columns, select
+from pipeline.compare.rows import Row, load
 from pipeline.errors import ConfigError, DataError
 from pipeline.report import build
 from tests.unit.pipeline.results import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.compare import Row, load
+from pipeline.compare.rows import Row, load
 from pipeline.errors import DataError
 from pipeline.report import build
 from tests.unit.pipeline.results import (

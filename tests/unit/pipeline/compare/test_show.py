@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.compare import Row, load
-from pipeline.compare_show import cautions, tables, teacher_cells, to_csv, to_html, to_markdown
+from pipeline.compare.rows import Row, load
+from pipeline.compare.show import cautions, tables, teacher_cells, to_csv, to_html, to_markdown
 from pipeline.report import build
 from tests.unit.pipeline.results import (
     hand_task,

@@ -1,0 +1,1 @@
+"""Students of several runs side by side."""
