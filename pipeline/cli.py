@@ -82,7 +82,7 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     from rich.table import Table
 
     from pipeline.prepare import teacher_specs
-    from pipeline.report_page import preflight_cells
+    from pipeline.report.page import preflight_cells
     from teachers.preflight import preflight, refuse
 
     waiting = inputs.to_fine_tune()
@@ -107,11 +107,13 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     """Teachers, soft targets, students, report; goes on where a run of the same config stopped."""
     config = load_config(run, overrides or [])
     lock_private_ray(config)  # before Ray is imported
-    from pipeline import group, group_report, report_page
+    from pipeline import group
     from pipeline import run as runs
     from pipeline.compare.rows import load
     from pipeline.compare.show import table
     from pipeline.display import Display
+    from pipeline.report import group as group_report
+    from pipeline.report import page as report_page
 
     with Display(out) as display:
         if config.seeds:

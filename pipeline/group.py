@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline import group_report as reports
 from pipeline import run as runs
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import connected
@@ -20,6 +19,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError
+from pipeline.report import group as reports
 from pipeline.stop import StopSignals, locked
 
 

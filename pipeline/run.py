@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import report as reports
 from pipeline import train as training
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import check_room, connected
@@ -27,7 +26,8 @@ from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
 from pipeline.loop import METRICS, read_metrics
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
-from pipeline.results import Stages, run_facts, task_results
+from pipeline.report import build as reports
+from pipeline.report.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
 from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
 from pipeline.train import Job, job_folder, jobs_of

@@ -121,7 +121,7 @@ def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -
 def tested(default: Mapping[str, Any], winner: Mapping[str, Any], student: str) -> dict[str, Any]:
     """What the search bought on test: default weights, winner and supervised baseline, over the seeds of two groups.
 
-    default, winner: as `pipeline.group_report.build` makes them, of one seed or more, the same ones. By ``macro``
+    default, winner: as `pipeline.report.group.build` makes them, of one seed or more, the same ones. By ``macro``
     and task: scores by seed, and p of the sign-flip test of winner − default.
     """
     sections = {"macro": (default["macro"], winner["macro"])}

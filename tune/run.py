@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import group as groups
-from pipeline import group_report
 from pipeline import run as runs
 from pipeline.checkpoint import write_atomically
 from pipeline.cluster import connected
@@ -23,7 +22,8 @@ from pipeline.config.view import flatten_values, to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.loop import METRICS
-from pipeline.results import ensemble_scores
+from pipeline.report import group as group_report
+from pipeline.report.results import ensemble_scores
 from pipeline.tracking.tracker import Status, best_metrics
 from pipeline.train import absolute
 from tune import report

@@ -18,10 +18,10 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, DivergedError, InterruptedRunError, LockedError
-from pipeline.report import build
+from pipeline.report.build import build
 from pipeline.stop import locked
 from tests.conftest import TinyRun
-from tests.unit.pipeline.results import hand_task, seeds_of, some_facts
+from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 
 
 @dataclass

@@ -19,9 +19,9 @@ from pipeline.data import Schedule, TaskData, load_tasks
 from pipeline.loop import METRICS, TaskSet, read_metrics
 from pipeline.models import open_tokenizer
 from pipeline.prepare import prepare
-from pipeline.report import build
-from pipeline.report_page import markdown
-from pipeline.results import task_results
+from pipeline.report.build import build
+from pipeline.report.page import markdown
+from pipeline.report.results import task_results
 from pipeline.saved import score_student, score_table
 from pipeline.step import Workers
 from pipeline.train import Job, job_folder, jobs_of, new_plan, read_result, same_budget, task_sets, train_jobs
@@ -31,7 +31,7 @@ from teachers.fine_tune import TEACHER, fine_tune
 from teachers.store import Store
 from teachers.teacher import Teacher, store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of
-from tests.unit.pipeline.results import some_facts
+from tests.unit.pipeline.hand_results import some_facts
 
 Row = dict[str, Any]
 SIZES = {"train": 96, "validation": 32, "test": 48}

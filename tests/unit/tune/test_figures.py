@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from pipeline.config.schema import TuneConfig
-from pipeline.figures import DPI, WIDTH
+from pipeline.report.figures import DPI, WIDTH
 from tests.unit.tune.studies import search_of, trial_of
 from tune.figures import draw
 from tune.study import Status, Trial, best

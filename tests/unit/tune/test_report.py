@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.compare.rows import load as compared
-from pipeline.group_report import build as build_group
-from pipeline.report import build as build_report
-from tests.unit.pipeline.results import hand_task, seeds_of, some_facts
+from pipeline.report.build import build as build_report
+from pipeline.report.group import build as build_group
+from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 from tests.unit.tune.studies import search_of, trial_of
 from tune import report
 from tune.report import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.compare.columns import select
 from pipeline.compare.rows import load as compared
-from tests.unit.pipeline.results import save_study
+from tests.unit.pipeline.hand_results import save_study
 from tests.unit.tune.studies import trial_of
 from tune.study import Status, Trial, best, folder_of, load, pareto_front, save, summary
 

@@ -10,8 +10,8 @@ import pytest
 from pipeline.compare.columns import columns, select
 from pipeline.compare.rows import Row, load
 from pipeline.errors import ConfigError, DataError
-from pipeline.report import build
-from tests.unit.pipeline.results import (
+from pipeline.report.build import build
+from tests.unit.pipeline.hand_results import (
     hand_task,
     save_group,
     save_run,

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from pipeline.compare.rows import Row, load
 from pipeline.compare.show import cautions, tables, teacher_cells, to_csv, to_html, to_markdown
-from pipeline.report import build
-from tests.unit.pipeline.results import (
+from pipeline.report.build import build
+from tests.unit.pipeline.hand_results import (
     hand_task,
     save_group,
     save_run,

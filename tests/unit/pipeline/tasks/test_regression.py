@@ -23,7 +23,7 @@ from pipeline.config.schema import TaskConfig
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, hard_squared_error, soft_squared_error, task_loss
 from pipeline.models import open_tokenizer
-from pipeline.results import ensemble_values
+from pipeline.report.results import ensemble_values
 from pipeline.step import Aggregation, MicroBatch, loss_inputs, predict
 from pipeline.tasks import KINDS, Task
 from pipeline.tasks.label_columns import Column

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.report import build, write
-from pipeline.report_page import markdown, verdict
+from pipeline.report.build import build, write
+from pipeline.report.page import markdown, verdict
 from pipeline.tasks.scores import agreement, scores, softmax
-from tests.unit.pipeline.results import (
+from tests.unit.pipeline.hand_results import (
     answers,
     examples_of,
     hand_report,

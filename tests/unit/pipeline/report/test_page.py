@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from pipeline.report import build
-from pipeline.report_page import markdown, verdict
+from pipeline.report.build import build
+from pipeline.report.page import markdown, verdict
 from pipeline.shown import percent, points, signed
-from tests.unit.pipeline.results import hand_report, hand_task, numbers_and_marks, some_facts, some_run
+from tests.unit.pipeline.hand_results import hand_report, hand_task, numbers_and_marks, some_facts, some_run
 
 # ---------------------------------------------------------------- the verdict
 

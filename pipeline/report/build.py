@@ -1,6 +1,6 @@
 """What a run found: test-set outputs → `report.json`, and with it `report.md` and figures.
 
-`build` computes every number, `write` puts them into a folder; `pipeline.report_page` and `pipeline.compare.rows` read
+`build` computes every number, `write` puts them into a folder; `pipeline.report.page` and `pipeline.compare.rows` read
 nothing but the numbers. Scores are shares (0.862) in JSON and points (86.2) in prose.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples
 from pipeline.checkpoint import write_atomically
-from pipeline.report_page import markdown
+from pipeline.report.page import markdown
 from pipeline.significance import gap_recovered, retention
 from pipeline.tasks import Task
 from pipeline.tasks.scores import bootstrap
@@ -225,7 +225,7 @@ def write(
 
     Each file appears whole or not at all, and report.json is there only once the rest is.
     """
-    from pipeline import figures  # brings in matplotlib
+    from pipeline.report import figures  # brings in matplotlib
 
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_scalar) + "\n"
     (folder / "figures").mkdir(parents=True, exist_ok=True)

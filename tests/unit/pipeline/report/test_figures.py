@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pipeline.figures import DPI, WIDTH, draw
-from pipeline.report import RunFacts, TaskResults, build
-from tests.unit.pipeline.results import some_facts, some_marks, some_numbers, some_run, some_task
+from pipeline.report.build import RunFacts, TaskResults, build
+from pipeline.report.figures import DPI, WIDTH, draw
+from tests.unit.pipeline.hand_results import some_facts, some_marks, some_numbers, some_run, some_task
 
 
 def drawn(tasks: dict[str, TaskResults], facts: RunFacts) -> dict[str, bytes]:

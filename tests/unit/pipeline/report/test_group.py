@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.group_report import build, markdown, verdict
-from pipeline.report import build as build_report
-from tests.unit.pipeline.results import hand_task, seeds_of, some_facts, some_run
+from pipeline.report.build import build as build_report
+from pipeline.report.group import build, markdown, verdict
+from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts, some_run
 
 
 def group_of(*pairs: tuple[int, int | None], ensemble: int = 900) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged
-from pipeline.group_report import build as build_group
-from pipeline.report import RunFacts, TaskResults, build
+from pipeline.report.build import RunFacts, TaskResults, build
+from pipeline.report.group import build as build_group
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
 from pipeline.tasks.scores import softmax

@@ -20,7 +20,7 @@ from pipeline.data import TaskData
 from pipeline.loop import METRICS, read_metrics
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
-from pipeline.report import RunFacts, TaskResults
+from pipeline.report.build import RunFacts, TaskResults
 from pipeline.tasks import Task
 from pipeline.train import Job, job_folder, jobs_of, read_result
 from teachers.aggregation import Strategy, ensemble, needs_labels

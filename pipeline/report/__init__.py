@@ -1,0 +1,1 @@
+"""A finished run's outputs → report.json, report.md, figures."""
