@@ -19,9 +19,9 @@ from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.batch import Ragged, SoftTargets
 from pipeline.config.schema import TrainConfig
 from pipeline.data import TaskData
-from pipeline.loop import LossPlan, TaskSet, Trainer
 from pipeline.models import open_tokenizer
-from pipeline.step import Aggregation
+from pipeline.training.loop import LossPlan, TaskSet, Trainer
+from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
 

@@ -26,9 +26,9 @@ from pipeline.batch import Ragged, SoftTargets
 from pipeline.config.explain import overlay
 from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
 from pipeline.data import TaskData, load_task
-from pipeline.loop import LossPlan, TaskSet, Trainer
 from pipeline.models import open_tokenizer
-from pipeline.step import Aggregation
+from pipeline.training.loop import LossPlan, TaskSet, Trainer
+from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
 

@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from pipeline.batch import Examples
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.loop import TaskSet
 from pipeline.models import resolve
 from pipeline.prepare import Inputs, prepare, teacher_specs
-from pipeline.step import Aggregation, Workers
-from pipeline.train import RESULT, Job, job_folder, new_plan, task_sets, train_job
+from pipeline.training.jobs import RESULT, Job, job_folder, new_plan, task_sets, train_job
+from pipeline.training.loop import TaskSet
+from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
 from teachers.teacher import Teacher
 
 
 class LiveTeacher:
-    """Asked where `pipeline.loop.SoftTargetReader`s are read; counts the seconds that it takes."""
+    """Asked where `pipeline.training.loop.SoftTargetReader`s are read; counts the seconds that it takes."""
 
     def __init__(self, spec: TeacherSpec, train: Examples) -> None:
         self.train, self.seconds = train, 0.0

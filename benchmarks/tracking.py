@@ -38,10 +38,10 @@ from examples.mlflow_server import is_well
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten
-from pipeline.loop import METRICS, Trainer, read_metrics
 from pipeline.tracking.spool import Ledger
 from pipeline.tracking.tracker import TrackingOutcome, open_tracker
 from pipeline.tracking.uri import free_port, ui_command
+from pipeline.training.loop import METRICS, Trainer, read_metrics
 
 SPAWN = multiprocessing.get_context("spawn")
 STUDENT, DONE = "student", "done"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import run as runs
-from pipeline.checkpoint import write_atomically
 from pipeline.cluster import connected
 from pipeline.config import view as config_view
 from pipeline.config.load import load_config
@@ -21,6 +20,7 @@ from pipeline.display import Display
 from pipeline.errors import ConfigError
 from pipeline.report import group as reports
 from pipeline.stop import StopSignals, locked
+from pipeline.training.checkpoint import write_atomically
 
 
 def seed_configs(config: RunConfig) -> dict[int, RunConfig]:

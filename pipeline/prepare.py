@@ -14,9 +14,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
+from pipeline.training.fine_tune import TEACHER, is_finished, teacher_folder
 from students.layer_init import layer_indices
 from teachers.aggregation import needs_labels
-from teachers.fine_tune import TEACHER, is_finished, teacher_folder
 from teachers.spec import TeacherSpec
 from teachers.teacher import check_teacher, store_key
 

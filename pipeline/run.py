@@ -16,23 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import train as training
-from pipeline.checkpoint import write_atomically
 from pipeline.cluster import check_room, connected
 from pipeline.config import view as config_view
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
-from pipeline.loop import METRICS, read_metrics
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
 from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
-from pipeline.train import Job, job_folder, jobs_of
+from pipeline.training import jobs as training
+from pipeline.training.checkpoint import write_atomically
+from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
+from pipeline.training.jobs import Job, job_folder, jobs_of
+from pipeline.training.loop import METRICS, read_metrics
 from students.export import write_model_card
-from teachers.fine_tune import WORK, Request, fine_tune_all, is_finished
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import Findings, preflight, refuse
 from teachers.store import Store

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from filelock import FileLock, Timeout
 
 from pipeline.errors import InterruptedRunError, LockedError, StoppedError, TutelageError
-from pipeline.train import stop_file
+from pipeline.training.jobs import stop_file
 
 
 @contextmanager

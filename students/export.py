@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import write_atomically
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
 from pipeline.tasks import Task
+from pipeline.training.checkpoint import write_atomically
 from students.student import MultiTaskStudent
 
 

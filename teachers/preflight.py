@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from pipeline.batch import Examples, is_present
-from pipeline.checkpoint import write_atomically
 from pipeline.errors import ExhaustedError, TeacherError, TutelageError
 from pipeline.losses import soft_kl, soft_squared_error
 from pipeline.models import resolve
 from pipeline.tasks import Task
 from pipeline.tasks.scores import confusion
+from pipeline.training.checkpoint import write_atomically
 from teachers.aggregation import aggregate
 from teachers.spec import TeacherSpec, requested
 from teachers.teacher import Teacher

@@ -14,18 +14,18 @@ from typing import Any
 
 from pipeline import group as groups
 from pipeline import run as runs
-from pipeline.checkpoint import write_atomically
 from pipeline.cluster import connected
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten_values, to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
-from pipeline.loop import METRICS
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
 from pipeline.tracking.tracker import Status, best_metrics
-from pipeline.train import absolute
+from pipeline.training.checkpoint import write_atomically
+from pipeline.training.jobs import absolute
+from pipeline.training.loop import METRICS
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
 from tune.space import checked, modes, student_of, with_values

@@ -30,10 +30,10 @@ from ray.tune.schedulers import (
 from ray.tune.search.optuna import OptunaSearch
 
 from pipeline import errors
-from pipeline.checkpoint import remove_checkpoints
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
-from pipeline.train import RESULT, job_folder, stop_file
+from pipeline.training.checkpoint import remove_checkpoints
+from pipeline.training.jobs import RESULT, job_folder, stop_file
 from tune.space import (
     distributions,
     domains,

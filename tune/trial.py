@@ -1,4 +1,4 @@
-"""One trial: the config with values replaced → `pipeline.train`'s loop, its epochs reported to Ray Tune."""
+"""One trial: the config with values replaced → `pipeline.training.jobs`'s loop, its epochs reported to Ray Tune."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import ray.tune
 import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipeline.checkpoint import adopt_checkpoint, newest_checkpoint, write_atomically
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData
-from pipeline.loop import METRICS, read_metrics
-from pipeline.step import Workers
-from pipeline.train import Job, job_folder, launch, new_plan, train_jobs
+from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint, write_atomically
+from pipeline.training.jobs import Job, job_folder, launch, new_plan, train_jobs
+from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.step import Workers
 from tune.space import Values, student_of, with_values
 from tune.study import trial_name
 
@@ -31,7 +31,7 @@ class Shared:
     """What all trials of a study have in common; sent to the cluster once.
 
     config: the study's, its local paths absolute · folder: where each trial has a folder · cpus: of each worker ·
-    teacher_keys and teacher_folders: as `pipeline.train.Plan` has them.
+    teacher_keys and teacher_folders: as `pipeline.training.jobs.Plan` has them.
     """
 
     config: RunConfig

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from pipeline.batch import ABSENT, is_present
 from pipeline.config.schema import SPLITS, RunConfig, Split
 from pipeline.data import TaskData
-from pipeline.loop import METRICS, read_metrics
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report.build import RunFacts, TaskResults
 from pipeline.tasks import Task
-from pipeline.train import Job, job_folder, jobs_of, read_result
+from pipeline.training.jobs import Job, job_folder, jobs_of, read_result
+from pipeline.training.loop import METRICS, read_metrics
 from teachers.aggregation import Strategy, ensemble, needs_labels
 from teachers.pool import Labelling
 from teachers.preflight import Findings

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import train as training
 from pipeline.batch import SoftTargets
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import DivergedError
-from pipeline.loop import METRICS, read_metrics
-from pipeline.step import Workers
-from pipeline.train import PREDICTIONS, Job, Plan, job_folder, new_plan
+from pipeline.training import jobs as training
+from pipeline.training.jobs import PREDICTIONS, Job, Plan, job_folder, new_plan
+from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.step import Workers
 from teachers.store import Store
 from teachers.teacher import Teacher, store_key
 from tests.conftest import TinyModel

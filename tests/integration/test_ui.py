@@ -27,10 +27,10 @@ from pipeline import run as product
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
-from pipeline.loop import METRICS
 from pipeline.tracking.tracker import Status, Tracker, open_tracker
 from pipeline.tracking.uri import runs_page, ui_command
-from pipeline.train import job_folder, jobs_of
+from pipeline.training.jobs import job_folder, jobs_of
+from pipeline.training.loop import METRICS
 from tests.integration.serving import serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -34,7 +34,7 @@ LIGHT = (
 HEAVY = frozenset({"torch", "ray", "mlflow", "transformers"})
 CORE = (
     "pipeline.losses",
-    "pipeline.step",
+    "pipeline.training.step",
     "pipeline.tasks",
     *(f"pipeline.tasks.{path.stem}" for path in sorted((ROOT / "pipeline" / "tasks").glob("[!_]*.py"))),
     "students.layer_init",

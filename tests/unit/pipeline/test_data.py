@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
 from pipeline.config.load import parse_config
 from pipeline.config.schema import SPLITS, Split, TaskConfig
-from pipeline.data import Schedule, TaskData, _hold_out, _limit, _separate, load_task, load_tasks
+from pipeline.data import TaskData, _hold_out, _limit, _separate, load_task, load_tasks
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.text_classification import TextClassification
+from pipeline.training.schedule import Schedule
 from tests.conftest import CsvTask, write_csv
 
 PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy

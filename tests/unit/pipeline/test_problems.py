@@ -15,19 +15,29 @@ import torch
 from pipeline.batch import UNLABELLED, SoftTargets
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
-from pipeline.data import Schedule, TaskData, load_tasks
-from pipeline.loop import METRICS, TaskSet, read_metrics
+from pipeline.data import TaskData, load_tasks
 from pipeline.models import open_tokenizer
 from pipeline.prepare import prepare
 from pipeline.report.build import build
 from pipeline.report.page import markdown
 from pipeline.report.results import task_results
 from pipeline.saved import score_student, score_table
-from pipeline.step import Workers
-from pipeline.train import Job, job_folder, jobs_of, new_plan, read_result, same_budget, task_sets, train_jobs
+from pipeline.training.fine_tune import TEACHER, fine_tune
+from pipeline.training.jobs import (
+    Job,
+    job_folder,
+    jobs_of,
+    new_plan,
+    read_result,
+    same_budget,
+    task_sets,
+    train_jobs,
+)
+from pipeline.training.loop import METRICS, TaskSet, read_metrics
+from pipeline.training.schedule import Schedule
+from pipeline.training.step import Workers
 from students.export import save_task, write_model_card
 from students.student import build_student
-from teachers.fine_tune import TEACHER, fine_tune
 from teachers.store import Store
 from teachers.teacher import Teacher, store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.run import Run, _log_kept
-from pipeline.train import PREDICTIONS, RESULT, job_folder, jobs_of
+from pipeline.training.jobs import PREDICTIONS, RESULT, job_folder, jobs_of
 from tests.unit.pipeline.tracked import Noted, config
 
 

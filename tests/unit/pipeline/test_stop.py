@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import InterruptedRunError, LockedError, StoppedError, TutelageError
 from pipeline.stop import StopSignals, locked
-from pipeline.train import stop_file
+from pipeline.training.jobs import stop_file
 
 LONG_S = 120
 Start = Callable[..., BaseProcess]

@@ -18,8 +18,8 @@ from torch import Tensor
 from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_tokenizer
-from pipeline.step import predict
 from pipeline.tasks.text_classification import TextClassification
+from pipeline.training.step import predict
 from students.export import export_onnx, save_task, write_model_card
 from students.student import MultiTaskStudent, build_student
 from tests.conftest import TinyRun, texts_of

@@ -27,9 +27,9 @@ from ray.tune.schedulers import (
 )
 from ray.tune.utils import flatten_dict
 
-from pipeline.checkpoint import save_checkpoint
 from pipeline.config.schema import RunConfig
 from pipeline.errors import DivergedError, TeacherError
+from pipeline.training.checkpoint import save_checkpoint
 from tests.unit.tune.studies import search_of, trial_of
 from tune.search import (
     _cause,

@@ -11,11 +11,11 @@ import pytest
 import ray.tune
 import yaml
 
-from pipeline.checkpoint import load_checkpoint, newest_checkpoint
 from pipeline.config.load import load_config
 from pipeline.config.view import differences
-from pipeline.loop import METRICS
-from tests.unit.pipeline.training import StopAfter, points, same_bits, task_set, trainer_of, weights_of
+from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint
+from pipeline.training.loop import METRICS
+from tests.unit.pipeline.small_training import StopAfter, points, same_bits, task_set, trainer_of, weights_of
 from tests.unit.tune.studies import plain, search_of
 from tune.study import trial_name
 from tune.trial import (

@@ -24,11 +24,11 @@ from pipeline.errors import DataError
 from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.report.results import ensemble_values
-from pipeline.step import Aggregation, MicroBatch, loss_inputs
 from pipeline.tasks import KINDS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.step import Aggregation, MicroBatch, loss_inputs
 from students.export import save_task
 from students.student import build_student
 from teachers.aggregation import Strategy, aggregate
@@ -330,7 +330,7 @@ def test_a_missing_label_is_refused() -> None:
 def test_transformers_says_what_the_student_says(tiny_model: TinyModel, tmp_path: Path) -> None:
     from transformers import pipeline
 
-    from pipeline.step import predict
+    from pipeline.training.step import predict
 
     folder = tiny_model("bert")
     student, tokenizer = build_student(folder, [TASK]), open_tokenizer(folder)

@@ -27,7 +27,6 @@ from pipeline.data import load_task
 from pipeline.errors import ConfigError, DataError, TeacherError
 from pipeline.losses import LossWeights
 from pipeline.models import open_model, open_tokenizer
-from pipeline.step import Aggregation, MicroBatch, accumulate, predict
 from pipeline.tasks import KINDS, Task, kind_of
 from pipeline.tasks import question_answering as module
 from pipeline.tasks.label_columns import Column
@@ -39,6 +38,7 @@ from pipeline.tasks.question_answering import (
     squad_scores,
 )
 from pipeline.tasks.spans import word_spans
+from pipeline.training.step import Aggregation, MicroBatch, accumulate, predict
 from students.export import save_task
 from students.student import MultiTaskStudent
 from teachers.teacher import Teacher

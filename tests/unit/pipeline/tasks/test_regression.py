@@ -24,11 +24,11 @@ from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, hard_squared_error, soft_squared_error, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.report.results import ensemble_values
-from pipeline.step import Aggregation, MicroBatch, loss_inputs, predict
 from pipeline.tasks import KINDS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.regression import Regression
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.step import Aggregation, MicroBatch, loss_inputs, predict
 from students.export import save_task
 from students.student import build_student
 from teachers.teacher import Teacher, store_key

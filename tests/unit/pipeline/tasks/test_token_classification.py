@@ -26,12 +26,12 @@ from pipeline.data import load_task
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_model, open_tokenizer, quiet
-from pipeline.step import Aggregation, MicroBatch, accumulate, loss_inputs, predict
 from pipeline.tasks import KINDS, Task, kind_of
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.scores import bootstrap
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.token_classification import TokenClassification
+from pipeline.training.step import Aggregation, MicroBatch, accumulate, loss_inputs, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from teachers.teacher import Teacher

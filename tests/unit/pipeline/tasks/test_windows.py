@@ -17,11 +17,11 @@ from pipeline.batch import ABSENT, Encoded
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
 from pipeline.models import open_tokenizer
-from pipeline.step import Aggregation, MicroBatch, loss_inputs
 from pipeline.tasks.question_answering import best_spans
 from pipeline.tasks.spans import word_spans
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.windows import cell_logits
+from pipeline.training.step import Aggregation, MicroBatch, loss_inputs
 from tests.conftest import TinyModel
 from tests.unit.pipeline.tasks.questions import (
     CONTEXT,

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.loop import TaskSet, Trainer
-from pipeline.step import Workers, predict
-from tests.unit.pipeline.training import (
+from pipeline.training.loop import TaskSet, Trainer
+from pipeline.training.step import Workers, predict
+from tests.unit.pipeline.small_training import (
     FixedTargets,
     StopAfter,
     settings,

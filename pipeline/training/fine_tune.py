@@ -16,13 +16,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.checkpoint import write_atomically
 from pipeline.config.schema import FineTuneConfig, ServingConfig
 from pipeline.data import TaskData
 from pipeline.errors import ExhaustedError, TutelageError
-from pipeline.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer
 from pipeline.models import fingerprint, open_tokenizer, resolve
-from pipeline.step import Workers
+from pipeline.training.checkpoint import write_atomically
+from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer
+from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
 

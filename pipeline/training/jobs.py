@@ -19,13 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import errors
-from pipeline.checkpoint import remove_checkpoints, write_atomically
 from pipeline.cluster import cpus_per_worker
 from pipeline.config.schema import RunConfig, TrainConfig
-from pipeline.data import Schedule, TaskData
-from pipeline.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
+from pipeline.data import TaskData
 from pipeline.models import open_tokenizer, resolve
-from pipeline.step import Aggregation, Workers, predict
+from pipeline.training.checkpoint import remove_checkpoints, write_atomically
+from pipeline.training.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
+from pipeline.training.schedule import Schedule
+from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from teachers.store import Store, TargetView
@@ -316,7 +317,7 @@ def launch(
 ) -> None:
     """Trains all jobs in a Ray Train worker group; blocks. Raises what a worker raised, or `ExhaustedError`.
 
-    report: as `pipeline.loop.Trainer` has it, called on every worker · callbacks: Ray Train's.
+    report: as `pipeline.training.loop.Trainer` has it, called on every worker · callbacks: Ray Train's.
     """
     import ray
     import ray.train

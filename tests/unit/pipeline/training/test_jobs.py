@@ -13,15 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import train as training
 from pipeline.batch import Ragged, SoftTargets
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
-from pipeline.loop import METRICS, LossPlan, read_metrics
-from pipeline.step import Workers
-from pipeline.train import (
+from pipeline.training import jobs as training
+from pipeline.training.jobs import (
     Job,
     Plan,
     job_folder,
@@ -34,11 +32,13 @@ from pipeline.train import (
     task_sets,
     train_jobs,
 )
+from pipeline.training.loop import METRICS, LossPlan, read_metrics
+from pipeline.training.step import Workers
 from students.student import build_student
 from teachers.store import Store
 from teachers.teacher import Teacher, store_key
 from tests.conftest import TinyModel, TinyRun
-from tests.unit.pipeline.training import StopAfter, same_bits
+from tests.unit.pipeline.small_training import StopAfter, same_bits
 
 CUT, BARE = Job("cut", "distilled"), Job("bare", "distilled")
 LABELS = {"mood": ("bad", "good"), "tone": ("bad", "good", "plain")}

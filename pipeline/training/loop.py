@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, Ragged
-from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from pipeline.config.schema import OptimizationConfig
-from pipeline.data import Schedule, Step
 from pipeline.errors import DivergedError
 from pipeline.losses import LossWeights, annealed
-from pipeline.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pipeline.training.schedule import Schedule, Step
+from pipeline.training.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients
 from students.student import MultiTaskStudent
 
 LOG_STEPS = 10  # steps that one point of the loss curves stands for

@@ -16,12 +16,12 @@ import torch
 from pipeline.batch import UNLABELLED, Ragged
 from pipeline.config.schema import EarlyStoppingConfig, FineTuneConfig, TaskConfig
 from pipeline.data import TaskData, load_task
-from pipeline.loop import METRICS, read_metrics
-from teachers import fine_tune as fine_tuning
-from teachers.fine_tune import TEACHER, WORK, fine_tune, is_finished, teacher_folder
+from pipeline.training import fine_tune as fine_tuning
+from pipeline.training.fine_tune import TEACHER, WORK, fine_tune, is_finished, teacher_folder
+from pipeline.training.loop import METRICS, read_metrics
 from teachers.teacher import Teacher
 from tests.conftest import CsvTask, TinyModel
-from tests.unit.pipeline.training import StopAfter
+from tests.unit.pipeline.small_training import StopAfter
 
 CONFIG = FineTuneConfig(
     epochs=3,

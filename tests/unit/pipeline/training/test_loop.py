@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import loop
-from pipeline.checkpoint import load_checkpoint
 from pipeline.config.schema import EarlyStoppingConfig
-from pipeline.data import Schedule
 from pipeline.errors import DivergedError
-from pipeline.loop import LossPlan, TaskSet, Trainer, learning_rate_factor, make_optimizer
 from pipeline.losses import LossWeights
-from pipeline.step import Aggregation, accumulate, predict
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text_classification import TextClassification
-from tests.unit.pipeline.training import (
+from pipeline.training import loop
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.loop import LossPlan, TaskSet, Trainer, learning_rate_factor, make_optimizer
+from pipeline.training.schedule import Schedule
+from pipeline.training.step import Aggregation, accumulate, predict
+from tests.unit.pipeline.small_training import (
     DISTIL,
     FixedTargets,
     StopAfter,

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.config.schema import EarlyStoppingConfig
-from pipeline.loop import METRICS, StopWatch, Trainer, read_metrics
 from pipeline.tasks.text_classification import TextClassification
-from tests.unit.pipeline.training import (
+from pipeline.training import checkpoint
+from pipeline.training.loop import METRICS, StopWatch, Trainer, read_metrics
+from tests.unit.pipeline.small_training import (
     DISTIL,
     StopAfter,
     curve,

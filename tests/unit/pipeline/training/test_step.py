@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import ABSENT, UNLABELLED
-from pipeline.loop import TaskSet
 from pipeline.losses import LossInputs, LossWeights, task_loss
-from pipeline.step import (
+from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.loop import TaskSet
+from pipeline.training.step import (
     Aggregation,
     MicroBatch,
     Workers,
@@ -23,10 +24,9 @@ from pipeline.step import (
     predict,
     share_gradients,
 )
-from pipeline.tasks.tensors import TensorBatch
 from students.student import MultiTaskStudent
 from teachers.aggregation import Strategy, aggregate
-from tests.unit.pipeline.training import largest_difference, student_of, task_of, task_set
+from tests.unit.pipeline.small_training import largest_difference, student_of, task_of, task_set
 
 WEIGHTS = LossWeights(hard=0.3, soft=0.7, temperature=2.0)
 CPU = torch.device("cpu")

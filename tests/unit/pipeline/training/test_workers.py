@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.loop import Trainer
-from pipeline.step import Workers
-from tests.unit.pipeline import two_workers
-from tests.unit.pipeline.training import curve, finish, largest_difference, points, python, same_bits
+from pipeline.training.loop import Trainer
+from pipeline.training.step import Workers
+from tests.unit.pipeline.small_training import curve, finish, largest_difference, points, python, same_bits
+from tests.unit.pipeline.training import two_workers
 
 Training = Callable[[Path, Workers], Trainer]
 WITHOUT_DROPOUT = (

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint
-from pipeline.checkpoint import (
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import (
     INDEX,
     adopt_checkpoint,
     load_checkpoint,
@@ -27,7 +27,7 @@ from pipeline.checkpoint import (
     write_atomically,
 )
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def tensors_of(step: int) -> dict[str, dict[str, Tensor]]:
@@ -117,8 +117,8 @@ MOMENTS = {  # name of a test → a call of the writer, which of them, and the s
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from pipeline import checkpoint
-from tests.unit.pipeline.test_checkpoint import save
+from pipeline.training import checkpoint
+from tests.unit.pipeline.training.test_checkpoint import save
 
 def arm(name, count):
     owner = {"rename": Path, "rmtree": checkpoint.shutil}.get(name, checkpoint)
@@ -257,7 +257,7 @@ FULL = """
 import subprocess, sys
 from pathlib import Path
 import torch
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import ExhaustedError
 
 folder = Path(sys.argv[1])

@@ -1,0 +1,1 @@
+"""Training students and teachers: the loop, its parts, and the Ray processes around it."""
