@@ -18,9 +18,9 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError
+from pipeline.files import write_atomically
 from pipeline.report import group as reports
 from pipeline.stop import StopSignals, locked
-from pipeline.training.checkpoint import write_atomically
 
 
 def seed_configs(config: RunConfig) -> dict[int, RunConfig]:

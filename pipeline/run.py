@@ -22,13 +22,13 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
+from pipeline.files import write_atomically
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
 from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
 from pipeline.training import jobs as training
-from pipeline.training.checkpoint import write_atomically
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.jobs import Job, job_folder, jobs_of
 from pipeline.training.loop import METRICS, read_metrics

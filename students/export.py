@@ -12,9 +12,9 @@ import torch
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import write_atomically
 from pipeline.models import open_model, open_tokenizer
 from pipeline.tasks import Task
-from pipeline.training.checkpoint import write_atomically
 from students.student import MultiTaskStudent
 
 

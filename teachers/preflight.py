@@ -23,11 +23,11 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.batch import Examples, is_present
 from pipeline.errors import ExhaustedError, TeacherError, TutelageError
+from pipeline.files import write_atomically
 from pipeline.losses import soft_kl, soft_squared_error
 from pipeline.models import resolve
 from pipeline.tasks import Task
 from pipeline.tasks.scores import confusion
-from pipeline.training.checkpoint import write_atomically
 from teachers.aggregation import aggregate
 from teachers.spec import TeacherSpec, requested
 from teachers.teacher import Teacher

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.errors import ConfigError, ExhaustedError
+from pipeline.errors import ConfigError
+from pipeline.files import write_atomically
 
 
 class StoreFiles:
@@ -39,7 +38,7 @@ class StoreFiles:
     def put(self, name: str, data: pa.Buffer | bytes) -> None:
         """Write a whole file: by rename on the local disk, as one object elsewhere."""
         if self._local:
-            _write_atomically(Path(self._at(name)), data)
+            write_atomically(Path(self._at(name)), data)
             return
         self._fs.create_dir(posixpath.dirname(self._at(name)), recursive=True)
         with self._fs.open_output_stream(self._at(name)) as stream:
@@ -52,7 +51,7 @@ class StoreFiles:
         """
         path = Path(self._at(name)) if self._local else self._cache / name
         if not self._local and (again or not path.exists()):
-            _write_atomically(path, self.read(name))
+            write_atomically(path, self.read(name))
         with pa.memory_map(str(path)) as file:  # the buffer keeps the mapping, and no file stays open
             return file.read_buffer()
 
@@ -99,32 +98,3 @@ def _default_cache(path: str) -> Path:
     """A cache folder of this store's own, named by its URL."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tutelage" / blake2b(path.encode(), digest_size=8).hexdigest()
-
-
-def _write_atomically(target: Path, data: pa.Buffer | bytes) -> None:
-    """Write `target` whole or not at all: a temporary neighbour, flushed to disk, takes its name.
-
-    Raises `ExhaustedError` when the disk is full.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ExhaustedError(
-            f"no room for {len(data)} bytes in {target.parent}",
-            "Free some disk space and run the same command again.",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

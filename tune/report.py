@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import RunConfig
+from pipeline.files import write_atomically
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
 from pipeline.significance import Spread, floor, sign_flip_p
-from pipeline.training.checkpoint import write_atomically
 from tune.importance import importance
 from tune.space import modes, student_of
 from tune.study import Trial, best, summary

@@ -20,10 +20,10 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten_values, to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
+from pipeline.files import write_atomically
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
 from pipeline.tracking.tracker import Status, best_metrics
-from pipeline.training.checkpoint import write_atomically
 from pipeline.training.jobs import absolute
 from pipeline.training.loop import METRICS
 from tune import report

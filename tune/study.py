@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.training.checkpoint import write_atomically
+from pipeline.files import write_atomically
 
 Status = Literal["running", "finished", "early-stopped", "failed", "interrupted"]
 ENDED = ("finished", "early-stopped", "failed")

@@ -16,7 +16,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData
-from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint, write_atomically
+from pipeline.files import write_atomically
+from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
 from pipeline.training.jobs import Job, job_folder, launch, new_plan, train_jobs
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.step import Workers

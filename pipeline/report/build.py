@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
+from pipeline.files import write_atomically
 from pipeline.report.page import markdown
 from pipeline.significance import gap_recovered, retention
 from pipeline.tasks import Task
 from pipeline.tasks.scores import bootstrap
-from pipeline.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True)

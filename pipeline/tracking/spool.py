@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.errors import ExhaustedError
+from pipeline.files import write_atomically
+
 log = logging.getLogger(__name__)
 
 
@@ -67,12 +70,9 @@ class Ledger:
         if text == self._saved:
             return
         self._saved = text
-        scratch = self.file.with_suffix(".json.tmp")
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(text, "utf-8")
-            scratch.replace(self.file)
-        except OSError as error:
+            write_atomically(self.file, text)
+        except (OSError, ExhaustedError) as error:
             log.warning(
                 "%s cannot be written (%s); a resumed command may get new MLflow runs.", self.file, error
             )

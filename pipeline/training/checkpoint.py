@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import ExhaustedError
+from pipeline.files import sync
 
 logger = logging.getLogger(__name__)
 INDEX = "checkpoint.json"
@@ -57,10 +57,10 @@ def save_checkpoint(
         index = {"state": dict(state), "files": files}
         (part / INDEX).write_text(json.dumps({**index, "checksum": _index_checksum(index)}))
         for file in (*part.iterdir(), part):
-            _sync(file)
+            sync(file)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
@@ -143,25 +143,3 @@ def _errno(error: OSError | SafetensorError) -> int | None:
         return error.errno
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(file: Path, content: str | bytes) -> Path:
-    """Replaces `file` by `content`, whole or not at all; returns it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(part)
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return file

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from pipeline.config.schema import FineTuneConfig, ServingConfig
 from pipeline.data import TaskData
 from pipeline.errors import ExhaustedError, TutelageError
+from pipeline.files import write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
-from pipeline.training.checkpoint import write_atomically
 from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer
 from pipeline.training.step import Workers
 from students.export import save_task

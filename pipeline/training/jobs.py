@@ -22,8 +22,9 @@ from pipeline import errors
 from pipeline.cluster import cpus_per_worker
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data import TaskData
+from pipeline.files import write_atomically
 from pipeline.models import open_tokenizer, resolve
-from pipeline.training.checkpoint import remove_checkpoints, write_atomically
+from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Aggregation, Workers, predict

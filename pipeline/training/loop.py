@@ -24,10 +24,11 @@ from torch import Tensor
 from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.config.schema import OptimizationConfig
 from pipeline.errors import DivergedError
+from pipeline.files import write_atomically
 from pipeline.losses import LossWeights, annealed
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients
 from students.student import MultiTaskStudent

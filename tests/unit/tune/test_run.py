@@ -12,7 +12,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, to_yaml
 from pipeline.errors import ConfigError
-from pipeline.training.checkpoint import write_atomically
+from pipeline.files import write_atomically
 from tests.unit.pipeline.tracked import Noted
 from tests.unit.tune.studies import SPACE, search_of, trial_of
 from tune.run import _refuse_another_search, _Study, best_config, study_config

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.training import checkpoint
 from pipeline.training.checkpoint import (
     INDEX,
     adopt_checkpoint,
@@ -24,7 +23,6 @@ from pipeline.training.checkpoint import (
     newest_checkpoint,
     remove_checkpoints,
     save_checkpoint,
-    write_atomically,
 )
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -108,9 +106,9 @@ def test_there_is_no_pickle_in_it(tmp_path: Path) -> None:
 
 MOMENTS = {  # name of a test → a call of the writer, which of them, and the step that is found afterwards
     "some tensors written": ("save_file", 2, 1),
-    "all written, none synced": ("_sync", 1, 1),
+    "all written, none synced": ("sync", 1, 1),
     "about to be renamed": ("rename", 1, 1),
-    "renamed, folder not synced": ("_sync", 6, 2),
+    "renamed, folder not synced": ("sync", 6, 2),
     "two new ones, an old one to remove": ("rmtree", 5, 3),
 }
 # For each moment a process of its own saves steps 2 and 3 and kills itself, as `kill -9` does, when its Nth call comes.
@@ -334,29 +332,3 @@ def test_removing_leaves_the_rest(tmp_path: Path) -> None:
     remove_checkpoints(tmp_path)
     assert names_in(tmp_path) == ["result.json"]
     remove_checkpoints(tmp_path / "absent")
-
-
-# ---------------------------------------------------------------- small files
-
-
-def test_write_atomically_replaces_whole(tmp_path: Path) -> None:
-    file = tmp_path / "sub" / "config.yaml"
-    write_atomically(file, "naïve\n")
-    write_atomically(file, "second\n")
-    assert file.read_text(encoding="utf-8") == "second\n"
-    assert names_in(file.parent) == ["config.yaml"]
-
-
-def test_write_atomically_leaves_the_old_one_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "config.yaml"
-    write_atomically(file, "first")
-
-    def fail(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "_sync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, "second")
-    assert file.read_text() == "first"

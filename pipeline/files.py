@@ -1,0 +1,48 @@
+"""The one atomic writer: a file appears whole or not at all, and survives a power cut."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pipeline.errors import ExhaustedError
+
+
+def write_atomically(file: Path, content: str | bytes | Any) -> Path:
+    """Replaces `file` by `content` (text, bytes or any buffer) and returns it; a temporary neighbour, written to
+    disk, takes its name.
+
+    Raises `ExhaustedError` where the disk is full; what was there before is intact then.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ExhaustedError(
+            f"no room for {len(memoryview(data))} bytes in {file.parent}",
+            "Free some disk space and run the same command again.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(file.parent)  # the new name, too, must survive a power cut
+    return file
+
+
+def sync(path: Path) -> None:
+    """Has the operating system write a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
