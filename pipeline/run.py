@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
 from pipeline.files import write_atomically
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
+from pipeline.report.model_card import write_model_card
 from pipeline.report.results import Stages, run_facts, task_results
 from pipeline.stop import StopSignals, locked
 from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
@@ -32,7 +33,6 @@ from pipeline.training import jobs as training
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.jobs import Job, job_folder, jobs_of
 from pipeline.training.loop import METRICS, read_metrics
-from students.export import write_model_card
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import Findings, preflight, refuse
 from teachers.store import Store

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipeline.tasks.scores import confusion, reliability, softmax
 
 if TYPE_CHECKING:
-    from pipeline.report.build import RunFacts, TaskResults
+    from pipeline.report.types import RunFacts, TaskResults
 
 DPI = 150
 WIDTH = 8.0  # inches: 1200 pixels, twice a README's column

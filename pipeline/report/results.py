@@ -19,7 +19,7 @@ from pipeline.config.schema import SPLITS, RunConfig, Split
 from pipeline.data import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
-from pipeline.report.build import RunFacts, TaskResults
+from pipeline.report.types import RunFacts, TaskResults
 from pipeline.tasks import Task
 from pipeline.training.jobs import Job, job_folder, jobs_of, read_result
 from pipeline.training.loop import METRICS, read_metrics

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged
-from pipeline.report.build import RunFacts, TaskResults, build
+from pipeline.report.build import build
 from pipeline.report.group import build as build_group
+from pipeline.report.types import RunFacts, TaskResults
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
 from pipeline.tasks.scores import softmax

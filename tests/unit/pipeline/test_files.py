@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import ExhaustedError
 from pipeline.files import write_atomically
 
 

@@ -19,6 +19,7 @@ from pipeline.data import TaskData, load_tasks
 from pipeline.models import open_tokenizer
 from pipeline.prepare import prepare
 from pipeline.report.build import build
+from pipeline.report.model_card import write_model_card
 from pipeline.report.page import markdown
 from pipeline.report.results import task_results
 from pipeline.saved import score_student, score_table
@@ -36,7 +37,7 @@ from pipeline.training.jobs import (
 from pipeline.training.loop import METRICS, TaskSet, read_metrics
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Workers
-from students.export import save_task, write_model_card
+from students.export import save_task
 from students.student import build_student
 from teachers.store import Store
 from teachers.teacher import Teacher, store_key

@@ -15,14 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_tokenizer
 from pipeline.tasks.text_classification import TextClassification
 from pipeline.training.step import predict
-from students.export import export_onnx, save_task, write_model_card
+from students.export import export_onnx, save_task
 from students.student import MultiTaskStudent, build_student
-from tests.conftest import TinyRun, texts_of
+from tests.conftest import texts_of
 from tests.unit.students.conftest import ARCHITECTURES, FolderOf
 
 MOOD = TextClassification("mood", ("bad", "good"), 32, "accuracy")
@@ -211,50 +210,3 @@ def test_onnx_that_disagrees_is_an_error(
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: None)
     with pytest.raises(DataError, match="outputs differ by"):
         export_onnx(tmp_path / "mood", TextClassification, tmp_path / "onnx")
-
-
-# ---------------------------------------------------------------- model card
-
-
-def report_of(supervised: float | None) -> dict[str, Any]:
-    scored = {"score": 0.876, "supervised": supervised, "ece": 0.0371}
-    results = {
-        "metric": "accuracy",
-        "labels": ["bad", "good"],
-        "teachers": {"mood-bert": 0.9123, "mood-distilbert": 0.8999},
-        "ensemble": 0.9251,
-        "students": {"cut": scored},
-        "examples": {"train": 48, "validation": 16, "test": 17},
-    }
-    return {"tasks": {"mood": results}}
-
-
-def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> None:
-    config = parse_config(tiny_run(loss={"hard": 1.0, "soft": 3.0, "temperature": 2.5}, seed=7))
-    write_model_card(tmp_path, config, report_of(0.85), "cut", MOOD)
-    card = (tmp_path / "README.md").read_text()
-    front, _, body = card.removeprefix("---\n").partition("---\n")
-    assert "pipeline_tag: text-classification" in front
-    for part in (
-        "# cut: mood",
-        "| teacher mood-bert | 91.2 |",
-        "| teacher mood-distilbert | 90.0 |",
-        "| ensemble of the teachers | 92.5 |",
-        "| this student on labels alone | 85.0 |",
-        "| **this student** | **87.6** |",
-        "Test accuracy on 17 examples",
-        "Trained on 48 examples",
-        "labels: bad, good",
-        "32 tokens",
-        "seed 7",
-        "0.25 hard + 0.75 soft at temperature",
-        "2.5",
-        "0.037",
-        "Started from mood-bert",
-    ):
-        assert part in " ".join(body.split("\n")) or part in body, part
-
-
-def test_the_model_card_without_a_baseline_claims_none(tiny_run: TinyRun, tmp_path: Path) -> None:
-    write_model_card(tmp_path, parse_config(tiny_run(baselines=[])), report_of(None), "cut", MOOD)
-    assert "labels alone" not in (tmp_path / "README.md").read_text()

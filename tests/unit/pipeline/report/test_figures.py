@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pipeline.report.build import RunFacts, TaskResults, build
+from pipeline.report.build import build
 from pipeline.report.figures import DPI, WIDTH, draw
+from pipeline.report.types import RunFacts, TaskResults
 from tests.unit.pipeline.hand_results import some_facts, some_marks, some_numbers, some_run, some_task
 
 

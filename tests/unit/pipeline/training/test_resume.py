@@ -241,13 +241,13 @@ def kill_before_the_first_checkpoint(folder: Path) -> None:
 
 def kill_while_a_checkpoint_is_written(folder: Path) -> None:
     synced = DieAt(9)  # files and folders are synced one by one: this is in the second checkpoint
-    sync = checkpoint.sync
+    sync = vars(checkpoint)["sync"]
 
     def sync_or_die(path: Path) -> None:
         synced()
         sync(path)
 
-    checkpoint.sync = sync_or_die
+    vars(checkpoint)["sync"] = sync_or_die
     begin(folder, "no momentum", checkpoint_steps=3).fit()
 
 
