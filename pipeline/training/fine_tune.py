@@ -28,6 +28,7 @@ from students.student import build_student
 
 RECIPE = 1  # raise when the same inputs would give another teacher
 FREE = {"checkpoint_steps"}
+STOP_WAIT_S = 30.0  # for a step and its checkpoint; a task that takes longer ends with its driver
 TEACHER = "teacher"
 WORK = "work"
 
@@ -142,7 +143,8 @@ def fine_tune_all(
 
     `stop`: file whose existence asks the tasks to write a checkpoint and end · `on_poll` is called about
     twice a second for each request. A task whose worker dies starts again from its checkpoint. Raises the
-    first task's `TutelageError`, or `ExhaustedError`, naming the teacher.
+    first task's `TutelageError`, or `ExhaustedError`, naming the teacher; the other tasks are asked to stop then,
+    and are waited for.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -178,8 +180,9 @@ def fine_tune_all(
             "See the node's memory; the same command goes on from its checkpoint.",
         ) from error
     finally:
-        for ref in waiting:
-            ray.cancel(ref, force=True)
+        if waiting:  # Ray 2.60 aborts the driver when it cancels a task that just ends
+            stop.touch()
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=STOP_WAIT_S)
 
 
 class _Patience:
