@@ -10,7 +10,9 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 TORCH_FROM ?=
 RUN ?= examples/quickstart.yaml
-TEST_ASSETS := minilm-l6 bert-tiny movies tweets
+SKIPPED := build/skipped.txt
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} SKIPPED=$(SKIPPED) $(BIN)/python -m pytest -q --dist loadfile
+TEST_ASSETS := minilm-l6 bert-tiny movies tweets qa
 
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -37,11 +39,13 @@ demo: install ## Distil the quickstart: two tasks, two teachers each, one tiny s
 	$(BIN)/tutelage train $(RUN)
 
 # One thread a process: the tests start many. Training outside tests sets its own threads. Those that start Ray run two
-# files at a time: each starts a dozen processes.
+# files at a time: each starts a dozen processes. The last line names what was skipped, and what enables it.
 test: install lint types ## Everything that must pass: lint, types, tests
 	$(BIN)/python examples/fetch_assets.py $(TEST_ASSETS)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/unit tests/golden
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration
+	@rm -f $(SKIPPED)
+	$(PYTEST) -n auto --maxprocesses 4 tests/unit tests/golden
+	$(PYTEST) -n 2 tests/integration
+	@$(BIN)/python tests/skipped.py $(SKIPPED)
 
 lint: install ## Check style and formatting
 	$(BIN)/ruff check

@@ -79,6 +79,18 @@ def pytest_unconfigure() -> None:
     _caches.cleanup()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Adds why each test was skipped to the file that `SKIPPED` names; `make test` closes with a line about them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started the workers has their reports
+        return
+    file = os.environ.get("SKIPPED")
+    reports = terminalreporter.stats.get("skipped", [])
+    if file and reports:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with Path(file).open("a", encoding="utf-8") as stream:
+            stream.writelines(f"{report.longrepr[2].removeprefix('Skipped: ')}\n" for report in reports)
+
+
 # ---------------------------------------------------------------- models
 
 

@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b"),
-    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+    pytest.mark.skipif(bool(why_not()), reason="no PostgreSQL: apt-get install postgresql"),
 ]
 
 

@@ -150,7 +150,7 @@ def test_saving_changes_nothing_in_the_student(
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ONNX), reason="the onnx extra is not installed"
+    any(importlib.util.find_spec(name) is None for name in ONNX), reason="no ONNX: pip install -e '.[onnx]'"
 )
 def test_onnx_says_what_the_student_says(
     trained: Callable[[str], tuple[MultiTaskStudent, Any]], tmp_path: Path

@@ -133,7 +133,7 @@ def tokenizer_of(name: str) -> Any:
     """Small tokenizers of the usual families, trained on `PIECES`."""
     if name == "minilm":
         if not (ASSETS / "minilm-l6").exists():
-            pytest.skip("examples' models are not there")
+            pytest.skip("no example model: python examples/fetch_assets.py minilm-l6")
         return open_tokenizer(ASSETS / "minilm-l6")
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

@@ -238,7 +238,7 @@ def test_answers_take_no_part_in_the_content(tmp_path: Path) -> None:
     assert one.keys.tolist() == other.keys.tolist()
 
 
-@pytest.mark.skipif(not QA.exists(), reason="examples' data are not there")
+@pytest.mark.skipif(not QA.exists(), reason="no example data: python examples/fetch_assets.py qa")
 def test_the_examples_data_set_loads() -> None:
     files = {split: str(QA / f"{split}.jsonl") for split in ("train", "validation", "test")}
     columns = {"answers": "answers", "answer_starts": "answer_starts"}
