@@ -11,7 +11,12 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from pydantic import ValidationError
 
 from pipeline.config.explain import explain
@@ -40,10 +45,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ValueError
         merged = OmegaConf.merge(tree, _dotlist(overrides))
         data = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deep to be read", "A config is a few levels deep.") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
         cause = " ".join(str(error).split()) or "not a mapping of keys to values"
-        raise ConfigError(f"{file}: {cause}", "Mend the YAML; every key may stand once.") from None
+        raise ConfigError(f"{file}: {cause}", _remedy(error)) from None
     return parse_config(data)
+
+
+def _remedy(error: Exception) -> str:
+    """What helps against an error of YAML or OmegaConf."""
+    match error:
+        case MissingMandatoryValue():
+            return "Give the key a value: ??? stands for one that must be given."
+        case InterpolationResolutionError() | GrammarParseError():
+            return (
+                "Write ${key.path} with the whole path of a key of this file, or \\${…} for the text itself."
+            )
+        case yaml.constructor.ConstructorError() if "duplicate key" in str(error):
+            return "Every key may stand once: remove or rename one of the two."
+        case yaml.MarkedYAMLError():
+            return "Correct the YAML at that line: indentation, quotes, brackets, a blank after each colon."
+        case _:
+            return "Write the config as `key: value` lines; docs/config.md lists the keys."
 
 
 def parse_config(data: Any) -> RunConfig:

@@ -22,7 +22,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class Strict(BaseModel):
@@ -102,7 +103,7 @@ class EarlyStoppingConfig(Strict):
 class OptimizationConfig(Strict):
     """How one model is trained; shared by teachers and students."""
 
-    epochs: Count = 3
+    epochs: Epochs = 3
     """Passes over the training examples."""
     tokens_per_batch: Count = 4096
     """Padded tokens an optimiser step, over all workers and accumulation steps; batches are bucketed by length."""
@@ -137,7 +138,7 @@ class OptimizationConfig(Strict):
 class FineTuneConfig(OptimizationConfig):
     """How a base model becomes a teacher. The result is cached by content and never made twice."""
 
-    epochs: Count = 2
+    epochs: Epochs = 2
     """Passes over the training examples."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of head, order and dropout. Its own, so that runs with other seeds share their teachers."""

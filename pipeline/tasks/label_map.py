@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,30 @@ from pipeline.errors import TeacherError
 
 Groups = tuple[tuple[int, ...], ...]
 """For each of the task's labels the teacher's columns that mean it; () for a label that the teacher lacks."""
+
+
+def match_label(name: str, names: Iterable[str]) -> str | None:
+    """`name` where it is among `names`, else the only one of them that differs from it by case alone, else None."""
+    names = list(names)
+    alike = [other for other in names if other.casefold() == name.casefold()]
+    return name if name in names else alike[0] if len(alike) == 1 else None
+
+
+def match_declared(
+    declared: Mapping[str, str | None], theirs: Iterable[str], ours: Iterable[str], where: str
+) -> dict[str, str | None]:
+    """A declared mapping with its names written as the teacher and the task write them; a name that neither has
+    stays as it is. Raises `TeacherError` where two keys are one label of the teacher's."""
+    theirs, ours = list(theirs), list(ours)
+    matched: dict[str, str | None] = {}
+    for name, label in declared.items():
+        their = match_label(name, theirs) or name
+        if their in matched:
+            raise TeacherError(
+                f"{where}.labels names {their!r} twice, once as {name!r}", "Name each label once."
+            )
+        matched[their] = None if label is None else match_label(label, ours) or label
+    return matched
 
 
 def label_groups(
@@ -25,7 +49,7 @@ def label_groups(
 
     theirs: the teacher's `id2label` · declared: the teacher's label → the task's, or None for one that the task
     does not know; every label of the teacher's that the task does not have must stand there. Without
-    `declared` both spaces must be the same; case is set aside where names do not match as they stand.
+    `declared` both spaces must be the same. Names match as they stand, else case is ignored where that leaves one.
 
     Raises `TeacherError`, naming `where` and both spaces, for anything that is neither equal nor declared.
     """
@@ -43,22 +67,34 @@ def label_groups(
             if len(columns) == len(names) == len(wanted) and set(columns) == set(wanted):
                 return tuple((columns[label],) for label in wanted)
         raise TeacherError(differ, remedy)
-    strange = [name for name in declared if name not in names]
-    strange += [label for label in declared.values() if label is not None and label not in ours]
-    silent = [name for name in names if name not in declared and name not in ours]
-    if strange or silent:
+    meanings = match_declared(declared, names, ours, where)
+    unknown = [name for name in meanings if name not in names]
+    unknown += [label for label in meanings.values() if label is not None and label not in ours]
+    own = {name: _own_meaning(name, names, ours) for name in names if name not in meanings}
+    undeclared = [name for name, label in own.items() if label is None]
+    if unknown or undeclared:
         what = (
-            f"labels names {strange[0]!r}, which neither has" if strange else f"{silent[0]!r} is not declared"
+            f"labels names {unknown[0]!r}, which neither has"
+            if unknown
+            else f"{undeclared[0]!r} is not declared"
         )
         raise TeacherError(f"{differ}; {what}", remedy)
+    meanings |= own
     groups: dict[str, list[int]] = {label: [] for label in ours}
     for column, name in theirs.items():
-        label = declared.get(name, name) if name in declared else name
+        label = meanings[name]
         if label is not None:
             groups[label].append(column)
     if not any(groups.values()):
         raise TeacherError(f"{differ}; none of them is mapped", remedy)
     return tuple(tuple(groups[label]) for label in ours)
+
+
+def _own_meaning(name: str, names: Sequence[str], ours: Sequence[str]) -> str | None:
+    """The task's label of the same name; case is ignored only where the teacher, too, has one such name."""
+    if name in ours:
+        return name
+    return match_label(name, ours) if sum(n.casefold() == name.casefold() for n in names) == 1 else None
 
 
 def marginalise(logits: Tensor, groups: Groups, independent: bool = False) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, flat_index, is_present
 from pipeline.errors import DataError, TeacherError
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
-from pipeline.tasks.label_map import Groups, label_groups
+from pipeline.tasks.label_map import Groups, label_groups, match_declared
 from pipeline.tasks.scores import refuse_unlabelled, scores, softmax
 from pipeline.tasks.spans import first_covered, last_covered
 from pipeline.tasks.tensors import TensorBatch, item_starts
@@ -145,6 +145,7 @@ class TokenClassification(TextClassification):
         E-, they are its B- and I-.
         """
         types, ours = _types(theirs), _types(self.labels)
+        declared = match_declared(declared, [*theirs, *types], [*self.labels, *ours], where)
         spelt: dict[str, str | None] = {}
         wanted: list[str] = []
         for name, label in declared.items():

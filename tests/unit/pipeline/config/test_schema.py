@@ -129,6 +129,10 @@ def test_missing_key_is_named() -> None:
         ("students.tiny.train.learning_rate", -1e-4),
         ("tasks.movies.aggregation.teacher_weights.movies-big", -1),
         ("train.epochs", 0),
+        ("train.epochs", 10**30),
+        ("students.half.train.epochs", 10_001),
+        ("teachers.movies-tiny.fine_tune.epochs", 10_001),
+        ("train.max_skipped_steps", 2**31),
         ("train.epochs", 1.5),
         ("train.epochs", "3"),
         ("train.epochs", True),
@@ -210,6 +214,32 @@ def test_broken_yaml_is_refused_with_the_file(tmp_path: Path, text: str, said: s
         load_config(file)
     assert caught.value.cause.startswith(f"{file}: ")
     assert "\n" not in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("name: ${nobody}\n", "Write ${key.path} with the whole path"),
+        ("name: ${oc.nobody:1}\n", "Write ${key.path} with the whole path"),
+        ("name: ${\n", "Write ${key.path} with the whole path"),
+        ("name: ???\n", "Give the key a value"),
+        ("name: a\nname: b\n", "Every key may stand once"),
+        ("name: [1\n", "Correct the YAML at that line"),
+        ("- name\n", "Write the config as `key: value` lines"),
+    ],
+)
+def test_the_remedy_fits_the_cause(tmp_path: Path, text: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+    assert caught.value.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    "text", ["name: " + "[" * 3000 + "]" * 3000, "name: " + "{a: " * 3000 + "1" + "}" * 3000]
+)
+def test_yaml_that_is_too_deep_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="nested too deep"):
+        load_config(written(tmp_path, text))
 
 
 def test_an_empty_file_lacks_its_name(tmp_path: Path) -> None:

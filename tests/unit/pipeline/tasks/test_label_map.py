@@ -86,6 +86,32 @@ def test_labels_of_the_tasks_own_name_need_no_entry() -> None:
     assert groups_of(("plain", "good", "awful"), {"awful": "bad"}) == ((2,), (1,), (0,))
 
 
+def test_a_mapping_ignores_case_where_that_leaves_one_name() -> None:
+    theirs = ("NEGATIVE", "Positive", "Plain")
+    assert groups_of(theirs, {"negative": "BAD", "POSITIVE": "Good"}) == ((0,), (1,), (2,))
+
+
+def test_a_mapping_matches_as_written_before_it_ignores_case() -> None:
+    theirs = ("us", "US", "plain")
+    assert groups_of(theirs, {"us": "bad", "US": "good"}) == ((0,), (1,), (2,))
+    assert groups_of(("x", "y"), {"x": "us", "y": "US"}, ours=("US", "us")) == ((1,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "declared", "what"),
+    [
+        (("us", "US", "plain"), {"Us": "bad"}, "labels names 'Us', which neither has"),
+        (("plain", "PLAIN", "x"), {"x": "bad"}, "'PLAIN' is not declared"),
+        (("x", "y", "plain"), {"x": "bad", "X": "good"}, "labels names 'x' twice"),
+    ],
+)
+def test_case_that_leaves_several_names_is_refused(
+    theirs: tuple[str, ...], declared: dict[str, str | None], what: str
+) -> None:
+    with pytest.raises(TeacherError, match=what):
+        groups_of(theirs, declared)
+
+
 def test_several_may_mean_one_and_some_none() -> None:
     theirs = ("awful", "fine", "poor", "spam", "plain")
     declared = {"awful": "bad", "poor": "bad", "fine": "good", "spam": None}

@@ -612,6 +612,11 @@ def test_entity_types_are_spelt_out() -> None:
     assert groups(theirs, mixed) == ((0, 4), (1,), (2,), (3, 6), ())  # of a label: before its type
 
 
+def test_entity_types_are_matched_whatever_their_case() -> None:
+    theirs = ("O", "B-Person", "I-Person", "B-LOC", "I-LOC")
+    assert groups(theirs, {"PERSON": "per"}) == ((0,), (1,), (2,), (3,), (4,))
+
+
 def test_a_teacher_may_know_a_part() -> None:
     assert groups(("B-PERSON", "I-PERSON", "O"), {"PERSON": "PER"}) == ((2,), (0,), (1,), (), ())
     assert groups(("O", "PERSON", "PLACE"), {"PERSON": "PER", "PLACE": "LOC"}, ("O", "PER", "LOC")) == (
