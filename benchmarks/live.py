@@ -26,8 +26,9 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.models import resolve
 from pipeline.prepare import Inputs, prepare, teacher_specs
-from pipeline.training.jobs import RESULT, Job, job_folder, new_plan, task_sets, train_job
+from pipeline.training.jobs import Job, job_folder, new_plan, task_sets, train_job
 from pipeline.training.loop import TaskSet
+from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
 from teachers.teacher import Teacher

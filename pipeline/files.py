@@ -1,14 +1,15 @@
-"""The one atomic writer: a file appears whole or not at all, and survives a power cut."""
+"""The one atomic writer: a file appears whole or not at all, and survives a power cut. And the reader of JSON files."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.errors import ExhaustedError
+from pipeline.errors import CorruptError, ExhaustedError
 
 
 def write_atomically(file: Path, content: str | bytes | Any) -> Path:
@@ -37,6 +38,17 @@ def write_atomically(file: Path, content: str | bytes | Any) -> Path:
         temporary.unlink(missing_ok=True)
     sync(file.parent)  # the new name, too, must survive a power cut
     return file
+
+
+def read_object(file: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in `file`. Raises `CorruptError` with `remedy` where there is none: truncated, or not text."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"{file} cannot be read: {error}", remedy) from None
+    if not isinstance(value, dict):
+        raise CorruptError(f"{file} cannot be read: it holds no JSON object", remedy)
+    return value
 
 
 def sync(path: Path) -> None:

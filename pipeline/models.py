@@ -115,13 +115,21 @@ def open_tokenizer(folder: Path) -> Any:
 
 
 def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
-    """The model in fp32, evaluation mode; `settings` go to `from_pretrained`."""
+    """The model in fp32, evaluation mode; `settings` go to `from_pretrained`. Raises `TeacherError` where the weights
+    are damaged or do not fit the config."""
     import torch
+    from safetensors import SafetensorError
 
     quiet()
-    model: PreTrainedModel = model_class.from_pretrained(
-        folder, **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32, **settings}
-    )
+    settings = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32, **settings}
+    try:
+        model: PreTrainedModel = model_class.from_pretrained(folder, **settings)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TeacherError(
+            f"{folder}: its weights cannot be loaded: {reason}",
+            "The folder is damaged or incomplete: save or fetch the model again.",
+        ) from error
     model.eval()
     return model
 

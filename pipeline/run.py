@@ -22,7 +22,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
-from pipeline.files import write_atomically
+from pipeline.files import read_object, write_atomically
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
@@ -65,6 +65,7 @@ def train(
     ``-<task>`` where there are several tasks.
     """
     with running(config, display, group=group) as run:
+        training.check_results(config)
         if not _is_trained(run):
             with connected(config):
                 make_targets(run)
@@ -127,7 +128,9 @@ def _settle(config: RunConfig, inputs: Inputs, record: bool) -> None:
     if settings.exists():
         _refuse_changes(config, config_view.differences(load_config(settings), config))
     if contents.exists():
-        before = json.loads(contents.read_text())
+        before = read_object(
+            contents, f"Remove {contents} if data and models are what the run was begun with."
+        )
         changed = [path for path, value in fingerprints.items() if before.get(path, value) != value]
         _refuse_changes(config, [f"{path}: its content has changed" for path in changed])
     if record or settings.exists():

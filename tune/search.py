@@ -33,7 +33,8 @@ from pipeline import errors
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
 from pipeline.training.checkpoint import remove_checkpoints
-from pipeline.training.jobs import RESULT, job_folder, stop_file
+from pipeline.training.jobs import job_folder, stop_file
+from pipeline.training.result import RESULT, read_facts
 from tune.space import (
     distributions,
     domains,
@@ -416,10 +417,9 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         one = self._find(trial)
-        result = self._folder(one) / RESULT
-        if result.is_file():
-            found = json.loads(result.read_text(encoding="utf-8"))
-            one.scores, one.epochs = found["kept"], len(found["epoch_seconds"])
+        if (self._folder(one) / RESULT).is_file():
+            facts = read_facts(self._folder(one))
+            one.scores, one.epochs = facts["kept"], len(facts["epoch_seconds"])
             self._end(one, "finished")
         else:
             self._end(one, "interrupted" if self.stopping.asked() else "early-stopped")

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data import TaskData
 from pipeline.files import write_atomically
-from pipeline.models import open_tokenizer, resolve
+from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
+from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
@@ -33,7 +33,6 @@ from students.student import MultiTaskStudent, build_student
 from teachers.store import Store, TargetView
 
 Mode = Literal["distilled", "supervised"]
-RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,8 @@ def train_job(
         return progress.status
     if plan.trial:
         if workers.rank == 0:
-            _conclude(target, asdict(progress))
+            write_result(target, asdict(progress))
+            remove_checkpoints(target)
     else:
         _test(plan, job, folder, student, sets, workers, asdict(progress))
     return progress.status
@@ -198,17 +198,13 @@ def _finish(
     predictions: Mapping[str, torch.Tensor],
     result: Mapping[str, Any],
 ) -> None:
-    folder = job_folder(plan.run_dir, job)
-    save_file(dict(predictions), folder / PREDICTIONS)
+    folder, saved = job_folder(plan.run_dir, job), plan.run_dir / "students" / job.student
     if job.mode == "distilled":
-        (plan.run_dir / "students" / job.student).mkdir(parents=True, exist_ok=True)
+        saved.mkdir(parents=True, exist_ok=True)
         for task in student.tasks:
-            save_task(student, task, tokenizer, plan.run_dir / "students" / job.student / task)
-    _conclude(folder, result)
-
-
-def _conclude(folder: Path, result: Mapping[str, Any]) -> None:
-    write_atomically(folder / RESULT, json.dumps(result))
+            save_task(student, task, tokenizer, saved / task)
+        result = {**result, "saved": {task: fingerprint(saved / task) for task in student.tasks}}
+    write_result(folder, result, predictions)
     remove_checkpoints(folder)
 
 
@@ -404,6 +400,22 @@ def _failure_file(run_dir: Path, launch_id: str) -> Path:
 
 
 def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A finished job's facts and its (M, C) values on the test splits, by task."""
+    """A finished job's facts and its (M, C) values on the test splits, by task. Raises `CorruptError`."""
     folder = job_folder(run_dir, job)
-    return json.loads((folder / RESULT).read_text()), load_file(folder / PREDICTIONS)
+    return read_facts(folder), read_predictions(folder)
+
+
+def check_results(config: RunConfig) -> None:
+    """Raises `CorruptError` where a finished job's result or saved student is damaged: known before anything else is
+    trained."""
+    for job in jobs_of(config):
+        if not is_finished(config.run_dir, job):
+            continue
+        facts, _ = read_result(config.run_dir, job)
+        for task, expected in facts.get("saved", {}).items():
+            folder = config.run_dir / "students" / job.student / task
+            if fingerprint(folder) != expected:
+                raise errors.CorruptError(
+                    f"{folder}: a file is missing or its checksum does not match",
+                    f"Remove {job_folder(config.run_dir, job)}: the same command trains the student again.",
+                )

@@ -8,11 +8,13 @@ interrupted and resumed equals uninterrupted, bit for bit on a CPU.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +35,7 @@ from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients
 from students.student import MultiTaskStudent
 
+logger = logging.getLogger(__name__)
 LOG_STEPS = 10  # steps that one point of the loss curves stands for
 METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
@@ -376,11 +379,27 @@ class StopWatch:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The points of a metrics.jsonl; a last line that is still being written is left out."""
+    """The points of a metrics.jsonl. A last line that is still being written is left out, and, with a warning, each
+    line that is damaged: no score in a report depends on them, only its curves."""
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    points, damaged = [], 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            point = json.loads(line)
+            points.append({**point, "step": int(point["step"]), "metrics": dict(point["metrics"])})
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    if damaged:
+        _warn_damaged(file, damaged)
+    return points
+
+
+@cache  # files are read twice a second while a training runs
+def _warn_damaged(file: Path, lines: int) -> None:
+    logger.warning("%s: %d lines are damaged; its curves lack them", file, lines)
 
 
 def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from pipeline.config.load import load_config
 from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.data import TaskData, load_tasks
-from pipeline.training.jobs import PREDICTIONS, RESULT, jobs_of
+from pipeline.training.jobs import jobs_of
 from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.result import PREDICTIONS, RESULT
 from teachers.store import Store
 from teachers.teacher import store_key
 from tests.integration.command import TUTELAGE, Command, assert_none_left, started, tutelage, wait_until

@@ -20,8 +20,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import DivergedError
 from pipeline.training import jobs as training
-from pipeline.training.jobs import PREDICTIONS, Job, Plan, job_folder, new_plan
+from pipeline.training.jobs import Job, Plan, job_folder, new_plan
 from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.result import PREDICTIONS
 from pipeline.training.step import Workers
 from teachers.store import Store
 from teachers.teacher import Teacher, store_key

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -324,15 +325,17 @@ print(ray.is_initialized())
 def test_33_and_34_one_launch_a_folder_and_one_config_too(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run()
     file = written(tmp_path, run)
-    taken, begun = tmp_path / "runs" / "taken", tmp_path / "runs" / "begun"
-    taken.mkdir(parents=True)
-    begun.mkdir()
+    taken, begun, damaged = (tmp_path / "runs" / name for name in ("taken", "begun", "damaged"))
+    for folder in (taken, begun, damaged):
+        folder.mkdir(parents=True)
+    (damaged / "inputs.json").write_text('{"tasks.mood')
     before = parse_config({**changed(run, "loss.temperature", 3.0), "name": "begun", "seed": 4})
     (begun / "config.yaml").write_text(to_yaml(before))
     commands = [
         ["train", str(file), "name=taken"],
         ["label", str(file), "name=begun"],
         ["train", str(file), "name=begun"],
+        ["train", str(file), "name=damaged"],
     ]
     with FileLock(taken / ".lock"):
         done = subprocess.run(
@@ -353,6 +356,9 @@ def test_33_and_34_one_launch_a_folder_and_one_config_too(tiny_run: TinyRun, tmp
         "exit 2",
         *refusal,
         *refusal,
+        f"error: {damaged / 'inputs.json'} cannot be read: Unterminated string starting at: line 1 column 2 (char 1)",
+        f"  Remove {damaged / 'inputs.json'} if data and models are what the run was begun with.",
+        "exit 4",
     ]
     assert done.stdout == "False\n"
     assert (begun / "config.yaml").read_text() == to_yaml(before)
@@ -408,3 +414,17 @@ def test_a_saved_student_is_scored_and_copied_out(
     code, _, err = tutelage("export", folder / "students" / "cut", "--task", "tone", "--to", out_folder)
     assert code == 2
     assert two_lines(err)[0] == f"--to {out_folder}: not empty"
+
+
+def test_a_damaged_student_is_two_lines(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    student = folder / "students" / "cut" / "mood"
+    shutil.copytree(tiny_model("bert", ("good", "bad")), student)
+    (folder / "config.yaml").write_text(to_yaml(parse_config(tiny_run())))
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    code, _, err = tutelage("evaluate", student.parent)
+    assert code == 2
+    assert two_lines(err)[0].startswith(f"{student}: its weights cannot be loaded: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,28 @@ def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(TeacherError, match="no tokenizer"):
         open_tokenizer(folder)
+
+
+# ---------------------------------------------------------------- damaged weights
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def overwrite(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+
+
+def another_size(folder: Path) -> None:
+    edit_config(folder, hidden_size=64)
+
+
+@pytest.mark.parametrize("damage", [cut, overwrite, another_size])
+def test_weights_that_cannot_be_loaded_are_refused(folder: Path, damage: Callable[[Path], None]) -> None:
+    damage(folder)
+    with pytest.raises(TeacherError) as caught:
+        open_model(AutoModelForSequenceClassification, folder)
+    assert caught.value.cause.startswith(f"{folder}: its weights cannot be loaded: ")
+    assert "\n" not in caught.value.cause + caught.value.remedy

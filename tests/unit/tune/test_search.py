@@ -30,6 +30,7 @@ from ray.tune.utils import flatten_dict
 from pipeline.config.schema import RunConfig
 from pipeline.errors import DivergedError, TeacherError
 from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.result import write_result
 from tests.unit.tune.studies import search_of, trial_of
 from tune.search import (
     _cause,
@@ -549,7 +550,7 @@ class Study:
         folder = training_folder(self.shared, Trial(number, {}))
         save_checkpoint(folder, 5, {}, {})
         if result is not None:
-            (folder / "result.json").write_text(json.dumps(result))
+            write_result(folder, result)
         return folder
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.training import jobs as training
 from pipeline.training.jobs import (
     Job,
     Plan,
+    check_results,
     job_folder,
     jobs_of,
     loss_plan,
@@ -33,6 +35,7 @@ from pipeline.training.jobs import (
     train_jobs,
 )
 from pipeline.training.loop import METRICS, LossPlan, read_metrics
+from pipeline.training.result import RESULT
 from pipeline.training.step import Workers
 from students.student import build_student
 from teachers.store import Store
@@ -200,6 +203,25 @@ def test_all_trainings_end_with_results(config: RunConfig) -> None:
             folder = plan.run_dir / "students" / job.student / name
             found, _ = Teacher(folder, plan.data[name].task).label(plan.data[name].splits["test"].inputs)
             np.testing.assert_allclose(found.values, logits.numpy(), atol=1e-5, rtol=0)
+
+
+def test_damage_to_a_finished_training_is_seen_before_another_begins(config: RunConfig) -> None:
+    plan = plan_of(config)
+    train_jobs(plan, Workers())
+    check_results(config)
+    (job_folder(plan.run_dir, BARE) / RESULT).rename(plan.run_dir / "aside")
+    check_results(config)  # one that is to be trained
+    weights = plan.run_dir / "students" / "cut" / "tone" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptError) as caught:
+        check_results(config)
+    assert str(weights.parent) in caught.value.cause
+    assert str(job_folder(plan.run_dir, CUT)) in caught.value.remedy
+    shutil.rmtree(job_folder(plan.run_dir, CUT))
+    train_jobs(plan, Workers())
+    check_results(config)
 
 
 def test_a_baseline_is_the_same_student_from_the_same_start(config: RunConfig) -> None:

@@ -204,6 +204,21 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path: Path, uninterrupted: Callab
     assert differences(train(tmp_path, "adamw"), uninterrupted("adamw")) == []
 
 
+def test_damaged_lines_of_metrics_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / METRICS
+    begin(tmp_path, "adamw", StopAfter(12)).fit()
+    points = read_metrics(file)
+    assert not caplog.messages
+    with file.open("ab") as stream:
+        stream.write(b"\0\0\0\n" + bytes(range(256)) + b"\n[1, 2]\n" + b'{"step": 13}\n')
+    assert read_metrics(file) == points
+    assert read_metrics(file) == points
+    (warning,) = caplog.messages  # not one twice a second
+    assert warning.startswith(f"{file}: ")
+
+
 def test_the_stop_file_is_seen(tmp_path: Path) -> None:
     watch = StopWatch(tmp_path / "STOP")
     assert not watch()

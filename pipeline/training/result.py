@@ -1,0 +1,60 @@
+"""What a finished training leaves: its facts and its predictions on the test splits, with checksums over both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.errors import CorruptError
+from pipeline.files import read_object, write_atomically
+
+RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+
+
+def write_result(
+    folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes `facts` and, unless it is a search's trial, the (M, C) test predictions by task. The facts are last: a
+    training that has them is finished."""
+    result = {**facts, "predictions": None}
+    if predictions is not None:
+        data = save(dict(predictions))
+        write_atomically(folder / PREDICTIONS, data)
+        result["predictions"] = _digest(data)
+    text = json.dumps(result)
+    write_atomically(folder / RESULT, json.dumps({**result, "checksum": _digest(text.encode())}))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a finished training. Raises `CorruptError` where they are not what was written."""
+    facts = read_object(folder / RESULT, _remedy(folder))
+    checksum = facts.pop("checksum", None)
+    if checksum != _digest(json.dumps(facts).encode()):
+        raise CorruptError(f"{folder / RESULT}: its checksum does not match", _remedy(folder))
+    return facts
+
+
+def read_predictions(folder: Path) -> dict[str, Tensor]:
+    """The (M, C) test predictions by task. Raises `CorruptError` where they are missing or not what was written."""
+    file = folder / PREDICTIONS
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CorruptError(f"{file}: {error.strerror}", _remedy(folder)) from None
+    if _digest(data) != read_facts(folder)["predictions"]:
+        raise CorruptError(f"{file}: its checksum does not match", _remedy(folder))
+    return load(data)
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def _remedy(folder: Path) -> str:
+    return f"Remove {folder}: the same command trains it again."
