@@ -1,4 +1,4 @@
-"""Writes docs/config.md out of the schema in pipeline/config/schema.py.
+"""Writes docs/config.md and docs/config-search.md out of the schema in pipeline/config/schema.py.
 
 ::
 
@@ -25,7 +25,9 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config.schema import RunConfig
 
-PAGE = Path(__file__).with_name("config.md")
+FOLDER = Path(__file__).parent
+SEARCH = "tune"
+"""The section that has a page of its own."""
 PLACEHOLDERS = {
     "tasks": "<task>",
     "teachers": "<teacher>",
@@ -54,12 +56,24 @@ so is a key that stands twice. `tutelage check RUN.yaml` prints the whole config
   override wins over the file.
 - `${key.path}` stands for another key's value, `${oc.env:NAME}` for an environment variable, as text.
 - Relative paths start at the working directory.
+- The keys of a search (`tune`) are on [a page of their own](config-search.md).
+"""
+INTRO_SEARCH = """\
+<!-- Made by `python docs/config_reference.py` from pipeline/config/schema.py; do not edit. -->
+# Config reference: searching
+
+The section `tune` of a run's YAML file, which `tutelage tune` alone reads; all other keys are in the
+[config reference](config.md), how a search works in [Searching](search.md).
 """
 
 
-def render() -> str:
-    """The whole page."""
-    return "\n\n".join([INTRO.rstrip(), *sections(RunConfig, "")]) + "\n"
+def render() -> dict[str, str]:
+    """The pages' texts by file name."""
+    texts = list(sections(RunConfig, ""))
+    search = [text for text in texts if text.startswith(f"## `{SEARCH}")]
+    rest = [text for text in texts if text not in search]
+    pages = {"config.md": [INTRO, *rest], "config-search.md": [INTRO_SEARCH, *search]}
+    return {name: "\n\n".join(map(str.rstrip, parts)) + "\n" for name, parts in pages.items()}
 
 
 def sections(model: type[BaseModel], path: str, optional: bool = False) -> Iterator[str]:
@@ -154,5 +168,6 @@ def _bound(constraint: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(), encoding="utf-8")
-    print(PAGE)
+    for name, text in render().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(FOLDER / name)

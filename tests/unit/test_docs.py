@@ -23,8 +23,10 @@ from pipeline.config.load import load_config, parse_config
 from teachers.aggregation import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*DOCS, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "examples/README.md"))]
+LONGEST = 250
+"""Lines of a page in docs/."""
 PACKAGES = sorted(
     init.parent.relative_to(ROOT).as_posix()
     for name in ("pipeline", "students", "teachers", "tune")
@@ -35,26 +37,48 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = vars(typer.main.get_command(app))["commands"]
 
 
-def blocks(language: str) -> list[str]:
-    """README's fenced blocks in a language."""
-    return [text for found, text in FENCE.findall(README) if found == language]
+def text_of(page: str) -> str:
+    """A page, by its path from the project's root."""
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    """README from a heading to the next."""
-    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+DOCUMENTED = "\n".join(page.read_text(encoding="utf-8") for page in DOCS)
 
 
-# ---------------------------------------------------------------- docs/config.md
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    return [block for name, block in FENCE.findall(text) if name == language]
 
 
-def test_the_config_reference_is_what_the_schema_gives() -> None:
-    committed = config_reference.PAGE.read_text(encoding="utf-8")
-    assert committed == config_reference.render(), "run: python docs/config_reference.py"
+def section(page: str, title: str) -> str:
+    """A page from a heading to the next."""
+    return text_of(page).split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+# ---------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_page_is_too_long(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_the_index_names_every_page() -> None:
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "config-search.md"}
+    assert pages <= set(links(ROOT / "docs" / "README.md"))
+
+
+# ---------------------------------------------------------------- the config reference
+
+
+@pytest.mark.parametrize("name", config_reference.render())
+def test_the_config_reference_is_what_the_schema_gives(name: str) -> None:
+    assert text_of(f"docs/{name}") == config_reference.render()[name], "run: python docs/config_reference.py"
 
 
 def test_every_key_has_a_meaning() -> None:
-    rows = [line.split(" | ") for line in config_reference.render().splitlines() if line.startswith("| `")]
+    lines = [line for text in config_reference.render().values() for line in text.splitlines()]
+    rows = [line.split(" | ") for line in lines if line.startswith("| `")]
     assert len(rows) > 60
     assert [row[0] for row in rows if len(row) != 4 or row[3].strip(" |") == ""] == []
 
@@ -73,8 +97,8 @@ def tree_of(block: str) -> Iterator[str]:
 
 
 def in_tree() -> list[str]:
-    """The paths in README's file tree."""
-    (block,) = [text for _, text in FENCE.findall(section("File tree"))]
+    """The paths in CONTRIBUTING's file tree."""
+    (block,) = [text for _, text in FENCE.findall(section("CONTRIBUTING.md", "File tree"))]
     return list(tree_of(block))
 
 
@@ -127,73 +151,78 @@ def test_relative_links_resolve(page: Path) -> None:
 
 
 def test_readme_has_links() -> None:  # else the test above would show nothing
-    assert {"docs/config.md", "docs/design.md", "LICENSE"} <= set(links(ROOT / "README.md"))
+    assert {"docs/README.md", "docs/design.md", "LICENSE"} <= set(links(ROOT / "README.md"))
 
 
 # ---------------------------------------------------------------- commands
 
 
 def command_lines() -> list[str]:
-    """Every `tutelage …` in README's code, from there to the end of the line or span."""
-    code = [line for _, text in FENCE.findall(README) for line in text.splitlines()]
-    code += re.findall(r"`([^`\n]+)`", FENCE.sub("", README))
+    """Every `tutelage …` in the pages' code, from there to the end of the line or span."""
+    code = [line for _, text in FENCE.findall(DOCUMENTED) for line in text.splitlines()]
+    code += re.findall(r"`([^`\n]+)`", FENCE.sub("", DOCUMENTED))
     found = (re.search(r"(?<![\w./])tutelage (?=[-a-z])[^#]*", line) for line in code)
     return sorted({match[0].strip() for match in found if match})
 
 
 @pytest.mark.parametrize("line", command_lines())
-def test_the_command_line_takes_what_readme_types(line: str) -> None:
+def test_the_command_line_takes_what_the_pages_type(line: str) -> None:
     words = [word for word in shlex.split(line)[1:] if word not in ("--debug", "-h")]
     assert not words or words[0] in COMMANDS
     if len(words) > 1:  # parses, calls nothing; raises a usage error
         COMMANDS[words[0]].make_context(words[0], words[1:])
 
 
-def test_readme_shows_every_command() -> None:
+def test_the_pages_show_every_command() -> None:
     shown = {
-        word for line in section("Commands").splitlines() for word in re.findall(r"^tutelage (\w+)", line)
+        word
+        for line in section("docs/files.md", "Commands").splitlines()
+        for word in re.findall(r"^tutelage (\w+)", line)
     }
     assert shown == set(COMMANDS)
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
-    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    documented = {
+        int(code)
+        for code in re.findall(r"^\| (\d+) \|", section("docs/files.md", "Exit codes"), re.MULTILINE)
+    }
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     raised = {kind.exit_code for kind in kinds if issubclass(kind, errors.TutelageError)}
     assert documented == raised | {0}
 
 
 def test_every_strategy_is_explained() -> None:
-    table = section("Aggregation and losses")
+    table = section("docs/students.md", "Aggregation and losses")
     assert [name for name in get_args(Strategy) if f"| `{name}` |" not in table] == []
 
 
 # ---------------------------------------------------------------- configs
 
 
-def test_readmes_configs_are_valid() -> None:
-    """The first is whole, the others are laid over it."""
-    whole, *parts = (OmegaConf.create(text) for text in blocks("yaml"))
+def test_the_pages_configs_are_valid() -> None:
+    """README's first is whole, the others are laid over it."""
+    whole, *parts = (OmegaConf.create(text) for text in blocks(DOCUMENTED, "yaml"))
     assert parts
     for part in (whole, *parts):
         parse_config(OmegaConf.to_container(OmegaConf.merge(whole, part), resolve=True))
 
 
-def test_readmes_overrides_are_valid(tmp_path: Path) -> None:
+def test_the_readmes_overrides_are_valid(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(blocks("yaml")[0], encoding="utf-8")
+    file.write_text(blocks(text_of("README.md"), "yaml")[0], encoding="utf-8")
     (line,) = [line for line in command_lines() if "loss.temperature=" in line]
     config = load_config(file, shlex.split(line)[3:])
     assert (config.loss.temperature, config.tasks["intent"].data.limit) == (4.0, {"train": 2000})
 
 
-def test_readme_names_the_quickstarts_students_and_tasks() -> None:
+def test_the_pages_name_the_quickstarts_students_and_tasks() -> None:
     config = load_config(ROOT / "examples" / "quickstart.yaml")
-    paths = re.findall(r"runs/quickstart/students/([\w-]+)(?:/([\w-]+))?", README)
+    paths = re.findall(r"runs/quickstart/students/([\w-]+)(?:/([\w-]+))?", DOCUMENTED)
     assert paths
     assert {student for student, _ in paths} <= set(config.students)
     assert {task for _, task in paths if task} <= set(config.tasks)
-    assert set(re.findall(r"--task ([\w-]+)", README)) <= set(config.tasks)
+    assert set(re.findall(r"--task ([\w-]+)", DOCUMENTED)) <= set(config.tasks)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
@@ -201,7 +230,7 @@ def test_every_example_is_valid(file: Path) -> None:
     load_config(file)
 
 
-def test_the_cluster_file_is_what_readme_says() -> None:
+def test_the_cluster_file_is_what_its_page_says() -> None:
     nodes = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
-    used = set(re.findall(r"resources(?:_per_worker)?: \{(\w+): 1\}", section("On a Ray cluster")))
+    used = set(re.findall(r"resources(?:_per_worker)?: \{(\w+): 1\}", text_of("docs/cluster.md")))
     assert used == set(nodes) - {"head"}
