@@ -26,7 +26,7 @@ from pipeline.files import read_object, write_atomically
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
-from pipeline.report.results import Stages, run_facts, task_results
+from pipeline.report.results import Stages, ensemble_scores, run_facts, task_results
 from pipeline.stop import StopSignals, locked
 from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
 from pipeline.training import jobs as training
@@ -347,7 +347,10 @@ def _report(run: Run, register: str | None = None) -> dict[str, Any]:
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
-    facts = run_facts(config, run.inputs, run.labelled, run.stages, notes, run.findings, run.group)
+    validation = ensemble_scores(config, run.inputs.data, run.keys, "validation")
+    facts = run_facts(
+        config, run.inputs, run.labelled, run.stages, notes, run.findings, run.group, validation
+    )
     run.stages.done("evaluate")
     facts.timings_s["evaluate"] = round(run.stages.seconds["evaluate"], 2)
     report = reports.build(tasks, facts)

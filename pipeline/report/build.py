@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def _task(results: TaskResults) -> dict[str, Any]:
         "labels": list(task.labels),
         "majority": task.constant_score(test),
         "standard_error": max(float(scores.std()) for scores in spread.values()),
+        "standard_errors": _standard_errors(spread),
         "aggregation": results.aggregation,
         "metrics": metrics,
         "notes": list(results.notes),
@@ -113,6 +114,16 @@ def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64
     said |= {("supervised", name): values for name, values in results.supervised.items()}
     statistics = [results.task.statistics(values, results.test) for values in said.values()]
     return dict(zip(said, bootstrap(statistics, results.task.score_of), strict=True))
+
+
+def _standard_errors(resampled: Mapping[tuple[str, str], NDArray[np.float64]]) -> dict[str, Any]:
+    """The standard error of each model's score, in the form of `metrics`: ensemble, students, supervised."""
+    errors = {model: float(scores.std()) for model, scores in resampled.items()}
+    grouped = {
+        role: {name: error for (group, name), error in errors.items() if group == role}
+        for role in ("students", "supervised")
+    }
+    return {"ensemble": errors["ensemble", ""], **grouped}
 
 
 def _ratios(score: float, supervised: float | None, ensemble: float) -> dict[str, float | None]:
@@ -137,7 +148,28 @@ def _macro(by_task: Mapping[str, dict[str, Any]], students: Iterable[str]) -> di
             error = math.sqrt(sum(row["delta_error"] ** 2 for row in rows)) / len(rows)
         score = float(np.mean([row["score"] for row in rows]))
         macro[name] = {**_ratios(score, supervised, ensemble), "delta_error": error}
-    return {"ensemble": ensemble, "students": macro}
+    errors = _macro_errors([task["standard_errors"] for task in by_task.values()])
+    return {"ensemble": ensemble, "students": macro, "standard_errors": errors}
+
+
+def _macro_errors(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Standard errors of means over tasks, whose test examples are independent of each other's.
+
+    A baseline that is missing in some task has no error, as it has no mean.
+    """
+
+    def of_mean(errors: Sequence[float]) -> float:
+        return math.hypot(*errors) / len(tasks)
+
+    grouped = {
+        role: {
+            name: of_mean([task[role][name] for task in tasks])
+            for name in tasks[0][role]
+            if all(name in task[role] for task in tasks)
+        }
+        for role in ("students", "supervised")
+    }
+    return {"ensemble": of_mean([task["ensemble"] for task in tasks]), **grouped}
 
 
 def _versus_teachers(

@@ -1,7 +1,7 @@
 """The report's figures, as PNG bytes: no pyplot, no windows, no state left behind in matplotlib.
 
 One colour a student in every figure; its supervised baseline is the same colour, paler and (as a line) dashed; the
-ensemble is near-black. Bars start at zero.
+ensemble is near-black. Bars start at zero. Error bars are one standard error of the test sample to either side.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -33,7 +34,10 @@ INK, SOFT, GRID = "#1f2933", "#64707d", "#e4e7eb"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b3558b", "#8a6a00", "#6b5b95")  # after Okabe and Ito
 DASHED = (0, (4, 2))
 FEW = 5  # examples below which a bin of confidence says nothing
-READABLE = 12  # classes up to which a confusion matrix has room for figures
+READABLE = 12  # classes up to which a confusion matrix has room for numbers
+LARGEST = 25  # classes up to which its labels can be read; beyond, the most confused pairs are shown
+PAIRS = 18
+ENSEMBLE_LINE: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": (0, (1, 1.5))}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -122,14 +126,22 @@ def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     axes = figure.add_subplot()
     right = 1.0
     for index, group in enumerate(groups.values()):
-        widest = 1.0
+        first, last = index * pitch, index * pitch + len(bars) - 1
+        widest, errors = 1.0, group["standard_errors"]
         for rank, (name, role) in enumerate(bars):
             value = group["students"][name][role]
             if value is not None and group["ensemble"]:
                 share = value / group["ensemble"]
-                _bar(axes, index * pitch + rank, share, value, name, role == "score", colours[name])
-                widest = max(widest, share)
-        centre = index * pitch + (len(bars) - 1) / 2
+                error = errors["students" if role == "score" else role][name] / group["ensemble"]
+                _bar(axes, first + rank, share, error, value, name, role == "score", colours[name])
+                widest = max(widest, share + error)
+        if group["ensemble"]:
+            band = errors["ensemble"] / group["ensemble"]
+            axes.fill_betweenx(
+                [first - 0.5, last + 0.5], 1 - band, 1 + band, color=INK, alpha=0.16, linewidth=0
+            )
+            widest = max(widest, 1 + band)
+        centre = (first + last) / 2
         text = f"ensemble\n{100 * group['ensemble']:.1f}"
         axes.text(widest + 0.008, centre, text, va="center", fontsize=8)
         right = max(right, widest)
@@ -143,19 +155,24 @@ def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_title("Share of the ensemble's test score (in brackets: the score, in points)")
+    axes.set_xlabel("error bars and the ensemble's band: ± one standard error of the test sample", fontsize=8)
     return figure
 
 
-def _bar(axes: Axes, y: float, share: float, value: float, name: str, distilled: bool, colour: str) -> None:
+def _bar(
+    axes: Axes, y: float, share: float, error: float, value: float, name: str, distilled: bool, colour: str
+) -> None:
+    """One model's bar with its error and its text."""
     axes.barh(y, share, height=0.86, color=colour if distilled else pale(colour))
+    axes.errorbar(share, y, xerr=error, color=INK, linewidth=1.1, capsize=2.5, zorder=3)
     who = short(name, 24) if distilled else f"{short(name, 24)}, supervised"
     result = f"{100 * share:.1f}%  ({100 * value:.1f})"
     style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": "white" if distilled else INK}
     if share > 0.6:  # room inside the bar for both
         axes.text(0.012, y + 0.03, who, **style)
-        axes.text(min(share, 1) - 0.008, y + 0.03, result, ha="right", **style)
+        axes.text(min(share - error, 1) - 0.012, y + 0.03, result, ha="right", **style)
     else:
-        axes.text(share + 0.008, y + 0.03, f"{who}  {result}", **{**style, "color": INK})
+        axes.text(share + error + 0.012, y + 0.03, f"{who}  {result}", **{**style, "color": INK})
 
 
 # ---------------------------------------------------------------- learning curves
@@ -180,6 +197,8 @@ def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[
     figure = blank(WIDTH if columns > 1 else 5.5, 0.5 + 2.5 * height)
     for index, (title, found) in enumerate(lines.items()):
         axes = figure.add_subplot(height, columns, index + 1)
+        if panels[title] in facts.ensemble_validation:
+            axes.axhline(100 * facts.ensemble_validation[panels[title]], **ENSEMBLE_LINE)
         for job, curve in found.items():
             axes.plot(curve[:, 0], curve[:, 1], markersize=3.5, **_line(job, jobs[job], colours))
         axes.set_title(short(title, 24))
@@ -189,7 +208,10 @@ def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[
         if index % columns == 0:
             axes.set_ylabel("validation score, points")
     shown = dict.fromkeys(job for found in lines.values() for job in found)
-    _legend(figure, {job: _line(job, jobs[job], colours) for job in shown})
+    handles = {job: _line(job, jobs[job], colours) for job in shown}
+    if any(panels[title] in facts.ensemble_validation for title in lines):
+        handles["ensemble"] = ENSEMBLE_LINE
+    _legend(figure, handles)
     return figure
 
 
@@ -242,7 +264,7 @@ def _reliability(
         if index % columns == 0:
             axes.set_ylabel("accuracy")
     title = f"{short(task, 30)}: share that is right, by how sure the model is"
-    about = f"Dotted: ideal. Dot area: share of examples; bins of fewer than {FEW} are left out."
+    about = f"Dotted: ideal. Dot area: share of examples; bins of fewer than {FEW} are left out.\nBars: ± one standard error."
     figure.suptitle(f"{title}\n{about}", x=0.01, ha="left", fontsize=8.5, color=SOFT)
     return figure
 
@@ -261,6 +283,8 @@ def _dots(
     full = bins.count >= FEW
     x, y = bins.confidence[full], bins.accuracy[full]
     axes.plot(x, y, linewidth=1.4, label=f"{name}, ECE {metrics['ece']:.3f}", **style)
+    error = np.sqrt(y * (1 - y) / bins.count[full])  # of a share of so many examples
+    axes.errorbar(x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=0.9, alpha=0.6)
     area = 4 + 180 * bins.count[full] / len(gold)
     axes.scatter(x, y, s=area, color=style["color"], linewidths=0, zorder=3)
 
@@ -295,31 +319,112 @@ def _scatter(task: str, results: TaskResults, student: str, colour: str) -> Figu
 # ---------------------------------------------------------------- confusion
 
 
+@dataclass(frozen=True)
+class Confusions:
+    """What a model takes for what. counts: (C, C), row = gold, column = predicted · totals: (C,) gold examples.
+
+    background: the label that means "nothing here" (O, of entities), which is left out of `labels` and `counts`
+    because nearly every example has it; examples that got it still count in `totals`. None: there is none.
+    """
+
+    labels: tuple[str, ...]
+    counts: NDArray[np.int64]
+    totals: NDArray[np.int64]
+    background: str | None = None
+
+    @classmethod
+    def of(cls, results: TaskResults, values: NDArray[np.floating]) -> Confusions:
+        """Those of one model's (M, C) values."""
+        labels, background = results.task.labels, results.task.background
+        counts = confusion(*_classified(results, values))
+        kept = [index for index, label in enumerate(labels) if label != background]
+        names = tuple(labels[index] for index in kept)
+        return cls(names, counts[np.ix_(kept, kept)], counts[kept].sum(axis=1), background)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(C, C) shares of the gold label's examples; 0 where there are none."""
+        return np.asarray(self.counts / np.maximum(self.totals, 1)[:, None])
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(gold, predicted) of every two labels confused, by falling count, then share, then in label order."""
+        off = self.counts * ~np.eye(len(self.counts), dtype=bool)
+        shares = self.shares
+        pairs = [(int(gold), int(predicted)) for gold, predicted in np.argwhere(off)]
+        return sorted(pairs, key=lambda pair: (-self.counts[pair], -shares[pair], pair))
+
+
 def _confusion(task: str, results: TaskResults, student: str, colour: str) -> Figure:
-    """Rows: gold labels, columns: the student's; colour: share of the row; figures up to `READABLE` labels."""
-    counts = confusion(*_classified(results, results.students[student]))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    labels = [short(label) for label in results.task.labels]
-    side = float(np.clip(0.62 * len(labels), 2.0, 6.0))
+    """A matrix, or beyond `LARGEST` labels, where nobody could read it, the most confused pairs."""
+    confusions = Confusions.of(results, results.students[student])
+    title = f"{short(student)} on {short(task)}"
+    if confusions.background is not None:
+        title += f"\nentities only, without {confusions.background}"
+    draw_one = _matrix if len(confusions.labels) <= LARGEST else _most_confused
+    return draw_one(confusions, title, colour)
+
+
+def _matrix(confusions: Confusions, title: str, colour: str) -> Figure:
+    """Rows: gold labels, columns: predicted; colour: share of the row; numbers up to `READABLE` labels."""
+    shares, labels = confusions.shares, [short(label) for label in confusions.labels]
+    side = float(np.clip(0.62 * len(labels), 2.0, 6.5))
     figure = blank(side + 2.0, side + 1.2)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("student", ["white", colour]), vmin=0, vmax=1)
     if len(labels) <= READABLE:
-        for row, column in np.ndindex(*counts.shape):
-            text = f"{100 * shares[row, column]:.0f}%\n{counts[row, column]:,}"
+        for row, column in np.argwhere(confusions.counts):
+            text = f"{100 * shares[row, column]:.0f}%\n{confusions.counts[row, column]:,}"
             ink = "white" if shares[row, column] > 0.6 else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
-    every = math.ceil(len(labels) / 40)
-    ticks = np.arange(0, len(labels), every)
-    small = 8 if len(labels) <= READABLE else 5.5
+    small = 8 if len(labels) <= READABLE else 7
     turned: dict[str, Any] = {}
     if max(map(len, labels)) > 7:
         turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(ticks, labels[::every], fontsize=small, color=INK, **turned)
-    axes.set_yticks(ticks, labels[::every], fontsize=small, color=INK)
+    axes.set_xticks(range(len(labels)), labels, fontsize=small, color=INK, **turned)
+    axes.set_yticks(range(len(labels)), labels, fontsize=small, color=INK)
     axes.tick_params(length=0)
     axes.spines[:].set(visible=True, color=GRID)
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
-    axes.set_title(f"{short(student)} on {short(task)}")
+    if confusions.background is not None:
+        for row, share in enumerate(1 - shares.sum(axis=1)):
+            axes.text(len(labels) - 0.3, row, f"{100 * share:.0f}%", va="center", fontsize=small, color=SOFT)
+        axes.text(len(labels) - 0.3, -0.6, f"as {confusions.background}", fontsize=small, color=SOFT)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def _most_confused(confusions: Confusions, title: str, colour: str) -> Figure:
+    """The `PAIRS` most confused pairs of labels, a bar each, and how much of all confusion they are."""
+    pairs = confusions.pairs()
+    counts = np.array([confusions.counts[pair] for pair in pairs], dtype=np.int64)
+    shown = pairs[:PAIRS]
+    figure = blank(WIDTH, 1.2 + 0.24 * len(shown))
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), counts[:PAIRS], height=0.72, color=colour)
+    for y, (gold, predicted) in enumerate(shown):
+        text = (
+            f" {counts[y]:,} of {confusions.totals[gold]:,} ({100 * confusions.shares[gold, predicted]:.0f}%)"
+        )
+        axes.text(counts[y], y, text, va="center", fontsize=8)
+    names = [
+        f"{short(confusions.labels[gold], 34)} → {short(confusions.labels[predicted], 34)}"
+        for gold, predicted in shown
+    ]
+    axes.set_yticks(range(len(shown)), names, fontsize=7.5, color=INK)
+    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    axes.set_xlim(0, 1.35 * max(counts, default=1))
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("count")
+    about = "no two labels are confused"
+    if pairs:
+        about = (
+            f"the {len(shown)} most confused pairs of labels, gold → predicted: {counts[:PAIRS].sum():,} of "
+        )
+        about += f"{counts.sum():,} confusions"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    axes.set_title(about, loc="right", fontsize=8.5, fontweight="normal", color=SOFT)
     return figure

@@ -143,8 +143,9 @@ def run_facts(
     notes: list[str],
     findings: Sequence[Findings] = (),
     group: str | None = None,
+    ensemble_validation: Mapping[str, float] | None = None,
 ) -> RunFacts:
-    """What else the report says: costs, counts, versions, curves; `group` as `RunFacts` has it."""
+    """What else the report says: costs, counts, versions, curves; the last two as `RunFacts` has them."""
     curves: dict[str, list[dict[str, Any]]] = {}
     parameters: dict[str, int] = {}
     for job in jobs_of(config):
@@ -179,6 +180,7 @@ def run_facts(
         latency_ms=_latencies(config, inputs),
         versions={package: version(package) for package in PACKAGES},
         curves=curves,
+        ensemble_validation=dict(ensemble_validation or {}),
         preflight=[asdict(one) for one in findings],
         notes=notes,
         group=group,

@@ -46,7 +46,8 @@ class RunFacts:
     launch to the first student's first step, None where none trained · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
     latency_ms: ``{"students": {name: ms an example}, "teachers": …}`` · versions: by package · curves: by job,
     ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
-    job has its name, its baseline's name starts with it · preflight: `teachers.preflight.Findings` as dicts ·
+    job has its name, its baseline's name starts with it · ensemble_validation: the ensembles' validation scores under
+    the curves' names, empty where they are not known · preflight: `teachers.preflight.Findings` as dicts ·
     group: the runs of other seeds that this one belongs to, None for a run alone.
     """
 
@@ -60,6 +61,7 @@ class RunFacts:
     versions: dict[str, str]
     first_step_s: float | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    ensemble_validation: dict[str, float] = field(default_factory=dict)
     preflight: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     group: str | None = None

@@ -65,6 +65,11 @@ class Task(Protocol):
         ...
 
     @property
+    def background(self) -> str | None:
+        """The label of items that are nothing in particular (`O`, where others mark entities), if there is one."""
+        ...
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """What the columns of values are called."""
         ...

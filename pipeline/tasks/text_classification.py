@@ -49,6 +49,11 @@ class TextClassification:
     fields: tuple[str, ...] = ("text",)
 
     @property
+    def background(self) -> str | None:
+        """None."""
+        return None
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The label space."""
         return self.labels

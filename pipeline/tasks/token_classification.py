@@ -60,6 +60,11 @@ class TokenClassification(TextClassification):
         """Whether the labels are entity tags (IOB1, IOB2 or BIOES), so that there is an F1."""
         return all(label == OUTSIDE or TAG.fullmatch(label) for label in self.labels)
 
+    @property
+    def background(self) -> str | None:
+        """`O`, where the labels are entity tags."""
+        return OUTSIDE if self.has_entities and OUTSIDE in self.labels else None
+
     # ---- data
 
     @staticmethod

@@ -19,6 +19,7 @@ from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
 from pipeline.tasks.scores import softmax
 from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.token_classification import TokenClassification
 
 STUDENTS = ("half", "tiny")
 
@@ -135,6 +136,25 @@ def some_marks(n: int = 300, name: str = "moods") -> TaskResults:
         ensemble=noisy(1.0),
         students={student: noisy(1.5) for student in STUDENTS},
         supervised={student: noisy(2.0) for student in STUDENTS},
+        aggregation="mean",
+    )
+
+
+def some_entities(gold: Sequence[int], predicted: Sequence[int], types: Sequence[str]) -> TaskResults:
+    """Sentences of four words; labels are O, then B- and I- of each type. The student says `predicted`."""
+    labels = ("O", *(f"{place}-{kind}" for kind in types for place in "BI"))
+    words = Ragged(np.asarray(gold), np.arange(0, len(gold) + 1, 4))
+    values = answers(predicted, len(labels))
+    return TaskResults(
+        task=TokenClassification("names", labels, 64, "f1"),
+        test=Examples(
+            "names", np.arange(len(words), dtype=np.uint64), {"words": [["w"] * 4] * len(words)}, words
+        ),
+        examples={"train": 100, "validation": 10, "test": len(words)},
+        teachers={"tagger": answers(gold, len(labels))},
+        ensemble=answers(gold, len(labels)),
+        students={"half": values},
+        supervised={},
         aggregation="mean",
     )
 

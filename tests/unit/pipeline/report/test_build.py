@@ -56,7 +56,7 @@ def test_a_run_knows_its_group() -> None:
 def test_keys_are_those_of_the_contract() -> None:
     report = build(*some_run())
     assert report.keys() >= TOP_KEYS
-    assert report["macro"].keys() == {"ensemble", "students"}
+    assert report["macro"].keys() == {"ensemble", "students", "standard_errors"}
     for task in report["tasks"].values():
         assert task.keys() >= TASK_KEYS
         assert task["examples"].keys() == {"train", "validation", "test"}
@@ -93,6 +93,21 @@ def test_macro_is_the_plain_mean_and_its_ratios_are_of_means() -> None:
     assert row["gap_recovered"] == pytest.approx((0.65 - 0.55) / (0.8 - 0.55))
     errors = [report["tasks"][task]["students"]["half"]["delta_error"] for task in tasks]
     assert row["delta_error"] == pytest.approx(math.hypot(*errors) / 2)
+
+
+def test_each_model_has_a_standard_error_of_its_own() -> None:
+    tasks = {"a": hand_task(8, 6, 10), "b": hand_task(5, None, 6)}
+    report = build(tasks, some_facts(["large"], ["half"]))
+    first, second = (report["tasks"][task]["standard_errors"] for task in tasks)
+    assert first["ensemble"] == 0  # it is right on every example
+    assert first["students"]["half"] == pytest.approx(math.sqrt(0.8 * 0.2 / 10), rel=0.1)
+    assert first["supervised"]["half"] == pytest.approx(math.sqrt(0.6 * 0.4 / 10), rel=0.1)
+    assert second["supervised"] == {}
+    macro = report["macro"]["standard_errors"]
+    assert macro["ensemble"] == pytest.approx(second["ensemble"] / 2)
+    both = first["students"]["half"], second["students"]["half"]
+    assert macro["students"]["half"] == pytest.approx(math.hypot(*both) / 2)
+    assert macro["supervised"] == {}  # it has no mean over the tasks either
 
 
 @pytest.mark.parametrize(
