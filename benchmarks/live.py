@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples
 from pipeline.config.load import load_config
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.models import resolve
 from pipeline.prepare import Inputs, prepare, teacher_specs
-from pipeline.training.jobs import Job, job_folder, new_plan, task_sets, train_job
+from pipeline.run_folder import job_folder
+from pipeline.training.jobs import new_plan, task_sets, train_job
 from pipeline.training.loop import TaskSet
 from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers

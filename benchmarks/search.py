@@ -31,9 +31,10 @@ from pathlib import Path
 
 from benchmarks.common import machine, ratios, spread
 from pipeline.config.load import load_config
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.prepare import prepare
-from pipeline.training.jobs import Job, job_folder
+from pipeline.run_folder import job_folder
 from tune.run import best_config, study_config
 from tune.space import student_of
 from tune.study import folder_of, load

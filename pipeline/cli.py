@@ -114,6 +114,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     from pipeline.display import Display
     from pipeline.report import group as group_report
     from pipeline.report import page as report_page
+    from pipeline.run_folder import GROUP_PAGE, REPORT_PAGE
 
     with Display(out) as display:
         if config.seeds:
@@ -122,7 +123,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
             verdict = report_page.verdict(runs.train(config, display))
     out.print(table(load([config.run_dir])))
     out.print(verdict.replace("**", ""), markup=False)
-    page, runs_of = (group_report.PAGE, "-seed*") if config.seeds else ("report.md", "")
+    page, runs_of = (GROUP_PAGE, "-seed*") if config.seeds else (REPORT_PAGE, "")
     out.print(f"\nreport    {config.run_dir / page}", markup=False)
     out.print(f"students  {config.run_dir}{runs_of}/students", markup=False)
     if config.tracking.enabled:
@@ -271,7 +272,9 @@ def ui(run: RunFile, overrides: Overrides = None) -> None:
 
 def _config_of(student: Path) -> Path:
     """The config of the run that a student's folder lies in."""
-    return student.absolute().parent.parent / "config.yaml"
+    from pipeline.run_folder import CONFIG
+
+    return student.absolute().parent.parent / CONFIG
 
 
 def main() -> NoReturn:

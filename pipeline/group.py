@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config import view as config_view
-from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
-from pipeline.errors import ConfigError
 from pipeline.files import write_atomically
 from pipeline.report import group as reports
-from pipeline.stop import StopSignals, locked
+from pipeline.run_folder import GROUP, GROUP_PAGE, REPORT, locked, refuse_changes, write_settings
+from pipeline.stop import StopSignals
 
 
 def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
@@ -42,38 +40,24 @@ def train(config: RunConfig, display: Display, register: str | None = None) -> d
     """
     folder, configs = config.run_dir, seed_configs(config)
     with locked(folder), StopSignals(folder) as stop:
-        _settle(config)
+        refuse_changes(config)  # data and models are guarded in the seeds' own folders
+        write_settings(config)
         for note in config_view.seed_notes(config):
             display.line(note)
-        found = []
+        finished = []
         with _ray_for(config, configs):
             stop.listen()
             for number, (seed, one) in enumerate(configs.items(), start=1):
                 stop.check()
                 display.begin(f"seed {seed} ({number} of {len(configs)}): {one.run_dir}")
-                found.append(runs.train(one, display, config.name, register if number == 1 else None))
-        group = reports.build(config.name, found)
-        write_atomically(folder / reports.PAGE, reports.markdown(group))
-        write_atomically(folder / reports.FILE, json.dumps(group, indent=2, ensure_ascii=False) + "\n")
+                finished.append(runs.train(one, display, config.name, register if number == 1 else None))
+        group = reports.build(config.name, finished)
+        write_atomically(folder / GROUP_PAGE, reports.markdown(group))
+        write_atomically(folder / GROUP, json.dumps(group, indent=2, ensure_ascii=False) + "\n")
         return group
 
 
 def _ray_for(config: RunConfig, configs: dict[int, RunConfig]) -> AbstractContextManager[None]:
     """One Ray for all seeds, unless every seed has its report already and probably needs none."""
-    waiting = any(not (one.run_dir / "report.json").exists() for one in configs.values())
+    waiting = any(not (one.run_dir / REPORT).exists() for one in configs.values())
     return connected(config) if waiting else nullcontext()
-
-
-def _settle(config: RunConfig) -> None:
-    """Refuses a folder that a single run or another config began; writes the config down.
-
-    Data and models are guarded in the seeds' own folders.
-    """
-    settings: Path = config.run_dir / "config.yaml"
-    if settings.exists() and (changed := config_view.differences(load_config(settings), config)):
-        raise ConfigError(
-            f"{config.run_dir} was begun with something else: {'; '.join(changed[:3])}",
-            f"Give the group another name (name=…), put it back as it was, or remove {config.run_dir} "
-            f"and {config.run_dir}-seed….",
-        )
-    write_atomically(settings, config_view.to_yaml(config))

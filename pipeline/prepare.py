@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster import check_gpus
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, needs_labels
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.training.fine_tune import TEACHER, is_finished, teacher_folder
 from students.layer_init import layer_indices
-from teachers.aggregation import needs_labels
 from teachers.spec import TeacherSpec
 from teachers.teacher import check_teacher, store_key
 

@@ -5,9 +5,8 @@ Every stage skips what is done already, so that the same command resumes whereve
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,20 +17,27 @@ import numpy as np
 
 from pipeline.cluster import check_room, connected
 from pipeline.config import view as config_view
-from pipeline.config.load import load_config
+from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
-from pipeline.errors import ConfigError, InterruptedRunError, StoppedError
-from pipeline.files import read_object, write_atomically
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import Stages, ensemble_scores, run_facts, task_results
-from pipeline.stop import StopSignals, locked
-from pipeline.tracking.tracker import NullTracker, Role, Tracker, best_metrics, open_tracker
+from pipeline.run_folder import (
+    CONFIG,
+    job_folder,
+    locked,
+    refuse_changes,
+    stop_file,
+    student_folder,
+    write_settings,
+)
+from pipeline.stop import StopSignals
+from pipeline.tracking import record
+from pipeline.tracking.tracker import Role, Tracker
 from pipeline.training import jobs as training
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
-from pipeline.training.jobs import Job, job_folder, jobs_of
 from pipeline.training.loop import METRICS, read_metrics
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import Findings, preflight, refuse
@@ -76,13 +82,13 @@ def train(
             _preflight(run, on_ray=False)
             display.line("nothing left to train; evaluating again")
             for job in jobs_of(config):
-                _track_job(run, job)
+                _record_job(run, job)
         return _report(run, register)
 
 
 def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
     """Teachers made and the store filled, no student trained; returns what each teacher did."""
-    with running(config, display, record=False) as run:
+    with running(config, display, tracked=False) as run:
         with connected(config):
             make_targets(run)
         return run.labelled
@@ -90,61 +96,20 @@ def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
 
 @contextmanager
 def running(
-    config: RunConfig, display: Display, record: bool = True, group: str | None = None, role: Role = "parent"
+    config: RunConfig, display: Display, tracked: bool = True, group: str | None = None, role: Role = "parent"
 ) -> Iterator[Run]:
     """The run folder locked, signals handled, MLflow open; closed with the right status whatever happens."""
     stages = Stages()
     inputs = prepare(config)
     with locked(config.run_dir), StopSignals(config.run_dir) as stop:
-        _settle(config, inputs, record)
+        fingerprints = inputs.fingerprints(config)
+        refuse_changes(config, fingerprints)
+        if tracked or (config.run_dir / CONFIG).exists():
+            write_settings(config, fingerprints)
         for note in [*config_view.notes(config), *_data_notes(inputs)]:
             display.line(note)
-        tracker = open_tracker(config, config.run_dir) if record else NullTracker()
-        run = Run(config, inputs, display, stop, tracker, stages, group=group)
-        tags = {"tasks": ",".join(config.tasks), **({"group": group} if group else {})}
-        tracker.run("", config.name, role, tags, config_view.flatten(config))
-        try:
-            yield run
-            tracker.finish("", "FINISHED")
-        except (InterruptedRunError, StoppedError):
-            tracker.finish("", "KILLED")
-            raise
-        except BaseException:
-            tracker.finish("", "FAILED")
-            raise
-        finally:
-            outcome = tracker.close()
-            if outcome.points_lost or outcome.operations_lost:
-                display.line(
-                    f"MLflow did not answer: {outcome.points_lost} points and {outcome.operations_lost} other calls are "
-                    "not recorded there; the run folder has everything, and the same command sends it again"
-                )
-
-
-def _settle(config: RunConfig, inputs: Inputs, record: bool) -> None:
-    """Refuses to go on in a folder begun with another config or other data; writes both down."""
-    settings, contents = config.run_dir / "config.yaml", config.run_dir / "inputs.json"
-    fingerprints = inputs.fingerprints(config)
-    if settings.exists():
-        _refuse_changes(config, config_view.differences(load_config(settings), config))
-    if contents.exists():
-        before = read_object(
-            contents, f"Remove {contents} if data and models are what the run was begun with."
-        )
-        changed = [path for path, value in fingerprints.items() if before.get(path, value) != value]
-        _refuse_changes(config, [f"{path}: its content has changed" for path in changed])
-    if record or settings.exists():
-        write_atomically(settings, config_view.to_yaml(config))
-        write_atomically(contents, json.dumps(fingerprints, indent=1))
-
-
-def _refuse_changes(config: RunConfig, changed: Sequence[str]) -> None:
-    if changed:
-        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-        raise ConfigError(
-            f"{config.run_dir} was begun with something else: {'; '.join(changed[:3])}{more}",
-            f"Give the run another name (name=…), put it back as it was, or remove {config.run_dir}.",
-        )
+        with record.recorded_run(config, role, group, display.line, enabled=tracked) as tracker:
+            yield Run(config, inputs, display, stop, tracker, stages, group=group)
 
 
 def _data_notes(inputs: Inputs) -> list[str]:
@@ -192,10 +157,9 @@ def _fine_tune(run: Run) -> None:
         run.display.line(f"fine-tuning {len(requests)} of {len(run.config.teachers)} teachers")
     for request in requests:
         tags = {"task": request.task, "teachers": request.name}
-        run.tracker.run(
-            f"teacher/{request.name}", request.name, "teacher", tags, request.config.model_dump(mode="json")
-        )
-        run.tracker.follow(f"teacher/{request.name}", request.folder / WORK / METRICS)
+        settings, metrics = request.config.model_dump(mode="json"), request.folder / WORK / METRICS
+        key = f"teacher/{request.name}"
+        record.training_began(run.tracker, key, request.name, "teacher", tags, settings, metrics)
 
     def poll(request: Request) -> None:
         _show_progress(run.display, f"teacher {request.name}", request.folder / WORK / METRICS)
@@ -203,7 +167,7 @@ def _fine_tune(run: Run) -> None:
             run.display.end(f"teacher {request.name}", "stopped early")
 
     if requests:
-        stop = training.stop_file(run.config.run_dir).absolute()
+        stop = stop_file(run.config.run_dir).absolute()
         fine_tune_all(requests, run.inputs.data, stop, poll, run.stop)
     for request in requests:
         if is_finished(request.folder):  # or the run was stopped
@@ -276,7 +240,7 @@ def _train_students(run: Run) -> None:
     if jobs:
         run.display.line(f"training {', '.join(job.name for job in jobs)}")
     for job in jobs_of(config):  # the report has scores for the finished ones, too
-        _track_job(run, job)
+        _record_job(run, job)
     folders = {name: str(folder.absolute()) for name, folder in run.inputs.teachers.items()}
     plan = training.new_plan(config, run.inputs.data, run.keys, folders)
     if jobs:
@@ -288,20 +252,8 @@ def _train_students(run: Run) -> None:
         run.stages.first_step = min(filter(None, firsts)) - run.stages.started
 
 
-def _track_job(run: Run, job: Job) -> None:
-    config = run.config
-    role: Role = "student" if job.mode == "distilled" else "baseline"
-    tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
-    if job.mode == "distilled":
-        tags["teachers"] = ",".join(config.teachers)
-    settings = {"train": config.train_of(job.student).model_dump(mode="json"), "seed": config.seed}
-    if job.mode == "distilled":
-        settings["loss"] = config.loss_of(job.student).model_dump(mode="json")
-    settings["student"] = config.students[job.student].model_dump(
-        mode="json", include={"model", "init_from", "layers"}
-    )
-    run.tracker.run(job.name, job.name, role, tags, config_view.flatten_values(settings))
-    run.tracker.follow(job.name, job_folder(config.run_dir, job) / METRICS)
+def _record_job(run: Run, job: Job) -> None:
+    record.job_began(run.tracker, run.config, job, job_folder(run.config.run_dir, job) / METRICS)
 
 
 def in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
@@ -355,68 +307,16 @@ def _report(run: Run, register: str | None = None) -> dict[str, Any]:
     facts.timings_s["evaluate"] = round(run.stages.seconds["evaluate"], 2)
     report = reports.build(tasks, facts)
     files = reports.write(report, tasks, facts, config.run_dir)
-    _log_scores(run, report)
-    _log_kept(run)
+    record.test_scores(tracker, report)
     for student in config.students:
-        for task in config.tasks:
-            folder = config.run_dir / "students" / student / task
-            write_model_card(folder, config, report, student, tasks[task].task)
-            if (opener := tasks[task].task.pipeline) is not None:
-                tracker.model(student_key(student), f"{student}-{task}", folder, opener)
-                if register is not None:
-                    version = register if len(config.tasks) == 1 else f"{register}-{task}"
-                    run.display.line(f"registering {task} of {student} as {version}")
-                    tracker.register(student_key(student), f"{student}-{task}", version)
-            else:  # no pipeline that MLflow could load it with: the folder itself
-                tracker.artifacts(student_key(student), folder, f"models/{task}")
-                if register is not None:
-                    run.display.line(f"{task} is not registered: transformers has no pipeline for its kind")
+        for name, results in tasks.items():
+            folder, opener = student_folder(config.run_dir, student, name), results.task.pipeline
+            write_model_card(folder, config, report, student, results.task)
+            version = register if register is None or len(tasks) == 1 else f"{register}-{name}"
+            record.exported_student(tracker, student, name, folder, opener, version, run.display.line)
     for job in jobs_of(config):
+        result, _ = training.read_result(config.run_dir, job)
+        tracker.metrics(job.name, record.best_metrics(result["kept"]))
         tracker.finish(job.name, "FINISHED")
-    tracker.artifacts("", config.run_dir / "config.yaml")
-    for file in files:
-        tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)
+    record.written_files(tracker, [config.run_dir / CONFIG, *files])
     return report
-
-
-def student_key(student: str) -> str:
-    """The tracker's key of a distilled student's run."""
-    return Job(student, "distilled").name
-
-
-def _log_scores(run: Run, report: Mapping[str, Any]) -> None:
-    """Test scores as metrics of each run's own, and the ensemble's of the parent."""
-    tracker = run.tracker
-    parent: dict[str, float] = {"test/macro/ensemble": report["macro"]["ensemble"]}
-    for student, macro in report["macro"]["students"].items():
-        values = {"test/macro/score": macro["score"], "retention/macro": macro["retention"]}
-        base = {"test/macro/score": macro["supervised"]}
-        for task, results in report["tasks"].items():
-            scored = results["students"][student]
-            name = f"test/{task}/{results['metric']}"
-            values |= {
-                name: scored["score"],
-                f"retention/{task}": scored["retention"],
-                f"test/{task}/ece": scored["ece"],
-            }
-            base[name] = scored["supervised"]
-            parent[f"test/{task}/ensemble"] = results["ensemble"]
-        tracker.metrics(student_key(student), _numbers(values))
-        tracker.metrics(
-            "",
-            _numbers({f"test/macro/{student}": macro["score"], f"retention/{student}": macro["retention"]}),
-        )
-        if run.config.baselines:
-            tracker.metrics(Job(student, "supervised").name, _numbers(base))
-    tracker.metrics("", parent)
-
-
-def _log_kept(run: Run) -> None:
-    """What each student and baseline scored on validation with the weights it keeps: with early stopping, not its last."""
-    for job in jobs_of(run.config):
-        result, _ = training.read_result(run.config.run_dir, job)
-        run.tracker.metrics(job.name, best_metrics(result["kept"]))
-
-
-def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if value is not None}

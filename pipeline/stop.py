@@ -1,4 +1,4 @@
-"""Asking a run to stop, and keeping two launches out of one run folder."""
+"""Asking a run to stop."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from filelock import FileLock, Timeout
-
-from pipeline.errors import InterruptedRunError, LockedError, StoppedError, TutelageError
-from pipeline.training.jobs import stop_file
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Holds the run folder for this process. Raises `LockedError` if another launch has it.
-
-    The lock is the operating system's and ends with its process, so a dead launch leaves none behind.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(run_dir / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise LockedError(
-            f"another launch is using {run_dir}",
-            "Wait for it or stop it, or give this run another name: name=…",
-        ) from None
-    with held:
-        yield
+from pipeline.errors import InterruptedRunError, StoppedError, TutelageError
+from pipeline.run_folder import stop_file
 
 
 class StopSignals:

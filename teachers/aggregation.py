@@ -26,20 +26,12 @@ and ``entropy`` do not exist for them.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, one_hot, softmax
 
 from pipeline.batch import ABSENT, UNLABELLED, is_present
-
-Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
-
-
-def needs_labels(strategy: Strategy) -> bool:
-    """Whether the strategy looks at the examples' labels."""
-    return strategy in ("confidence", "best")
+from pipeline.config.schema import Strategy, needs_labels
 
 
 def aggregate(

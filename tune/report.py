@@ -17,13 +17,14 @@ from rich.text import Text
 
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
+from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
 from pipeline.significance import Spread, floor, sign_flip_p
 from tune.importance import importance
 from tune.space import modes, student_of
 from tune.study import Trial, best, summary
 
-STUDY, PAGE, TRIALS = "study.json", "study.md", "trials.csv"
+TRIALS = "trials.csv"
 MARKS = {
     "finished": "green",
     "early-stopped": "dim",
@@ -158,18 +159,17 @@ def write(
     winner = best(trials, tune.metrics, ways)
     tasks = [name for name in facts.ensemble if name != "macro/score"]
     drawn = figures.draw(tune, ways[0], trials, winner, found["importance"], facts.curves, tasks)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    files = [write_atomically(folder / "figures" / name, png) for name, png in drawn.items()]
+    files = [write_atomically(folder / FIGURES / name, png) for name, png in drawn.items()]
     write_atomically(folder / TRIALS, to_csv(found))
     return found, [*files, folder / TRIALS, *write_page(found, folder)]
 
 
 def write_page(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """study.md and, last, study.json."""
-    pictures = sorted(file.name for file in (folder / "figures").glob("*.png"))
-    write_atomically(folder / PAGE, markdown(found, pictures))
+    pictures = sorted(file.name for file in (folder / FIGURES).glob("*.png"))
+    write_atomically(folder / STUDY_PAGE, markdown(found, pictures))
     write_atomically(folder / STUDY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return [folder / PAGE, folder / STUDY]
+    return [folder / STUDY_PAGE, folder / STUDY]
 
 
 def to_csv(found: Mapping[str, Any]) -> str:

@@ -8,8 +8,7 @@ scored once, by those two.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import group as groups
@@ -17,13 +16,15 @@ from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig
-from pipeline.config.view import flatten_values, to_yaml
+from pipeline.config.view import to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.files import write_atomically
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
-from pipeline.tracking.tracker import Status, best_metrics
+from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, trials_folder
+from pipeline.tracking.record import best_metrics, training_began, written_files
+from pipeline.tracking.tracker import Status
 from pipeline.training.jobs import absolute
 from pipeline.training.loop import METRICS
 from tune import report
@@ -34,7 +35,6 @@ from tune.trial import Shared, curve
 
 FREE = {"trials", "concurrency", "time_budget_s", "retries"}
 """Keys of `tune` that a study may be resumed with otherwise."""
-BEST = "best.yaml"
 OUTCOMES: dict[str, Status] = {
     "finished": "FINISHED",
     "early-stopped": "FINISHED",
@@ -87,7 +87,7 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
         if winner is None:
             raise ExhaustedError(
                 "no trial gave a student",
-                f"{own.run_dir / report.PAGE} says how each ended; change tune.space or tune.trials.",
+                f"{own.run_dir / STUDY_PAGE} says how each ended; change tune.space or tune.trials.",
             )
         display.begin("the default weights, scored on test")
         default = _train(config.model_copy(update={"tune": None}), display)
@@ -108,7 +108,7 @@ def _train(config: RunConfig, display: Display, register: str | None = None) -> 
 
 def _refuse_another_search(own: RunConfig) -> None:
     """A study's folder belongs to one search; the rest of its config is checked as any run's."""
-    settings = own.run_dir / "config.yaml"
+    settings = own.run_dir / CONFIG
     if not settings.exists():
         return
     before = load_config(settings).tune
@@ -131,7 +131,7 @@ class _Study:
         self.config, self.run = config, run
         self.metrics, self.modes = config.tune.metrics, modes(config)
         self.student = student_of(config)
-        self.folder = run.config.run_dir / "trials"
+        self.folder = trials_folder(run.config.run_dir)
         self.trials = load(self.folder)
         self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
         self.shared = Shared(
@@ -177,8 +177,8 @@ class _Study:
             tags = {"student": self.student, "tasks": ",".join(self.config.tasks)}
             tags |= {"teachers": ",".join(self.config.teachers), "study": self.run.config.name}
             name = f"trial-{trial_name(trial.number)}"
-            tracker.run(key, name, "trial", tags, flatten_values(trial.values))
-            tracker.follow(key, training_folder(self.shared, trial) / METRICS)
+            metrics = training_folder(self.shared, trial) / METRICS
+            training_began(tracker, key, name, "trial", tags, trial.values, metrics)
         if trial.status != "running":
             kept = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
             tracker.metrics(key, kept, step=trial.epochs)
@@ -193,7 +193,7 @@ class _Study:
         if winner is not None:
             chosen = to_yaml(best_config(self.config, winner.values))
             head = f"# Trial {winner.number} of {run.config.name}: `tutelage train` makes its student.\n"
-            write_atomically(folder / BEST, head + chosen)
+            write_atomically(folder / BEST_CONFIG, head + chosen)
         facts = report.Facts(
             ensemble=self.ensemble,
             forwards={name: done.forwards for name, done in run.labelled.items()},
@@ -205,7 +205,8 @@ class _Study:
             timings_s=run.stages.seconds,
         )
         found, files = report.write(self.config, folder, self.trials, facts)
-        self._upload([folder / BEST, *files])
+        written = [file for file in (folder / BEST_CONFIG, *files) if file.exists()]
+        written_files(run.tracker, written)
         run.tracker.metrics("", {f"validation/{name}/ensemble": one for name, one in self.ensemble.items()})
         if winner is not None:
             run.tracker.metrics("", best_metrics(winner.scores))
@@ -214,12 +215,7 @@ class _Study:
 
     def conclude(self, found: Mapping[str, Any]) -> None:
         """Adds what the search bought on test to study.json and study.md."""
-        self._upload(report.write_page(found, self.run.config.run_dir))
+        written_files(self.run.tracker, report.write_page(found, self.run.config.run_dir))
         macro = found["test"]["scores"]["macro"]
         means = {name: statistics.mean(macro[name]) for name in ("default", "best", "ensemble")}
         self.run.tracker.metrics("", {f"test/macro/{name}": mean for name, mean in means.items()})
-
-    def _upload(self, files: Sequence[Path]) -> None:
-        for file in files:
-            if file.exists():
-                self.run.tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)

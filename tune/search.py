@@ -32,8 +32,8 @@ from ray.tune.search.optuna import OptunaSearch
 from pipeline import errors
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
+from pipeline.run_folder import job_folder, ray_folder, stop_file
 from pipeline.training.checkpoint import remove_checkpoints
-from pipeline.training.jobs import job_folder, stop_file
 from pipeline.training.result import RESULT, read_facts
 from tune.space import (
     distributions,
@@ -73,7 +73,7 @@ def search(
     stopper = _Stopper(should_stop, _deadline(tune, trials), recorder)
     recorder.stopping = stopper
     several = len(tune.metrics) > 1
-    storage = shared.folder.parent / "ray"
+    storage = ray_folder(shared.folder.parent)
     _set_up_tune()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trainable, shared=shared), _resources(shared)),

@@ -14,11 +14,13 @@ import ray.tune
 import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData
 from pipeline.files import write_atomically
+from pipeline.run_folder import job_folder
 from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
-from pipeline.training.jobs import Job, job_folder, launch, new_plan, train_jobs
+from pipeline.training.jobs import launch, new_plan, train_jobs
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.step import Workers
 from tune.space import Values, student_of, with_values

@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from pipeline.errors import DataError
+from pipeline.run_folder import CONFIG, GROUP, REPORT, STUDY
 from pipeline.significance import Outcome, Spread
 
 RUNS_DIR = Path("runs")
-REPORT, GROUP, STUDY = "report.json", "group.json", "study.json"
 MACRO = "macro/score"
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def _experiments(runs_dir: Path) -> Iterator[tuple[Path, set[str]]]:
     """Each folder with something to compare, and its names: its own, its run's and its experiment's."""
     for folder in sorted(path for path in runs_dir.glob("*") if _within(path)):
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
             told = [config["name"], (config.get("tracking") or {}).get("experiment")]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
             told = []  # without a config that can be read it has its folder's name alone

@@ -20,7 +20,7 @@ from omegaconf.errors import (
 from pydantic import ValidationError
 
 from pipeline.config.explain import explain
-from pipeline.config.schema import LONGEST_NAME, RunConfig
+from pipeline.config.schema import LONGEST_NAME, RunConfig, needs_labels
 from pipeline.errors import ConfigError
 
 
@@ -141,7 +141,6 @@ def _check_seeds(config: RunConfig) -> None:
         )
 
 
-NEED_LABELS = ("confidence", "best")
 NO_NUMBERS = ("log_mean", "entropy")
 
 
@@ -157,7 +156,7 @@ def _check_kind(task: str, config: RunConfig) -> None:
             f"tasks.{task}: strategy {strategy} is made for probabilities, a regression has none",
             f"Set tasks.{task}.aggregation.strategy to mean, confidence or best.",
         )
-    if own.data.unlabelled is not None and strategy in NEED_LABELS:
+    if own.data.unlabelled is not None and needs_labels(strategy):
         others = "mean" if own.problem == "regression" else "mean, log_mean or entropy"
         raise ConfigError(
             f"tasks.{task}: strategy {strategy} needs labels, data.unlabelled has none",

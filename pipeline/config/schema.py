@@ -24,6 +24,12 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
+Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
+
+
+def needs_labels(strategy: Strategy) -> bool:
+    """Whether an aggregation strategy looks at the examples' labels."""
+    return strategy in ("confidence", "best")
 
 
 class Strict(BaseModel):
@@ -191,7 +197,7 @@ class TeacherConfig(Strict):
 class AggregationConfig(Strict):
     """Several teachers' soft targets → one target."""
 
-    strategy: Literal["mean", "log_mean", "confidence", "entropy", "best"] = "mean"
+    strategy: Strategy = "mean"
     """`mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label."""
     teacher_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by teacher, 1 where none is given; normalised to sum to 1 within each task. They multiply the weights that a strategy finds for itself."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.files import write_atomically
 from pipeline.report.page import markdown
 from pipeline.report.types import RunFacts, TaskResults
+from pipeline.run_folder import FIGURES, REPORT, REPORT_PAGE
 from pipeline.significance import gap_recovered, retention
 from pipeline.tasks.scores import bootstrap
 
@@ -204,13 +205,12 @@ def write(
     from pipeline.report import figures  # brings in matplotlib
 
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_scalar) + "\n"
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = []
     for name, png in figures.draw(report, tasks, facts).items():
-        written.append(write_atomically(folder / "figures" / name, png))
+        written.append(write_atomically(folder / FIGURES / name, png))
     page = markdown(report, [path.name for path in written])
-    written.append(write_atomically(folder / "report.md", page))
-    written.append(write_atomically(folder / "report.json", text))
+    written.append(write_atomically(folder / REPORT_PAGE, page))
+    written.append(write_atomically(folder / REPORT, text))
     return written
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, signed
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
-FILE, PAGE = "group.json", "group.md"
 HEAD = (
     *("model", "score", "range", "supervised", "Δ", "Δ by seed", "p"),
     *("retention", "gap recovered"),

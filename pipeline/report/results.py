@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, is_present
-from pipeline.config.schema import SPLITS, RunConfig, Split
+from pipeline.config.resolved import Job, jobs_of
+from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
 from pipeline.data import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report.types import RunFacts, TaskResults
+from pipeline.run_folder import job_folder, student_folder
 from pipeline.tasks import Task
-from pipeline.training.jobs import Job, job_folder, jobs_of, read_result
+from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
-from teachers.aggregation import Strategy, ensemble, needs_labels
+from teachers.aggregation import ensemble
 from teachers.pool import Labelling
 from teachers.preflight import Findings
 from teachers.store import Store
@@ -206,7 +208,7 @@ def _latencies(config: RunConfig, inputs: Inputs) -> dict[str, dict[str, float]]
     first = next(iter(inputs.data))
     students = {
         name: latency_ms(
-            config.run_dir / "students" / name / first, inputs.data[first], student.max_length.get(first)
+            student_folder(config.run_dir, name, first), inputs.data[first], student.max_length.get(first)
         )
         for name, student in config.students.items()
     }

@@ -57,11 +57,6 @@ REFUSALS = (  # MLflow answered and said no: trying again would not help
 BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")  # a locked sqlite file, too
 
 
-def best_metrics(scores: Mapping[str, float]) -> dict[str, float]:
-    """Validation scores of the weights kept, as metrics beside those by epoch: `best/<metric>`."""
-    return {f"best/{name}": score for name, score in scores.items()}
-
-
 @dataclass(frozen=True)
 class TrackingOutcome:
     """What reached MLflow and what did not. `points` are single values of a metric at a step."""

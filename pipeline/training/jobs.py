@@ -13,16 +13,18 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
+from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data import TaskData
 from pipeline.files import write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
@@ -31,21 +33,6 @@ from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from teachers.store import Store, TargetView
-
-Mode = Literal["distilled", "supervised"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of one student."""
-
-    student: str
-    mode: Mode
-
-    @property
-    def name(self) -> str:
-        """Its folder, its MLflow run."""
-        return f"{self.student}-{self.mode}"
 
 
 @dataclass(frozen=True)
@@ -68,25 +55,9 @@ class Plan:
     trial: bool = False
 
 
-def jobs_of(config: RunConfig) -> list[Job]:
-    """Every student distilled, then every student's baselines."""
-    distilled = [Job(student, "distilled") for student in config.students]
-    return distilled + [Job(student, mode) for mode in config.baselines for student in config.students]
-
-
-def job_folder(run_dir: Path, job: Job) -> Path:
-    """Where a job keeps checkpoints, metrics.jsonl and its result."""
-    return run_dir / "checkpoints" / job.name
-
-
 def is_finished(run_dir: Path, job: Job) -> bool:
     """Whether the job is done; its result is the last thing written."""
     return (job_folder(run_dir, job) / RESULT).is_file()
-
-
-def stop_file(run_dir: Path) -> Path:
-    """While it exists, trainings write a checkpoint and end."""
-    return run_dir / "STOP"
 
 
 # ---------------------------------------------------------------- in the workers
@@ -198,12 +169,14 @@ def _finish(
     predictions: Mapping[str, torch.Tensor],
     result: Mapping[str, Any],
 ) -> None:
-    folder, saved = job_folder(plan.run_dir, job), plan.run_dir / "students" / job.student
+    folder, exports = job_folder(plan.run_dir, job), dict[str, str]()
     if job.mode == "distilled":
-        saved.mkdir(parents=True, exist_ok=True)
         for task in student.tasks:
-            save_task(student, task, tokenizer, saved / task)
-        result = {**result, "saved": {task: fingerprint(saved / task) for task in student.tasks}}
+            exported = student_folder(plan.run_dir, job.student, task)
+            exported.parent.mkdir(parents=True, exist_ok=True)
+            save_task(student, task, tokenizer, exported)
+            exports[task] = fingerprint(exported)
+        result = {**result, "saved": exports}
     write_result(folder, result, predictions)
     remove_checkpoints(folder)
 
@@ -335,7 +308,7 @@ def launch(
         torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
             name=plan.launch,
-            storage_path=str((plan.run_dir / "ray").absolute()),
+            storage_path=str(ray_folder(plan.run_dir).absolute()),
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=2),
             callbacks=list(callbacks),
         ),
@@ -350,7 +323,7 @@ def launch(
                 "Run the same command again to go on from the last checkpoint, with --debug for the whole traceback.",
             ) from error
     finally:
-        shutil.rmtree(plan.run_dir / "ray", ignore_errors=True)
+        shutil.rmtree(ray_folder(plan.run_dir), ignore_errors=True)
     if failure.exists():
         kind, cause, remedy = json.loads(failure.read_text())
         failure.unlink()
@@ -413,7 +386,7 @@ def check_results(config: RunConfig) -> None:
             continue
         facts, _ = read_result(config.run_dir, job)
         for task, expected in facts.get("saved", {}).items():
-            folder = config.run_dir / "students" / job.student / task
+            folder = student_folder(config.run_dir, job.student, task)
             if fingerprint(folder) != expected:
                 raise errors.CorruptError(
                     f"{folder}: a file is missing or its checksum does not match",

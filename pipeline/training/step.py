@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.batch import UNLABELLED, Encoded, flat_index, is_present, token_budget_batches
+from pipeline.config.schema import Strategy
 from pipeline.losses import (
     LossInputs,
     LossWeights,
@@ -26,7 +27,7 @@ from pipeline.losses import (
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
 from students.student import MultiTaskStudent
-from teachers.aggregation import Strategy, aggregate
+from teachers.aggregation import aggregate
 
 
 @dataclass(frozen=True)

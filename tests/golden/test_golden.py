@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.config.schema import Strategy
 from pipeline.losses import LossInputs, LossWeights, hard_cross_entropy, soft_kl, task_loss
-from teachers.aggregation import Strategy, aggregate, ensemble
+from teachers.aggregation import aggregate, ensemble
 
 GOLDEN = Path(__file__).with_name("losses.json")
 

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 
 from pipeline.batch import SoftTargets
 from pipeline.config.load import load_config
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import DivergedError
+from pipeline.run_folder import job_folder
 from pipeline.training import jobs as training
-from pipeline.training.jobs import Job, Plan, job_folder, new_plan
+from pipeline.training.jobs import Plan, new_plan
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS
 from pipeline.training.step import Workers

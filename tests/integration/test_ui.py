@@ -17,19 +17,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal, cast
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, FloatRect, Locator, Page, Route, expect, sync_playwright
 
-from pipeline import run as product
 from pipeline.config.load import parse_config
+from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
+from pipeline.run_folder import job_folder
+from pipeline.tracking import record
 from pipeline.tracking.tracker import Status, Tracker, open_tracker
 from pipeline.tracking.uri import runs_page, ui_command
-from pipeline.training.jobs import job_folder, jobs_of
 from pipeline.training.loop import METRICS
 from tests.integration.serving import serving
 
@@ -102,19 +102,19 @@ def write_curve(file: Path, epochs: int, top: float, terms: tuple[str, ...], see
 def record_run(settings: RunConfig) -> Mapping[str, str]:
     """What `tutelage train` records of a student and its baseline; run ids by key."""
     tracker = open_tracker(settings, settings.run_dir)
-    run = cast(product.Run, SimpleNamespace(config=settings, tracker=tracker))
     tracker.run("", settings.name, "parent", {"tasks": "movies,tweets"}, flatten(settings))
     for seed, job in enumerate(jobs_of(settings)):
         terms = ("hard", "soft") if job.mode == "distilled" else ("hard",)
-        write_curve(job_folder(settings.run_dir, job) / METRICS, 4, 0.78 - seed / 100, terms, seed)
-        product._track_job(run, job)
+        metrics = job_folder(settings.run_dir, job) / METRICS
+        write_curve(metrics, 4, 0.78 - seed / 100, terms, seed)
+        record.job_began(tracker, settings, job, metrics)
     scored = {"score": 0.74, "supervised": 0.72, "retention": 0.95, "ece": 0.03}
     results = {"metric": "accuracy", "ensemble": 0.78, "students": {"tiny": scored}}
     report = {
         "macro": {"ensemble": 0.78, "students": {"tiny": scored}},
         "tasks": {"movies": results, "tweets": results},
     }
-    product._log_scores(run, report)
+    record.test_scores(tracker, report)
     for job in jobs_of(settings):
         tracker.finish(job.name, "FINISHED")
     for file, text in {"report.md": "# Report\n\ntiny keeps 95%", "config.yaml": "name: quickstart"}.items():

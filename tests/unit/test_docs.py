@@ -20,7 +20,7 @@ from docs import config_reference
 from pipeline import errors
 from pipeline.cli import app
 from pipeline.config.load import load_config, parse_config
-from teachers.aggregation import Strategy
+from pipeline.config.schema import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

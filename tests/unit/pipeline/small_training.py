@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, Ragged
-from pipeline.config.schema import OptimizationConfig
+from pipeline.config.schema import OptimizationConfig, Strategy
 from pipeline.tasks import Task
 from pipeline.tasks.text_classification import TextClassification
 from pipeline.training.loop import METRICS, LossPlan, TaskSet, Trainer, read_metrics
 from pipeline.training.step import Aggregation, Workers
 from students.student import MultiTaskStudent
-from teachers.aggregation import Strategy
 
 ROOT = Path(__file__).resolve().parents[3]
 VOCABULARY, TELLING, FILLER = (

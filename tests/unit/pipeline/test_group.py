@@ -19,7 +19,7 @@ from pipeline.config.view import to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, DivergedError, InterruptedRunError, LockedError
 from pipeline.report.build import build
-from pipeline.stop import locked
+from pipeline.run_folder import locked
 from tests.conftest import TinyRun
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.batch import UNLABELLED, SoftTargets
 from pipeline.config.load import parse_config
+from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.models import open_tokenizer
@@ -22,18 +23,10 @@ from pipeline.report.build import build
 from pipeline.report.model_card import write_model_card
 from pipeline.report.page import markdown
 from pipeline.report.results import task_results
+from pipeline.run_folder import job_folder
 from pipeline.saved import score_student, score_table
 from pipeline.training.fine_tune import TEACHER, fine_tune
-from pipeline.training.jobs import (
-    Job,
-    job_folder,
-    jobs_of,
-    new_plan,
-    read_result,
-    same_budget,
-    task_sets,
-    train_jobs,
-)
+from pipeline.training.jobs import new_plan, read_result, same_budget, task_sets, train_jobs
 from pipeline.training.loop import METRICS, TaskSet, read_metrics
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Workers

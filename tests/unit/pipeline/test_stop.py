@@ -1,4 +1,4 @@
-"""One launch a run folder, and being asked to stop: with real processes and real signals."""
+"""Being asked to stop: with real processes and real signals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 
-from pipeline.errors import InterruptedRunError, LockedError, StoppedError, TutelageError
-from pipeline.stop import StopSignals, locked
-from pipeline.training.jobs import stop_file
+from pipeline.errors import InterruptedRunError, StoppedError, TutelageError
+from pipeline.run_folder import stop_file
+from pipeline.stop import StopSignals
 
 LONG_S = 120
 Start = Callable[..., BaseProcess]
@@ -54,44 +53,6 @@ def start(processes: ForkServerContext) -> Iterator[Start]:
 def send(process: BaseProcess, number: signal.Signals) -> None:
     assert process.pid is not None
     os.kill(process.pid, number)
-
-
-# ---------------------------------------------------------------- the lock
-
-
-def hold(ready: Any, run_dir: Path) -> None:
-    with locked(run_dir):
-        ready.set()
-        time.sleep(LONG_S)
-
-
-def test_a_second_launch_is_refused_and_a_dead_ones_lock_is_recovered(start: Start, tmp_path: Path) -> None:
-    run_dir = tmp_path / "runs" / "run"
-    first = start(hold, run_dir)
-    with pytest.raises(LockedError) as caught, locked(run_dir):
-        pytest.fail("two launches in one folder")
-    assert caught.value.exit_code == 2
-    assert caught.value.cause == f"another launch is using {run_dir}"
-    with locked(tmp_path / "runs" / "other"):
-        pass
-    send(first, signal.SIGKILL)
-    first.join()
-    with locked(run_dir):
-        pass
-
-
-def test_the_lock_is_given_back(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="a run that failed"), locked(tmp_path):
-        raise RuntimeError("a run that failed")
-    with locked(tmp_path), pytest.raises(LockedError), locked(tmp_path):
-        pytest.fail("two launches in one process")
-    with locked(tmp_path):
-        pass
-
-
-def test_a_time_out_inside_is_not_taken_for_the_lock(tmp_path: Path) -> None:
-    with pytest.raises(filelock.Timeout), locked(tmp_path):
-        raise filelock.Timeout("another lock")
 
 
 # ---------------------------------------------------------------- signals

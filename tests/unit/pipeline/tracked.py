@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
-from pipeline.tracking.tracker import NullTracker, Tracker, TrackingOutcome
+from pipeline.tracking.tracker import NullTracker, Params, Role, Status, Tags, Tracker, TrackingOutcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,14 +45,38 @@ class Stored(NamedTuple):
         return [(m.step, m.value) for m in self.client.get_metric_history(self.outcome.run_ids[key], metric)]
 
 
-class Noted(NullTracker):
-    """A tracker that keeps the metrics it is told, by key."""
+class Kept(NullTracker):
+    """A tracker that keeps its calls."""
 
     def __init__(self) -> None:
+        self.runs: dict[str, tuple[str, Role, Tags, Params]] = {}
+        self.followed: dict[str, Path] = {}
         self.logged: dict[str, dict[str, float]] = {}
+        self.models: list[tuple[str, str]] = []
+        self.registered: list[str] = []
+        self.files: list[tuple[str, str, str | None]] = []
+        self.ended: dict[str, Status] = {}
+
+    def run(self, key: str, name: str, role: Role, tags: Tags, params: Params) -> None:
+        self.runs[key] = (name, role, tags, params)
+
+    def follow(self, key: str, file: Path) -> None:
+        self.followed[key] = file
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
         self.logged.setdefault(key, {}).update(values)
+
+    def artifacts(self, key: str, path: Path, under: str | None = None) -> None:
+        self.files.append((key, path.name, under))
+
+    def model(self, key: str, name: str, folder: Path, task: str) -> None:
+        self.models.append((key, name))
+
+    def register(self, key: str, model: str, name: str) -> None:
+        self.registered.append(name)
+
+    def finish(self, key: str, status: Status) -> None:
+        self.ended[key] = status
 
 
 def close(tracker: Tracker, settings: RunConfig) -> Stored:

@@ -15,16 +15,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
 from pipeline.batch import ABSENT, UNLABELLED
-from pipeline.config.schema import AggregationConfig
+from pipeline.config.schema import AggregationConfig, Strategy, needs_labels
 from teachers.aggregation import (
-    Strategy,
     aggregate,
     best_shares,
     confidence_shares,
     ensemble,
     entropy_shares,
     mean_shares,
-    needs_labels,
 )
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

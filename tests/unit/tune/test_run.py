@@ -13,7 +13,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomically
-from tests.unit.pipeline.tracked import Noted
+from tests.unit.pipeline.tracked import Kept
 from tests.unit.tune.studies import SPACE, search_of, trial_of
 from tune.run import _refuse_another_search, _Study, best_config, study_config
 from tune.space import with_values
@@ -66,7 +66,7 @@ def test_a_trial_has_the_scores_of_the_weights_it_keeps_once_it_has_ended(
     tmp_path: Path, status: Status
 ) -> None:
     """The same columns for all: trials are compared by them."""
-    config, tracker = search_of(), Noted()
+    config, tracker = search_of(), Kept()
     parts = SimpleNamespace(
         config=config,
         run=SimpleNamespace(config=study_config(config), tracker=tracker),

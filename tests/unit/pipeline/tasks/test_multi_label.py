@@ -19,7 +19,7 @@ from torch.nn import BCEWithLogitsLoss
 from torchmetrics.functional.classification import multilabel_exact_match, multilabel_f1_score
 
 from pipeline.batch import ABSENT, UNLABELLED, Examples, Ragged
-from pipeline.config.schema import TaskConfig
+from pipeline.config.schema import Strategy, TaskConfig
 from pipeline.errors import DataError
 from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
 from pipeline.models import open_tokenizer
@@ -31,7 +31,7 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.step import Aggregation, MicroBatch, loss_inputs
 from students.export import save_task
 from students.student import build_student
-from teachers.aggregation import Strategy, aggregate
+from teachers.aggregation import aggregate
 from tests.conftest import TinyModel, texts_of
 
 LABELS = ("calm", "glad", "loud")

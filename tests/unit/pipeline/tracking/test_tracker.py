@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten
-from pipeline.tracking.tracker import NullTracker, TrackingOutcome, best_metrics, open_tracker
+from pipeline.tracking.tracker import NullTracker, TrackingOutcome, open_tracker
 from tests.unit.pipeline.tracked import Launch, Stored, close, config
 
 pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")
@@ -360,14 +360,6 @@ def test_what_mlflow_refuses_is_counted_and_the_rest_goes_on(
 
 
 # ---------------------------------------------------------------- opening, and the page that shows the runs
-
-
-def test_what_was_kept_stands_beside_what_was_last() -> None:
-    assert best_metrics({"macro/score": 0.8, "movies/nll": 0.4}) == {
-        "best/macro/score": 0.8,
-        "best/movies/nll": 0.4,
-    }
-    assert best_metrics({}) == {}
 
 
 def test_importing_tracking_does_not_import_mlflow() -> None:

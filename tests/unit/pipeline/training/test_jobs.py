@@ -16,21 +16,19 @@ from torch import Tensor
 
 from pipeline.batch import Ragged, SoftTargets
 from pipeline.config.load import parse_config
+from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
+from pipeline.run_folder import job_folder, stop_file
 from pipeline.training import jobs as training
 from pipeline.training.jobs import (
-    Job,
     Plan,
     check_results,
-    job_folder,
-    jobs_of,
     loss_plan,
     new_plan,
     parameter_count,
     read_result,
-    stop_file,
     task_sets,
     train_jobs,
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import ABSENT, UNLABELLED
+from pipeline.config.schema import Strategy
 from pipeline.losses import LossInputs, LossWeights, task_loss
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.loop import TaskSet
@@ -25,7 +26,7 @@ from pipeline.training.step import (
     share_gradients,
 )
 from students.student import MultiTaskStudent
-from teachers.aggregation import Strategy, aggregate
+from teachers.aggregation import aggregate
 from tests.unit.pipeline.small_training import largest_difference, student_of, task_of, task_set
 
 WEIGHTS = LossWeights(hard=0.3, soft=0.7, temperature=2.0)

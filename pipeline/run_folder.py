@@ -1,0 +1,100 @@
+"""A run's folder: the names of what lies in it, its lock, and the guard that refuses another config or other data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.config.load import load_config
+from pipeline.config.resolved import Job
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import differences, to_yaml
+from pipeline.errors import ConfigError, LockedError
+from pipeline.files import read_object, write_atomically
+
+CONFIG, INPUTS = "config.yaml", "inputs.json"
+REPORT, REPORT_PAGE = "report.json", "report.md"
+GROUP, GROUP_PAGE = "group.json", "group.md"
+STUDY, STUDY_PAGE, BEST_CONFIG = "study.json", "study.md", "best.yaml"
+FIGURES = "figures"
+
+
+def job_folder(run_dir: Path, job: Job) -> Path:
+    """Where a training keeps its checkpoints, metrics.jsonl and result."""
+    return run_dir / "checkpoints" / job.name
+
+
+def student_folder(run_dir: Path, student: str, task: str) -> Path:
+    """The exported Hugging Face folder of one of a student's tasks."""
+    return run_dir / "students" / student / task
+
+
+def trials_folder(run_dir: Path) -> Path:
+    """Where each trial of a search has a run folder of its own."""
+    return run_dir / "trials"
+
+
+def stop_file(run_dir: Path) -> Path:
+    """While this file exists, trainings write a checkpoint and end."""
+    return run_dir / "STOP"
+
+
+def ray_folder(run_dir: Path) -> Path:
+    """What Ray writes for itself while it trains or searches."""
+    return run_dir / "ray"
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder for this process. Raises `LockedError` if another launch has it.
+
+    The lock is the operating system's and ends with its process, so a dead launch leaves none behind.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(run_dir / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise LockedError(
+            f"another launch is using {run_dir}",
+            "Wait for it or stop it, or give this run another name: name=…",
+        ) from None
+    with held:
+        yield
+
+
+def refuse_changes(config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
+    """Raises `ConfigError` where the folder was begun with another config, or with other content of what it names.
+
+    fingerprints: hash of the content by config key (``tasks.movies.data``); None: the config alone is compared.
+    """
+    settings, contents = config.run_dir / CONFIG, config.run_dir / INPUTS
+    if settings.exists():
+        _refuse(config, differences(load_config(settings), config))
+    if fingerprints is not None and contents.exists():
+        before = read_object(
+            contents, f"Remove {contents} if data and models are what the run was begun with."
+        )
+        changed = [key for key, value in fingerprints.items() if before.get(key, value) != value]
+        _refuse(config, [f"{key}: its content has changed" for key in changed])
+
+
+def write_settings(config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
+    """Writes down what `refuse_changes` compares with."""
+    write_atomically(config.run_dir / CONFIG, to_yaml(config))
+    if fingerprints is not None:
+        write_atomically(config.run_dir / INPUTS, json.dumps(fingerprints, indent=1))
+
+
+def _refuse(config: RunConfig, changed: Sequence[str]) -> None:
+    if not changed:
+        return
+    more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+    folders = f"{config.run_dir} and {config.run_dir}-seed…" if config.seeds else str(config.run_dir)
+    raise ConfigError(
+        f"{config.run_dir} was begun with something else: {'; '.join(changed[:3])}{more}",
+        f"Give this one another name (name=…), put it back as it was, or remove {folders}.",
+    )

@@ -1,0 +1,134 @@
+"""What the stages record in MLflow: functions of a tracker and of the values to record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.resolved import Job
+from pipeline.config.schema import RunConfig
+from pipeline.config.view import flatten, flatten_values
+from pipeline.errors import InterruptedRunError, StoppedError
+from pipeline.tracking.tracker import NullTracker, Params, Role, Tags, Tracker, open_tracker
+
+Note = Callable[[str], None]
+
+
+@contextmanager
+def recorded_run(
+    config: RunConfig, role: Role, group: str | None, note: Note, *, enabled: bool = True
+) -> Iterator[Tracker]:
+    """MLflow's run of the whole command, closed with the status that the command ends with.
+
+    group: name of the group of seeds, if any · note: shows the user one line · enabled: false records nothing.
+    """
+    tracker = open_tracker(config, config.run_dir) if enabled else NullTracker()
+    tags = {"tasks": ",".join(config.tasks), **({"group": group} if group else {})}
+    tracker.run("", config.name, role, tags, flatten(config))
+    try:
+        yield tracker
+        tracker.finish("", "FINISHED")
+    except (InterruptedRunError, StoppedError):
+        tracker.finish("", "KILLED")
+        raise
+    except BaseException:
+        tracker.finish("", "FAILED")
+        raise
+    finally:
+        outcome = tracker.close()
+        if outcome.points_lost or outcome.operations_lost:
+            note(
+                f"MLflow did not answer: {outcome.points_lost} points and {outcome.operations_lost} other calls are "
+                "not recorded there; the run folder has everything, and the same command sends it again"
+            )
+
+
+def training_began(
+    tracker: Tracker, key: str, name: str, role: Role, tags: Tags, settings: Params, metrics: Path
+) -> None:
+    """A child run of one training. metrics: the metrics.jsonl whose points it gets · settings: may be nested."""
+    tracker.run(key, name, role, tags, flatten_values(settings))
+    tracker.follow(key, metrics)
+
+
+def job_began(tracker: Tracker, config: RunConfig, job: Job, metrics: Path) -> None:
+    """The child run of a student's or a baseline's training."""
+    distilled = job.mode == "distilled"
+    tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
+    settings = {"train": config.train_of(job.student).model_dump(mode="json"), "seed": config.seed}
+    if distilled:
+        tags["teachers"] = ",".join(config.teachers)
+        settings["loss"] = config.loss_of(job.student).model_dump(mode="json")
+    settings["student"] = config.students[job.student].model_dump(
+        mode="json", include={"model", "init_from", "layers"}
+    )
+    role: Role = "student" if distilled else "baseline"
+    training_began(tracker, job.name, job.name, role, tags, settings, metrics)
+
+
+def best_metrics(scores: Mapping[str, float]) -> dict[str, float]:
+    """Validation scores of the weights that are kept, as metrics beside those by epoch: `best/<metric>`."""
+    return {f"best/{name}": score for name, score in scores.items()}
+
+
+def test_scores(tracker: Tracker, report: Mapping[str, Any]) -> None:
+    """Test scores as metrics of each student's and baseline's own run, and the ensemble's of the parent."""
+    parent: dict[str, float] = {"test/macro/ensemble": report["macro"]["ensemble"]}
+    for student, macro in report["macro"]["students"].items():
+        values = {"test/macro/score": macro["score"], "retention/macro": macro["retention"]}
+        baseline = {"test/macro/score": macro["supervised"]}
+        for task, results in report["tasks"].items():
+            scored = results["students"][student]
+            name = f"test/{task}/{results['metric']}"
+            values |= {
+                name: scored["score"],
+                f"retention/{task}": scored["retention"],
+                f"test/{task}/ece": scored["ece"],
+            }
+            baseline[name] = scored["supervised"]
+            parent[f"test/{task}/ensemble"] = results["ensemble"]
+        tracker.metrics(Job(student, "distilled").name, _numbers(values))
+        tracker.metrics(
+            "",
+            _numbers({f"test/macro/{student}": macro["score"], f"retention/{student}": macro["retention"]}),
+        )
+        if macro["supervised"] is not None:
+            tracker.metrics(Job(student, "supervised").name, _numbers(baseline))
+    tracker.metrics("", parent)
+
+
+def exported_student(
+    tracker: Tracker,
+    student: str,
+    task: str,
+    folder: Path,
+    pipeline: str | None,
+    version: str | None,
+    note: Note,
+) -> None:
+    """One task's exported folder as an MLflow model, or as plain artifacts where transformers has no pipeline for it.
+
+    version: name in MLflow's registry, or None to register nothing · note: shows the user one line.
+    """
+    key, name = Job(student, "distilled").name, f"{student}-{task}"
+    if pipeline is None:
+        tracker.artifacts(key, folder, f"models/{task}")
+        if version is not None:
+            note(f"{task} is not registered: transformers has no pipeline for its kind")
+        return
+    tracker.model(key, name, folder, pipeline)
+    if version is not None:
+        note(f"registering {task} of {student} as {version}")
+        tracker.register(key, name, version)
+
+
+def written_files(tracker: Tracker, files: Sequence[Path]) -> None:
+    """Files as artifacts of the parent run, pictures in a folder `figures`."""
+    for file in files:
+        tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
