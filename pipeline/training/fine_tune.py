@@ -7,10 +7,12 @@ fine-tuning is ever repeated.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,18 +20,21 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.schema import FineTuneConfig, ServingConfig
 from pipeline.data import TaskData
-from pipeline.errors import ExhaustedError, TutelageError
-from pipeline.files import write_atomically
+from pipeline.errors import CorruptError, ExhaustedError, TutelageError
+from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
 
+logger = logging.getLogger(__name__)
 RECIPE = 1  # raise when the same inputs would give another teacher
 FREE = {"checkpoint_steps"}
 STOP_WAIT_S = 30.0  # for a step and its checkpoint; a task that takes longer ends with its driver
 TEACHER = "teacher"
+ASIDE = "teacher.corrupt"
+FACTS = "fine_tune.json"
 WORK = "work"
 
 
@@ -58,8 +63,34 @@ def teacher_folder(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the teacher is there; its folder appears whole or not at all."""
-    return (folder / TEACHER / "config.json").is_file()
+    """Whether the teacher is there and is what was written: `FACTS`, written last, has its fingerprint. Warns, once,
+    of one that is damaged: it is made anew."""
+    if not (folder / FACTS).is_file():
+        return False
+    try:
+        facts = read_object(folder / FACTS, "It is made anew.")
+    except CorruptError as error:
+        _warn_damaged(error.cause)
+        return False
+    # a teacher of an earlier version has no fingerprint
+    whole = (folder / TEACHER).is_dir() and facts.get("fingerprint") in (None, fingerprint(folder / TEACHER))
+    if not whole:
+        _warn_damaged(f"{folder / TEACHER}: a file is missing or its checksum does not match")
+    return whole
+
+
+@cache  # asked twice a second
+def _warn_damaged(cause: str) -> None:
+    logger.warning("%s; the teacher is set aside as %s and made anew", cause, ASIDE)
+
+
+def _set_aside(folder: Path) -> None:
+    """Keeps a damaged teacher under another name: somebody may have changed it on purpose."""
+    if (folder / FACTS).exists():
+        shutil.rmtree(folder / ASIDE, ignore_errors=True)
+        if (folder / TEACHER).exists():
+            (folder / TEACHER).rename(folder / ASIDE)
+        (folder / FACTS).unlink()
 
 
 def fine_tune(
@@ -73,9 +104,10 @@ def fine_tune(
 ) -> Progress:
     """Trains `base` on the task's train split, selects on validation, writes `folder`/teacher.
 
-    Resumes from its own checkpoints in `folder`/work; returns with status "interrupted" when asked to stop.
+    A damaged teacher there is set aside. Resumes from its own checkpoints in `folder`/work; returns with status "interrupted" when asked to stop.
     """
     task = data.task
+    _set_aside(folder)
     tokenizer = open_tokenizer(base)
     student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
     train, validation = data.labelled_train(), data.splits["validation"]
@@ -103,9 +135,10 @@ def fine_tune(
             "validation_score": progress.best_score,
             "steps": progress.step,
             "truncated": task_set.train.truncated,
+            "fingerprint": fingerprint(folder / TEACHER),
         }
         write_atomically(
-            folder / "fine_tune.json",
+            folder / FACTS,
             json.dumps({**facts, "config": config.model_dump(mode="json")}, indent=1),
         )
         for checkpoint in (folder / WORK).glob(

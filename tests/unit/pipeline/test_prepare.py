@@ -14,7 +14,9 @@ import torch
 
 from pipeline.config.load import parse_config
 from pipeline.errors import TutelageError
+from pipeline.models import fingerprint
 from pipeline.prepare import Inputs, prepare
+from pipeline.training.fine_tune import FACTS
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 
@@ -62,6 +64,7 @@ def test_a_teacher_that_is_there_is_not_made_again(tiny_run: TinyRun, tiny_model
     inputs = prepared(tiny_run())
     folder = inputs.teachers["mood-distilbert"]
     shutil.copytree(tiny_model("distilbert", ("bad", "good")), folder)
+    (folder.parent / FACTS).write_text(json.dumps({"fingerprint": fingerprint(folder)}))
     assert inputs.to_fine_tune() == ["mood-bert", "tone-bert"]
 
 

@@ -201,6 +201,47 @@ def test_only_what_is_needed_stays(tiny_model: TinyModel, data: TaskData, tmp_pa
     }
 
 
+def flip(folder: Path) -> None:
+    file = folder / TEACHER / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def lose_the_tokenizer(folder: Path) -> None:
+    (folder / TEACHER / "tokenizer.json").unlink()
+
+
+def cut_the_facts(folder: Path) -> None:
+    file = folder / "fine_tune.json"
+    file.write_bytes(file.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("damage", [flip, lose_the_tokenizer, cut_the_facts])
+def test_a_damaged_teacher_is_set_aside_and_made_anew(
+    tiny_model: TinyModel,
+    data: TaskData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+) -> None:
+    config, folder = CONFIG.model_copy(update={"epochs": 1}), tmp_path / "critic"
+    fine_tune(tiny_model("bert"), data, config, folder)
+    assert is_finished(folder)
+    before = {file.name: file.read_bytes() for file in (folder / TEACHER).iterdir()}
+    damage(folder)
+    damaged = {file.name: file.read_bytes() for file in (folder / TEACHER).iterdir()}
+    assert not is_finished(folder)
+    assert not is_finished(folder)
+    (warning,) = caplog.messages
+    assert str(folder) in warning
+    assert "made anew" in warning
+    fine_tune(tiny_model("bert"), data, config, folder)
+    assert is_finished(folder)
+    assert {file.name: file.read_bytes() for file in (folder / TEACHER).iterdir()} == before
+    assert {file.name: file.read_bytes() for file in (folder / "teacher.corrupt").iterdir()} == damaged
+
+
 def test_a_cut_text_is_counted(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:
     short: Any = replace(data.task, max_length=6)  # type: ignore[type-var]
     fine_tune(
