@@ -20,7 +20,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 
 from pipeline.config.schema import RunConfig
@@ -55,7 +55,7 @@ so is a key that stands twice. `tutelage check RUN.yaml` prints the whole config
 - On the command line a key is set by its path: `tutelage train RUN.yaml train.epochs=1 tasks.movies.metric=macro_f1`. An
   override wins over the file.
 - `${key.path}` stands for another key's value, `${oc.env:NAME}` for an environment variable, as text.
-- Relative paths start at the working directory.
+- Relative paths start at the working directory; `~` is your home folder.
 - The keys of a search (`tune`) are on [a page of their own](config-search.md).
 """
 INTRO_SEARCH = """\
@@ -152,6 +152,8 @@ def _words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return "keys and values" if arguments[1] is Any else f"{_key(arguments[0])} → {_words(arguments[1])}"
     if any(isinstance(one, StringConstraints) for one in metadata):
         return "a name"
+    if any(isinstance(one, AfterValidator) for one in metadata):
+        return "path" if annotation is str else _words(annotation)
     return " ".join([WORDS[annotation], ", ".join(map(_bound, metadata))]).rstrip()
 
 

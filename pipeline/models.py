@@ -22,7 +22,7 @@ def resolve(model: str, revision: str | None, where: str) -> Path:
 
     Raises `TeacherError`, naming `where`, if there is none, or none with safetensors weights.
     """
-    folder = Path(model).expanduser()
+    folder = Path(model)
     if not folder.is_dir():
         folder = _download(model, revision, where)
     if not (folder / "config.json").is_file():

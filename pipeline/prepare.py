@@ -182,4 +182,4 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
 
 def reachable(model: str) -> str:
     """A folder by its absolute path, a hub id as it is: workers have a working directory of their own."""
-    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+    return str(Path(model).absolute()) if Path(model).is_dir() else model

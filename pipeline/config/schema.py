@@ -8,10 +8,19 @@ generated from them.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.config.explain import overlay
 
@@ -24,6 +33,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or what may stand for one (a hub id, a URL, a format's name); `~` is the home folder."""
 Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
 
 
@@ -41,13 +52,13 @@ class Strict(BaseModel):
 class UnlabelledConfig(Strict):
     """More examples without labels: students learn them from the teachers alone."""
 
-    path: str
+    path: LocalPath
     """As `data.path`."""
     name: str | None = None
     """Configuration of a hub data set."""
     revision: str | None = None
     """Revision of a hub data set."""
-    data_files: str | tuple[str, ...] | None = None
+    data_files: LocalPath | tuple[LocalPath, ...] | None = None
     """Files, for csv, json, parquet and text."""
     split: str = "train"
     """Which split of the data set; `load_dataset`'s slices work."""
@@ -60,13 +71,13 @@ class UnlabelledConfig(Strict):
 class DataConfig(Strict):
     """Where a task's examples come from: whatever `datasets.load_dataset` takes, or a folder saved by `save_to_disk`."""
 
-    path: str
+    path: LocalPath
     """`csv`, `json`, `parquet`, `text`, a hub id, or a local folder."""
     name: str | None = None
     """Configuration of a hub data set."""
     revision: str | None = None
     """Revision of a hub data set."""
-    data_files: dict[str, str | tuple[str, ...]] | None = None
+    data_files: dict[str, LocalPath | tuple[LocalPath, ...]] | None = None
     """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory."""
     splits: dict[Split, str] = Field(default_factory=dict)
     """What the data set calls each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split under its own name."""
@@ -178,7 +189,7 @@ class TeacherConfig(Strict):
 
     task: str
     """The task it knows."""
-    model: str
+    model: LocalPath
     """Hub id or local folder; safetensors only."""
     revision: str | None = None
     """Revision of a hub model."""
@@ -206,7 +217,7 @@ class AggregationConfig(Strict):
 class StudentConfig(Strict):
     """One student: where it starts, and what it sets otherwise than the run."""
 
-    model: str | None = None
+    model: LocalPath | None = None
     """Hub id or local folder of its encoder. Give this or `init_from`."""
     revision: str | None = None
     """Revision of a hub model."""
@@ -273,7 +284,7 @@ class TrainConfig(OptimizationConfig):
 class StoreConfig(Strict):
     """Soft targets on disk, shared by runs."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """Local folder or filesystem URL (`s3://…`); null: `<runs_dir>/_store`."""
 
 
@@ -404,7 +415,7 @@ class RunConfig(Strict):
     """Seed of the students' heads, data order and dropout."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """`tutelage train` runs once under each of these instead of `seed`, as runs `<name>-seed<seed>` of one group: mean, spread and a paired test against the baseline are in the group's folder. 8 are enough for such a test, 5 are not."""
-    runs_dir: str = "runs"
+    runs_dir: LocalPath = "runs"
     """Folder of the run folders; teachers, store and the embedded MLflow sit beside them. Workers must see it: a shared folder on a cluster."""
     tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
     """Tasks by name."""

@@ -10,8 +10,9 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,84 @@ def test_only_tracking_imports_mlflow() -> None:
 def test_only_the_command_line_imports_tune() -> None:
     outside = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "tune"]
     assert set(importers("tune", outside)) <= {"pipeline/cli.py"}
+
+
+def test_teachers_know_no_training_loop() -> None:
+    teachers = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "teachers"]
+    training = {
+        path: [name for _, name in imports(path) if name.startswith("pipeline.training")] for path in teachers
+    }
+    assert {path.name: names for path, names in training.items() if names} == {}
+
+
+# ---------------------------------------------------------------- circles
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of one of our files; that of a package for its __init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """What a module lies in: a sub-package of pipeline/, a file directly in it, or one of the other packages."""
+    first, *rest = module.split(".")
+    return ".".join((first, *rest[:1])) if first == "pipeline" else first
+
+
+@cache
+def arrows() -> dict[str, frozenset[str]]:
+    """By module, the modules of ours that it imports, for type checkers too."""
+    known = {module_of(path) for path in SOURCES}
+    graph = {}
+    for path in SOURCES:
+        names = {name for _, name in imports(path)}
+        targets = names | {name.rpartition(".")[0] for name in names}  # `from a import b`: b may be no module
+        graph[module_of(path)] = frozenset((targets & known) - {module_of(path), *PACKAGES})
+    return graph
+
+
+def by_room(graph: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """The same graph with each module's room in its place."""
+    rooms: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        rooms.setdefault(room_of(module), set()).update(map(room_of, targets))
+    return {room: frozenset(targets - {room}) for room, targets in rooms.items()}
+
+
+def circle_in(graph: Mapping[str, frozenset[str]]) -> list[str]:
+    """The names along one circle, or none where there is no circle."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert circle_in(arrows()) == []
+
+
+def test_no_room_imports_itself_by_way_of_others() -> None:
+    assert circle_in(by_room(arrows())) == []
+
+
+def test_circles_are_seen() -> None:
+    straight = {
+        "pipeline.tasks.a": frozenset({"pipeline.batch"}),
+        "teachers.b": frozenset({"pipeline.tasks.a"}),
+    }
+    assert circle_in(straight) == circle_in(by_room(straight)) == []
+    between_rooms = {**straight, "pipeline.tasks.c": frozenset({"teachers.d"})}
+    assert circle_in(between_rooms) == []  # not among files …
+    assert set(circle_in(by_room(between_rooms))) == {"pipeline.tasks", "teachers"}  # … but among rooms
+    among_files = {**straight, "pipeline.batch": frozenset({"teachers.b"})}
+    assert set(circle_in(among_files)) == {"pipeline.batch", "teachers.b", "pipeline.tasks.a"}
+
+
+def test_imports_for_type_checkers_are_arrows() -> None:
+    assert "pipeline.prepare" in arrows()["pipeline.cli"]  # below `if TYPE_CHECKING`
+    assert "teachers.teacher" in arrows()["teachers.actor"]
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.relative_to(ROOT).as_posix())

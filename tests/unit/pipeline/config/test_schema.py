@@ -953,3 +953,33 @@ def test_importing_the_config_is_light() -> None:
 def test_split_names() -> None:
     assert SPLITS == ("train", "validation", "test")
     assert set(RunConfig.model_fields) >= {"tasks", "teachers", "students"}
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_may_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = parse_config(
+        changed(
+            {
+                "runs_dir": "~/runs",
+                "store.path": "~/store",
+                "teachers.movies-big.model": "~/big",
+                "students.tiny.model": "~/tiny",
+                "tasks.movies.data.path": "~/movies",
+                "tasks.movies.data.data_files": {"train": "~/a.csv", "test": ["~/b.csv", "c.csv"]},
+                "tasks.movies.data.unlabelled": {"path": "~/more", "data_files": "~/d.csv"},
+            }
+        )
+    )
+    data = config.tasks["movies"].data
+    assert data.unlabelled is not None
+    assert data.data_files is not None
+    assert [
+        *(config.runs_dir, config.store.path, config.teachers["movies-big"].model),
+        *(config.students["tiny"].model, data.path, data.data_files["train"]),
+        *(*data.data_files["test"], data.unlabelled.path, data.unlabelled.data_files),
+    ] == [
+        *("/home/someone/runs", "/home/someone/store", "/home/someone/big", "/home/someone/tiny"),
+        *("/home/someone/movies", "/home/someone/a.csv", "/home/someone/b.csv", "c.csv"),
+        *("/home/someone/more", "/home/someone/d.csv"),
+    ]
+    assert parse_config(changed({"store.path": "s3://b/~/x"})).store_path == "s3://b/~/x"
