@@ -6,7 +6,6 @@ import logging
 import subprocess
 import sys
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -83,6 +82,7 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
 
     from pipeline.prepare import teacher_specs
     from pipeline.report.page import preflight_cells
+    from pipeline.report.results import preflight_records
     from teachers.preflight import preflight, refuse
 
     waiting = inputs.to_fine_tune()
@@ -93,7 +93,7 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
         return
     validation = {name: data.splits["validation"] for name, data in inputs.data.items()}
     findings = preflight(specs, validation, config.preflight_dir, on_ray=False)
-    head, rows = preflight_cells([asdict(one) for one in findings])
+    head, rows = preflight_cells(preflight_records(findings))
     table = Table(*head, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)

@@ -6,9 +6,7 @@ with the seed at which it stopped. Ray is started once; teachers and soft target
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from pipeline import run as runs
 from pipeline.cluster import connected
@@ -17,6 +15,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.files import write_atomically
 from pipeline.report import group as reports
+from pipeline.report.schema import GroupReport, to_json
 from pipeline.run_folder import GROUP, GROUP_PAGE, REPORT, locked, refuse_changes, write_settings
 from pipeline.stop import StopSignals
 
@@ -31,8 +30,8 @@ def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
     }
 
 
-def train(config: RunConfig, display: Display, register: str | None = None) -> dict[str, Any]:
-    """Every seed's run, then group.json and group.md; returns what group.json holds.
+def train(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
+    """Every seed's run, then group.json and group.md; returns what group.json says.
 
     register: name in MLflow's model registry for the first seed's students.
 
@@ -53,7 +52,7 @@ def train(config: RunConfig, display: Display, register: str | None = None) -> d
                 finished.append(runs.train(one, display, config.name, register if number == 1 else None))
         group = reports.build(config.name, finished)
         write_atomically(folder / GROUP_PAGE, reports.markdown(group))
-        write_atomically(folder / GROUP, json.dumps(group, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / GROUP, to_json(group))
         return group
 
 

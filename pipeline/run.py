@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import Stages, ensemble_scores, run_facts, task_results
+from pipeline.report.schema import Report
 from pipeline.run_folder import (
     CONFIG,
     job_folder,
@@ -64,7 +64,7 @@ class Run:
 
 def train(
     config: RunConfig, display: Display, group: str | None = None, register: str | None = None
-) -> dict[str, Any]:
+) -> Report:
     """The whole run; returns its report. Raises any `TutelageError`.
 
     group: whose seed it is, if any · register: name in MLflow's model registry for its students, with
@@ -295,7 +295,7 @@ def _first_step(folder: Path) -> float | None:
 # ---------------------------------------------------------------- report
 
 
-def _report(run: Run, register: str | None = None) -> dict[str, Any]:
+def _report(run: Run, register: str | None = None) -> Report:
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)

@@ -10,10 +10,9 @@ students and tasks at once.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -87,11 +86,6 @@ class Spread:
         """Standard deviation of the sample (n − 1); None for one seed."""
         return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else None
 
-    def as_dict(self) -> dict[str, Any]:
-        """As group.json has it."""
-        ends = {"lowest": min(self.by_seed), "highest": max(self.by_seed)}
-        return {"mean": self.mean, "sd": self.sd, **ends, "by_seed": list(self.by_seed)}
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -105,15 +99,14 @@ class Outcome:
     ensemble: Spread | None = None
 
     @classmethod
-    def of(cls, sections: Sequence[Mapping[str, Any]], student: str) -> Outcome:
-        """Out of the same section (a task's, or macro) of one report.json a seed. Raises `KeyError`, `TypeError`."""
-        rows = [section["students"][student] for section in sections]
-        baselines = [row["supervised"] for row in rows]
-        return cls(
-            score=Spread(tuple(float(row["score"]) for row in rows)),
-            supervised=None if None in baselines else Spread(tuple(map(float, baselines))),
-            ensemble=Spread(tuple(float(section["ensemble"]) for section in sections)),
-        )
+    def of(
+        cls, scores: Iterable[float], supervised: Iterable[float | None], ensembles: Iterable[float]
+    ) -> Outcome:
+        """One of each a seed; no baseline at all where one seed has none."""
+        baselines = [score for score in supervised if score is not None]
+        outcome = cls(Spread(tuple(scores)), ensemble=Spread(tuple(ensembles)))
+        complete = len(baselines) == len(outcome.score.by_seed)
+        return replace(outcome, supervised=Spread(tuple(baselines))) if complete else outcome
 
     @cached_property
     def delta(self) -> Spread | None:
@@ -141,13 +134,3 @@ class Outcome:
         if self.supervised is None or self.ensemble is None:
             return None
         return gap_recovered(self.score.mean, self.supervised.mean, self.ensemble.mean)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As group.json has it."""
-        return {
-            "score": self.score.as_dict(),
-            "supervised": None if self.supervised is None else self.supervised.as_dict(),
-            "delta": None if self.delta is None else {**self.delta.as_dict(), "p": self.p},
-            "retention": self.retention,
-            "gap_recovered": self.gap_recovered,
-        }

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
+from pipeline.report.schema import GroupReport, GroupSection
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
 from pipeline.significance import Spread, floor, sign_flip_p
@@ -119,28 +120,27 @@ def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -
     }
 
 
-def tested(default: Mapping[str, Any], winner: Mapping[str, Any], student: str) -> dict[str, Any]:
+def tested(default: GroupReport, winner: GroupReport, student: str) -> dict[str, Any]:
     """What the search bought on test: default weights, winner and supervised baseline, over the seeds of two groups.
 
     default, winner: as `pipeline.report.group.build` makes them, of one seed or more, the same ones. By ``macro``
     and task: scores by seed, and p of the sign-flip test of winner − default.
     """
-    sections = {"macro": (default["macro"], winner["macro"])}
-    sections |= {task: (default["tasks"][task], winner["tasks"][task]) for task in default["tasks"]}
+    sections: dict[str, tuple[GroupSection, GroupSection]] = {"macro": (default.macro, winner.macro)}
+    sections |= {task: (section, winner.tasks[task]) for task, section in default.tasks.items()}
     rows = {}
     for name, (before, after) in sections.items():
-        old, new = before["students"][student], after["students"][student]
-        scores = {"default": old["score"]["by_seed"], "best": new["score"]["by_seed"]}
-        base = old["supervised"]
+        old, new = before.students[student], after.students[student]
+        scores = {"default": list(old.score.by_seed), "best": list(new.score.by_seed)}
         gains = [b - a for a, b in zip(scores["default"], scores["best"], strict=True)]
         rows[name] = {
             **scores,
-            "supervised": None if base is None else base["by_seed"],
-            "ensemble": before["ensemble"]["by_seed"],
+            "supervised": None if old.supervised is None else list(old.supervised.by_seed),
+            "ensemble": list(before.ensemble.by_seed),
             "gain": sum(gains) / len(gains),
             "p": sign_flip_p(gains) if len(gains) > 1 else None,
         }
-    return {"seeds": list(default["seeds"]), "runs": [*default["runs"], *winner["runs"]], "scores": rows}
+    return {"seeds": list(default.seeds), "runs": [*default.runs, *winner.runs], "scores": rows}
 
 
 # ---------------------------------------------------------------- files

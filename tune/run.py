@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.files import write_atomically
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
+from pipeline.report.schema import GroupReport
 from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, trials_folder
 from pipeline.tracking.record import best_metrics, training_began, written_files
 from pipeline.tracking.tracker import Status
@@ -99,7 +100,7 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
         return found
 
 
-def _train(config: RunConfig, display: Display, register: str | None = None) -> dict[str, Any]:
+def _train(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
     """Trains the config as `tutelage train` does; what its seeds found, also of a single one."""
     if config.seeds:
         return groups.train(config, display, register=register)

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from pipeline.errors import DataError
+from pipeline.report.group import outcome_of
+from pipeline.report.schema import GroupReport, Report, Size, read
 from pipeline.run_folder import CONFIG, GROUP, REPORT, STUDY
 from pipeline.significance import Outcome, Spread
 
@@ -68,7 +70,7 @@ class Row:
     teachers: tuple[Teacher, ...] = ()
     parameters: int | None = None
     latency_ms: float | None = None
-    """Milliseconds an example, a mean over seeds."""
+    """Milliseconds an example, a mean over tasks and seeds."""
     trial: Trial | None = None
 
     @property
@@ -95,12 +97,12 @@ def load(names: Sequence[str | Path] = (), runs_dir: Path = RUNS_DIR) -> list[Ro
                 f"no finished run under {runs_dir}", "Run `tutelage train RUN.yaml`, or name run folders."
             )
     rows: list[Row] = []
-    reports: list[tuple[Path, dict[str, Any]]] = []
+    reports: list[tuple[Path, Report]] = []
     for file in {file.absolute(): file for file in files}.values():
         if file.name == STUDY:
             rows += _read(file, _trials)
         else:
-            reports.append((file, _read(file, _checked)))
+            reports.append((file, read(file, Report)))
     for members in _groups(reports):
         rows += _students(members)
     return sorted(rows, key=_rank)
@@ -143,8 +145,7 @@ def _within(folder: Path) -> list[Path]:
 
 def _members(group: Path) -> list[Path]:
     """The reports of a group's runs."""
-    runs = _read(group, lambda _, content: [str(run) for run in content["runs"]])
-    return [group.absolute().parent.parent / run / REPORT for run in runs]
+    return [group.absolute().parent.parent / run / REPORT for run in read(group, GroupReport).runs]
 
 
 def _experiment(name: str, runs_dir: Path) -> list[Path]:
@@ -184,68 +185,66 @@ def _read(file: Path, use: Callable[[Path, Any], T]) -> T:
         ) from None
 
 
-def _checked(file: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """The report, once rows can be made of it alone; so that a corrupt one is named, and not its group."""
-    _students([(file, report)])
-    return report
-
-
-def _groups(reports: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[list[tuple[Path, dict[str, Any]]]]:
+def _groups(reports: Sequence[tuple[Path, Report]]) -> Iterator[list[tuple[Path, Report]]]:
     """Reports by group; one that belongs to none, or is there alone, by itself.
 
     Only runs that lie side by side and were scored on the same tasks make one group.
     """
-    groups: dict[Any, list[tuple[Path, dict[str, Any]]]] = {}
+    groups: dict[Any, list[tuple[Path, Report]]] = {}
     for file, report in reports:
         folder = file.absolute().parent
-        tasks = tuple((name, task["metric"]) for name, task in report["tasks"].items())
-        group = report.get("group")
-        key = (folder.parent, group, tasks, tuple(report["macro"]["students"])) if group else folder
+        tasks = tuple((name, task.metric) for name, task in report.tasks.items())
+        group = report.group
+        key = (folder.parent, group, tasks, tuple(report.macro.students)) if group else folder
         groups.setdefault(key, []).append((file, report))
     yield from groups.values()
 
 
-def _students(members: Sequence[tuple[Path, dict[str, Any]]]) -> list[Row]:
+def _students(members: Sequence[tuple[Path, Report]]) -> list[Row]:
     """A row a student, of one report or of one a seed."""
     reports = [report for _, report in members]
     first = reports[0]
-    name = first["group"] if len(members) > 1 else members[0][0].absolute().parent.name
-    tasks = {f"{task}/{values['metric']}": task for task, values in first["tasks"].items()}
+    name = first.group if first.group and len(members) > 1 else members[0][0].absolute().parent.name
+    tasks = {f"{task}/{values.metric}": task for task, values in first.tasks.items()}
     teachers = tuple(_teachers(reports))
     return [
         Row(
             run=name,
             student=student,
-            macro=Outcome.of([report["macro"] for report in reports], student),
+            macro=outcome_of([report.macro for report in reports], student),
             tasks={
-                shown: Outcome.of([report["tasks"][task] for report in reports], student)
+                shown: outcome_of([report.tasks[task] for report in reports], student)
                 for shown, task in tasks.items()
             },
             seeds=len(reports),
             teachers=teachers,
-            parameters=_parameters(reports, "students", student),
-            latency_ms=_latency(reports, "students", student),
+            parameters=_parameters(first.size.students, student),
+            latency_ms=_over_seeds([report.latency.student_ms(student) for report in reports]),
         )
-        for student in first["macro"]["students"]
+        for student in first.macro.students
     ]
 
 
-def _teachers(reports: Sequence[dict[str, Any]]) -> Iterator[Teacher]:
-    for task, values in reports[0]["tasks"].items():
-        for name in values["teachers"]:
-            scores = [float(report["tasks"][task]["teachers"][name]) for report in reports]
-            size, latency = _parameters(reports, "teachers", name), _latency(reports, "teachers", name)
-            yield Teacher(f"{task}/{values['metric']}", name, fmean(scores), size, latency)
+def _teachers(reports: Sequence[Report]) -> Iterator[Teacher]:
+    for task, values in reports[0].tasks.items():
+        for name in values.teachers:
+            yield Teacher(
+                f"{task}/{values.metric}",
+                name,
+                fmean(report.tasks[task].teachers[name] for report in reports),
+                _parameters(reports[0].size.teachers, name),
+                _over_seeds([report.latency.teacher_ms(name, task) for report in reports]),
+            )
 
 
-def _parameters(reports: Sequence[dict[str, Any]], group: str, name: str) -> int | None:
-    sizes = reports[0]["size"].get(group, {})
-    return int(sizes[name]["parameters"]) if name in sizes else None
+def _parameters(sizes: Mapping[str, Size], name: str) -> int | None:
+    return sizes[name].parameters if name in sizes else None
 
 
-def _latency(reports: Sequence[dict[str, Any]], group: str, name: str) -> float | None:
-    times = [report["latency_ms"].get(group, {}).get(name) for report in reports]
-    return None if None in times else fmean(times)
+def _over_seeds(latencies: Sequence[float | None]) -> float | None:
+    """The mean; None where a seed has no time."""
+    times = [one for one in latencies if one is not None]
+    return fmean(times) if len(times) == len(latencies) else None
 
 
 def _trials(_: Path, study: dict[str, Any]) -> list[Row]:

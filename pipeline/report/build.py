@@ -1,4 +1,4 @@
-"""What a run found: test-set outputs → `report.json`, and with it `report.md` and figures.
+"""Test-set predictions of a run → report.json, and with it report.md and figures.
 
 `build` computes every number, `write` puts them into a folder; `pipeline.report.page` and `pipeline.compare.rows` read
 nothing but the numbers. Scores are shares (0.862) in JSON and points (86.2) in prose.
@@ -6,17 +6,27 @@ nothing but the numbers. Scores are shares (0.862) in JSON and points (86.2) in 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import write_atomically
 from pipeline.report.page import markdown
+from pipeline.report.schema import (
+    Metrics,
+    Report,
+    Section,
+    StandardErrors,
+    StudentScores,
+    TaskLatencies,
+    TaskReport,
+    TaskStudentScores,
+    VersusTeachers,
+    to_json,
+)
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import FIGURES, REPORT, REPORT_PAGE
 from pipeline.significance import gap_recovered, retention
@@ -25,8 +35,8 @@ from pipeline.tasks.scores import bootstrap
 # ---------------------------------------------------------------- numbers
 
 
-def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, Any]:
-    """The report as JSON-ready data: DESIGN section 7's keys and a few more.
+def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
+    """Every number of a run.
 
     macro: unweighted mean over the tasks' primary metrics; its retention and gap are ratios of those means.
 
@@ -45,177 +55,169 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, Any]:
         raise ValueError("no task, or no student, to report on")
     by_task = {task: _task(results) for task, results in tasks.items()}
     forwards, needed = sum(facts.teacher_forwards.values()), sum(facts.soft_targets.values())
-    return {
-        "name": facts.name,
-        "group": facts.group,
-        "tasks": by_task,
-        "macro": _macro(by_task, students),
-        "teacher_forwards": dict(facts.teacher_forwards),
-        "soft_targets": dict(facts.soft_targets),
-        "forwards_ratio": forwards / needed if needed else None,
-        "timings_s": dict(facts.timings_s),
-        "first_step_s": facts.first_step_s,
-        "size": facts.size,
-        "latency_ms": facts.latency_ms,
-        "versus_teachers": {name: _versus_teachers(name, by_task, facts) for name in students},
-        "seed": facts.seed,
-        "versions": dict(facts.versions),
-        "preflight": list(facts.preflight),
-        "notes": list(facts.notes),
-    }
+    return Report(
+        name=facts.name,
+        group=facts.group,
+        seed=facts.seed,
+        tasks=by_task,
+        macro=_macro(by_task, students),
+        teacher_forwards=facts.teacher_forwards,
+        soft_targets=facts.soft_targets,
+        forwards_ratio=forwards / needed if needed else None,
+        timings_s=facts.timings_s,
+        first_step_s=facts.first_step_s,
+        size=facts.size,
+        latency=facts.latency,
+        versus_teachers={name: _versus_teachers(name, by_task, facts) for name in students},
+        versions=facts.versions,
+        preflight=facts.preflight,
+        notes=tuple(facts.notes),
+    )
 
 
-def _task(results: TaskResults) -> dict[str, Any]:
-    """One task's part of report.json."""
+def _task(results: TaskResults) -> TaskReport:
     task, test, metric = results.task, results.test, results.metric
-    said = {
-        "teachers": results.teachers,
-        "students": results.students,
-        "supervised": results.supervised,
-    }
-    metrics: dict[str, Any] = {
-        group: {name: task.scores(values, test) for name, values in models.items()}
-        for group, models in said.items()
-    }
-    metrics["ensemble"] = task.scores(results.ensemble, test)
-    ensemble = metrics["ensemble"][metric]
-    spread = _resampled(results)
+    metrics = Metrics(
+        teachers={name: task.scores(values, test) for name, values in results.teachers.items()},
+        students={name: task.scores(values, test) for name, values in results.students.items()},
+        supervised={name: task.scores(values, test) for name, values in results.supervised.items()},
+        ensemble=task.scores(results.ensemble, test),
+    )
+    resampled = _resampled(results)
     students = {}
     for name, values in results.students.items():
         baseline = results.supervised.get(name)
-        supervised = None if baseline is None else metrics["supervised"][name][metric]
-        difference = None if baseline is None else spread["students", name] - spread["supervised", name]
-        students[name] = {
-            **_ratios(metrics["students"][name][metric], supervised, ensemble),
-            "agreement": task.agreement(values, results.ensemble, test),
-            "ece": metrics["students"][name].get("ece"),
-            "delta_error": None if difference is None else float(difference.std()),
-        }
-    return {
-        "kind": task.kind,
-        "metric": metric,
-        "teachers": {name: values[metric] for name, values in metrics["teachers"].items()},
-        "ensemble": ensemble,
-        "students": students,
-        "examples": dict(results.examples),
-        "labels": list(task.labels),
-        "majority": task.constant_score(test),
-        "standard_error": max(float(scores.std()) for scores in spread.values()),
-        "standard_errors": _standard_errors(spread),
-        "aggregation": results.aggregation,
-        "metrics": metrics,
-        "notes": list(results.notes),
-    }
+        supervised = None if baseline is None else metrics.supervised[name][metric]
+        difference = None if baseline is None else resampled["students", name] - resampled["supervised", name]
+        score, ensemble = metrics.students[name][metric], metrics.ensemble[metric]
+        students[name] = TaskStudentScores(
+            score=score,
+            supervised=supervised,
+            retention=retention(score, ensemble),
+            gap_recovered=gap_recovered(score, supervised, ensemble),
+            delta_error=None if difference is None else float(difference.std()),
+            agreement=task.agreement(values, results.ensemble, test),
+            ece=metrics.students[name].get("ece"),
+        )
+    return TaskReport(
+        kind=task.kind,
+        metric=metric,
+        teachers={name: values[metric] for name, values in metrics.teachers.items()},
+        ensemble=metrics.ensemble[metric],
+        students=students,
+        examples=results.examples,
+        labels=tuple(task.labels),
+        majority=task.constant_score(test),
+        standard_error=max(float(scores.std()) for scores in resampled.values()),
+        standard_errors=_standard_errors(resampled),
+        aggregation=results.aggregation,
+        metrics=metrics,
+        notes=tuple(results.notes),
+    )
 
 
 def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64]]:
     """The metric of ensemble, students and baselines on the same bootstrap draws of the test examples."""
-    said = {("ensemble", ""): results.ensemble}
-    said |= {("students", name): values for name, values in results.students.items()}
-    said |= {("supervised", name): values for name, values in results.supervised.items()}
-    statistics = [results.task.statistics(values, results.test) for values in said.values()]
-    return dict(zip(said, bootstrap(statistics, results.task.score_of), strict=True))
+    predictions = {("ensemble", ""): results.ensemble}
+    predictions |= {("students", name): values for name, values in results.students.items()}
+    predictions |= {("supervised", name): values for name, values in results.supervised.items()}
+    statistics = [results.task.statistics(values, results.test) for values in predictions.values()]
+    return dict(zip(predictions, bootstrap(statistics, results.task.score_of), strict=True))
 
 
-def _standard_errors(resampled: Mapping[tuple[str, str], NDArray[np.float64]]) -> dict[str, Any]:
-    """The standard error of each model's score, in the form of `metrics`: ensemble, students, supervised."""
+def _standard_errors(resampled: Mapping[tuple[str, str], NDArray[np.float64]]) -> StandardErrors:
     errors = {model: float(scores.std()) for model, scores in resampled.items()}
-    grouped = {
-        role: {name: error for (group, name), error in errors.items() if group == role}
-        for role in ("students", "supervised")
-    }
-    return {"ensemble": errors["ensemble", ""], **grouped}
+    return StandardErrors(
+        ensemble=errors["ensemble", ""],
+        students={name: error for (group, name), error in errors.items() if group == "students"},
+        supervised={name: error for (group, name), error in errors.items() if group == "supervised"},
+    )
 
 
-def _ratios(score: float, supervised: float | None, ensemble: float) -> dict[str, float | None]:
-    return {
-        "score": score,
-        "supervised": supervised,
-        "retention": retention(score, ensemble),
-        "gap_recovered": gap_recovered(score, supervised, ensemble),
-    }
-
-
-def _macro(by_task: Mapping[str, dict[str, Any]], students: Iterable[str]) -> dict[str, Any]:
+def _macro(by_task: Mapping[str, TaskReport], students: Iterable[str]) -> Section:
     """Unweighted means over tasks; a student without a baseline in every task has no macro baseline."""
-    ensemble = float(np.mean([task["ensemble"] for task in by_task.values()]))
-    macro = {}
-    for name in students:
-        rows = [task["students"][name] for task in by_task.values()]
-        supervised = None
-        error = None
-        if all(row["supervised"] is not None for row in rows):
-            supervised = float(np.mean([row["supervised"] for row in rows]))
-            error = math.sqrt(sum(row["delta_error"] ** 2 for row in rows)) / len(rows)
-        score = float(np.mean([row["score"] for row in rows]))
-        macro[name] = {**_ratios(score, supervised, ensemble), "delta_error": error}
-    errors = _macro_errors([task["standard_errors"] for task in by_task.values()])
-    return {"ensemble": ensemble, "students": macro, "standard_errors": errors}
+    ensemble = float(np.mean([task.ensemble for task in by_task.values()]))
+    return Section(
+        ensemble=ensemble,
+        students={
+            name: _mean([task.students[name] for task in by_task.values()], ensemble) for name in students
+        },
+        standard_errors=_macro_errors([task.standard_errors for task in by_task.values()]),
+    )
 
 
-def _macro_errors(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Standard errors of means over tasks, whose test examples are independent of each other's.
+def _mean(rows: list[TaskStudentScores], ensemble: float) -> StudentScores:
+    """One student's mean over tasks. The tasks' test sets are drawn independently: their variances add up."""
+    score = float(np.mean([row.score for row in rows]))
+    baselines = [row.supervised for row in rows if row.supervised is not None]
+    errors = [row.delta_error for row in rows if row.delta_error is not None]
+    compared = len(baselines) == len(rows)
+    supervised = float(np.mean(baselines)) if compared else None
+    return StudentScores(
+        score=score,
+        supervised=supervised,
+        retention=retention(score, ensemble),
+        gap_recovered=gap_recovered(score, supervised, ensemble),
+        delta_error=math.sqrt(sum(error**2 for error in errors)) / len(rows) if compared else None,
+    )
+
+
+def _macro_errors(tasks: Sequence[StandardErrors]) -> StandardErrors:
+    """Of means over tasks, whose test examples are independent of each other's.
 
     A baseline that is missing in some task has no error, as it has no mean.
     """
 
-    def of_mean(errors: Sequence[float]) -> float:
-        return math.hypot(*errors) / len(tasks)
+    def of_means(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        names = [name for name in errors[0] if all(name in one for one in errors)]
+        return {name: math.hypot(*(one[name] for one in errors)) / len(tasks) for name in names}
 
-    grouped = {
-        role: {
-            name: of_mean([task[role][name] for task in tasks])
-            for name in tasks[0][role]
-            if all(name in task[role] for task in tasks)
-        }
-        for role in ("students", "supervised")
+    return StandardErrors(
+        ensemble=math.hypot(*(task.ensemble for task in tasks)) / len(tasks),
+        students=of_means([task.students for task in tasks]),
+        supervised=of_means([task.supervised for task in tasks]),
+    )
+
+
+def _versus_teachers(student: str, by_task: Mapping[str, TaskReport], facts: RunFacts) -> VersusTeachers:
+    teachers = [name for task in by_task.values() for name in task.teachers]
+    smaller = None
+    sizes, own_size = facts.size.teachers, facts.size.students.get(student)
+    if own_size and own_size.parameters and all(name in sizes for name in teachers):
+        smaller = sum(sizes[name].parameters for name in teachers) / own_size.parameters
+    faster = _times_faster(student, facts.latency.tasks)
+    complete = set(faster) == set(by_task)
+    return VersusTeachers(
+        times_smaller=smaller,
+        times_faster=float(np.mean(list(faster.values()))) if complete else None,
+        times_faster_by_task=faster,
+    )
+
+
+def _times_faster(student: str, tasks: Mapping[str, TaskLatencies]) -> dict[str, float]:
+    """By task, the time of its teachers one after another ÷ the student's; tasks with both."""
+    return {
+        task: sum(teacher.best_ms for teacher in models.teachers.values()) / models.students[student].best_ms
+        for task, models in tasks.items()
+        if models.teachers and student in models.students
     }
-    return {"ensemble": of_mean([task["ensemble"] for task in tasks]), **grouped}
-
-
-def _versus_teachers(
-    student: str, by_task: Mapping[str, dict[str, Any]], facts: RunFacts
-) -> dict[str, float | None]:
-    """How many times smaller than all teachers together, and faster than a task's teachers one after another.
-
-    The latter is a mean over tasks. None where a size or a time is missing.
-    """
-    answers: dict[str, float | None] = {"times_smaller": None, "times_faster": None}
-    teachers = [name for task in by_task.values() for name in task["teachers"]]
-    size, latency = facts.size, facts.latency_ms
-    parts, own = size.get("teachers", {}), size.get("students", {}).get(student)
-    if own and own["parameters"] and all(name in parts for name in teachers):
-        answers["times_smaller"] = sum(parts[name]["parameters"] for name in teachers) / own["parameters"]
-    times, own_time = latency.get("teachers", {}), latency.get("students", {}).get(student)
-    if own_time and all(name in times for name in teachers):
-        answers["times_faster"] = sum(times[name] for name in teachers) / len(by_task) / own_time
-    return answers
 
 
 # ---------------------------------------------------------------- files
 
 
-def write(
-    report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: RunFacts, folder: Path
-) -> list[Path]:
+def write(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts, folder: Path) -> list[Path]:
     """Write figures/*.png, report.md and, last, report.json into `folder`; return their paths.
 
     Each file appears whole or not at all, and report.json is there only once the rest is.
     """
     from pipeline.report import figures  # brings in matplotlib
 
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_scalar) + "\n"
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     written = []
     for name, png in figures.draw(report, tasks, facts).items():
         written.append(write_atomically(folder / FIGURES / name, png))
     page = markdown(report, [path.name for path in written])
     written.append(write_atomically(folder / REPORT_PAGE, page))
-    written.append(write_atomically(folder / REPORT, text))
+    written.append(write_atomically(folder / REPORT, to_json(report)))
     return written
-
-
-def _scalar(value: Any) -> Any:
-    """A NumPy scalar as Python's own."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{value!r} does not fit into JSON")

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pipeline.report.schema import Report, Section
 from pipeline.tasks.scores import confusion, reliability, softmax
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(report: Mapping[str, Any], tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, bytes]:
+def draw(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts) -> dict[str, bytes]:
     """Every figure of a run, by file name.
 
     retention.png · curves.png (where there are curves) · of tasks that choose one label out of C
     reliability-<task>.png and confusion-<student>@<task>.png · of regressions scatter-<student>@<task>.png.
     """
-    students = list(report["macro"]["students"])
+    students = list(report.macro.students)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(students)}
     figures: dict[str, Figure] = {}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -112,37 +113,35 @@ def pale(colour: str) -> tuple[float, ...]:
 # ---------------------------------------------------------------- retention
 
 
-def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
+def _retention(report: Report, colours: Mapping[str, str]) -> Figure:
     """Bars: score ÷ the ensemble's, all tasks and each task; a student above its supervised baseline."""
-    groups: dict[str, Any] = dict(report["tasks"])
+    groups: dict[str, Section] = dict(report.tasks)
     if len(groups) > 1:
-        groups = {"all tasks": report["macro"], **groups}
-    bars = [(name, role) for name in colours for role in ("score", "supervised")]
-    bars = [
-        bar for bar in bars if any(one["students"][bar[0]][bar[1]] is not None for one in groups.values())
-    ]
+        groups = {"all tasks": report.macro, **groups}
+    bars = [(name, distilled) for name in colours for distilled in (True, False)]
+    bars = [bar for bar in bars if any(_score(section, *bar) is not None for section in groups.values())]
     pitch = len(bars) + 1.1
     figure = blank(WIDTH, 0.9 + 0.21 * pitch * len(groups))
     axes = figure.add_subplot()
     right = 1.0
     for index, group in enumerate(groups.values()):
         first, last = index * pitch, index * pitch + len(bars) - 1
-        widest, errors = 1.0, group["standard_errors"]
-        for rank, (name, role) in enumerate(bars):
-            value = group["students"][name][role]
-            if value is not None and group["ensemble"]:
-                share = value / group["ensemble"]
-                error = errors["students" if role == "score" else role][name] / group["ensemble"]
-                _bar(axes, first + rank, share, error, value, name, role == "score", colours[name])
+        widest, errors = 1.0, group.standard_errors
+        for rank, (name, distilled) in enumerate(bars):
+            value = _score(group, name, distilled)
+            if value is not None and group.ensemble:
+                share = value / group.ensemble
+                error = (errors.students if distilled else errors.supervised)[name] / group.ensemble
+                _bar(axes, first + rank, share, error, value, name, distilled, colours[name])
                 widest = max(widest, share + error)
-        if group["ensemble"]:
-            band = errors["ensemble"] / group["ensemble"]
+        if group.ensemble:
+            band = errors.ensemble / group.ensemble
             axes.fill_betweenx(
                 [first - 0.5, last + 0.5], 1 - band, 1 + band, color=INK, alpha=0.16, linewidth=0
             )
             widest = max(widest, 1 + band)
         centre = (first + last) / 2
-        text = f"ensemble\n{100 * group['ensemble']:.1f}"
+        text = f"ensemble\n{100 * group.ensemble:.1f}"
         axes.text(widest + 0.008, centre, text, va="center", fontsize=8)
         right = max(right, widest)
     axes.axvline(1, color=INK, linewidth=1.4)
@@ -157,6 +156,12 @@ def _retention(report: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     axes.set_title("Share of the ensemble's test score (in brackets: the score, in points)")
     axes.set_xlabel("error bars and the ensemble's band: ± one standard error of the test sample", fontsize=8)
     return figure
+
+
+def _score(section: Section, student: str, distilled: bool) -> float | None:
+    """The student's score, or its supervised baseline's."""
+    row = section.students[student]
+    return row.score if distilled else row.supervised
 
 
 def _bar(
@@ -239,23 +244,21 @@ def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
 # ---------------------------------------------------------------- reliability
 
 
-def _reliability(
-    task: str, results: TaskResults, report: Mapping[str, Any], colours: Mapping[str, str]
-) -> Figure:
+def _reliability(task: str, results: TaskResults, report: Report, colours: Mapping[str, str]) -> Figure:
     """Accuracy by confidence: one panel a student, with its baseline and the ensemble."""
     columns = min(3, len(results.students))
     rows = math.ceil(len(results.students) / columns)
     figure = blank(WIDTH if columns > 1 else 5.5, 0.5 + (3.1 if columns == 3 else 3.7) * rows)
-    metrics = report["tasks"][task]["metrics"]
+    metrics = report.tasks[task].metrics
     for index, (name, values) in enumerate(results.students.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=":")
-        _dots(axes, results, results.ensemble, "ensemble", metrics["ensemble"], color=INK)
+        _dots(axes, results, results.ensemble, "ensemble", metrics.ensemble, color=INK)
         if name in results.supervised:
-            its = metrics["supervised"][name]
+            its = metrics.supervised[name]
             style: dict[str, Any] = {"color": pale(colours[name]), "linestyle": DASHED}
             _dots(axes, results, results.supervised[name], "supervised", its, **style)
-        _dots(axes, results, values, short(name), metrics["students"][name], color=colours[name])
+        _dots(axes, results, values, short(name), metrics.students[name], color=colours[name])
         axes.set(xlim=(max(0, 1 / len(results.task.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
         axes.set_title(short(name, 24))
         axes.set_xlabel("confidence")

@@ -1,13 +1,22 @@
-"""What a group's seeds found together: their reports → `group.json` and `group.md`.
+"""The reports of a group's seeds → group.json and group.md.
 
 `build` computes every number, `markdown` and `verdict` show them. Scores are shares in JSON and points in prose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from pipeline.report.schema import (
+    DeltaRecord,
+    GroupReport,
+    GroupSection,
+    GroupTask,
+    OutcomeRecord,
+    Report,
+    Section,
+    SpreadRecord,
+)
 from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, signed
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
@@ -17,119 +26,144 @@ HEAD = (
 )
 
 
-def build(name: str, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The group's numbers, JSON-ready, from one report.json a seed, in the seeds' order.
-
-    tasks, macro: as in report.json, with `Spread.as_dict` for a number and `Outcome.as_dict` for a student · runs:
-    names of the seeds' runs, whose folders lie beside the group's · p_floor: the lowest p that so many seeds can give.
-    """
-    first = reports[0]
+def build(name: str, reports: Sequence[Report]) -> GroupReport:
+    """The group's numbers, from one report a seed, in the seeds' order."""
     tasks = {}
-    for task, values in first["tasks"].items():
-        sections = [report["tasks"][task] for report in reports]
-        teachers = {
-            teacher: _spread(section["teachers"][teacher] for section in sections)
-            for teacher in values["teachers"]
-        }
-        tasks[task] = {"metric": values["metric"], "teachers": teachers, **_section(sections)}
-    return {
-        "name": name,
-        "seeds": [report["seed"] for report in reports],
-        "runs": [report["name"] for report in reports],
-        "tasks": tasks,
-        "macro": _section([report["macro"] for report in reports]),
-        "p_floor": floor(len(reports)),
-    }
+    for task, first in reports[0].tasks.items():
+        sections = [report.tasks[task] for report in reports]
+        tasks[task] = GroupTask(
+            metric=first.metric,
+            teachers={
+                teacher: _spread(Spread(tuple(section.teachers[teacher] for section in sections)))
+                for teacher in first.teachers
+            },
+            **dict(_section(sections)),
+        )
+    return GroupReport(
+        name=name,
+        seeds=tuple(report.seed for report in reports),
+        runs=tuple(report.name for report in reports),
+        tasks=tasks,
+        macro=_section([report.macro for report in reports]),
+        p_floor=floor(len(reports)),
+    )
 
 
-def _section(sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def outcome_of(sections: Sequence[Section], student: str) -> Outcome:
+    """A student's scores in the same section (a task's, or macro) of one report a seed."""
+    rows = [section.students[student] for section in sections]
+    return Outcome.of(
+        [row.score for row in rows],
+        [row.supervised for row in rows],
+        [section.ensemble for section in sections],
+    )
+
+
+def _section(sections: Sequence[Section]) -> GroupSection:
     """A task, or macro, over seeds."""
-    return {
-        "ensemble": _spread(section["ensemble"] for section in sections),
-        "students": {name: Outcome.of(sections, name).as_dict() for name in sections[0]["students"]},
-    }
+    return GroupSection(
+        ensemble=_spread(Spread(tuple(section.ensemble for section in sections))),
+        students={name: _outcome(outcome_of(sections, name)) for name in sections[0].students},
+    )
 
 
-def _spread(values: Iterable[float]) -> dict[str, Any]:
-    return Spread(tuple(float(value) for value in values)).as_dict()
+def _spread(spread: Spread) -> SpreadRecord:
+    return SpreadRecord(
+        mean=spread.mean,
+        sd=spread.sd,
+        lowest=min(spread.by_seed),
+        highest=max(spread.by_seed),
+        by_seed=spread.by_seed,
+    )
+
+
+def _outcome(outcome: Outcome) -> OutcomeRecord:
+    delta = outcome.delta
+    return OutcomeRecord(
+        score=_spread(outcome.score),
+        supervised=None if outcome.supervised is None else _spread(outcome.supervised),
+        delta=None if delta is None else DeltaRecord(**dict(_spread(delta)), p=outcome.p),
+        retention=outcome.retention,
+        gap_recovered=outcome.gap_recovered,
+    )
 
 
 # ---------------------------------------------------------------- group.md
 
 
-def markdown(group: Mapping[str, Any]) -> str:
+def markdown(group: GroupReport) -> str:
     """group.md's text."""
-    seeds, tasks = group["seeds"], group["tasks"]
-    metrics = ", ".join(f"{name}: {task['metric']}" for name, task in tasks.items())
+    seeds, tasks = group.seeds, group.tasks
+    metrics = ", ".join(f"{name}: {task.metric}" for name, task in tasks.items())
     blocks = [
-        f"# {group['name']}",
+        f"# {group.name}",
         f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), a run each: "
-        + ", ".join(f"[{run}](../{run}/report.md)" for run in group["runs"])
+        + ", ".join(f"[{run}](../{run}/report.md)" for run in group.runs)
         + ".",
         *verdict(group),
         "## All tasks",
         f"Unweighted mean of the tasks' test scores ({metrics}), in points.",
-        markdown_table(HEAD, _rows(group["macro"])),
+        markdown_table(HEAD, _rows(group.macro)),
     ]
     for name, task in tasks.items():
         blocks += [
             f"## {name}",
-            f"Test scores: {task['metric']}, in points.",
-            markdown_table(HEAD, _rows(task)),
+            f"Test scores: {task.metric}, in points.",
+            markdown_table(HEAD, _rows(task, task.teachers)),
         ]
     return "\n\n".join([*blocks, *_notes(group)]) + "\n"
 
 
-def verdict(group: Mapping[str, Any]) -> list[str]:
+def verdict(group: GroupReport) -> list[str]:
     """A paragraph in plain words about each student, best first."""
-    students = group["macro"]["students"]
-    ranked = sorted(students, key=lambda name: -students[name]["score"]["mean"])
+    students = group.macro.students
+    ranked = sorted(students, key=lambda name: -students[name].score.mean)
     return [_verdict(name, group) for name in ranked]
 
 
-def _verdict(name: str, group: Mapping[str, Any]) -> str:
-    macro = group["macro"]
-    row, ensemble = macro["students"][name], macro["ensemble"]
-    kept = "scores" if row["retention"] is None else f"keeps {percent(row['retention'])} of the ensemble:"
-    text = f"**{name}** {kept} {_plus_minus(row['score'])} points against {_plus_minus(ensemble)}, over"
-    text += f" {_count(len(group['seeds']), 'seed')}."
-    delta = row["delta"]
-    if delta is None:
+def _verdict(name: str, group: GroupReport) -> str:
+    macro = group.macro
+    row, ensemble = macro.students[name], macro.ensemble
+    kept = "scores" if row.retention is None else f"keeps {percent(row.retention)} of the ensemble:"
+    text = f"**{name}** {kept} {_plus_minus(row.score)} points against {_plus_minus(ensemble)}, over"
+    text += f" {_count(len(group.seeds), 'seed')}."
+    delta, supervised = row.delta, row.supervised
+    if delta is None or supervised is None:
         return f"{text} It has no supervised baseline, so nothing here says what the teachers were worth."
-    level = signed(delta["mean"]) == "0.0"
-    where = "above" if delta["mean"] > 0 else "below"
-    how = "level with" if level else f"{points(abs(delta['mean']))} points {where}"
-    text += f" It is {how} its supervised baseline ({_plus_minus(row['supervised'])}"
-    text += ")" if delta["p"] is None else f"; p {'' if delta['p'] < 0.001 else '= '}{p_value(delta['p'])})"
+    level = signed(delta.mean) == "0.0"
+    where = "above" if delta.mean > 0 else "below"
+    how = "level with" if level else f"{points(abs(delta.mean))} points {where}"
+    text += f" It is {how} its supervised baseline ({_plus_minus(supervised)}"
+    text += ")" if delta.p is None else f"; p {'' if delta.p < 0.001 else '= '}{p_value(delta.p)})"
     if level:
         return f"{text}. Nothing here shows that the teachers helped."
-    if delta["p"] is not None and delta["p"] < ALPHA:
-        return f"{text}: {'here the teachers did harm' if delta['mean'] < 0 else 'the teachers helped'}."
-    if group["p_floor"] >= ALPHA:
+    if delta.p is not None and delta.p < ALPHA:
+        return f"{text}: {'here the teachers did harm' if delta.mean < 0 else 'the teachers helped'}."
+    if group.p_floor >= ALPHA:
         return f"{text}: too few seeds to tell that from chance."
     return f"{text}: which may be chance."
 
 
-def _rows(section: Mapping[str, Any]) -> list[list[str]]:
+def _rows(section: GroupSection, teachers: Mapping[str, SpreadRecord] | None = None) -> list[list[str]]:
     """Lines of a task's table, or of macro's."""
     blank = [NOTHING] * (len(HEAD) - 3)
-    known = {**section.get("teachers", {}), "ensemble": section["ensemble"]}
-    rows = [[name, _plus_minus(spread), _range(spread), *blank] for name, spread in known.items()]
-    return rows + [[f"**{name}**", *_cells(row)] for name, row in section["students"].items()]
+    above = {**(teachers or {}), "ensemble": section.ensemble}
+    rows = [[name, _plus_minus(spread), _range(spread), *blank] for name, spread in above.items()]
+    return rows + [[f"**{name}**", *_cells(row)] for name, row in section.students.items()]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    supervised, delta = row["supervised"], row["delta"]
+def _cells(row: OutcomeRecord) -> list[str]:
+    supervised, delta = row.supervised, row.delta
     compared = [NOTHING] * 4
-    if delta is not None:
-        by_seed = " ".join(signed(one) for one in delta["by_seed"])
-        compared = [_plus_minus(supervised), _plus_minus(delta, signed), by_seed, p_value(delta["p"])]
-    ratios = [percent(row["retention"]), percent(row["gap_recovered"])]
-    return [_plus_minus(row["score"]), _range(row["score"]), *compared, *ratios]
+    if delta is not None and supervised is not None:
+        by_seed = " ".join(signed(one) for one in delta.by_seed)
+        compared = [_plus_minus(supervised), _plus_minus(delta, signed), by_seed, p_value(delta.p)]
+    ratios = [percent(row.retention), percent(row.gap_recovered)]
+    return [_plus_minus(row.score), _range(row.score), *compared, *ratios]
 
 
-def _notes(group: Mapping[str, Any]) -> list[str]:
-    pairs = len(group["seeds"])
+def _notes(group: GroupReport) -> list[str]:
+    pairs = len(group.seeds)
     notes = [
         "±: standard deviation over the seeds (n − 1). Range: lowest and highest. Δ: student − supervised (the same "
         "student from the same start, trained on labels alone). Retention and gap recovered are of the means.",
@@ -139,7 +173,7 @@ def _notes(group: Mapping[str, Any]) -> list[str]:
     ]
     if pairs < pairs_needed():
         notes.append(
-            f"With {_count(pairs, 'pair')} p cannot fall below {p_value(group['p_floor'])}: "
+            f"With {_count(pairs, 'pair')} p cannot fall below {p_value(group.p_floor)}: "
             f"p < {ALPHA} needs {pairs_needed()}, and 8 if one of them may disagree."
         )
     return notes
@@ -149,10 +183,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _plus_minus(values: Mapping[str, Any], show: Callable[[float], str] = points) -> str:
-    return plus_minus(Spread(tuple(values["by_seed"])), show)
+def _plus_minus(values: SpreadRecord, show: Callable[[float], str] = points) -> str:
+    return plus_minus(Spread(values.by_seed), show)
 
 
-def _range(values: Mapping[str, Any]) -> str:
-    low, high = points(values["lowest"]), points(values["highest"])
+def _range(values: SpreadRecord) -> str:
+    low, high = points(values.lowest), points(values.highest)
     return low if low == high else f"{low}-{high}"

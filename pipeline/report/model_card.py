@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
+from pipeline.report.schema import Report
 from pipeline.tasks import Task
 
 
-def write_model_card(
-    folder: Path, config: RunConfig, report: Mapping[str, Any], student: str, task: Task
-) -> None:
+def write_model_card(folder: Path, config: RunConfig, report: Report, student: str, task: Task) -> None:
     """README.md of one task's folder: what it is, how it was made, how good it is, how to open it."""
-    results = report["tasks"][task.name]
-    scored = results["students"][student]
+    results = report.tasks[task.name]
+    scored = results.students[student]
     loss = config.loss_of(student)
     hard, soft = config.hard_soft(student)
     own = config.tasks[task.name].data
     length = config.students[student].max_length.get(task.name, own.max_length)
     teachers = "\n".join(
-        f"| teacher {name} | {100 * score:.1f} |" for name, score in results["teachers"].items()
+        f"| teacher {name} | {100 * score:.1f} |" for name, score in results.teachers.items()
     )
     supervised = (
         ""
-        if scored["supervised"] is None
-        else f"| this student on labels alone | {100 * scored['supervised']:.1f} |\n"
+        if scored.supervised is None
+        else f"| this student on labels alone | {100 * scored.supervised:.1f} |\n"
     )
     start = config.students[student].init_from or config.students[student].model
     labels = f"; labels: {', '.join(task.labels)}" if task.labels else ""
-    calibration = "" if scored["ece"] is None else f" Expected calibration error {scored['ece']:.3f}."
+    calibration = "" if scored.ece is None else f" Expected calibration error {scored.ece:.3f}."
     card = f"""---
 pipeline_tag: {task.kind}
 library_name: transformers
@@ -45,15 +42,15 @@ One task of a student that answers {", ".join(config.tasks)}, distilled by Tutel
 {task.snippet()}
 ```
 
-Test {results["metric"]} on {results["examples"]["test"]} examples:
+Test {results.metric} on {results.examples["test"]} examples:
 
-| | {results["metric"]} |
+| | {results.metric} |
 |---|---|
 {teachers}
-| ensemble of the teachers | {100 * results["ensemble"]:.1f} |
-{supervised}| **this student** | **{100 * scored["score"]:.1f}** |
+| ensemble of the teachers | {100 * results.ensemble:.1f} |
+{supervised}| **this student** | **{100 * scored.score:.1f}** |
 
-Trained on {results["examples"]["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
+Trained on {results.examples["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
 {start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature {loss.temperature:g}, aggregation
 {config.aggregation_of(task.name).strategy}.{calibration}
 

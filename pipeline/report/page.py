@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from pipeline.report.schema import (
+    Latency,
+    Metrics,
+    PreflightFindings,
+    Report,
+    Size,
+    StudentScores,
+    TaskReport,
+)
 from pipeline.shown import NOTHING, markdown_table, measured, percent, points, signed
 from pipeline.significance import CLEAR_GAP
 
@@ -12,63 +20,61 @@ CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called no
 COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
 
-def markdown(report: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
+def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """report.md's text, with those of `figures` (file names under figures/) that it knows."""
     blocks = [
-        f"# {report['name']}",
+        f"# {report.name}",
         verdict(report),
         *_picture("retention.png", "Share of the ensemble", figures),
     ]
     blocks += _macro_section(report)
-    for task, values in report["tasks"].items():
+    for task, values in report.tasks.items():
         blocks += _task_section(task, values, figures)
     if "curves.png" in figures:
         blocks += ["## Learning curves", *_picture("curves.png", "Validation score by epoch", figures)]
-    blocks += [*_preflight_section(report["preflight"]), *_cost_section(report), *_run_section(report)]
+    blocks += [*_preflight_section(report.preflight), *_cost_section(report), *_run_section(report)]
     return "\n\n".join(blocks) + "\n"
 
 
-def verdict(report: Mapping[str, Any]) -> str:
+def verdict(report: Report) -> str:
     """One paragraph in plain words: the best student, what it keeps, costs and owes to its teachers."""
-    macro = report["macro"]
-    ranked = sorted(macro["students"], key=lambda name: -macro["students"][name]["score"])
-    best, row = ranked[0], macro["students"][ranked[0]]
-    tasks = list(report["tasks"].values())
-    metrics = {task["metric"] for task in tasks}
+    macro = report.macro
+    ranked = sorted(macro.students, key=lambda name: -macro.students[name].score)
+    best, row = ranked[0], macro.students[ranked[0]]
+    tasks = list(report.tasks.values())
+    metrics = {task.metric for task in tasks}
     what = metrics.pop() if len(metrics) == 1 else "each by its own metric"
-    over = f"{what} on {next(iter(report['tasks']))}"
+    over = f"{what} on {next(iter(report.tasks))}"
     if len(tasks) > 1:
         over = f"mean of {len(tasks)} tasks, {what}"
-    lead = f"scores {points(row['score'])} points where the ensemble scores 0"
-    if row["retention"] is not None:
-        verb = "keeps" if row["retention"] < 1 else "reaches"
-        lead = f"{verb} {percent(row['retention'])} of the ensemble: {points(row['score'])} points against"
-        lead += f" {points(macro['ensemble'])}"
+    lead = f"scores {points(row.score)} points where the ensemble scores 0"
+    if row.retention is not None:
+        verb = "keeps" if row.retention < 1 else "reaches"
+        lead = f"{verb} {percent(row.retention)} of the ensemble: {points(row.score)} points against"
+        lead += f" {points(macro.ensemble)}"
     sentences = [f"**{best}** {lead} ({over})."]
     if cost := _cost(report, best):
         sentences.append(f"It is {cost}.")
     sentences.append(_owed(report, best))
     for name in ranked[1:]:
-        other = macro["students"][name]
+        other = macro.students[name]
         cost = _cost(report, name, brief=True)
-        kept = "" if other["retention"] is None else f" ({percent(other['retention'])} of the ensemble)"
+        kept = "" if other.retention is None else f" ({percent(other.retention)} of the ensemble)"
         size = f" and is {cost}" if cost else ""
-        sentences.append(f"**{name}** scores {points(other['score'])}{kept}{size}. {_owed(report, name)}")
+        sentences.append(f"**{name}** scores {points(other.score)}{kept}{size}. {_owed(report, name)}")
     return " ".join(sentences)
 
 
-def _cost(report: Mapping[str, Any], student: str, brief: bool = False) -> str:
+def _cost(report: Report, student: str, brief: bool = False) -> str:
     """`6.3 times smaller than … and 4.6 times faster than …`, as far as known; brief: without the `than …`."""
-    ratio = report["versus_teachers"][student]
-    teachers = sum(len(task["teachers"]) for task in report["tasks"].values())
+    ratio = report.versus_teachers[student]
+    teachers = sum(len(task.teachers) for task in report.tasks.values())
     crowd = f"the {teachers} teachers together" if teachers > 1 else "its teacher"
     parts = []
-    if (smaller := ratio["times_smaller"]) is not None:
+    if (smaller := ratio.times_smaller) is not None:
         parts.append(_times(smaller, "smaller", "larger") + ("" if brief else f" than {crowd}"))
-    if (faster := ratio["times_faster"]) is not None:
-        whom = (
-            "a task's teachers one after another" if teachers > len(report["tasks"]) else "a task's teacher"
-        )
+    if (faster := ratio.times_faster) is not None:
+        whom = "a task's teachers one after another" if teachers > len(report.tasks) else "a task's teacher"
         parts.append(_times(faster, "faster", "slower") + ("" if brief else f" than {whom}"))
     return " and ".join(parts)
 
@@ -77,135 +83,131 @@ def _times(ratio: float, more: str, less: str) -> str:
     return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
 
 
-def _owed(report: Mapping[str, Any], student: str) -> str:
+def _owed(report: Report, student: str) -> str:
     """What the student owes to its teachers, measured against the same student without them."""
-    row = report["macro"]["students"][student]
-    if row["supervised"] is None:
+    row = report.macro.students[student]
+    if row.supervised is None or row.delta_error is None:
         return "It has no supervised baseline in this run, so nothing here says what the teachers were worth."
-    delta, error = row["score"] - row["supervised"], row["delta_error"]
+    delta, error = row.score - row.supervised, row.delta_error
     size = f"{points(abs(delta))} points"
     margin = f"standard error of the difference {points(error)}"
     level = signed(delta) == "0.0"
     if delta <= 0 or level:
         how = "is level with it" if level else f"is {size} below"
         clear = delta <= -CLEAR_ERRORS * error < 0
-        text = (
-            f"It does not beat its supervised baseline ({points(row['supervised'])}): it {how} ({margin}). "
-        )
+        text = f"It does not beat its supervised baseline ({points(row.supervised)}): it {how} ({margin}). "
         text += "Here the teachers did harm." if clear else "Nothing here shows that the teachers helped."
     elif delta < CLEAR_ERRORS * error:
         text = (
-            f"It is {size} above its supervised baseline ({points(row['supervised'])}), which is within the noise "
+            f"It is {size} above its supervised baseline ({points(row.supervised)}), which is within the noise "
             f"of this test set ({margin}): not yet evidence that the teachers helped."
         )
     else:
-        text = f"It is {size} above its supervised baseline ({points(row['supervised'])}; {margin})"
-        gap = row["gap_recovered"]
+        text = f"It is {size} above its supervised baseline ({points(row.supervised)}; {margin})"
+        gap = row.gap_recovered
         text += "." if gap is None else f", recovering {percent(gap)} of the gap to the ensemble."
-    tasks = {name: task["students"][student] for name, task in report["tasks"].items()}
+    tasks = {name: task.students[student] for name, task in report.tasks.items()}
     behind = [
-        f"{name} ({signed(one['score'] - one['supervised'])})"
+        f"{name} ({signed(one.score - one.supervised)})"
         for name, one in tasks.items()
-        if one["score"] <= one["supervised"]
+        if one.supervised is not None and one.score <= one.supervised
     ]
     if behind and delta > 0 and not level:
         text += f" On {', '.join(behind)} it does not beat it."
     return text
 
 
-def _macro_section(report: Mapping[str, Any]) -> list[str]:
-    macro = report["macro"]
-    rows = [["ensemble", points(macro["ensemble"]), *[NOTHING] * 4]]
-    rows += [[f"**{name}**", *_cells(row)] for name, row in macro["students"].items()]
-    metrics = ", ".join(f"{name}: {task['metric']}" for name, task in report["tasks"].items())
+def _macro_section(report: Report) -> list[str]:
+    macro = report.macro
+    rows = [["ensemble", points(macro.ensemble), *[NOTHING] * 4]]
+    rows += [[f"**{name}**", *_cells(row)] for name, row in macro.students.items()]
+    metrics = ", ".join(f"{name}: {task.metric}" for name, task in report.tasks.items())
     return [
         "## All tasks",
         f"Unweighted mean of the tasks' test scores ({metrics}), in points.",
         markdown_table(["model", "score", *COMPARED], rows),
         "Δ: student − supervised (the same student from the same start, trained on labels alone), ± its standard "
         "error, paired by example (bootstrap). Standard errors cover the choice of test examples, not of the seed: "
-        "one seed is one draw"
-        + (f", group.md of {report['group']} has the others." if report["group"] else "."),
+        "one seed is one draw" + (f", group.md of {report.group} has the others." if report.group else "."),
         "¹ (student − supervised) ÷ (ensemble − supervised). Left out (–) without a baseline, and where the ensemble "
         f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise.",
     ]
 
 
-def _task_section(task: str, values: Mapping[str, Any], figures: Sequence[str]) -> list[str]:
-    splits = ", ".join(f"{count:,} {split}" for split, count in values["examples"].items())
-    labels = f"{len(values['labels'])} labels; " if values["labels"] else ""
-    metrics, blank = values["metrics"], [NOTHING] * 5
-    calibrated = "ece" in metrics["ensemble"]
+def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list[str]:
+    splits = ", ".join(f"{count:,} {split}" for split, count in values.examples.items())
+    labels = f"{len(values.labels)} labels; " if values.labels else ""
+    metrics, blank = values.metrics, [NOTHING] * 5
+    calibrated = "ece" in metrics.ensemble
 
-    def ece(one: Mapping[str, Any]) -> list[str]:
+    def ece(one: Mapping[str, float]) -> list[str]:
         return [f"{one['ece']:.3f}"] if calibrated else []
 
     rows = [
-        [name, points(score), *blank, *ece(metrics["teachers"][name])]
-        for name, score in values["teachers"].items()
+        [name, points(score), *blank, *ece(metrics.teachers[name])] for name, score in values.teachers.items()
     ]
-    rows.append(["ensemble", points(values["ensemble"]), *blank, *ece(metrics["ensemble"])])
-    for name, row in values["students"].items():
-        rows.append([f"**{name}**", *_cells(row), percent(row["agreement"]), *ece(row)])
+    rows.append(["ensemble", points(values.ensemble), *blank, *ece(metrics.ensemble)])
+    for name, row in values.students.items():
+        rows.append([f"**{name}**", *_cells(row), percent(row.agreement), *ece(metrics.students[name])])
     pictures = [
         one
-        for name in values["students"]
+        for name in values.students
         for stem in ("confusion", "scatter")
         for one in _picture(f"{stem}-{name}@{task}.png", f"{name} on {task}", figures)
     ]
-    head = ["model", values["metric"], *COMPARED, "agreement", *(["ECE"] if calibrated else [])]
+    head = ["model", values.metric, *COMPARED, "agreement", *(["ECE"] if calibrated else [])]
     calibration = " ECE: expected calibration error, 15 bins." if calibrated else ""
     blocks = [
         f"## {task}",
-        f"{values['kind']}: {splits} examples; {labels}an answer that never changes scores at best "
-        f"{points(values['majority'])}; aggregation: {values['aggregation']}. A score's standard error is "
-        f"{points(values['standard_error'])} points (bootstrap): read smaller differences between models as noise.",
+        f"{values.kind}: {splits} examples; {labels}an answer that never changes scores at best "
+        f"{points(values.majority)}; aggregation: {values.aggregation}. A score's standard error is "
+        f"{points(values.standard_error)} points (bootstrap): read smaller differences between models as noise.",
         markdown_table(head, rows),
         f"Agreement: share of answers in which the student agrees with the ensemble.{calibration}",
-        *(f"Note: {note}" for note in values["notes"]),
+        *(f"Note: {note}" for note in values.notes),
         _details(metrics),
         *_picture(f"reliability-{task}.png", f"Reliability on {task}", figures),
     ]
     return [*blocks, " ".join(pictures)] if pictures else blocks
 
 
-def _details(metrics: Mapping[str, Any]) -> str:
+def _details(metrics: Metrics) -> str:
     """Every metric of every model, folded away."""
     models = {
-        **metrics["teachers"],
-        "ensemble": metrics["ensemble"],
-        **{f"**{name}**": one for name, one in metrics["students"].items()},
-        **{f"{name}, supervised": one for name, one in metrics["supervised"].items()},
+        **metrics.teachers,
+        "ensemble": metrics.ensemble,
+        **{f"**{name}**": one for name, one in metrics.students.items()},
+        **{f"{name}, supervised": one for name, one in metrics.supervised.items()},
     }
-    names = list(metrics["ensemble"])
+    names = list(metrics.ensemble)
     rows = [[model, *(measured(name, one[name]) for name in names)] for model, one in models.items()]
     table = markdown_table(["model", *names], rows)
     return f"<details><summary>All metrics</summary>\n\n{table}\n\n</details>"
 
 
-def preflight_cells(findings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of `teachers.preflight.Findings`, given as dicts."""
+def preflight_cells(findings: Sequence[PreflightFindings]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of preflight's table."""
     rows = [
         [
-            one["teacher"],
-            f"{points(one['score'])} {one['metric']}",
-            points(one["majority"]),
-            NOTHING if one["entropy"] is None else f"{one['entropy']:.2f}",
-            NOTHING if one["ece"] is None else f"{one['ece']:.3f}",
-            ", ".join(f"{name} {points(share)}" for name, share in one["agreement"].items()) or NOTHING,
-            percent(one["truncated"]),
+            one.teacher,
+            f"{points(one.score)} {one.metric}",
+            points(one.majority),
+            NOTHING if one.entropy is None else f"{one.entropy:.2f}",
+            NOTHING if one.ece is None else f"{one.ece:.3f}",
+            ", ".join(f"{name} {points(share)}" for name, share in one.agreement.items()) or NOTHING,
+            percent(one.truncated),
         ]
         for one in findings
     ]
     return ["teacher", "score", "constant", "entropy", "ECE", "agrees with", "truncated"], rows
 
 
-def _preflight_section(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+def _preflight_section(findings: Sequence[PreflightFindings]) -> list[str]:
     """What the teachers did on validation before they labelled anything."""
     if not findings:
         return []
-    warnings = [f"Note: {one['teacher']}: {problem}." for one in findings for problem in one["problems"]]
-    asked = max(one["examples"] for one in findings)
+    warnings = [f"Note: {one.teacher}: {problem}." for one in findings for problem in one.problems]
+    asked = max(one.examples for one in findings)
     return [
         "## Teachers before labelling",
         markdown_table(*preflight_cells(findings)),
@@ -215,31 +217,24 @@ def _preflight_section(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _cost_section(report: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for group in ("students", "teachers"):
-        size, latency = report["size"].get(group, {}), report["latency_ms"].get(group, {})
-        for name in dict.fromkeys([*size, *latency]):
-            ratios = report["versus_teachers"].get(name, {}) if group == "students" else {}
-            times = [ratios.get(key) for key in ("times_smaller", "times_faster")]
-            row = [f"**{name}**" if group == "students" else name]
-            row += (
-                [f"{size[name]['parameters']:,}", f"{size[name]['bytes'] / 1e6:.1f}"]
-                if name in size
-                else [NOTHING] * 2
-            )
-            row += [f"{latency[name]:.2f}" if name in latency else NOTHING]
-            rows.append(row + [NOTHING if ratio is None else f"{ratio:.1f}×" for ratio in times])
+def _cost_section(report: Report) -> list[str]:
     labelled = [
-        [name, f"{count:,}", f"{report['soft_targets'].get(name, 0):,}"]
-        for name, count in report["teacher_forwards"].items()
+        [name, f"{count:,}", f"{report.soft_targets.get(name, 0):,}"]
+        for name, count in report.teacher_forwards.items()
     ]
-    ratio = report["forwards_ratio"]
+    ratio = report.forwards_ratio
     share = NOTHING if ratio is None else f"{ratio:.2f}"
     return [
         "## Size and latency",
-        markdown_table(["model", "parameters", "MB", "ms an example", "smaller ²", "faster ²"], rows),
-        "² than all teachers together, in parameters; than a task's teachers one after another, mean over tasks.",
+        markdown_table(["model", "parameters", "MB", "smaller"], _size_rows(report)),
+        "Smaller: than all teachers together, in parameters.",
+        markdown_table(
+            ["task", "model", "ms an example", "median", "faster"], _latency_rows(report), words=2
+        ),
+        f"One example alone, tokenizer included, on this machine's CPU ({report.latency.threads} threads). Students and "
+        "teachers answer the same test examples in turn, in many rounds: of each example the fastest round, mean over "
+        "the examples; median: of the rounds. Faster: than the task's teachers one after another.",
+        *([f"Note: {text}"] if (text := busy_note(report)) else []),
         "## Teacher forwards",
         markdown_table(["teacher", "examples run this time", "soft targets needed"], labelled),
         f"Forwards ÷ (examples × teachers): {share}. 1 is each example labelled once by each of its teachers, however "
@@ -247,29 +242,70 @@ def _cost_section(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _run_section(report: Mapping[str, Any]) -> list[str]:
-    timings = [[stage, f"{seconds:.1f}"] for stage, seconds in report["timings_s"].items()]
-    timings.append(["total", f"{sum(report['timings_s'].values()):.1f}"])
-    if report["first_step_s"] is not None:
-        timings.append(["launch to first step", f"{report['first_step_s']:.1f}"])
-    versions = [[package, version] for package, version in report["versions"].items()]
+def busy_note(report: Report) -> str:
+    """A sentence where the latencies cannot be trusted, else nothing."""
+    if report.latency.busy is None:
+        return ""
+    return f"the machine was busy while latencies were measured: {report.latency.busy}. Measure again on a quiet one."
+
+
+def _size_rows(report: Report) -> list[list[str]]:
+    rows = []
+    for name, size in report.size.students.items():
+        smaller = report.versus_teachers[name].times_smaller
+        rows.append([f"**{name}**", *_size_cells(size), _ratio(smaller)])
+    return rows + [[name, *_size_cells(size), NOTHING] for name, size in report.size.teachers.items()]
+
+
+def _size_cells(size: Size) -> list[str]:
+    return [f"{size.parameters:,}", f"{size.bytes / 1e6:.1f}"]
+
+
+def _latency_rows(report: Report) -> list[list[str]]:
+    """A line a task and model; with several tasks, each student's mean ratio at the end."""
+    rows = []
+    for task, models in report.latency.tasks.items():
+        for name, one in models.students.items():
+            faster = report.versus_teachers[name].times_faster_by_task.get(task)
+            rows.append([task, f"**{name}**", *_latency_cells(one), _ratio(faster)])
+        rows += [[task, name, *_latency_cells(one), NOTHING] for name, one in models.teachers.items()]
+    if len(report.latency.tasks) > 1:
+        for name, ratios in report.versus_teachers.items():
+            rows.append(["mean", f"**{name}**", NOTHING, NOTHING, _ratio(ratios.times_faster)])
+    return rows
+
+
+def _latency_cells(latency: Latency) -> list[str]:
+    return [f"{latency.best_ms:.2f}", f"{latency.median_ms:.2f}"]
+
+
+def _ratio(ratio: float | None) -> str:
+    return NOTHING if ratio is None else f"{ratio:.1f}×"
+
+
+def _run_section(report: Report) -> list[str]:
+    timings = [[stage, f"{seconds:.1f}"] for stage, seconds in report.timings_s.items()]
+    timings.append(["total", f"{sum(report.timings_s.values()):.1f}"])
+    if report.first_step_s is not None:
+        timings.append(["launch to first step", f"{report.first_step_s:.1f}"])
+    versions = [[package, version] for package, version in report.versions.items()]
     blocks = [
         "## Run",
         markdown_table(["stage", "seconds"], timings),
-        f"Seed {report['seed']}.",
+        f"Seed {report.seed}.",
         markdown_table(["package", "version"], versions),
     ]
-    return blocks + [f"Note: {note}" for note in report["notes"]]
+    return blocks + [f"Note: {note}" for note in report.notes]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: StudentScores) -> list[str]:
     """Score, supervised, Δ, retention, gap recovered."""
-    if row["supervised"] is None:
+    if row.supervised is None or row.delta_error is None:
         delta = supervised = NOTHING
     else:
-        supervised = points(row["supervised"])
-        delta = f"{signed(row['score'] - row['supervised'])} ± {points(row['delta_error'])}"
-    return [points(row["score"]), supervised, delta, percent(row["retention"]), percent(row["gap_recovered"])]
+        supervised = points(row.supervised)
+        delta = f"{signed(row.score - row.supervised)} ± {points(row.delta_error)}"
+    return [points(row.score), supervised, delta, percent(row.retention), percent(row.gap_recovered)]
 
 
 def _picture(name: str, caption: str, figures: Sequence[str]) -> list[str]:

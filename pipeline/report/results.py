@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,10 @@ from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_lab
 from pipeline.data import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
+from pipeline.report.latency import latencies
+from pipeline.report.schema import PreflightFindings, Size, Sizes
 from pipeline.report.types import RunFacts, TaskResults
-from pipeline.run_folder import job_folder, student_folder
+from pipeline.run_folder import job_folder
 from pipeline.tasks import Task
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
@@ -29,10 +30,8 @@ from teachers.aggregation import ensemble
 from teachers.pool import Labelling
 from teachers.preflight import Findings
 from teachers.store import Store
-from teachers.teacher import Teacher
 
 PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "numpy")
-LATENCY_EXAMPLES = 30
 
 
 @dataclass
@@ -175,18 +174,23 @@ def run_facts(
         },
         timings_s={name: round(seconds, 2) for name, seconds in stages.seconds.items()},
         first_step_s=None if stages.first_step is None else round(stages.first_step, 2),
-        size={
-            "students": {name: {"parameters": n, "bytes": 4 * n} for name, n in parameters.items()},
-            "teachers": {name: weights_size(folder) for name, folder in inputs.teachers.items()},
-        },
-        latency_ms=_latencies(config, inputs),
+        size=Sizes(
+            students={name: Size(parameters=n, bytes=4 * n) for name, n in parameters.items()},
+            teachers={name: Size(**weights_size(folder)) for name, folder in inputs.teachers.items()},
+        ),
+        latency=latencies(config, inputs),
         versions={package: version(package) for package in PACKAGES},
         curves=curves,
         ensemble_validation=dict(ensemble_validation or {}),
-        preflight=[asdict(one) for one in findings],
+        preflight=preflight_records(findings),
         notes=notes,
         group=group,
     )
+
+
+def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, ...]:
+    """Preflight's findings as report.json has them."""
+    return tuple(PreflightFindings(**{**asdict(one), "problems": tuple(one.problems)}) for one in findings)
 
 
 def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]:
@@ -202,36 +206,3 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
             for task, count in cut.items()
         ]
     return notes
-
-
-def _latencies(config: RunConfig, inputs: Inputs) -> dict[str, dict[str, float]]:
-    first = next(iter(inputs.data))
-    students = {
-        name: latency_ms(
-            student_folder(config.run_dir, name, first), inputs.data[first], student.max_length.get(first)
-        )
-        for name, student in config.students.items()
-    }
-    teachers = {
-        name: latency_ms(folder, inputs.data[teacher.task], teacher.max_length, teacher.labels)
-        for (name, folder), teacher in zip(inputs.teachers.items(), config.teachers.values(), strict=True)
-    }
-    return {"students": students, "teachers": teachers}
-
-
-def latency_ms(
-    folder: Path,
-    data: TaskData,
-    max_length: int | None = None,
-    labels: Mapping[str, str | None] | None = None,
-) -> float:
-    """Median milliseconds for one example alone, tokenizer included, over the first test examples, on this machine's CPU."""
-    teacher = Teacher(folder, data.task, max_length=max_length, labels=labels)
-    examples = data.splits["test"].take(np.arange(min(LATENCY_EXAMPLES, len(data.splits["test"]))))
-    times = []
-    for row in range(len(examples)):
-        one = examples.take(np.array([row]))
-        started = time.perf_counter()
-        teacher.label(one.inputs)
-        times.append(time.perf_counter() - started)
-    return round(1000 * statistics.median(times), 2)

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
+from pipeline.report.schema import Latencies, PreflightFindings, Sizes
 from pipeline.tasks import Task
 
 
 @dataclass(frozen=True)
 class TaskResults:
-    """What everybody said about one task's n test examples.
+    """Every model's predictions for one task's n test examples.
 
     task: what metric and labels they are scored by · test: the examples · examples: count by split · teachers,
     ensemble, students, supervised: (M, C) values as `Task.scores` takes them, by name; a supervised baseline
@@ -42,13 +43,12 @@ class RunFacts:
     """What else is known about a run.
 
     teacher_forwards: examples each teacher ran this time · soft_targets: distinct examples the run needs of it ·
-    timings_s: seconds by stage · first_step_s: from the
-    launch to the first student's first step, None where none trained · size: ``{"students": {name: {"parameters": n, "bytes": n}}, "teachers": …}`` ·
-    latency_ms: ``{"students": {name: ms an example}, "teachers": …}`` · versions: by package · curves: by job,
+    timings_s: seconds by stage · first_step_s: from the launch to the first student's first step, None where none
+    trained · versions: by package · curves: by job,
     ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
     job has its name, its baseline's name starts with it · ensemble_validation: the ensembles' validation scores under
-    the curves' names, empty where they are not known · preflight: `teachers.preflight.Findings` as dicts ·
-    group: the runs of other seeds that this one belongs to, None for a run alone.
+    the curves' names, empty where they are not known · group: the runs of other seeds that this one belongs to,
+    None for a run alone.
     """
 
     name: str
@@ -56,12 +56,12 @@ class RunFacts:
     teacher_forwards: dict[str, int]
     soft_targets: dict[str, int]
     timings_s: dict[str, float]
-    size: dict[str, dict[str, dict[str, int]]]
-    latency_ms: dict[str, dict[str, float]]
+    size: Sizes
+    latency: Latencies
     versions: dict[str, str]
     first_step_s: float | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     ensemble_validation: dict[str, float] = field(default_factory=dict)
-    preflight: list[dict[str, Any]] = field(default_factory=list)
+    preflight: tuple[PreflightFindings, ...] = ()
     notes: list[str] = field(default_factory=list)
     group: str | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.errors import InterruptedRunError, StoppedError
+from pipeline.report.schema import Report
 from pipeline.tracking.tracker import NullTracker, Params, Role, Tags, Tracker, open_tracker
 
 Note = Callable[[str], None]
@@ -73,28 +73,28 @@ def best_metrics(scores: Mapping[str, float]) -> dict[str, float]:
     return {f"best/{name}": score for name, score in scores.items()}
 
 
-def test_scores(tracker: Tracker, report: Mapping[str, Any]) -> None:
+def test_scores(tracker: Tracker, report: Report) -> None:
     """Test scores as metrics of each student's and baseline's own run, and the ensemble's of the parent."""
-    parent: dict[str, float] = {"test/macro/ensemble": report["macro"]["ensemble"]}
-    for student, macro in report["macro"]["students"].items():
-        values = {"test/macro/score": macro["score"], "retention/macro": macro["retention"]}
-        baseline = {"test/macro/score": macro["supervised"]}
-        for task, results in report["tasks"].items():
-            scored = results["students"][student]
-            name = f"test/{task}/{results['metric']}"
+    parent: dict[str, float] = {"test/macro/ensemble": report.macro.ensemble}
+    for student, macro in report.macro.students.items():
+        values = {"test/macro/score": macro.score, "retention/macro": macro.retention}
+        baseline = {"test/macro/score": macro.supervised}
+        for task, results in report.tasks.items():
+            scored = results.students[student]
+            name = f"test/{task}/{results.metric}"
             values |= {
-                name: scored["score"],
-                f"retention/{task}": scored["retention"],
-                f"test/{task}/ece": scored["ece"],
+                name: scored.score,
+                f"retention/{task}": scored.retention,
+                f"test/{task}/ece": scored.ece,
             }
-            baseline[name] = scored["supervised"]
-            parent[f"test/{task}/ensemble"] = results["ensemble"]
+            baseline[name] = scored.supervised
+            parent[f"test/{task}/ensemble"] = results.ensemble
         tracker.metrics(Job(student, "distilled").name, _numbers(values))
         tracker.metrics(
             "",
-            _numbers({f"test/macro/{student}": macro["score"], f"retention/{student}": macro["retention"]}),
+            _numbers({f"test/macro/{student}": macro.score, f"retention/{student}": macro.retention}),
         )
-        if macro["supervised"] is not None:
+        if macro.supervised is not None:
             tracker.metrics(Job(student, "supervised").name, _numbers(baseline))
     tracker.metrics("", parent)
 

@@ -26,12 +26,14 @@ from pipeline.config.load import parse_config
 from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
+from pipeline.report.build import build
 from pipeline.run_folder import job_folder
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Status, Tracker, open_tracker
 from pipeline.tracking.uri import runs_page, ui_command
 from pipeline.training.loop import METRICS
 from tests.integration.serving import serving
+from tests.unit.pipeline.hand_results import some_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -108,13 +110,8 @@ def record_run(settings: RunConfig) -> Mapping[str, str]:
         metrics = job_folder(settings.run_dir, job) / METRICS
         write_curve(metrics, 4, 0.78 - seed / 100, terms, seed)
         record.job_began(tracker, settings, job, metrics)
-    scored = {"score": 0.74, "supervised": 0.72, "retention": 0.95, "ece": 0.03}
-    results = {"metric": "accuracy", "ensemble": 0.78, "students": {"tiny": scored}}
-    report = {
-        "macro": {"ensemble": 0.78, "students": {"tiny": scored}},
-        "tasks": {"movies": results, "tweets": results},
-    }
-    record.test_scores(tracker, report)
+    tasks, facts = some_run(students=("tiny",))
+    record.test_scores(tracker, build(tasks, facts))
     for job in jobs_of(settings):
         tracker.finish(job.name, "FINISHED")
     for file, text in {"report.md": "# Report\n\ntiny keeps 95%", "config.yaml": "name: quickstart"}.items():

@@ -16,7 +16,7 @@ import typer.main
 import yaml
 from omegaconf import OmegaConf
 
-from docs import config_reference
+from docs import config_reference, report_schema
 from pipeline import errors
 from pipeline.cli import app
 from pipeline.config.load import load_config, parse_config
@@ -74,6 +74,11 @@ def test_the_index_names_every_page() -> None:
 @pytest.mark.parametrize("name", config_reference.render())
 def test_the_config_reference_is_what_the_schema_gives(name: str) -> None:
     assert text_of(f"docs/{name}") == config_reference.render()[name], "run: python docs/config_reference.py"
+
+
+def test_the_report_schema_is_what_the_classes_give() -> None:
+    committed = report_schema.PAGE.read_text(encoding="utf-8")
+    assert committed == report_schema.render(), "run: python docs/report_schema.py"
 
 
 def test_every_key_has_a_meaning() -> None:

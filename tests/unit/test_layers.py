@@ -31,6 +31,11 @@ LIGHT = (
     "pipeline.errors",
     "pipeline.batch",
     "pipeline.tracking.uri",
+    "pipeline.report.schema",
+    "pipeline.report.group",
+    "pipeline.compare.rows",
+    "pipeline.compare.columns",
+    "pipeline.compare.show",
 )
 HEAVY = frozenset({"torch", "ray", "mlflow", "transformers"})
 CORE = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.batch import Examples, Ragged
 from pipeline.report.build import build
 from pipeline.report.group import build as build_group
+from pipeline.report.schema import Latencies, Latency, Report, Size, Sizes, TaskLatencies, to_json
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.tasks.multi_label import MultiLabel
 from pipeline.tasks.regression import Regression
@@ -82,7 +83,7 @@ def some_task(
 
 
 def hand_task(student: int, supervised: int | None, ensemble: int, n: int = 10) -> TaskResults:
-    """Two classes, as many answers right as told: the first ones."""
+    """Two classes; of the answers the first so many are right."""
     gold = np.arange(n) % 2
 
     def right(count: int) -> NDArray[np.float32]:
@@ -141,7 +142,7 @@ def some_marks(n: int = 300, name: str = "moods") -> TaskResults:
 
 
 def some_entities(gold: Sequence[int], predicted: Sequence[int], types: Sequence[str]) -> TaskResults:
-    """Sentences of four words; labels are O, then B- and I- of each type. The student says `predicted`."""
+    """Sentences of four words; labels are O, then B- and I- of each type. The student predicts `predicted`."""
     labels = ("O", *(f"{place}-{kind}" for kind in types for place in "BI"))
     words = Ragged(np.asarray(gold), np.arange(0, len(gold) + 1, 4))
     values = answers(predicted, len(labels))
@@ -159,8 +160,26 @@ def some_entities(gold: Sequence[int], predicted: Sequence[int], types: Sequence
     )
 
 
-def some_facts(teachers: Sequence[str], students: Sequence[str] = STUDENTS) -> RunFacts:
-    """A student has a fifth of a teacher's parameters and answers in a quarter of its time."""
+def some_latencies(
+    teachers: Mapping[str, Sequence[str]],
+    students: Sequence[str] = STUDENTS,
+    student_ms: float = 1.25,
+    teacher_ms: float = 5.0,
+) -> Latencies:
+    """Every student and every teacher takes the same on each task; `teachers` by task."""
+    student = Latency(best_ms=student_ms, median_ms=1.1 * student_ms)
+    teacher = Latency(best_ms=teacher_ms, median_ms=1.1 * teacher_ms)
+    tasks = {
+        task: TaskLatencies(students=dict.fromkeys(students, student), teachers=dict.fromkeys(names, teacher))
+        for task, names in teachers.items()
+    }
+    return Latencies(tasks=tasks, threads=2, busy=None)
+
+
+def some_facts(
+    teachers: Sequence[str] | Mapping[str, Sequence[str]], students: Sequence[str] = STUDENTS
+) -> RunFacts:
+    """teachers: of the task "movies", or by task. A student has a fifth of a teacher's parameters and answers in a quarter of its time."""
     curve = [
         {
             "step": 10 * e,
@@ -169,21 +188,28 @@ def some_facts(teachers: Sequence[str], students: Sequence[str] = STUDENTS) -> R
         }
         for e in range(1, 4)
     ]
+    by_task = teachers if isinstance(teachers, Mapping) else {"movies": teachers}
+    teachers = [name for names in by_task.values() for name in names]
     return RunFacts(
         name="quickstart",
         seed=7,
         teacher_forwards=dict.fromkeys(teachers, 1300),
         soft_targets=dict.fromkeys(teachers, 2600),
         timings_s={"start": 8.25, "fine_tune": 120.5, "label": 30.0, "train": 211.0, "evaluate": 12.0},
-        size={
-            "students": {name: {"parameters": 4_000_000, "bytes": 16_000_000} for name in students},
-            "teachers": {name: {"parameters": 20_000_000, "bytes": 80_000_000} for name in teachers},
-        },
-        latency_ms={"students": dict.fromkeys(students, 1.25), "teachers": dict.fromkeys(teachers, 5.0)},
+        size=Sizes(
+            students=dict.fromkeys(students, Size(parameters=4_000_000, bytes=16_000_000)),
+            teachers=dict.fromkeys(teachers, Size(parameters=20_000_000, bytes=80_000_000)),
+        ),
+        latency=some_latencies(by_task, students),
         versions={"tutelage": "0.1.0", "torch": "2.13.0"},
         curves={job: curve for name in students for job in (name, f"{name}-supervised")},
         notes=["40 texts were truncated"],
     )
+
+
+def teachers_of(tasks: Mapping[str, TaskResults]) -> dict[str, list[str]]:
+    """Names by task."""
+    return {task: list(results.teachers) for task, results in tasks.items()}
 
 
 def some_run(**changes: object) -> tuple[dict[str, TaskResults], RunFacts]:
@@ -194,16 +220,16 @@ def some_run(**changes: object) -> tuple[dict[str, TaskResults], RunFacts]:
         "tweets": some_task("macro_f1", tweets, 300, name="tweets", **changes),  # type: ignore[arg-type]
     }
     students = tuple(tasks["movies"].students)
-    return tasks, some_facts([name for results in tasks.values() for name in results.teachers], students)
+    return tasks, some_facts(teachers_of(tasks), students)
 
 
 def numbers_and_marks() -> tuple[dict[str, TaskResults], RunFacts]:
     """A regression and a multi-label task beside one of one label."""
     tasks = {"movies": some_task(), "stars": some_numbers(), "moods": some_marks()}
-    return tasks, some_facts([name for results in tasks.values() for name in results.teachers])
+    return tasks, some_facts(teachers_of(tasks))
 
 
-def hand_report(student: int, supervised: int | None, ensemble: int, n: int = 10) -> dict[str, Any]:
+def hand_report(student: int, supervised: int | None, ensemble: int, n: int = 10) -> Report:
     """The report of one task on which that many answers are right."""
     return build({"movies": hand_task(student, supervised, ensemble, n)}, some_facts(["large"], ["half"]))
 
@@ -216,19 +242,19 @@ def seeds_of(facts: RunFacts, count: int, group: str = "several") -> list[RunFac
 # ---------------------------------------------------------------- on disk
 
 
-def save_run(folder: Path, report: dict[str, Any]) -> Path:
+def save_run(folder: Path, report: Report) -> Path:
     """A finished run's folder, as far as a comparison looks into it."""
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(to_json(report))
     return folder
 
 
-def save_group(folder: Path, reports: Sequence[dict[str, Any]]) -> Path:
+def save_group(folder: Path, reports: Sequence[Report]) -> Path:
     """A finished group's folder, its runs' beside it."""
     folder.mkdir(parents=True)
     for report in reports:
-        save_run(folder.parent / report["name"], report)
-    (folder / "group.json").write_text(json.dumps(build_group(folder.name, reports)))
+        save_run(folder.parent / report.name, report)
+    (folder / "group.json").write_text(to_json(build_group(folder.name, reports)))
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pipeline.config.view import to_yaml
 from pipeline.display import Display
 from pipeline.errors import ConfigError, DivergedError, InterruptedRunError, LockedError
 from pipeline.report.build import build
+from pipeline.report.schema import GroupReport, Report, read, to_json
 from pipeline.run_folder import locked
 from tests.conftest import TinyRun
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def train(
         config: RunConfig, display: Display, group: str | None = None, register: str | None = None
-    ) -> dict[str, Any]:
+    ) -> Report:
         told.runs.append(config)
         told.groups.append(group)
         told.registered.append(register)
@@ -51,7 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         facts = seeds_of(some_facts(["large"], ["half"]), config.seed + 1, group or "")[config.seed]
         report = build({"movies": hand_task(80 + config.seed, 70, 90, 100)}, facts)
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        (config.run_dir / "report.json").write_text(json.dumps(report))
+        (config.run_dir / "report.json").write_text(to_json(report))
         if config.seed == told.interrupts_at:
             signal.raise_signal(signal.SIGINT)  # between two runs, none of which listens
         return report
@@ -102,8 +102,8 @@ def test_a_run_a_seed_one_ray_and_the_page(
     assert calls.starts == 1
     folder = config.run_dir
     assert {file.name for file in folder.iterdir()} - {".lock"} == {"config.yaml", "group.json", "group.md"}
-    assert json.loads((folder / "group.json").read_text()) == told
-    assert told["tasks"]["movies"]["students"]["half"]["score"]["by_seed"] == [0.82, 0.8, 0.85]
+    assert read(folder / "group.json", GroupReport) == told
+    assert told.tasks["movies"].students["half"].score.by_seed == (0.82, 0.8, 0.85)
     assert "± 2.5" in (folder / "group.md").read_text()
     assert load_config(folder / "config.yaml") == config
     printed = capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_a_failure_ends_the_group_and_the_same_command_goes_on(several: dict[str
     assert [run.seed for run in calls.runs] == [2, 0]
     assert not (config.run_dir / "group.json").exists()
     calls.fails_at = None
-    assert group.train(config, Display())["seeds"] == [2, 0, 5]
+    assert group.train(config, Display()).seeds == (2, 0, 5)
     assert calls.starts == 2
 
 
@@ -145,7 +145,7 @@ def test_a_signal_between_two_seeds_is_heard(several: dict[str, Any], calls: Cal
 def test_a_group_may_grow(several: dict[str, Any], calls: Calls) -> None:
     group.train(parse_config(several), Display())
     told = group.train(parse_config({**several, "seeds": [2, 0, 5, 7]}), Display())
-    assert told["seeds"] == [2, 0, 5, 7]
+    assert told.seeds == (2, 0, 5, 7)
     assert calls.starts == 2
 
 

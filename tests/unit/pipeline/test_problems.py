@@ -140,22 +140,22 @@ def test_from_files_to_a_report(tiny_model: TinyModel, tmp_path: Path, problem: 
     train_jobs(plan, Workers())
 
     results = task_results(config, data, keys)
-    facts = some_facts(["big"], ["small"])
+    facts = some_facts({"mood": ["big"]}, ["small"])
     report = build(results, facts)
-    task = report["tasks"]["mood"]
-    assert task["metric"] == data["mood"].task.metrics[0]
-    assert task["ensemble"] == pytest.approx(
-        task["teachers"]["big"], abs=1e-3
+    task = report.tasks["mood"]
+    assert task.metric == data["mood"].task.metrics[0]
+    assert task.ensemble == pytest.approx(
+        task.teachers["big"], abs=1e-3
     )  # a single teacher, in half precision
-    assert task["ensemble"] > max(0.6, task["majority"])
-    student = task["students"]["small"]
-    assert student["score"] > task["majority"]
-    assert student["delta_error"] >= 0
+    assert task.ensemble > max(0.6, task.majority)
+    student = task.students["small"]
+    assert student.score > task.majority
+    assert (student.delta_error or 0) >= 0
     assert "nan" not in markdown(report)
 
     saved = config.run_dir / "students" / "small"
     found = score_student(saved, config, "test")
-    assert found["mood"][task["metric"]] == pytest.approx(student["score"], abs=1e-6)
+    assert found["mood"][task.metric] == pytest.approx(student.score, abs=1e-6)
     assert score_table("small", "test", found).row_count == len(found["mood"])
     write_model_card(saved / "mood", config, report, "small", data["mood"].task)
     card = (saved / "mood" / "README.md").read_text()

@@ -15,6 +15,7 @@ from rich.console import Console
 from pipeline.compare.rows import load as compared
 from pipeline.report.build import build as build_report
 from pipeline.report.group import build as build_group
+from pipeline.report.schema import GroupReport
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 from tests.unit.tune.studies import search_of, trial_of
 from tune import report
@@ -72,7 +73,7 @@ def found_of(trials: list[Trial] | None = None, facts: Facts = FACTS, **tune: An
 def on_test(default: list[int], winner: list[int], supervised: int | None = 700) -> dict[str, Any]:
     """The `test` section; how many of 1,000 each has right, a seed each."""
 
-    def group(name: str, right: list[int], base: int | None) -> dict[str, Any]:
+    def group(name: str, right: list[int], base: int | None) -> GroupReport:
         facts = seeds_of(some_facts(["large"], ["half"]), len(right), name)
         reports = [
             build_report({"movies": hand_task(count, base, 900, 1000)}, one)

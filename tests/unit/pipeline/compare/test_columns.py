@@ -18,6 +18,7 @@ from tests.unit.pipeline.hand_results import (
     save_study,
     seeds_of,
     some_facts,
+    some_latencies,
     some_study,
 )
 
@@ -29,7 +30,7 @@ def rows(tmp_path: Path) -> list[Row]:
     """Three runs, best first: quick 85 (no baseline), Slow 83 (two seeds), first 80."""
     facts = some_facts(["large"], ["half"])
     quick = build({"movies": hand_task(85, None, 90, 100)}, facts)
-    fast = replace(facts, latency_ms={"students": {"half": 0.5}, "teachers": {}})
+    fast = replace(facts, latency=some_latencies({"movies": []}, ["half"], student_ms=0.5))
     first = build({"movies": hand_task(80, 70, 90, 100)}, fast)
     seeds = [
         build({"movies": hand_task(82 + 2 * one.seed, 81, 90, 100)}, one)

@@ -273,8 +273,8 @@ def test_names_are_escaped(runs: Path) -> None:
     study["trials"][0]["values"] = {"<b>": "</table>&"}
     study["trials"][0]["scores"]["<i>/accuracy"] = study["ensemble"]["<i>/accuracy"] = 0.5
     facts = some_facts(["large"], ["half"])
-    report = build({"movies": hand_task(80, 70, 90, 100)}, facts)
-    report["tasks"]["movies"]["teachers"] = {"<script>": 0.9}
+    task = hand_task(80, 70, 90, 100)
+    report = build({"movies": replace(task, teachers={"<script>": task.teachers["large"]})}, facts)
     rows = load([save_run(runs / "<u>", report), save_study(runs / "search", study)])
     page = Page(to_html(rows))
     assert page.open == []

@@ -145,14 +145,14 @@ def test_retention_has_each_models_standard_error_and_the_ensembles_band() -> No
     (axes,) = _retention(report, {"half": "#0072b2"}).axes
     bars = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
     ends = [np.array(bar.lines[2][0].get_segments())[0, :, 0] for bar in bars]
-    errors = report["tasks"]["movies"]["standard_errors"]
+    errors = report.tasks["movies"].standard_errors
     for (low, high), share, error in zip(
-        ends, (0.8, 0.6), (errors["students"]["half"], errors["supervised"]["half"]), strict=True
+        ends, (0.8, 0.6), (errors.students["half"], errors.supervised["half"]), strict=True
     ):
         assert (low + high) / 2 == pytest.approx(share / 0.9)
         assert (high - low) / 2 == pytest.approx(error / 0.9)
     (band,) = axes.collections[-1].get_paths()
-    assert np.ptp(np.asarray(band.vertices)[:, 0]) == pytest.approx(2 * errors["ensemble"] / 0.9)
+    assert np.ptp(np.asarray(band.vertices)[:, 0]) == pytest.approx(2 * errors.ensemble / 0.9)
 
 
 def test_curves_show_the_ensembles_validation_score_where_it_is_known() -> None:

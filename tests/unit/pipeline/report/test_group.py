@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
 import pytest
 
 from pipeline.report.build import build as build_report
 from pipeline.report.group import build, markdown, verdict
+from pipeline.report.schema import GroupReport, to_json
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts, some_run
 
 
-def group_of(*pairs: tuple[int, int | None], ensemble: int = 900) -> dict[str, Any]:
+def group_of(*pairs: tuple[int, int | None], ensemble: int = 900) -> GroupReport:
     """One task of 1,000 examples; per seed, how many the student and its baseline have right."""
     reports = [
         build_report({"movies": hand_task(student, supervised, ensemble, 1000)}, facts)
@@ -26,29 +25,31 @@ def group_of(*pairs: tuple[int, int | None], ensemble: int = 900) -> dict[str, A
 
 def test_numbers_by_hand() -> None:
     group = group_of((810, 800), (830, 800), (820, 810))
-    assert (group["name"], group["seeds"]) == ("several", [0, 1, 2])
-    assert group["runs"] == ["several-seed0", "several-seed1", "several-seed2"]
-    assert group["p_floor"] == 0.25
-    task = group["tasks"]["movies"]
-    assert task["metric"] == "accuracy"
-    assert task["teachers"]["large"]["by_seed"] == [0.9] * 3
-    row = task["students"]["half"]
-    assert row["score"]["by_seed"] == [0.81, 0.83, 0.82]
-    assert (row["score"]["mean"], row["score"]["sd"]) == (pytest.approx(0.82), pytest.approx(0.01))
-    assert (row["score"]["lowest"], row["score"]["highest"]) == (0.81, 0.83)
-    assert row["delta"]["by_seed"] == pytest.approx([0.01, 0.03, 0.01])
-    assert row["delta"]["p"] == 0.25
-    assert row["retention"] == pytest.approx(0.82 / 0.9)
-    assert row["gap_recovered"] == pytest.approx((0.82 - 2.41 / 3) / (0.9 - 2.41 / 3))
-    assert group["macro"]["students"]["half"] == row  # of a single task
+    assert (group.name, group.seeds) == ("several", (0, 1, 2))
+    assert group.runs == ("several-seed0", "several-seed1", "several-seed2")
+    assert group.p_floor == 0.25
+    task = group.tasks["movies"]
+    assert task.metric == "accuracy"
+    assert task.teachers["large"].by_seed == (0.9,) * 3
+    row = task.students["half"]
+    assert row.score.by_seed == (0.81, 0.83, 0.82)
+    assert row.score.mean == pytest.approx(0.82)
+    assert row.score.sd == pytest.approx(0.01)
+    assert (row.score.lowest, row.score.highest) == (0.81, 0.83)
+    assert row.delta is not None
+    assert row.delta.by_seed == pytest.approx([0.01, 0.03, 0.01])
+    assert row.delta.p == 0.25
+    assert row.retention == pytest.approx(0.82 / 0.9)
+    assert row.gap_recovered == pytest.approx((0.82 - 2.41 / 3) / (0.9 - 2.41 / 3))
+    assert group.macro.students["half"] == row  # of a single task
 
 
 def test_it_is_json() -> None:
     tasks, facts = some_run()
     group = build("several", [build_report(tasks, one) for one in seeds_of(facts, 2)])
-    assert json.loads(json.dumps(group, allow_nan=False)) == group
-    assert list(group["tasks"]) == ["movies", "tweets"]
-    assert group["macro"]["students"].keys() == {"half", "tiny"}
+    assert GroupReport.model_validate_json(to_json(group)) == group
+    assert list(group.tasks) == ["movies", "tweets"]
+    assert group.macro.students.keys() == {"half", "tiny"}
 
 
 # ---------------------------------------------------------------- in words

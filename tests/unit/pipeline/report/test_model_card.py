@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.load import parse_config
 from pipeline.report.model_card import write_model_card
+from pipeline.report.schema import Report
 from pipeline.tasks.text_classification import TextClassification
 from tests.conftest import TinyRun
+from tests.unit.pipeline.hand_results import hand_report
 
 MOOD = TextClassification("mood", ("bad", "good"), 32, "accuracy")
 
 
-def report_of(supervised: float | None) -> dict[str, Any]:
-    scored = {"score": 0.876, "supervised": supervised, "ece": 0.0371}
-    results = {
-        "metric": "accuracy",
-        "labels": ["bad", "good"],
-        "teachers": {"mood-bert": 0.9123, "mood-distilbert": 0.8999},
-        "ensemble": 0.9251,
-        "students": {"cut": scored},
-        "examples": {"train": 48, "validation": 16, "test": 17},
-    }
-    return {"tasks": {"mood": results}}
+def report_of(supervised: float | None) -> Report:
+    report = hand_report(8, 7, 9)
+    task = report.tasks["movies"]
+    student = task.students["half"].model_copy(
+        update={"score": 0.876, "supervised": supervised, "ece": 0.0371}
+    )
+    task = task.model_copy(
+        update={
+            "teachers": {"mood-bert": 0.9123, "mood-distilbert": 0.8999},
+            "ensemble": 0.9251,
+            "students": {"cut": student},
+            "examples": {"train": 48, "validation": 16, "test": 17},
+        }
+    )
+    return report.model_copy(update={"tasks": {"mood": task}})
 
 
 def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from pipeline.report.build import build
 from pipeline.report.page import markdown, verdict
+from pipeline.report.schema import Size, Sizes, TaskStudentScores
 from pipeline.shown import percent, points, signed
-from tests.unit.pipeline.hand_results import hand_report, hand_task, numbers_and_marks, some_facts, some_run
+from tests.unit.pipeline.hand_results import (
+    hand_report,
+    hand_task,
+    numbers_and_marks,
+    some_facts,
+    some_latencies,
+    some_run,
+    teachers_of,
+)
 
 # ---------------------------------------------------------------- the verdict
 
@@ -48,7 +58,7 @@ def test_verdict_says_when_the_baseline_wins(student: int, words: str) -> None:
 
 def test_verdict_names_tasks_that_lose_although_the_mean_gains() -> None:
     tasks = {"a": hand_task(95, 60, 99, 100), "b": hand_task(70, 72, 90, 100)}
-    text = verdict(build(tasks, some_facts(["large"], ["half"])))
+    text = verdict(build(tasks, some_facts(teachers_of(tasks), ["half"])))
     assert "16.5 points above" in text
     assert "On b (−2.0) it does not beat it." in text
 
@@ -62,15 +72,19 @@ def test_verdict_without_a_baseline_and_above_the_ensemble() -> None:
 def test_verdict_of_a_student_that_is_no_lighter() -> None:
     tasks = {"movies": hand_task(80, 70, 90, 100)}
     facts = some_facts(["large"], ["half"])
-    facts.size["students"]["half"]["parameters"] = 40_000_000
-    facts.latency_ms["students"]["half"] = 10.0
+    heavy = {"half": Size(parameters=40_000_000, bytes=160_000_000)}
+    facts = replace(
+        facts,
+        size=Sizes(students=heavy, teachers=facts.size.teachers),
+        latency=some_latencies({"movies": ["large"]}, ["half"], student_ms=10.0),
+    )
     assert "It is 2.0 times larger than its teacher and 2.0 times slower" in verdict(build(tasks, facts))
 
 
 def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:
     tasks, facts = some_run(students=("small", "big"))
     report = build(tasks, facts)
-    ranked = sorted(report["macro"]["students"], key=lambda name: -report["macro"]["students"][name]["score"])
+    ranked = sorted(report.macro.students, key=lambda name: -report.macro.students[name].score)
     text = verdict(report)
     assert text.startswith(f"**{ranked[0]}** keeps")
     assert f" **{ranked[1]}** scores" in text
@@ -83,9 +97,10 @@ def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:
 def test_page_holds_every_number() -> None:
     report = build(*some_run())
     page = markdown(report)
-    for task in report["tasks"].values():
-        for models in [*task["metrics"].values()]:
-            for one in models.values() if "accuracy" not in models else [models]:
+    for task in report.tasks.values():
+        models = task.metrics
+        for group in (models.teachers, models.students, models.supervised, {"": models.ensemble}):
+            for one in group.values():
                 shown = [
                     points(one["accuracy"]),
                     points(one["macro_f1"]),
@@ -93,23 +108,29 @@ def test_page_holds_every_number() -> None:
                     f"{one['ece']:.3f}",
                 ]
                 assert " | ".join(shown) in page
-        assert f"standard error is {points(task['standard_error'])} points" in page
-        assert f"an answer that never changes scores at best {points(task['majority'])}" in page
-        assert ", ".join(f"{count:,} {split}" for split, count in task["examples"].items()) in page
-    for rows in [report["macro"]["students"], *(task["students"] for task in report["tasks"].values())]:
+        assert f"standard error is {points(task.standard_error)} points" in page
+        assert f"an answer that never changes scores at best {points(task.majority)}" in page
+        assert ", ".join(f"{count:,} {split}" for split, count in task.examples.items()) in page
+    for rows in [report.macro.students, *(task.students for task in report.tasks.values())]:
         for name, row in rows.items():
-            delta = f"{signed(row['score'] - row['supervised'])} ± {points(row['delta_error'])}"
-            cells = [points(row["score"]), points(row["supervised"]), delta, percent(row["retention"])]
-            line = " | ".join([f"**{name}**", *cells, percent(row["gap_recovered"])])
-            if "agreement" in row:
-                line += f" | {percent(row['agreement'])} | {row['ece']:.3f} |"
+            assert row.supervised is not None
+            assert row.delta_error is not None
+            delta = f"{signed(row.score - row.supervised)} ± {points(row.delta_error)}"
+            cells = [points(row.score), points(row.supervised), delta, percent(row.retention)]
+            line = " | ".join([f"**{name}**", *cells, percent(row.gap_recovered)])
+            if isinstance(row, TaskStudentScores):
+                line += f" | {percent(row.agreement)} | {row.ece:.3f} |"
             assert line in page
-    assert points(report["macro"]["ensemble"]) in page
-    assert "| **half** | 4,000,000 | 16.0 | 1.25 | 20.0× | 8.0× |" in page
-    assert "| tweets-base | 20,000,000 | 80.0 | 5.00 | – | – |" in page
+    assert points(report.macro.ensemble) in page
+    assert "| **half** | 4,000,000 | 16.0 | 20.0× |" in page
+    assert "| tweets-base | 20,000,000 | 80.0 | – |" in page
+    assert "| tweets | **half** | 1.25 | 1.38 | 8.0× |" in page
+    assert "| tweets | tweets-base | 5.00 | 5.50 | – |" in page
+    assert "| mean | **half** | – | – | 8.0× |" in page
+    assert "busy" not in page
     assert "| movies-large | 1,300 | 2,600 |" in page
     assert "(examples × teachers): 0.50." in page
-    assert all(f"| {stage} | {seconds:.1f} |" in page for stage, seconds in report["timings_s"].items())
+    assert all(f"| {stage} | {seconds:.1f} |" in page for stage, seconds in report.timings_s.items())
     assert "| total | 381.8 |" in page
     assert "| torch | 2.13.0 |" in page
     assert "Seed 7." in page
@@ -121,7 +142,7 @@ def test_page_holds_every_number() -> None:
 def test_every_table_is_square() -> None:
     page = markdown(build(*some_run()))
     tables = re.findall(r"(?:^\|.*\|\n)+", page, flags=re.MULTILINE)
-    assert len(tables) == 9
+    assert len(tables) == 10
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
@@ -135,6 +156,6 @@ def test_a_page_has_only_what_a_kind_has() -> None:
     assert "ECE" not in stars
     assert "labels" not in stars
     assert "| model | pearson | spearman | mse | mae |" in stars
-    mse = report["tasks"]["stars"]["metrics"]["ensemble"]["mse"]
+    mse = report.tasks["stars"].metrics.ensemble["mse"]
     assert f" | {mse:.3f} | " in stars  # no share of a hundred
     assert "3 labels" in moods.split("## ")[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,16 +11,8 @@ from pipeline.config.resolved import jobs_of
 from pipeline.errors import StoppedError
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Status
+from tests.unit.pipeline.hand_results import hand_report
 from tests.unit.pipeline.tracked import Kept, config
-
-
-def report(supervised: float | None) -> dict[str, Any]:
-    """What `record` reads of report.json."""
-    scored = {"score": 0.74, "supervised": supervised, "retention": 0.95, "ece": None}
-    return {
-        "macro": {"ensemble": 0.78, "students": {"half": scored}},
-        "tasks": {"movies": {"metric": "accuracy", "ensemble": 0.78, "students": {"half": scored}}},
-    }
 
 
 def test_a_student_and_its_baseline_have_runs_with_their_own_settings(tmp_path: Path) -> None:
@@ -40,19 +31,22 @@ def test_a_student_and_its_baseline_have_runs_with_their_own_settings(tmp_path: 
 
 def test_test_scores_stand_on_each_run_and_the_ensembles_on_the_parent() -> None:
     tracker = Kept()
-    record.test_scores(tracker, report(0.72))
+    report = hand_report(74, 72, 78, n=100)
+    retention, ece = 0.74 / 0.78, report.tasks["movies"].students["half"].ece
+    record.test_scores(tracker, report)
     assert tracker.logged == {
         "": {
             "test/macro/ensemble": 0.78,
             "test/macro/half": 0.74,
-            "retention/half": 0.95,
+            "retention/half": retention,
             "test/movies/ensemble": 0.78,
         },
         "half-distilled": {
             "test/macro/score": 0.74,
-            "retention/macro": 0.95,
+            "retention/macro": retention,
             "test/movies/accuracy": 0.74,
-            "retention/movies": 0.95,
+            "retention/movies": retention,
+            "test/movies/ece": ece,
         },
         "half-supervised": {"test/macro/score": 0.72, "test/movies/accuracy": 0.72},
     }
@@ -60,7 +54,7 @@ def test_test_scores_stand_on_each_run_and_the_ensembles_on_the_parent() -> None
 
 def test_without_a_baseline_no_run_is_made_for_it() -> None:
     tracker = Kept()
-    record.test_scores(tracker, report(None))
+    record.test_scores(tracker, hand_report(74, None, 78, n=100))
     assert set(tracker.logged) == {"", "half-distilled"}
 
 

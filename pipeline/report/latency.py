@@ -1,0 +1,125 @@
+"""How long a model takes for one example: a task's students and teachers on the same test examples, in turn."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config.schema import RunConfig
+from pipeline.data import TaskData
+from pipeline.prepare import Inputs
+from pipeline.report.schema import Latencies, Latency, TaskLatencies
+from teachers.teacher import Teacher
+
+Key = TypeVar("Key")
+EXAMPLES = 8
+ROUNDS = 30  # at most
+FEWEST_ROUNDS = 3
+SECONDS = 5.0  # a model may take in all, unless the fewest rounds take longer
+DISTURBED = 1.5  # median ÷ best from which other work must have run beside the measurement
+OVERLOAD = 2.0  # load average ÷ cores; this run's own training, which ended just now, may still count for 1
+
+
+def latencies(config: RunConfig, inputs: Inputs) -> Latencies:
+    """Every student's exported folders and every teacher, task by task, on this machine's CPU in fp32.
+
+    An answer is one example alone, tokenizer included. All models of a task are in memory at once.
+    """
+    tasks = {}
+    for name, data in inputs.data.items():
+        test = data.splits["test"]
+        rows = [test.take(np.array([row])).inputs for row in range(min(EXAMPLES, len(test)))]
+        students, teachers = _students(config, name, data), _teachers(config, inputs, name)
+        models = {("student", model): teacher for model, teacher in students.items()}
+        models |= {("teacher", model): teacher for model, teacher in teachers.items()}
+        times = measure(
+            {key: teacher.label for key, teacher in models.items()}, rows, SECONDS / len(inputs.data)
+        )
+        tasks[name] = TaskLatencies(
+            students={model: times["student", model] for model in students},
+            teachers={model: times["teacher", model] for model in teachers},
+        )
+    return Latencies(
+        tasks=tasks,
+        threads=torch.get_num_threads(),
+        busy=busy(tasks, os.getloadavg()[0], os.cpu_count() or 1),
+    )
+
+
+def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Teacher]:
+    """The exported folders, opened as a teacher's is, so that all are timed alike."""
+    return {
+        name: Teacher(
+            config.run_dir / "students" / name / task, data.task, max_length=student.max_length.get(task)
+        )
+        for name, student in config.students.items()
+    }
+
+
+def _teachers(config: RunConfig, inputs: Inputs, task: str) -> dict[str, Teacher]:
+    return {
+        name: Teacher(
+            inputs.teachers[name],
+            inputs.data[task].task,
+            max_length=teacher.max_length,
+            labels=teacher.labels,
+        )
+        for name, teacher in config.teachers.items()
+        if teacher.task == task
+    }
+
+
+def measure(
+    models: Mapping[Key, Callable[[Any], object]], examples: list[Any], seconds: float
+) -> dict[Key, Latency]:
+    """Times `models` in rounds: in each, every model in turn answers every example, one at a time.
+
+    Estimator: of each example the fastest of its rounds, then the mean over examples. Other work on the machine
+    only adds time, so the fastest answer is the nearest to what the model itself takes; taking turns exposes all
+    models to the same disturbances. `median_ms` is the same with the median over rounds.
+
+    seconds: for each model; after so long for all models together no further round begins.
+    """
+    times: dict[Key, list[list[float]]] = {key: [] for key in models}
+    started = time.perf_counter()
+    for number in range(ROUNDS):
+        if number >= FEWEST_ROUNDS and time.perf_counter() - started > seconds * len(models):
+            break
+        for key, answer in models.items():
+            answer(examples[0])  # not timed: brings this model's weights into the caches again
+            times[key].append([_seconds(answer, example) for example in examples])
+    return {key: _latency(np.array(rounds)) for key, rounds in times.items()}
+
+
+def _seconds(answer: Callable[[Any], object], example: Any) -> float:
+    started = time.perf_counter()
+    answer(example)
+    return time.perf_counter() - started
+
+
+def _latency(seconds: NDArray[np.float64]) -> Latency:
+    """Of (rounds, examples) seconds."""
+    best, median = seconds.min(axis=0).mean(), np.median(seconds, axis=0).mean()
+    return Latency(best_ms=round(1000 * float(best), 3), median_ms=round(1000 * float(median), 3))
+
+
+def busy(tasks: Mapping[str, TaskLatencies], load: float, cores: int) -> str | None:
+    """Why these times cannot be trusted, in words; None where nothing disturbed them. load: processes, 1 minute's mean."""
+    ratios = {
+        f"{name} on {task}": one.median_ms / one.best_ms
+        for task, models in tasks.items()
+        for name, one in {**models.teachers, **models.students}.items()
+        if one.best_ms > 0
+    }
+    worst = max(ratios, key=lambda name: ratios[name], default="")
+    if worst and ratios[worst] > DISTURBED:
+        return f"the median answer of {worst} took {ratios[worst]:.1f} times as long as its best"
+    if load > OVERLOAD * cores:
+        return f"the load average was {load:.1f} on {cores} cores"
+    return None

@@ -1,0 +1,336 @@
+"""The layout of report.json and group.json: what `pipeline.report` writes and everything else reads.
+
+Scores are shares (0.862), not points. Mappings are keyed by the names in the run's config. A file of another version
+is refused: `tutelage train` on a finished run evaluates again and writes the file anew, nothing is trained.
+
+Light: no torch, so that `tutelage compare` answers at once. The JSON schema in docs/report.schema.json is made from
+these classes by docs/report_schema.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DataError
+
+Version = Literal[1]
+VERSION: Version = 1
+
+
+class Record(BaseModel):
+    """Frozen, no unknown keys, no NaN or Inf, no silent type conversion."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+# ---------------------------------------------------------------- scores
+
+
+class StudentScores(Record):
+    """A student's test score and what it is compared with."""
+
+    score: float
+    """By the task's metric, or the mean over tasks."""
+    supervised: float | None
+    """Score of the same student from the same start, trained on labels alone; null without that baseline."""
+    retention: float | None
+    """score ÷ ensemble; null where the ensemble scores nothing."""
+    gap_recovered: float | None
+    """(score − supervised) ÷ (ensemble − supervised); null without a baseline and without a clear gap."""
+    delta_error: float | None
+    """Standard error of score − supervised over the choice of test examples, paired by example (bootstrap)."""
+
+
+class TaskStudentScores(StudentScores):
+    """A student's scores on one task."""
+
+    agreement: float
+    """Share of answers in which the student agrees with the ensemble."""
+    ece: float | None
+    """Expected calibration error, 15 bins; null for kinds without class probabilities."""
+
+
+class StandardErrors(Record):
+    """Standard error of each model's score, over the choice of test examples (bootstrap)."""
+
+    ensemble: float
+    students: Mapping[str, float]
+    supervised: Mapping[str, float]
+    """The supervised baselines, by student."""
+
+
+class Section(Record):
+    """One task, or the unweighted mean over all tasks: the ensemble's score and the students' beside it."""
+
+    ensemble: float
+    """Score of the task's teachers together."""
+    students: Mapping[str, StudentScores]
+    standard_errors: StandardErrors
+
+
+class Metrics(Record):
+    """Every metric of every model, by the metric's name."""
+
+    teachers: Mapping[str, Mapping[str, float]]
+    students: Mapping[str, Mapping[str, float]]
+    supervised: Mapping[str, Mapping[str, float]]
+    """The supervised baselines, by student."""
+    ensemble: Mapping[str, float]
+
+
+class TaskReport(Section):
+    """One task on its test split."""
+
+    kind: str
+    metric: str
+    """The metric that `score`, `teachers` and `ensemble` are measured by."""
+    teachers: Mapping[str, float]
+    """Score by teacher."""
+    students: Mapping[str, TaskStudentScores]
+    examples: Mapping[str, int]
+    """Examples by split."""
+    labels: tuple[str, ...]
+    majority: float
+    """Best score of an answer that never changes."""
+    standard_error: float
+    """The largest of standard_errors."""
+    aggregation: str
+    """Strategy by which the teachers become the ensemble."""
+    metrics: Metrics
+    notes: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- costs and teachers
+
+
+class Size(Record):
+    """Size of a model's weights."""
+
+    parameters: int
+    bytes: int
+
+
+class Sizes(Record):
+    """Sizes by model."""
+
+    students: Mapping[str, Size]
+    teachers: Mapping[str, Size]
+
+
+class Latency(Record):
+    """Milliseconds that a model takes for one example alone, tokenizer included, on the CPU of the machine that
+    evaluated the run. Each example is answered in many rounds; both are means over the same few test examples."""
+
+    best_ms: float
+    """Of each example the fastest round: what the model takes when nothing else disturbs it."""
+    median_ms: float
+    """Of each example the median round. Far above best_ms on a busy machine."""
+
+
+class TaskLatencies(Record):
+    """One task's students and teachers, timed in turn on the same test examples."""
+
+    students: Mapping[str, Latency]
+    teachers: Mapping[str, Latency]
+
+
+class Latencies(Record):
+    """Latencies by task."""
+
+    tasks: Mapping[str, TaskLatencies]
+    threads: int
+    """Threads of PyTorch that each answer could use."""
+    busy: str | None
+    """Why these times cannot be trusted, in words; null where nothing disturbed them."""
+
+    def student_ms(self, name: str) -> float | None:
+        """A student's best, mean over the tasks; None where a task has no time."""
+        return _mean([models.students.get(name) for models in self.tasks.values()])
+
+    def teacher_ms(self, name: str, task: str) -> float | None:
+        """A teacher's best on its task; None without a time."""
+        return _mean([self.tasks[task].teachers.get(name)]) if task in self.tasks else None
+
+
+def _mean(latencies: Sequence[Latency | None]) -> float | None:
+    times = [one.best_ms for one in latencies if one is not None]
+    return fmean(times) if times and len(times) == len(latencies) else None
+
+
+class VersusTeachers(Record):
+    """A student's cost beside its teachers'; null where a size or a time is missing."""
+
+    times_smaller: float | None
+    """Parameters of all teachers together ÷ the student's."""
+    times_faster: float | None
+    """Mean of times_faster_by_task."""
+    times_faster_by_task: Mapping[str, float]
+    """Time of the task's teachers one after another ÷ the student's for the same examples."""
+
+
+class PreflightFindings(Record):
+    """What one teacher did on a sample of the validation split, before it labelled anything."""
+
+    teacher: str
+    task: str
+    metric: str
+    examples: int
+    score: float
+    majority: float
+    """Best score of an answer that never changes."""
+    entropy: float | None
+    """Mean entropy of the answers ÷ ln(classes); null for numbers."""
+    ece: float | None
+    self_loss: float
+    """Soft loss of the teacher to its own stored targets."""
+    replica_difference: float
+    """Largest difference between the values of two replicas."""
+    truncated: float
+    """Share of the examples (of the words, for token-classification) cut at max_length."""
+    agreement: Mapping[str, float]
+    """With each other teacher of the task."""
+    problems: tuple[str, ...]
+    """Why this teacher should not be distilled."""
+
+
+# ---------------------------------------------------------------- the files
+
+
+class Report(Record):
+    """report.json: every number of one finished run."""
+
+    report_version: Version = VERSION
+    """Layout of this file."""
+    name: str
+    group: str | None
+    """Name of the runs of other seeds that this one belongs to; null for a run alone."""
+    seed: int
+    tasks: Mapping[str, TaskReport]
+    macro: Section
+    """Unweighted mean of the tasks' scores; retention and gap_recovered are ratios of these means."""
+    teacher_forwards: Mapping[str, int]
+    """Examples that each teacher labelled in this launch."""
+    soft_targets: Mapping[str, int]
+    """Distinct examples that the run needs of each teacher."""
+    forwards_ratio: float | None
+    """All teacher_forwards ÷ all soft_targets; null where none are needed."""
+    timings_s: Mapping[str, float]
+    """Seconds by stage."""
+    first_step_s: float | None
+    """Seconds from the launch to the first step of the first student; null where none was trained."""
+    size: Sizes
+    latency: Latencies
+    versus_teachers: Mapping[str, VersusTeachers]
+    """By student."""
+    versions: Mapping[str, str]
+    """Versions by package."""
+    preflight: tuple[PreflightFindings, ...]
+    notes: tuple[str, ...]
+
+
+class SpreadRecord(Record):
+    """One number under several seeds."""
+
+    mean: float
+    sd: float | None
+    """Standard deviation of the sample (n − 1); null for one seed."""
+    lowest: float
+    highest: float
+    by_seed: tuple[float, ...]
+
+
+class DeltaRecord(SpreadRecord):
+    """score − supervised, seed by seed."""
+
+    p: float | None
+    """Two-sided sign-flip permutation test over the paired seeds; null for one seed."""
+
+
+class OutcomeRecord(Record):
+    """A student over several seeds; retention and gap_recovered are ratios of means."""
+
+    score: SpreadRecord
+    supervised: SpreadRecord | None
+    delta: DeltaRecord | None
+    retention: float | None
+    gap_recovered: float | None
+
+
+class GroupSection(Record):
+    """One task, or the mean over tasks, over several seeds."""
+
+    ensemble: SpreadRecord
+    students: Mapping[str, OutcomeRecord]
+
+
+class GroupTask(GroupSection):
+    """One task over several seeds."""
+
+    metric: str
+    teachers: Mapping[str, SpreadRecord]
+
+
+class GroupReport(Record):
+    """group.json: the runs of one config under several seeds."""
+
+    report_version: Version = VERSION
+    """Layout of this file."""
+    name: str
+    seeds: tuple[int, ...]
+    runs: tuple[str, ...]
+    """Names of the seeds' runs, whose folders lie beside the group's."""
+    tasks: Mapping[str, GroupTask]
+    macro: GroupSection
+    p_floor: float
+    """The lowest p that so many seeds can give."""
+
+
+File = TypeVar("File", bound=Record)
+
+
+def to_json(content: Record) -> str:
+    """The file's text."""
+    return content.model_dump_json(indent=2) + "\n"
+
+
+def read(file: Path, layout: type[File]) -> File:
+    """A file that `to_json` made.
+
+    Raises `DataError` where there is none, it cannot be read, has another version or holds something else.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if isinstance(content, dict) and (version := content.get("report_version")) != VERSION:
+            raise DataError(
+                f"{file} has report version {version or 'none'}, this tutelage reads version {VERSION}",
+                "The command that made it writes it anew; what is trained already is not trained again.",
+            )
+        return layout.model_validate_json(text)
+    except FileNotFoundError:
+        remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
+        raise DataError(f"{file}: there is no report", remedy) from None
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}", "Give a file that you may read.") from None
+    except ValueError as error:  # not JSON, not UTF-8, not this layout
+        raise DataError(
+            f"{file} is not a report: {_first(error)}",
+            "Leave it out, or delete it and run the command that made it.",
+        ) from None
+
+
+def _first(error: ValueError) -> str:
+    """An error in one line; of a layout's errors the first."""
+    if isinstance(error, ValidationError):
+        one, more = error.errors()[0], error.error_count() - 1
+        where = ".".join(map(str, one["loc"])) or "the file"
+        return f"{where}: {one['msg']}" + (f" (and {more} more)" if more else "")
+    return " ".join(f"{type(error).__name__} {error}".split())
