@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
-from pipeline.batch import Ragged, SoftTargets
+from pipeline.batch import Ragged
 from pipeline.config.schema import TrainConfig
 from pipeline.data import TaskData
 from pipeline.models import open_tokenizer
+from pipeline.soft import Dense, SoftTargets
 from pipeline.training.loop import LossPlan, TaskSet, Trainer
 from pipeline.training.step import Aggregation
 from students.student import build_student
@@ -57,7 +58,7 @@ def filled_store(path: Path, data: list[TaskData]) -> Store:
             logits = rng.normal(size=(len(keys), len(task_data.task.labels))).astype(np.float32)
             store.append(
                 teacher + task_data.task.name.encode().hex(),
-                SoftTargets(keys, Ragged.single(logits), task_data.task.labels),
+                SoftTargets(keys, Dense(Ragged.single(logits), task_data.task.labels)),
             )
     return store
 

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import ASSETS, machine, paired, ratios, spread
-from pipeline.batch import Ragged, SoftTargets
+from pipeline.batch import Ragged
 from pipeline.config.explain import overlay
 from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
 from pipeline.data import TaskData, load_task
 from pipeline.models import open_tokenizer
+from pipeline.soft import Dense, SoftTargets
 from pipeline.training.loop import LossPlan, TaskSet, Trainer
 from pipeline.training.step import Aggregation
 from students.student import build_student
@@ -127,7 +128,7 @@ def fill(store: Store, data: TaskData) -> float:
     offsets = np.concatenate(([0], np.cumsum(counts)))
     for teacher in TEACHERS:
         values = rng.normal(size=(int(offsets[-1]), len(data.task.columns))).astype(np.float32)
-        targets = SoftTargets(train.keys, Ragged(values, offsets), data.task.columns)
+        targets = SoftTargets(train.keys, Dense(Ragged(values, offsets), data.task.columns))
         store.append(key_of(teacher, data), targets)
     return store.size(key_of(TEACHERS[0], data)) / (values.size * 2)
 

@@ -28,6 +28,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.models import resolve
 from pipeline.prepare import Inputs, prepare, teacher_specs
 from pipeline.run_folder import job_folder
+from pipeline.soft import Dense
 from pipeline.training.jobs import new_plan, task_sets, train_job
 from pipeline.training.loop import TaskSet
 from pipeline.training.result import RESULT
@@ -50,12 +51,12 @@ class LiveTeacher:
             labels=spec.labels,
         )
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """What the teacher says of the examples `rows`, as the store would have it."""
+    def gather(self, rows: NDArray[np.int64]) -> Dense:
+        """The teacher's soft targets of the examples `rows`, as the store would have them."""
         started = time.perf_counter()
-        said, _ = self.teacher.label(self.train.take(rows).inputs)
+        soft, _ = self.teacher.label(self.train.take(rows).inputs)
         self.seconds += time.perf_counter() - started
-        return said.values.astype(np.float16)
+        return soft.half()
 
 
 def main() -> None:

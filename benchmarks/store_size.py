@@ -15,7 +15,8 @@ import time
 import numpy as np
 
 from benchmarks.common import machine
-from pipeline.batch import Ragged, SoftTargets
+from pipeline.batch import Ragged
+from pipeline.soft import Dense, SoftTargets
 from teachers.store import Store
 
 EXAMPLES, BATCH = 10_000, 160
@@ -30,7 +31,7 @@ def main() -> None:
             keys = rng.integers(0, 2**64, size=EXAMPLES, dtype=np.uint64)
             logits = rng.normal(size=(EXAMPLES, labels)).astype(np.float32)
             for half in (slice(0, EXAMPLES // 2), slice(EXAMPLES // 2, None)):
-                store.append("aa", SoftTargets(keys[half], Ragged.single(logits[half]), names))
+                store.append("aa", SoftTargets(keys[half], Dense(Ragged.single(logits[half]), names)))
             view = store.view("aa", keys, names)
             batches = [rng.integers(0, EXAMPLES, size=BATCH) for _ in range(500)]
             times = []

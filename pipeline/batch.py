@@ -1,8 +1,8 @@
-"""What crosses module borders: examples, soft targets, batches. NumPy only, so that any room may import it.
+"""What crosses module borders: examples and batches. NumPy only, so that any module may import it.
 
-Every kind of task speaks in *items*: what one softmax row, or one number, stands for. A text has one item, a
-sentence has one a word, a context has one a cell (its words and "no answer"). What models say about n examples
-is `Ragged`: m_i rows of C columns for example i, whatever tokenizer it was said with.
+Every kind of task counts in *items*: what one softmax row, or one number, stands for. A text has one item, a
+sentence has one a word, a context has one a cell (its words and "no answer"). What a model predicts for n
+examples is `Ragged`: m_i rows of C columns for example i, whatever its tokenizer. Soft targets: `pipeline.soft`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 UNLABELLED = -1
 ABSENT = -60000.0
-"""The logit of what a model cannot speak of (a label it lacks, a word it does not see): finite in float16,
+"""The logit where a model has no prediction (a label it lacks, a word it does not see): finite in float16,
 probability 0 beside any other."""
 
 
@@ -25,7 +25,7 @@ NOT_GIVEN: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 def is_present(logits: Any) -> Any:
-    """Where `logits`, an array or a tensor of any shape, are something that a model said."""
+    """Where `logits`, an array or a tensor of any shape, are a model's own rather than `ABSENT`."""
     return logits > ABSENT / 2
 
 
@@ -47,13 +47,13 @@ class Ragged:
     @classmethod
     def of(cls, rows: Sequence[NDArray[Any]]) -> Ragged:
         """Each example's own array; there must be one or more."""
-        return cls(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))
+        return cls(np.concatenate(rows), offsets_of(np.array([len(each) for each in rows])))
 
     @classmethod
     def join(cls, parts: Sequence[Ragged]) -> Ragged:
         """One after another; there must be one or more."""
         counts = np.concatenate([part.counts for part in parts])
-        return cls(np.concatenate([part.values for part in parts]), np.concatenate(([0], np.cumsum(counts))))
+        return cls(np.concatenate([part.values for part in parts]), offsets_of(counts))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -65,10 +65,25 @@ class Ragged:
 
     def take(self, examples: NDArray[np.int64]) -> Ragged:
         """Those `examples` (m,), in that order."""
-        counts = self.counts[examples]
-        return Ragged(
-            self.values[flat_index(self.offsets[examples], counts)], np.concatenate(([0], np.cumsum(counts)))
-        )
+        rows, offsets = rows_of(self.offsets, examples)
+        return Ragged(self.values[rows], offsets)
+
+
+def rows_of(
+    offsets: NDArray[np.int64], examples: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of some `examples` (m,), where example i owns ``[offsets[i], offsets[i + 1])``, and their own
+    offsets (m + 1,)."""
+    starts = offsets[examples]
+    counts = offsets[examples + 1] - starts
+    return flat_index(starts, counts), offsets_of(counts)
+
+
+def offsets_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n + 1,) int64 where each example's rows begin, from its number of rows (n,), and where the last one's end."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
 
 
 def flat_index(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -121,30 +136,6 @@ class Examples:
         """The examples at `rows` (m,), in that order."""
         inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
         return Examples(self.task, self.keys[rows], inputs, self.labels.take(rows))
-
-
-@dataclass(frozen=True)
-class SoftTargets:
-    """What one teacher says about n examples, before temperature.
-
-    keys: (n,) uint64 · logits: values (total, C) float16 or float32, column c belongs to ``columns[c]`` ·
-    columns: their names, the task's label space for classification. Examples carry their key, so they can
-    never be read in the wrong order.
-    """
-
-    keys: NDArray[np.uint64]
-    logits: Ragged
-    columns: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.logits) != len(self.keys) or self.logits.values.shape[1:] != (len(self.columns),):
-            raise ValueError(
-                f"{len(self.keys)} keys and {len(self.columns)} columns do not fit logits of {len(self.logits)} "
-                f"examples, {self.logits.values.shape}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 @dataclass(frozen=True)

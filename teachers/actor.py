@@ -10,8 +10,8 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from pipeline.batch import Ragged
 from pipeline.models import resolve
+from pipeline.soft import Soft
 from teachers.spec import TeacherSpec
 from teachers.teacher import Teacher
 
@@ -36,7 +36,7 @@ class TeacherActor:
         """Process id, once the model is loaded."""
         return os.getpid()
 
-    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Ragged, int]:
+    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Soft, int]:
         """See `Teacher.label`."""
         return self._teacher.label(inputs)
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from pipeline.batch import Examples, Ragged, SoftTargets
+from pipeline.batch import Examples
 from pipeline.errors import ExhaustedError, TutelageError
+from pipeline.soft import Soft, SoftTargets, join_soft
 from teachers.actor import start
 from teachers.spec import TeacherSpec, requested
 from teachers.store import Store
@@ -31,7 +32,7 @@ SHARD = 8192  # examples a shard of the store, or
 SHARD_VALUES = 8_000_000  # numbers, if that is sooner: 16 MB
 FLUSH_S = 60.0  # labelled examples are on disk after at most this long
 Chunk = Mapping[str, Sequence[Any]]
-Labelled = tuple[Ragged, int]
+Labelled = tuple[Soft, int]
 
 
 @dataclass(eq=False)
@@ -298,10 +299,10 @@ class _ShardWriter:
     ) -> None:
         self._store, self._spec, self._keys, self._texts = store, spec, keys, texts
         self._rows: list[NDArray[np.int64]] = []
-        self._targets: list[Ragged] = []
+        self._targets: list[Soft] = []
         self._since = time.monotonic()
 
-    def add(self, rows: NDArray[np.int64], targets: Ragged) -> None:
+    def add(self, rows: NDArray[np.int64], targets: Soft) -> None:
         """Raises `BadTargetsError` for NaN or Inf, once the good chunks before are on disk."""
         finite = np.isfinite(targets.values).all()
         if not finite:
@@ -317,15 +318,14 @@ class _ShardWriter:
         self._since = time.monotonic()
         if not self._rows:
             return
-        rows, values = np.concatenate(self._rows), Ragged.join(self._targets)
+        rows, soft = np.concatenate(self._rows), join_soft(self._targets)
         self._rows, self._targets = [], []
 
         def describe(row: int) -> str:
             fields = (column[rows[row]] for column in self._texts.values())
             return " | ".join((field if isinstance(field, str) else " ".join(field))[:80] for field in fields)
 
-        targets = SoftTargets(self._keys[rows], values, self._spec.task.columns)
-        self._store.append(self._spec.key, targets, describe, self._spec.name)
+        self._store.append(self._spec.key, SoftTargets(self._keys[rows], soft), describe, self._spec.name)
 
 
 def _last_line(error: BaseException) -> str:

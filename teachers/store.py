@@ -3,12 +3,14 @@
 ::
 
     <store>/<teacher>/teacher.json         what the fingerprint stands for, to be read by people
-    <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending · logits float16[C], or a list of
-                                           float16 where examples have several items; the schema has the
-                                           columns' names
-    <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels, when written
+    <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending, and the columns of `pipeline.soft`:
+                                           logits float16[C] (a list of float16 where examples have several
+                                           items), or ids, log_probabilities and rest; the schema's metadata
+                                           have the columns' names (``labels``), or the ``vocabulary``
+    <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels or vocabulary, when
+                                           written
 
-`teacher` is a fingerprint: hexadecimal, made of everything that changes what the teacher says. A shard is
+`teacher` is a fingerprint: hexadecimal, made of everything that changes the teacher's answers. A shard is
 written whole, named by its own bytes and never changed, and its entry is written after it: a shard without an
 entry does not exist. No file is shared between writers, so any number of processes may append at once without
 locks.
@@ -22,10 +24,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
-from pipeline.batch import Ragged, SoftTargets, flat_index
-from pipeline.errors import BadTargetsError, CorruptError, TeacherError
+from pipeline.batch import flat_index, offsets_of
+from pipeline.errors import BadTargetsError, CorruptError
+from pipeline.soft import (
+    Soft,
+    SoftTargets,
+    Space,
+    check_space,
+    soft_from_arrow,
+    space_fields,
+    space_of,
+)
 from teachers.store_files import StoreFiles
 
 logger = logging.getLogger(__name__)
@@ -85,17 +95,17 @@ class Store:
         Of equal keys the first is kept. `excerpt` (row of `targets` → the example's text) and `name` (the
         teacher's, in the config) make the errors readable.
 
-        Raises `BadTargetsError` on NaN, Inf or a logit beyond float16; `TeacherError` where the stored shards
-        have other labels; `ExhaustedError` when the disk is full.
+        Raises `BadTargetsError` on NaN, Inf or a number beyond float16; `TeacherError` where the stored shards
+        have other columns, or another vocabulary; `ExhaustedError` when the disk is full.
         """
-        logits = _storable(targets, excerpt, f"{name} ({teacher})" if name else teacher)
+        storable = _storable(targets, excerpt, f"{name} ({teacher})" if name else teacher)
         entries, listing = self._refresh(teacher)
         for known in entries.values():
-            _same_labels(teacher, known.labels, targets.columns)
+            check_space(teacher, known.space, targets.soft.space)
         if len(targets) == 0:
             return
         self._sweep(teacher, listing)
-        data, entry = _encode(targets, logits)
+        data, entry = _encode(storable)
         if entry.shard not in entries or self._open(teacher, entries[entry.shard]) is None:
             self._files.put(f"{teacher}/{entry.shard}.arrow", data)
             self._files.put(f"{teacher}/{entry.shard}.json", entry.dump())  # only now does the shard exist
@@ -104,21 +114,21 @@ class Store:
         self,
         teacher: str,
         keys: NDArray[np.uint64],
-        labels: Sequence[str],
+        space: Space,
         counts: NDArray[np.int64] | None = None,
     ) -> TargetView:
         """The soft targets of `keys` (n,), in that order; repeated keys are fine.
 
-        `labels` is the reader's label space, in the order of its columns; counts: (n,) items that each example
-        has, 1 each where not given. All looking up happens here, once, so that reading a batch is a copy. The
-        view stays valid, and the same, whatever is appended later.
+        `space`: the columns that the reader has, in its order, or its vocabulary · counts: (n,) items that each
+        example has, 1 each where not given. All looking up happens here, once, so that reading a batch is a copy.
+        The view stays valid, and the same, whatever is appended later.
 
         Raises `CorruptError` if a key is missing, or has another number of items, and `TeacherError` if a
-        shard's labels are not `labels`.
+        shard's space is not `space`.
         """
         index = self._index(teacher)
         for shard in index.shards:
-            _same_labels(teacher, shard.labels, labels)
+            check_space(teacher, shard.soft.space, space)
         positions = index.find(np.asarray(keys, dtype=np.uint64))
         absent = int(np.count_nonzero(positions < 0))
         if absent:
@@ -126,7 +136,7 @@ class Store:
                 f"the store {self._files.shown} lacks {absent} of {len(keys)} targets of teacher {teacher}",
                 "Label again: only what is missing is computed.",
             )
-        view = TargetView.over(tuple(labels), index.shards, index.starts, positions)
+        view = TargetView.over(index, positions)
         wanted = np.ones(len(keys), dtype=np.int64) if counts is None else counts
         wrong = int(np.count_nonzero(view.counts != wanted))
         if wrong:
@@ -163,10 +173,12 @@ class Store:
         names = [match[1] for file in listing if (match := _ENTRY.fullmatch(file))]
         known = self._entries.get(teacher, {})
         entries = {name: known.get(name) or self._load(teacher, name) for name in names}
-        self._entries[teacher] = found = {name: entry for name, entry in entries.items() if entry is not None}
+        self._entries[teacher] = readable = {
+            name: entry for name, entry in entries.items() if entry is not None
+        }
         opened = self._shards.get(teacher, {})
-        self._shards[teacher] = {name: shard for name, shard in opened.items() if name in found}
-        return found, listing
+        self._shards[teacher] = {name: shard for name, shard in opened.items() if name in readable}
+        return readable, listing
 
     def _load(self, teacher: str, shard: str) -> _Entry | None:
         """A shard's entry; None, so that its rows are missing, if it is unreadable or has just gone."""
@@ -218,63 +230,58 @@ class Store:
 class TargetView:
     """The soft targets of n examples, ready to be read by batch; made by `Store.view`.
 
-    labels: the C names of the columns · shards: memory-mapped (items, C) float16 each · homes: (n,) int64, the
-    shard of each example · starts: (n,) int64, its first item there · counts: (n,) int64, its items.
+    shards: memory-mapped · homes: (n,) int64, the shard of each example · starts: (n,) int64, its first row there ·
+    counts: (n,) int64, its rows.
     """
 
-    labels: tuple[str, ...]
-    shards: tuple[NDArray[np.float16], ...]
+    shards: tuple[Soft, ...]
     homes: NDArray[np.int64]
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
 
     @classmethod
-    def over(
-        cls,
-        labels: tuple[str, ...],
-        shards: tuple[_Shard, ...],
-        begins: NDArray[np.int64],
-        positions: NDArray[np.int64],
-    ) -> TargetView:
-        """The examples at `positions` (n,) of the shards laid end to end; shard s begins at ``begins[s]``."""
-        homes = np.searchsorted(begins, positions, side="right") - 1
+    def over(cls, index: _Index, positions: NDArray[np.int64]) -> TargetView:
+        """The examples at `positions` (n,) of the index."""
+        shards = tuple(shard.soft for shard in index.shards)
+        homes = np.searchsorted(index.starts, positions, side="right") - 1
         starts, counts = np.empty_like(positions), np.empty_like(positions)
-        for number, shard in enumerate(shards):
+        for number, soft in enumerate(shards):
             here = homes == number
-            rows = positions[here] - begins[number]
-            starts[here] = shard.offsets[rows]
-            counts[here] = shard.offsets[rows + 1] - shard.offsets[rows]
-        return cls(labels, tuple(shard.logits for shard in shards), homes, starts, counts)
+            places = positions[here] - index.starts[number]
+            starts[here], counts[here] = soft.offsets[places], soft.counts[places]
+        return cls(shards, homes, starts, counts)
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """(M, C) logits of the examples `rows` (m,), end to end in that order; one copy a shard touched."""
+    def gather(self, rows: NDArray[np.int64]) -> Soft:
+        """The soft targets of the examples `rows` (m,), in that order; one copy a shard touched."""
         starts, counts, homes = self.starts[rows], self.counts[rows], self.homes[rows]
-        ends = np.cumsum(counts)
-        out = np.empty((int(ends[-1]) if len(ends) else 0, len(self.labels)), dtype=np.float16)
+        offsets, first = offsets_of(counts), self.shards[0]
+        arrays = [np.empty((offsets[-1], *array.shape[1:]), array.dtype) for array in first.arrays]
         for home in np.unique(homes):
             here = homes == home
-            found = self.shards[home][flat_index(starts[here], counts[here])]
-            out[flat_index((ends - counts)[here], counts[here])] = found
-        return out
+            source = flat_index(starts[here], counts[here])
+            target = flat_index(offsets[:-1][here], counts[here])
+            for array, stored in zip(arrays, self.shards[home].arrays, strict=True):
+                array[target] = stored[source]
+        return first.with_rows(arrays, offsets)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What ``shard-<hash>.json`` says of its shard; size: bytes · written: nanoseconds since 1970."""
+    """What ``shard-<hash>.json`` holds about its shard; size: bytes · written: nanoseconds since 1970."""
 
     shard: str
     rows: int
     size: int
     checksum: str
-    labels: tuple[str, ...]
+    space: Space
     written: int
 
     def dump(self) -> bytes:
         fields = {"rows": self.rows, "bytes": self.size, "checksum": self.checksum}
-        fields |= {"labels": self.labels, "written": self.written}
+        fields |= {**space_fields(self.space), "written": self.written}
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
@@ -282,7 +289,7 @@ class _Entry:
         """Raises ValueError, KeyError or TypeError when `data` is no entry."""
         fields = json.loads(data)
         rows, size, written = (int(fields[name]) for name in ("rows", "bytes", "written"))
-        return cls(shard, rows, size, str(fields["checksum"]), tuple(fields["labels"]), written)
+        return cls(shard, rows, size, str(fields["checksum"]), space_of(fields), written)
 
     def fault(self, data: pa.Buffer) -> str:
         """Why `data` is not the shard; empty if it is."""
@@ -293,23 +300,16 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """An opened shard: keys (n_s,) uint64 ascending and logits (items, C) float16, both memory-mapped; offsets
-    (n_s + 1,): example i has the items ``[offsets[i], offsets[i + 1])``."""
+    """An opened shard, memory-mapped: keys (n_s,) uint64 ascending, and their soft targets in float16."""
 
     keys: NDArray[np.uint64]
-    logits: NDArray[np.float16]
-    offsets: NDArray[np.int64]
-    labels: tuple[str, ...]
+    soft: Soft
 
     @classmethod
     def parse(cls, data: pa.Buffer) -> _Shard:
         batch = ipc.open_file(data).get_batch(0)
-        labels = tuple(json.loads(batch.schema.metadata[b"labels"]))
-        column = batch.column("logits")
-        logits = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, len(labels))
-        single = pa.types.is_fixed_size_list(column.type)
-        offsets = np.arange(len(batch) + 1) if single else column.offsets.to_numpy() // len(labels)
-        return cls(batch.column("key").to_numpy(), logits, offsets, labels)
+        fields = {name.decode(): json.loads(value) for name, value in batch.schema.metadata.items()}
+        return cls(batch.column("key").to_numpy(), soft_from_arrow(batch, space_of(fields)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,28 +347,18 @@ def _folder(teacher: str) -> str:
     return teacher
 
 
-def _encode(targets: SoftTargets, logits: NDArray[np.float16]) -> tuple[pa.Buffer, _Entry]:
+def _encode(targets: SoftTargets) -> tuple[pa.Buffer, _Entry]:
     """A shard's bytes, the examples sorted by key and distinct, and its entry."""
     keys, first = np.unique(np.asarray(targets.keys, dtype=np.uint64), return_index=True)
-    width = len(targets.columns)
-    sorted_ = Ragged(logits, targets.logits.offsets).take(first)
-    flat = pa.array(sorted_.values.ravel())
-    if (sorted_.counts == 1).all():
-        column = pa.FixedSizeListArray.from_arrays(flat, width)
-    else:
-        column = pa.LargeListArray.from_arrays(pa.array(sorted_.offsets * width), flat)
-        if len(flat) < 2**31:
-            column = column.cast(pa.list_(pa.float16()))
-    labels = json.dumps(targets.columns, ensure_ascii=False)
-    batch = pa.record_batch({"key": pa.array(keys), "logits": column})
-    batch = batch.replace_schema_metadata({"labels": labels})
+    soft = targets.soft.take(first)
+    metadata = {k: json.dumps(v, ensure_ascii=False) for k, v in space_fields(soft.space).items()}
+    batch = pa.record_batch({"key": pa.array(keys), **soft.to_arrow()}).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     data = sink.getvalue()
     checksum = _checksum(data)
-    name = f"shard-{checksum}"
-    return data, _Entry(name, len(keys), data.size, checksum, tuple(targets.columns), time.time_ns())
+    return data, _Entry(f"shard-{checksum}", len(keys), data.size, checksum, soft.space, time.time_ns())
 
 
 def _checksum(data: pa.Buffer) -> str:
@@ -376,38 +366,24 @@ def _checksum(data: pa.Buffer) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
-def _same_labels(teacher: str, stored: tuple[str, ...], wanted: Sequence[str]) -> None:
-    """Raises `TeacherError` unless both name the same columns in the same order."""
-    for column, (here, there) in enumerate(zip_longest(stored, wanted)):
-        if here == there:
-            continue
-        raise TeacherError(
-            f"other labels are stored for teacher {teacher}: column {column} is {here!r}, not {there!r}",
-            "Align the teacher by label name before storing; its fingerprint must change with the label map.",
-        )
-
-
-def _storable(
-    targets: SoftTargets, excerpt: Callable[[int], str] | None, teacher: str
-) -> NDArray[np.float16]:
-    """The values (M, C) as float16; raises `BadTargetsError`, naming the first that is not finite."""
-    given = targets.logits
-    with np.errstate(over="ignore"):  # what overflows becomes Inf and is refused below
-        logits = given.values.astype(np.float16)
-    bad = ~np.isfinite(logits)
+def _storable(targets: SoftTargets, excerpt: Callable[[int], str] | None, teacher: str) -> SoftTargets:
+    """The targets in float16; raises `BadTargetsError`, naming the first number that is not finite."""
+    given, half = targets.soft, targets.soft.half()
+    bad = ~np.isfinite(half.values)
     items = np.flatnonzero(bad.any(axis=1))
     if len(items) == 0:
-        return logits
+        return SoftTargets(targets.keys, half)
     rows = np.unique(np.searchsorted(given.offsets, items, side="right") - 1)
     row, item = int(rows[0]), int(items[0])
     column = int(np.argmax(bad[item]))
     value = given.values[item, column]
-    said = f"{value:g}" + (", beyond float16," if np.isfinite(value) else "")
+    shown = f"{value:g}" + (", beyond float16," if np.isfinite(value) else "")
     example = f"row {row}" if excerpt is None else f'"{" ".join(excerpt(row).split())[:80]}"'
-    if given.counts[row] > 1:
-        example += f", item {item - int(given.offsets[row])}"
+    first, end = given.offsets[row : row + 2].tolist()
+    if end - first > 1:
+        example += f", item {item - first}"
     raise BadTargetsError(
-        f"teacher {teacher} gave {said} for label {targets.columns[column]!r} on example {example} (key"
+        f"teacher {teacher} gave {shown} for {given.event(item, column)} on example {example} (key"
         f" {int(targets.keys[row]):016x}); {len(rows)} of {len(targets)} examples are bad, none was stored",
         "Check the teacher's weights on that example; if it runs in half precision, run it in float32.",
     )

@@ -14,6 +14,7 @@ import torch
 from pipeline.batch import Ragged, flat_index, token_budget_batches
 from pipeline.errors import TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_model, open_tokenizer
+from pipeline.soft import Dense
 from pipeline.tasks import Task
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
@@ -51,8 +52,8 @@ class Teacher:
         self.model = model.to(self.device)
 
     @torch.inference_mode()
-    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Ragged, int]:
-        """(M, C) float32 values of n examples in the order given, and how many of them were truncated.
+    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Dense, int]:
+        """Float32 soft targets of n examples in the order given, and how many of them were truncated.
 
         Batches are sorted by length and cut by padded tokens; the same examples in the same order give the
         same bytes.
@@ -65,11 +66,11 @@ class Teacher:
         ]  # longest first: memory peaks at once, not at the end
         for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_batch):
             batch = TensorBatch.of(encoded.pad(rows), self.device)
-            said = self.task.read_out(self.model(**batch.inputs), batch)
+            predictions = self.task.read_out(self.model(**batch.inputs), batch)
             if self.groups is not None:
-                said = self.task.marginalise(said, self.groups)
-            values[torch.from_numpy(flat_index(starts[rows], encoded.counts[rows]))] = said.cpu()
-        return Ragged(values.numpy(), starts), encoded.truncated
+                predictions = self.task.marginalise(predictions, self.groups)
+            values[torch.from_numpy(flat_index(starts[rows], encoded.counts[rows]))] = predictions.cpu()
+        return Dense(Ragged(values.numpy(), starts), self.task.columns), encoded.truncated
 
 
 def check_teacher(

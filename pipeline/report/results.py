@@ -111,7 +111,7 @@ def _said(
     teachers: dict[str, NDArray[np.floating]] = {
         teacher: store.view(keys[teacher], examples.keys, task.columns, counts)
         .gather(rows)
-        .astype(np.float32)
+        .values.astype(np.float32)
         for teacher in weights
     }
     strategy = config.aggregation_of(name).strategy

@@ -28,6 +28,7 @@ from pipeline.config.schema import OptimizationConfig
 from pipeline.errors import DivergedError
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights, annealed
+from pipeline.soft import Soft
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -45,8 +46,8 @@ DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the 
 class SoftTargetReader(Protocol):
     """Soft targets of one teacher, entry i belonging to example i of the train split."""
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """(M, C) raw soft targets of the examples `rows`, end to end."""
+    def gather(self, rows: NDArray[np.int64]) -> Soft:
+        """The soft targets of the examples `rows`, end to end."""
         ...
 
 
@@ -228,7 +229,7 @@ class Trainer:
         for share in shares if self.workers.world > 1 else [s for s in shares if len(s)]:
             filler = len(share) == 0
             share = rows[:1] if filler else share
-            teachers = [torch.from_numpy(reader.gather(share)) for reader in task_set.readers]
+            teachers = [torch.from_numpy(reader.gather(share).values) for reader in task_set.readers]
             batches.append(
                 MicroBatch(
                     TensorBatch.of(task_set.train.pad(share), device),

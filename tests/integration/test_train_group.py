@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.batch import SoftTargets
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import DivergedError
 from pipeline.run_folder import job_folder
+from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.jobs import Plan, new_plan
 from pipeline.training.loop import METRICS, read_metrics
@@ -55,7 +55,7 @@ class Bench:
             self.keys[name] = store_key(Path(teacher.model), data.task, "fp32")
             for examples in data.all_examples():
                 logits, _ = Teacher(Path(teacher.model), data.task).label(examples.inputs)
-                store.append(self.keys[name], SoftTargets(examples.keys, logits, data.task.labels))
+                store.append(self.keys[name], SoftTargets(examples.keys, logits))
 
     def plan(self, name: str, *students: str, workers: int = 1) -> Plan:
         """A run folder of that name, and the plan to train `students` in it."""

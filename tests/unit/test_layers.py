@@ -30,6 +30,7 @@ LIGHT = (
     "pipeline.config.load",
     "pipeline.errors",
     "pipeline.batch",
+    "pipeline.soft",
     "pipeline.tracking.uri",
     "pipeline.report.schema",
     "pipeline.report.group",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.config.schema import OptimizationConfig, Strategy
+from pipeline.soft import Dense
 from pipeline.tasks import Task
 from pipeline.tasks.text_classification import TextClassification
 from pipeline.training.loop import METRICS, LossPlan, TaskSet, Trainer, read_metrics
@@ -68,8 +69,8 @@ class FixedTargets:
 
     logits: NDArray[np.float16]
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        return self.logits[rows]
+    def gather(self, rows: NDArray[np.int64]) -> Dense:
+        return Dense(Ragged.single(self.logits[rows]), tuple(map(str, range(self.logits.shape[1]))))
 
 
 def task_set(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from pipeline.batch import (
     Encoded,
     Examples,
     Ragged,
-    SoftTargets,
     content_keys,
     flat_index,
     is_present,
@@ -159,7 +157,7 @@ def test_absent_is_finite_in_half_precision_and_no_probability() -> None:
     assert np.exp(np.float32(logits[0] + 100)) == 0
 
 
-# ---------------------------------------------------------------- examples and soft targets
+# ---------------------------------------------------------------- examples
 
 
 def test_take_keeps_rows_together() -> None:
@@ -171,18 +169,6 @@ def test_take_keeps_rows_together() -> None:
     assert taken.labels.values.tolist() == [UNLABELLED, 0]
     assert taken.keys.tolist() == keys_of("c", "a")
     assert (len(examples), len(taken)) == (3, 2)
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (6,)])
-def test_soft_targets_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    logits = Ragged.single(np.zeros(shape, np.float16))
-    with pytest.raises(ValueError, match="do not fit logits"):
-        SoftTargets(np.arange(3, dtype=np.uint64), logits, ("x", "y", "z"))
-
-
-def test_soft_targets_may_have_several_items_an_example() -> None:
-    logits = Ragged.of([np.zeros((2, 3), np.float16), np.zeros((0, 3), np.float16)])
-    assert len(SoftTargets(np.arange(2, dtype=np.uint64), logits, ("x", "y", "z"))) == 2
 
 
 # ---------------------------------------------------------------- padding

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batch import UNLABELLED, SoftTargets
+from pipeline.batch import UNLABELLED
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
@@ -25,6 +25,7 @@ from pipeline.report.page import markdown
 from pipeline.report.results import task_results
 from pipeline.run_folder import job_folder
 from pipeline.saved import score_student, score_table
+from pipeline.soft import SoftTargets
 from pipeline.training.fine_tune import TEACHER, fine_tune
 from pipeline.training.jobs import new_plan, read_result, same_budget, task_sets, train_jobs
 from pipeline.training.loop import METRICS, TaskSet, read_metrics
@@ -120,8 +121,8 @@ def labelled(config: RunConfig, data: dict[str, TaskData], folders: dict[str, Pa
             rows = store.missing(keys[name], examples.keys)
             some = examples.take(rows)
             if len(some):
-                said, _ = teacher.label(some.inputs)
-                store.append(keys[name], SoftTargets(some.keys, said, task_data.task.columns))
+                soft, _ = teacher.label(some.inputs)
+                store.append(keys[name], SoftTargets(some.keys, soft))
     return keys
 
 
@@ -223,9 +224,9 @@ def test_unlabelled_examples_teach_by_the_soft_loss_alone(
     assert (len(distilled.train), len(supervised.train)) == (96, 48)
     assert np.isfinite(supervised.labels.values).all()
     assert np.isnan(distilled.labels.values).sum() == 48
-    said = distilled.readers[0].gather(np.array([95]))
+    soft = distilled.readers[0].gather(np.array([95]))
     expected, _ = Teacher(tmp_path / "teacher", data["mood"].task).label(train.take(np.array([95])).inputs)
-    np.testing.assert_allclose(said, expected.values, rtol=2e-3)
+    np.testing.assert_allclose(soft.values, expected.values, rtol=2e-3)
 
 
 def test_a_baseline_takes_as_many_steps_as_its_student(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,8 +24,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
-from pipeline.batch import Ragged, SoftTargets, content_keys
+from pipeline.batch import Ragged, content_keys, offsets_of
 from pipeline.errors import BadTargetsError, CorruptError, ExhaustedError, TeacherError
+from pipeline.soft import Dense, SoftTargets, Space, Sparse, Vocabulary
 from teachers.store import ORPHAN_AGE_S, Store, TargetView
 
 TEACHER = "0a1b2c"
@@ -41,12 +43,18 @@ def logits_of(keys: NDArray[np.uint64], labels: int = len(LABELS)) -> NDArray[np
     return np.stack(parts, axis=1).astype(np.float16)
 
 
+def single(
+    keys: NDArray[np.uint64], logits: NDArray[np.floating], labels: tuple[str, ...] = LABELS
+) -> SoftTargets:
+    return SoftTargets(keys, Dense(Ragged.single(logits), labels))
+
+
 def targets_of(keys: NDArray[np.uint64]) -> SoftTargets:
-    return SoftTargets(keys, Ragged.single(logits_of(keys).astype(np.float32)), LABELS)
+    return single(keys, logits_of(keys).astype(np.float32))
 
 
-def read(store: Store, keys: NDArray[np.uint64]) -> NDArray[np.float16]:
-    return store.view(TEACHER, keys, LABELS).gather(np.arange(len(keys)))
+def read(store: Store, keys: NDArray[np.uint64]) -> NDArray[np.floating]:
+    return store.view(TEACHER, keys, LABELS).gather(np.arange(len(keys))).values
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -79,14 +87,14 @@ def test_roundtrip(folder: Path) -> None:
     batch = view.gather(np.array([5, 99, 5, 0]))
     assert isinstance(view, TargetView)
     assert len(view) == 100
-    assert view.labels == LABELS
-    assert batch.dtype == np.float16
-    np.testing.assert_array_equal(batch, logits_of(keys[[5, 99, 5, 0]]))
+    assert batch.space == LABELS
+    assert batch.values.dtype == np.float16
+    np.testing.assert_array_equal(batch.values, logits_of(keys[[5, 99, 5, 0]]))
 
 
 def test_gather_of_no_rows(two_shards: Path) -> None:
     view = Store(str(two_shards)).view(TEACHER, keys_of(0, 150), LABELS)
-    assert view.gather(np.empty(0, dtype=np.int64)).shape == (0, 3)
+    assert view.gather(np.empty(0, dtype=np.int64)).values.shape == (0, 3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -102,7 +110,7 @@ def test_any_order_over_any_shards_reads_the_right_rows(data: st.DataObject) -> 
         for part in np.split(written, cuts):
             store.append(TEACHER, targets_of(keys[part]))
         view = store.view(TEACHER, keys[asked], LABELS)
-        np.testing.assert_array_equal(view.gather(rows), logits_of(keys[asked[rows]]))
+        np.testing.assert_array_equal(view.gather(rows).values, logits_of(keys[asked[rows]]))
 
 
 def test_only_what_is_missing_is_appended(two_shards: Path) -> None:
@@ -151,9 +159,9 @@ def test_of_a_repeated_key_the_first_written_counts(folder: Path) -> None:
     keys = keys_of(0, 4)
     first, later = logits_of(keys), logits_of(keys) + np.float16(1)
     store = Store(str(folder))
-    store.append(TEACHER, SoftTargets(keys[[0, 0]], Ragged.single(np.stack([first[0], later[0]])), LABELS))
+    store.append(TEACHER, single(keys[[0, 0]], np.stack([first[0], later[0]])))
     for part, logits in ([0, 1], later), ([1, 2], first), ([2, 3], later):
-        store.append(TEACHER, SoftTargets(keys[part], Ragged.single(logits[part]), LABELS))
+        store.append(TEACHER, single(keys[part], logits[part]))
         expected = read(store, keys[:2])
         np.testing.assert_array_equal(expected, [first[0], later[1]])
     np.testing.assert_array_equal(read(Store(str(folder)), keys), [first[0], later[1], first[2], later[3]])
@@ -175,7 +183,7 @@ def test_shards_of_another_process_are_seen(folder: Path) -> None:
     other.append(TEACHER, targets_of(keys[50:]))
     assert len(mine.missing(TEACHER, keys)) == 0
     np.testing.assert_array_equal(read(mine, keys), logits_of(keys))
-    np.testing.assert_array_equal(view.gather(np.arange(50)), logits_of(keys[:50]))
+    np.testing.assert_array_equal(view.gather(np.arange(50)).values, logits_of(keys[:50]))
 
 
 def test_a_shard_is_plain_arrow_with_its_labels(folder: Path) -> None:
@@ -191,6 +199,21 @@ def test_a_shard_is_plain_arrow_with_its_labels(folder: Path) -> None:
     assert shard.name == f"shard-{entry['checksum']}.arrow"
 
 
+SINGLE = Ragged.single(np.arange(12, dtype=np.float32).reshape(4, 3))
+SEVERAL = Ragged(np.arange(18, dtype=np.float32).reshape(6, 3), np.array([0, 2, 2, 3, 6]))
+
+
+@pytest.mark.parametrize(
+    ("logits", "name"),
+    [(SINGLE, "dcb5c4a3adc93e64d37ebec81b5b669d"), (SEVERAL, "491e1eb65bc9ced4eef1e24149e17025")],
+)
+def test_equal_targets_have_the_bytes_that_they_always_had(folder: Path, logits: Ragged, name: str) -> None:
+    """A shard is named by its bytes: another name would be a second copy in the stores that users have."""
+    targets = SoftTargets(np.array([7, 3, 9, 1], dtype=np.uint64), Dense(logits, ("bad", "süß", "plain")))
+    Store(str(folder)).append(TEACHER, targets)
+    assert [file.name for file in shards_in(folder)] == [f"shard-{name}.arrow"]
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files where Linux shows them")
 def test_no_file_stays_open(two_shards: Path) -> None:
     store = Store(str(two_shards))
@@ -204,7 +227,7 @@ def test_size_at_ten_thousand_rows(folder: Path, labels: int) -> None:
     rows = 10_000
     keys = np.arange(rows, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     names = tuple(f"label number {c}" for c in range(labels))
-    Store(str(folder)).append(TEACHER, SoftTargets(keys, Ragged.single(logits_of(keys, labels)), names))
+    Store(str(folder)).append(TEACHER, single(keys, logits_of(keys, labels), names))
     (shard,) = shards_in(folder)
     assert shard.stat().st_size <= (2 * labels + 8) * rows + 3 * 1024
     files = (folder / TEACHER).iterdir()
@@ -230,7 +253,7 @@ def sentences_of(keys: NDArray[np.uint64], labels: int = len(LABELS)) -> Ragged:
 
 
 def words_of(keys: NDArray[np.uint64]) -> SoftTargets:
-    return SoftTargets(keys, sentences_of(keys), LABELS)
+    return SoftTargets(keys, Dense(sentences_of(keys), LABELS))
 
 
 def test_several_items_an_example_are_read_back_in_any_order(folder: Path) -> None:
@@ -244,9 +267,10 @@ def test_several_items_an_example_are_read_back_in_any_order(folder: Path) -> No
     view = Store(str(folder)).view(TEACHER, keys[order], LABELS, expected.counts)
     assert view.counts.tolist() == expected.counts.tolist()
     for rows in (np.arange(90), np.array([3, 3, 80]), np.arange(90)[::-1], np.empty(0, dtype=np.int64)):
-        found = view.gather(rows)
-        assert found.dtype == np.float16
-        np.testing.assert_array_equal(found, expected.take(rows).values)
+        soft = view.gather(rows)
+        assert soft.values.dtype == np.float16
+        np.testing.assert_array_equal(soft.values, expected.take(rows).values)
+        np.testing.assert_array_equal(soft.offsets, expected.take(rows).offsets)
 
 
 @settings(max_examples=25, deadline=None)
@@ -262,9 +286,9 @@ def test_any_items_over_any_shards_read_the_right_rows(data: st.DataObject) -> N
     with tempfile.TemporaryDirectory() as path:
         store = Store(path)
         for part in np.split(written, cuts):
-            store.append(TEACHER, SoftTargets(keys[part], targets.take(part), ("a", "b")))
+            store.append(TEACHER, SoftTargets(keys[part], Dense(targets.take(part), ("a", "b"))))
         view = store.view(TEACHER, keys, ("a", "b"), targets.counts)
-        np.testing.assert_array_equal(view.gather(rows), targets.take(rows).values)
+        np.testing.assert_array_equal(view.gather(rows).values, targets.take(rows).values)
 
 
 def test_shards_of_one_item_and_of_several_lie_side_by_side(folder: Path) -> None:
@@ -277,7 +301,7 @@ def test_shards_of_one_item_and_of_several_lie_side_by_side(folder: Path) -> Non
     assert sorted(map(str, kinds)) == ["fixed_size_list<item: halffloat>[3]", "list<item: halffloat>"]
     expected = sentences_of(keys)
     view = store.view(TEACHER, keys, LABELS, expected.counts)
-    np.testing.assert_array_equal(view.gather(np.arange(40)), expected.values)
+    np.testing.assert_array_equal(view.gather(np.arange(40)).values, expected.values)
 
 
 def test_another_number_of_items_is_refused(folder: Path) -> None:
@@ -298,11 +322,11 @@ def test_another_number_of_items_is_refused(folder: Path) -> None:
 def test_a_bad_item_is_named(folder: Path) -> None:
     keys = keys_of(0, 40)
     targets = words_of(keys)
-    row = int(np.flatnonzero(targets.logits.counts == 3)[2])
-    later = int(np.flatnonzero(targets.logits.counts == 1)[-1])
-    targets.logits.values[targets.logits.offsets[row] + 1, 2] = np.nan
-    targets.logits.values[targets.logits.offsets[row] + 2, 0] = np.inf
-    targets.logits.values[targets.logits.offsets[later], 0] = np.nan
+    row = int(np.flatnonzero(np.diff(targets.soft.offsets) == 3)[2])
+    later = int(np.flatnonzero(np.diff(targets.soft.offsets) == 1)[-1])
+    targets.soft.values[targets.soft.offsets[row] + 1, 2] = np.nan
+    targets.soft.values[targets.soft.offsets[row] + 2, 0] = np.inf
+    targets.soft.values[targets.soft.offsets[later], 0] = np.nan
     with pytest.raises(BadTargetsError) as caught:
         Store(str(folder)).append(TEACHER, targets, [f"sentence {i}" for i in range(40)].__getitem__)
     said = f"gave nan for label 'positive' on example \"sentence {min(row, later)}\""
@@ -320,10 +344,88 @@ def test_size_of_ten_thousand_sentences(folder: Path) -> None:
     values = rng.normal(size=(int(counts.sum()), 9)).astype(np.float16)
     targets = Ragged(values, np.concatenate(([0], np.cumsum(counts))))
     store = Store(str(folder))
-    store.append(TEACHER, SoftTargets(keys, targets, tuple(f"B-label {c}" for c in range(9))))
+    store.append(TEACHER, SoftTargets(keys, Dense(targets, tuple(f"B-label {c}" for c in range(9)))))
     assert counts.mean() == pytest.approx(14, abs=0.2)
     assert store.size(TEACHER) / values.nbytes <= 1.25
     assert store.size(TEACHER) <= values.nbytes + 12 * 10_000 + 3 * 1024  # a key and an offset each
+
+
+# --- over a vocabulary ------------------------------------------------------------------------------------
+
+
+WORDS = Vocabulary(1000, "0123abcd")
+
+
+def sparse_of(keys: NDArray[np.uint64], k: int = 4) -> SoftTargets:
+    """Nought to four rows an example, of `k` ids that give their key and place away."""
+    counts = (keys % np.uint64(5)).astype(np.int64)
+    rows = np.concatenate([(int(key) % 97) * 10 + np.arange(n) for key, n in zip(keys, counts, strict=True)])
+    ids = (rows[:, None] + np.arange(k)).astype(np.int32)
+    logs = -np.arange(1, k + 1, dtype=np.float32) - rows[:, None] / 1024
+    return SoftTargets(keys, Sparse(Ragged(ids, offsets_of(counts)), logs, logs[:, 0] / 2, WORDS))
+
+
+def test_sparse_targets_are_read_back_in_any_order(folder: Path) -> None:
+    keys = keys_of(0, 60)
+    store = Store(str(folder))
+    for part in np.split(np.random.default_rng(0).permutation(60), [25, 26, 50]):
+        store.append(TEACHER, sparse_of(keys[part]))
+    assert len(shards_in(folder)) == 4
+    order = np.random.default_rng(1).integers(0, 60, 90)
+    expected = sparse_of(keys).soft.half().take(order)
+    view = Store(str(folder)).view(TEACHER, keys[order], WORDS, expected.counts)
+    for rows in (np.arange(90), np.array([3, 3, 80]), np.arange(90)[::-1], np.empty(0, dtype=np.int64)):
+        soft = view.gather(rows)
+        assert isinstance(soft, Sparse)
+        assert soft.space == WORDS
+        for stored, wanted in zip(soft.arrays, expected.take(rows).arrays, strict=True):
+            assert stored.dtype == wanted.dtype
+            np.testing.assert_array_equal(stored, wanted)
+        np.testing.assert_array_equal(soft.offsets, expected.take(rows).offsets)
+
+
+def test_a_sparse_shard_names_its_vocabulary(folder: Path) -> None:
+    Store(str(folder)).append(TEACHER, sparse_of(keys_of(0, 100)))
+    (shard,) = shards_in(folder)
+    table = ipc.open_file(shard.read_bytes()).read_all()
+    vocabulary = {"size": 1000, "fingerprint": "0123abcd"}
+    assert json.loads(table.schema.metadata[b"vocabulary"]) == vocabulary
+    assert json.loads(shard.with_suffix(".json").read_text())["vocabulary"] == vocabulary
+    assert table.column_names == ["key", "ids", "log_probabilities", "rest"]
+    rows = int((keys_of(0, 100) % np.uint64(5)).sum())
+    assert (
+        shard.stat().st_size <= rows * (4 * 6 + 2) + 100 * (8 + 3 * 8) + 3 * 1024
+    )  # a key, 3 offsets of 8 bytes
+
+
+@pytest.mark.parametrize("space", [Vocabulary(1000, "ffff"), Vocabulary(999, "0123abcd"), LABELS])
+def test_another_vocabulary_is_refused(folder: Path, space: Space) -> None:
+    store, targets = Store(str(folder)), sparse_of(keys_of(0, 10))
+    store.append(TEACHER, targets)
+    with pytest.raises(TeacherError, match="over vocabulary 0123abcd of 1000 tokens, not "):
+        store.view(TEACHER, targets.keys, space, targets.soft.counts)
+    if isinstance(space, Vocabulary) and isinstance(targets.soft, Sparse):
+        other = replace(targets.soft.take(np.array([0])), space=replace(WORDS, fingerprint="ffff"))
+        with pytest.raises(TeacherError, match="not vocabulary ffff of 1000 tokens"):
+            store.append(TEACHER, SoftTargets(targets.keys[:1], other))
+    with pytest.raises(TeacherError, match="over vocabulary 0123abcd of 1000 tokens, not 3 named columns"):
+        store.append(TEACHER, targets_of(keys_of(10, 20)))
+    assert len(shards_in(folder)) == 1
+
+
+def test_a_bad_log_probability_is_named(folder: Path) -> None:
+    keys = keys_of(0, 10)
+    row = int(np.flatnonzero(keys % np.uint64(5) > 1)[0])
+    for column, event in ((2, "token id {}"), (4, "the other token ids")):
+        targets = sparse_of(keys)
+        assert isinstance(targets.soft, Sparse)
+        item = int(targets.soft.offsets[row]) + 1
+        numbers = targets.soft.rest if column == 4 else targets.soft.log_probabilities[:, column]
+        numbers[item] = -np.inf
+        event = event.format(targets.soft.ids.values[item, 2])
+        with pytest.raises(BadTargetsError, match=f"gave -inf for {event} on example row {row}, item 1"):
+            Store(str(folder)).append(TEACHER, targets)
+    assert not folder.exists()
 
 
 # --- refused -----------------------------------------------------------------------------------------------
@@ -344,7 +446,7 @@ def test_bad_targets_are_refused_and_nothing_is_written(
     logits: NDArray[np.floating] = logits_of(keys).astype(dtype)
     logits[[7, 9], 1] = value
     targets, texts = (
-        SoftTargets(keys, Ragged.single(logits), LABELS),
+        single(keys, logits),
         [f"a film,\nthe {i}th" for i in range(100)],
     )
     with pytest.raises(BadTargetsError) as caught:
@@ -357,7 +459,7 @@ def test_bad_targets_are_refused_and_nothing_is_written(
 
 def test_bad_targets_are_named_without_an_excerpt_too(folder: Path) -> None:
     targets = targets_of(keys_of(0, 3))
-    targets.logits.values[2, 0] = np.nan
+    targets.soft.values[2, 0] = np.nan
     with pytest.raises(BadTargetsError, match=f"teacher {TEACHER} gave nan .* example row 2"):
         Store(str(folder)).append(TEACHER, targets)
 
@@ -368,7 +470,7 @@ def test_other_labels_are_refused(two_shards: Path, labels: tuple[str, ...]) -> 
     before = shards_in(two_shards)
     with pytest.raises(TeacherError, match="other labels are stored"):
         Store(str(two_shards)).view(TEACHER, keys, labels)
-    targets = SoftTargets(keys, Ragged.single(logits_of(keys, len(labels))), labels)
+    targets = single(keys, logits_of(keys, len(labels)), labels)
     with pytest.raises(TeacherError, match="other labels are stored"):
         Store(str(two_shards)).append(TEACHER, targets)
     assert shards_in(two_shards) == before
@@ -390,7 +492,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from pipeline.batch import Ragged, SoftTargets
+from pipeline.batch import Ragged
+from pipeline.soft import Dense, SoftTargets
 from teachers.store import Store
 
 folder, me = sys.argv[1], int(sys.argv[2])
@@ -402,7 +505,7 @@ while not Path(folder).with_suffix(".go").exists():
     time.sleep(0.001)
 rows = np.roll(np.arange(len(keys)), -97 * me)
 for part in np.array_split(rows, 12):  # each process writes everything, cut in its own way
-    store.append("0a1b2c", SoftTargets(keys[part], Ragged.single(logits[part]), labels))
+    store.append("0a1b2c", SoftTargets(keys[part], Dense(Ragged.single(logits[part]), labels)))
     store.missing("0a1b2c", keys)
 """
 
@@ -426,7 +529,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from pipeline.batch import Ragged, SoftTargets
+from pipeline.batch import Ragged
+from pipeline.soft import Dense, SoftTargets
 from teachers.store import Store
 
 folder, survived = sys.argv[1], int(sys.argv[2])
@@ -441,7 +545,8 @@ def die_when_due(self, target):
 
 Path.replace = die_when_due
 labels = ("negative", "neutral", "positive")
-targets = SoftTargets(np.arange(100, dtype=np.uint64), Ragged.single(np.ones((100, 3), np.float16)), labels)
+soft = Dense(Ragged.single(np.ones((100, 3), np.float16)), labels)
+targets = SoftTargets(np.arange(100, dtype=np.uint64), soft)
 Store(folder).append("0a1b2c", targets)
 """
 
@@ -452,7 +557,7 @@ def test_a_killed_writer_has_written_nothing(folder: Path, renames: int, left: l
     assert sorted(file.suffix for file in (folder / TEACHER).iterdir()) == left
     store, keys = Store(str(folder)), np.arange(100, dtype=np.uint64)
     assert len(store.missing(TEACHER, keys)) == 100
-    store.append(TEACHER, SoftTargets(keys, Ragged.single(np.ones((100, 3), np.float16)), LABELS))
+    store.append(TEACHER, single(keys, np.ones((100, 3), np.float16)))
     assert len(store.missing(TEACHER, keys)) == 0
     assert list((folder / TEACHER).glob("*.tmp")), "what may belong to a live writer must stay"
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.batch import Ragged, SoftTargets
+from pipeline.batch import Ragged
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
 from pipeline.run_folder import job_folder, stop_file
+from pipeline.soft import Dense, SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.jobs import (
     Plan,
@@ -82,9 +83,8 @@ def plan_of(config: RunConfig, *, label: bool = True, sign: int = 1) -> Plan:
         examples = data[task].splits["train"]
         logits, _ = Teacher(Path(folders[name]), data[task].task).label(examples.inputs)
         if label:
-            store.append(
-                keys[name], SoftTargets(examples.keys, Ragged.single(sign * 30 * logits.values), LABELS[task])
-            )
+            scaled = Dense(Ragged.single(sign * 30 * logits.values), LABELS[task])
+            store.append(keys[name], SoftTargets(examples.keys, scaled))
     return new_plan(config, data, keys, folders)
 
 
@@ -149,7 +149,7 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
     for reader, name in zip(mood.readers, ("mood-bert", "mood-distilbert"), strict=True):
         teacher = Teacher(Path(plan.teacher_folders[name]), mood.task)
         logits, _ = teacher.label({"text": [texts[row] for row in rows]})
-        np.testing.assert_allclose(reader.gather(rows), 30 * logits.values, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(reader.gather(rows).values, 30 * logits.values, rtol=2e-3, atol=1e-3)
     assert len(tone.readers) == 1
     alone = task_sets(plan, folder, "cut", None)
     assert [(each.readers, each.aggregation) for each in alone] == [((), None)] * 2

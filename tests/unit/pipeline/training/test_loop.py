@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.config.schema import EarlyStoppingConfig
 from pipeline.errors import DivergedError
 from pipeline.losses import LossWeights
+from pipeline.soft import Dense
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text_classification import TextClassification
 from pipeline.training import loop
@@ -439,12 +440,12 @@ class Poisoned(FixedTargets):
     healthy: int = 0
     reads: int = 0
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+    def gather(self, rows: NDArray[np.int64]) -> Dense:
         self.reads += 1
-        logits = super().gather(rows).copy()
+        soft = super().gather(rows)
         if self.reads > self.healthy:
-            logits[np.isin(rows, list(self.bad))] = np.nan
-        return logits
+            soft.values[np.isin(rows, list(self.bad))] = np.nan
+        return soft
 
 
 def poison(sets: TaskSet, bad: Sequence[int], healthy: int = 0) -> TaskSet:

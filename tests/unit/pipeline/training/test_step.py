@@ -39,7 +39,7 @@ def micro_batch(task_set: TaskSet, rows: NDArray[np.int64], *, filler: bool = Fa
     return MicroBatch(
         TensorBatch.of(task_set.train.pad(rows), CPU),
         torch.from_numpy(task_set.labels.take(rows).values),
-        torch.stack([torch.from_numpy(reader.gather(rows)) for reader in task_set.readers])
+        torch.stack([torch.from_numpy(reader.gather(rows).values) for reader in task_set.readers])
         if task_set.readers
         else None,
         counts=not filler,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.soft import Dense
 from pipeline.training.loop import TaskSet, Trainer
 from pipeline.training.step import Workers, predict
 from tests.unit.pipeline.small_training import (
@@ -37,10 +38,10 @@ POISONED_ROW = 3
 class NanAt(FixedTargets):
     """NaN on one row."""
 
-    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        logits = super().gather(rows).copy()
-        logits[rows == POISONED_ROW] = np.nan
-        return logits
+    def gather(self, rows: NDArray[np.int64]) -> Dense:
+        soft = super().gather(rows)
+        soft.values[rows == POISONED_ROW] = np.nan
+        return soft
 
 
 def poisoned() -> TaskSet:
