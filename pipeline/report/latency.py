@@ -15,6 +15,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData
 from pipeline.prepare import Inputs
 from pipeline.report.schema import Latencies, Latency, TaskLatencies
+from pipeline.run_folder import student_folder
 from teachers.teacher import Teacher
 
 Key = TypeVar("Key")
@@ -56,7 +57,7 @@ def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Teacher
     """The exported folders, opened as a teacher's is, so that all are timed alike."""
     return {
         name: Teacher(
-            config.run_dir / "students" / name / task, data.task, max_length=student.max_length.get(task)
+            student_folder(config.run_dir, name, task), data.task, max_length=student.max_length.get(task)
         )
         for name, student in config.students.items()
     }

@@ -101,7 +101,7 @@ def test_a_run_leaves_its_folder_and_no_process(first: Finished) -> None:
 def test_report_has_what_is_promised(first: Finished) -> None:
     report, config = first.report, first.config
     assert {
-        *("tasks", "macro", "teacher_forwards", "timings_s", "size", "latency_ms", "seed", "versions")
+        *("tasks", "macro", "teacher_forwards", "timings_s", "size", "latency", "seed", "versions")
     } <= report.keys()
     assert report["timings_s"].keys() >= {"start", "fine_tune", "label", "train", "evaluate"}
     assert report["tasks"].keys() == config.tasks.keys()
@@ -116,7 +116,10 @@ def test_report_has_what_is_promised(first: Finished) -> None:
     for student, macro in report["macro"]["students"].items():
         scores = [task["students"][student]["score"] for task in report["tasks"].values()]
         assert macro["score"] == pytest.approx(np.mean(scores))
-    assert report["size"].keys() == {"students", "teachers"} == report["latency_ms"].keys()
+    assert report["size"].keys() == {"students", "teachers"}
+    for name, times in report["latency"]["tasks"].items():
+        assert tuple(times["teachers"]) == config.teachers_of(name)
+        assert times["students"].keys() == config.students.keys()
     assert report["versions"]["tutelage"]
     text = (first.run_dir / "report.md").read_text()
     for name in (*config.tasks, *config.teachers, *config.students):
