@@ -319,7 +319,7 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
         config.train_of(student),
     ]
     found += [loss.model_dump(exclude={"temperature", "task_temperatures", "task_weights"})]
-    found += [loss.task_temperatures.get(task, loss.temperature) for task in tasks]
+    found += [loss.temperature_of(task) for task in tasks]
     found += [loss.task_weights.get(task, 1.0) for task in tasks if len(tasks) > 1]
     for task in tasks:
         own, teachers = config.aggregation_of(task), config.teachers_of(task)

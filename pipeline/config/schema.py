@@ -261,6 +261,10 @@ class LossConfig(Strict):
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by task, 1 where none is given; normalised to a mean of 1."""
 
+    def temperature_of(self, task: str) -> float:
+        """The temperature at which a task is trained."""
+        return self.task_temperatures.get(task, self.temperature)
+
 
 class TrainConfig(OptimizationConfig):
     """How the students are trained."""

@@ -16,6 +16,7 @@ def write_model_card(folder: Path, config: RunConfig, report: Report, student: s
     scored = results.students[student]
     loss = config.loss_of(student)
     hard, soft = config.hard_soft(student)
+    annealing = " (the soft weight falls to 0 over training)" if loss.annealing == "linear" else ""
     own = config.tasks[task.name].data
     length = config.students[student].max_length.get(task.name, own.max_length)
     teachers = "\n".join(
@@ -51,7 +52,7 @@ Test {results.metric} on {results.examples["test"]} examples:
 {supervised}| **this student** | **{100 * scored.score:.1f}** |
 
 Trained on {results.examples["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
-{start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature {loss.temperature:g}, aggregation
+{start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature {loss.temperature_of(task.name):g}{annealing}, aggregation
 {config.aggregation_of(task.name).strategy}.{calibration}
 
 Limits: it has learnt what its teachers and labels say about texts like those it was trained on, mistakes included.

@@ -60,3 +60,11 @@ def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> No
 def test_the_model_card_without_a_baseline_claims_none(tiny_run: TinyRun, tmp_path: Path) -> None:
     write_model_card(tmp_path, parse_config(tiny_run(baselines=[])), report_of(None), "cut", MOOD)
     assert "labels alone" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_model_card_states_the_loss_of_its_own_task(tiny_run: TinyRun, tmp_path: Path) -> None:
+    loss = {"temperature": 2.5, "task_temperatures": {"mood": 1.5}, "annealing": "linear"}
+    write_model_card(tmp_path, parse_config(tiny_run(loss=loss)), report_of(None), "cut", MOOD)
+    card = (tmp_path / "README.md").read_text()
+    assert "at temperature 1.5 (the soft weight falls to 0 over training)" in card
+    assert "2.5" not in card
