@@ -18,10 +18,10 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types lock ui clean
+.PHONY: help install demo test docs-check lint format types lock ui clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## Create .venv and install everything in it (PYTHON=python3.11 to choose)
 
@@ -46,6 +46,9 @@ test: install lint types ## Everything that must pass: lint, types, tests
 	$(PYTEST) -n auto --maxprocesses 4 tests/unit tests/golden
 	$(PYTEST) -n 2 tests/integration
 	@$(BIN)/python tests/skipped.py $(SKIPPED)
+
+docs-check: install ## Run every example of README and docs/, on tiny models and data
+	$(PYTEST) -n 0 tests/docs
 
 lint: install ## Check style and formatting
 	$(BIN)/ruff check
