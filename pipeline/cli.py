@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import traceback
@@ -33,7 +34,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Keys to set otherwise.", show_default=False),
 ]
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+PIPED = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+out = Console(highlight=False, soft_wrap=True, width=PIPED)
 
 
 @app.callback()
@@ -77,12 +79,10 @@ def check(
 
 def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     """The preflight of the teachers that are ready, in this process."""
-    from rich import box
-    from rich.table import Table
-
     from pipeline.prepare import teacher_specs
     from pipeline.report.page import preflight_cells
     from pipeline.report.results import preflight_records
+    from pipeline.wide_table import Field, WideTable
     from teachers.preflight import preflight, refuse
 
     waiting = inputs.to_fine_tune()
@@ -94,10 +94,15 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     validation = {name: data.splits["validation"] for name, data in inputs.data.items()}
     findings = preflight(specs, validation, config.preflight_dir, on_ray=False)
     head, rows = preflight_cells(preflight_records(findings))
-    table = Table(*head, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    words = ("teacher", "agrees with")
+    out.print(
+        WideTable(
+            [
+                Field(name, [row[place] for row in rows], words=name in words, key=name == "teacher")
+                for place, name in enumerate(head)
+            ]
+        )
+    )
     for warning in refuse(findings, lambda name: config.teachers[name].preflight == "warn"):
         out.print(f"# {warning}", markup=False)
 
@@ -110,7 +115,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     from pipeline import group
     from pipeline import run as runs
     from pipeline.compare.rows import load
-    from pipeline.compare.show import table
+    from pipeline.compare.show import students
     from pipeline.display import Display
     from pipeline.report import group as group_report
     from pipeline.report import page as report_page
@@ -121,7 +126,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
             verdict = "\n".join(group_report.verdict(group.train(config, display)))
         else:
             verdict = report_page.verdict(runs.train(config, display))
-    out.print(table(load([config.run_dir])))
+    out.print(students(load([config.run_dir])))
     out.print(verdict.replace("**", ""), markup=False)
     page, runs_of = (GROUP_PAGE, "-seed*") if config.seeds else (REPORT_PAGE, "")
     out.print(f"\nreport    {config.run_dir / page}", markup=False)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
 from pipeline.config.schema import RunConfig, Split
 from pipeline.data import load_task
 from pipeline.errors import ConfigError
 from pipeline.tasks import kind_of
+from pipeline.wide_table import Field, WideTable
 from students.export import export_onnx
 from teachers.teacher import Teacher
 
@@ -30,19 +28,18 @@ def score_student(student: Path, config: RunConfig, split: Split) -> dict[str, d
     return found
 
 
-def score_table(student: str, split: Split, found: dict[str, dict[str, float]]) -> Table:
-    """`score_student`'s answer for a terminal; kinds differ in their metrics, so it has a line a metric."""
-    table = Table(title=f"{student} on {split}", box=box.SIMPLE_HEAD)
+def score_table(student: str, split: Split, found: dict[str, dict[str, float]]) -> WideTable:
+    """`score_student`'s result for a terminal; kinds differ in their metrics, so it has a line a metric."""
     names = list(dict.fromkeys(name for values in found.values() for name in values))
-    table.add_column("metric")
-    for task in found:
-        table.add_column(task, justify="right")
-    for name in names:
-        shown = (values.get(name) for values in found.values())
-        table.add_row(
-            name, *("" if v is None else f"{v:,.0f}" if name == "examples" else f"{v:.4f}" for v in shown)
-        )
-    return table
+
+    def shown(name: str, value: float | None) -> str:
+        return "" if value is None else f"{value:,.0f}" if name == "examples" else f"{value:.4f}"
+
+    fields = [Field("metric", names, words=True, key=True)]
+    fields += [
+        Field(task, [shown(name, values.get(name)) for name in names]) for task, values in found.items()
+    ]
+    return WideTable(fields, f"{student} on {split}")
 
 
 def export_task(student: Path, config: RunConfig, task: str, target: Path, onnx: bool) -> float | None:

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.schema import RunConfig
@@ -21,6 +18,7 @@ from pipeline.report.schema import GroupReport, GroupSection
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
 from pipeline.significance import Spread, floor, sign_flip_p
+from pipeline.wide_table import Field, WideTable
 from tune.importance import importance
 from tune.space import modes, student_of
 from tune.study import Trial, best, summary
@@ -54,25 +52,33 @@ class Facts:
 # ---------------------------------------------------------------- while it goes on
 
 
-def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> RenderableType:
+def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> WideTable:
     """The trials so far, for a terminal."""
     paths = list(trials[0].values) if trials else []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(("trial", "", *paths, *metrics, "epochs", "s")):
-        # No markup, whatever brackets it has; a part a line: cut short, two paths would look the same.
-        head = Text(name.replace(".", ".\n"), overflow="fold")
-        table.add_column(head, justify="right" if number > 1 else "left", vertical="bottom")
-    for trial in trials:
-        scores = [measured(one, trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
-        table.add_row(
-            str(trial.number),
-            Text(trial.status, style=MARKS[trial.status]),
-            *(Text(shown(trial.values.get(path, NOTHING))) for path in paths),
-            *scores,
-            str(trial.epochs),
-            f"{trial.seconds:.0f}",
+    fields = [
+        Field("trial", [str(trial.number) for trial in trials], key=True),
+        Field("status", [Text(trial.status, style=MARKS[trial.status]) for trial in trials], True, key=True),
+    ]
+    fields += [
+        Field(path, [shown(trial.values.get(path, NOTHING)) for trial in trials], group="settings")
+        for path in paths
+    ]
+    fields += [
+        Field(
+            metric,
+            [
+                measured(metric, trial.scores[metric]) if metric in trial.scores else NOTHING
+                for trial in trials
+            ],
+            group="scores",
         )
-    return table
+        for metric in metrics
+    ]
+    fields += [
+        Field("epochs", [str(trial.epochs) for trial in trials], group="cost"),
+        Field("s", [f"{trial.seconds:.0f}" for trial in trials], group="cost"),
+    ]
+    return WideTable(fields)
 
 
 def trial_line(trial: Trial, metrics: Sequence[str]) -> str:

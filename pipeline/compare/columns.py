@@ -12,7 +12,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ ORDERS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 FILTER = re.compile(r"\s*([^=<>~!]+?)\s*(>=|<=|!=|=|>|<|~)\s*(.*?)\s*")
+KEY = "row"
 HOW = "Write for instance 'student=half', 'retention>=0.95', 'tweets/accuracy>0.7' or 'run~quick'."
 
 
@@ -37,7 +38,8 @@ class Column:
     """One column.
 
     value: what is sorted, filtered and written to csv · show: the same as people read it · words: text, to the left ·
-    ascending: sorted by it, small ones come first · optional: left out where no row has a value · csv: csv only.
+    ascending: sorted by it, small ones come first · optional: left out where no row has a value · csv: csv only ·
+    about: columns about one thing stay side by side where a terminal has room; `KEY` says which row it is.
     """
 
     name: str
@@ -48,31 +50,39 @@ class Column:
     ascending: bool = False
     optional: bool = False
     csv: bool = False
+    about: str = ""
 
 
 def columns(rows: Sequence[Row], csv: bool = False) -> list[Column]:
     """The columns of `rows`, in order; with `csv` those that only csv has, too."""
-    which, became = _of_trials(rows, csv) if any(row.trial for row in rows) else ([], [])
+    which, became = _of_trials() if any(row.trial for row in rows) else ([], [])
+    if csv or len({row.split for row in rows}) > 1:
+        which = [_words("split", lambda row: row.split), *which]
     only_trials = all(row.trial for row in rows)
     tasks = dict.fromkeys(task for row in rows for task in row.tasks)
     paths = dict.fromkeys(path for row in rows if row.trial for path in row.trial.values)
-    every = [
-        _words("run", lambda row: row.run),
-        _words("student", lambda row: row.student),
-        *which,
-        _number("seeds", "seeds", lambda row: row.seeds if row.seeds > 1 else None, str, optional=True),
-        *_of_outcomes("macro", lambda row: row.macro, optional=only_trials),
-        *(column for task in tasks for column in _of_outcomes(task, partial(_on_task, task=task))),
-        _number("parameters", "parameters", lambda row: row.parameters, millions, True, only_trials),
-        _number(
-            "latency_ms", "ms an example", lambda row: row.latency_ms, "{:.2f}".format, True, only_trials
-        ),
-        *became,
-        *(_setting(path) for path in paths),
-    ]
+    every: dict[str, list[Column]] = {
+        KEY: [
+            _words("run", lambda row: row.run),
+            _words("student", lambda row: row.student),
+            *which,
+            _number("seeds", "seeds", lambda row: row.seeds if row.seeds > 1 else None, str, optional=True),
+        ],
+        "macro": _of_outcomes("macro", lambda row: row.macro, optional=only_trials),
+        "tasks": [column for task in tasks for column in _of_outcomes(task, partial(_on_task, task=task))],
+        "cost": [
+            _number("parameters", "parameters", lambda row: row.parameters, millions, True, only_trials),
+            _number(
+                "latency_ms", "ms an example", lambda row: row.latency_ms, "{:.2f}".format, True, only_trials
+            ),
+        ],
+        "trial": became,
+        "settings": [_setting(path) for path in paths],
+    }
     return [
-        column
-        for column in every
+        replace(column, about=about)
+        for about, some in every.items()
+        for column in some
         if (csv or not column.csv)
         and not (column.optional and all(column.value(row) is None for row in rows))
     ]
@@ -106,13 +116,11 @@ def _told(row: Row, read: Callable[[Trial], Any]) -> Any:
     return None if row.trial is None else read(row.trial)
 
 
-def _of_trials(rows: Sequence[Row], csv: bool) -> tuple[list[Column], list[Column]]:
+def _of_trials() -> tuple[list[Column], list[Column]]:
     """What says which trial it is, and what became of it."""
-    split = _words("split", lambda row: row.split)
     front = partial(_told, read=lambda trial: "yes" if trial.pareto else None)
     which = [
         _number("trial", "trial", partial(_told, read=lambda trial: trial.number), str, ascending=True),
-        *([split] if csv or len({row.split for row in rows}) > 1 else []),
         _words("best", partial(_told, read=lambda trial: "yes" if trial.best else None)),
         _words("pareto", front, optional=True),
     ]
@@ -194,7 +202,9 @@ def _setting(path: str) -> Column:
 
 
 def select(rows: Sequence[Row], filters: Sequence[str] = (), sort: str | None = None) -> list[Row]:
-    """The rows that pass every filter, in the order asked for (else as they come).
+    """The rows that pass every filter, in the order wished for (else as they come).
+
+    Rows scored on test come first, whatever the order: their scores do not compare with validation's.
 
     Raises `ConfigError` for a filter or a column that does not exist, `DataError` where no row is left.
     """
@@ -206,7 +216,8 @@ def select(rows: Sequence[Row], filters: Sequence[str] = (), sort: str | None = 
             f"none of {len(rows)} students passes {' and '.join(repr(text) for text in filters)}",
             "Loosen a filter. Scores are shares there: 0.86, not 86.",
         )
-    return kept if sort is None else _sorted(kept, sort, known)
+    ordered = kept if sort is None else _sorted(kept, sort, known)
+    return sorted(ordered, key=lambda row: row.split != "test")
 
 
 def _filter(text: str, known: Sequence[Column], rows: Sequence[Row]) -> Callable[[Row], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -12,99 +13,92 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from rich.table import Table
-from rich.text import Text
 
-from pipeline.compare.columns import columns
+from pipeline.compare.columns import KEY, columns
 from pipeline.compare.rows import Row, Teacher
 from pipeline.shown import NOTHING, markdown_table, measured, millions, p_value, plus_minus, points
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
+from pipeline.wide_table import Field, WideTable
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The students, for a terminal; what to mind when comparing them is its caption.
+def tables(rows: Sequence[Row]) -> list[WideTable]:
+    """The students of runs, those of trials and, where there are any, teachers, for a terminal."""
+    teachers = teacher_cells(rows)
+    return [*map(students, by_split(rows)), *([_teachers(teachers)] if teachers else [])]
+
+
+def by_split(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows scored on test, then those scored on validation: what is not comparable stands in no table together."""
+    parts = ([row for row in rows if row.split == split] for split in ("test", "validation"))
+    return [part for part in parts if part]
+
+
+def students(rows: Sequence[Row]) -> WideTable:
+    """Students scored on one split, for a terminal; what to mind when comparing them is its caption.
 
     Where all are trials of one search, its name and its student's stand above: their columns are needed for values.
     """
-    shown = columns(rows)
-    above = [column for column in shown if column.name in ("run", "student") and _is_one_search(rows)]
-    body = [[column.show(row) for column in shown if column not in above] for row in rows]
-    return _table(
-        [column.title for column in shown if column not in above],
-        body,
-        [column.words for column in shown if column not in above],
-        title=", ".join(f"{column.title} {column.show(rows[0])}" for column in above),
-        caption="\n".join(cautions(rows)),
-    )
+    above = ("run", "student") if _is_one_search(rows) else ()
+    fields = [
+        Field(
+            column.title,
+            [column.show(row) for row in rows],
+            words=column.words,
+            key=column.about == KEY,
+            group=column.about,
+        )
+        for column in columns(rows)
+        if column.name not in above
+    ]
+    return WideTable(fields, _title(rows), "\n".join(cautions(rows)))
 
 
 def _is_one_search(rows: Sequence[Row]) -> bool:
     return all(row.trial for row in rows) and len({(row.run, row.student) for row in rows}) == 1
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """The students of runs, those of trials and, where there are any, teachers, for a terminal."""
-    teachers = teacher_cells(rows)
-    words = [True, True, False, False, False, True]
-    students = [table(part) for part in _parts(rows)]
-    return [*students, *([_table(TEACHERS, teachers, words)] if teachers else [])]
+def _title(rows: Sequence[Row]) -> str:
+    """What rows of one split are, and which split it is."""
+    if rows[0].trial is None:
+        return "Students, scored on test"
+    whose = f" of {rows[0].run}, student {rows[0].student}" if _is_one_search(rows) else ""
+    return f"Trials{whose}, scored on validation"
 
 
-def _parts(rows: Sequence[Row]) -> list[list[Row]]:
-    """Runs and trials apart: they have hardly a column in common."""
-    parts = [[row for row in rows if row.trial is None], [row for row in rows if row.trial is not None]]
-    return [part for part in parts if part]
-
-
-def _table(
-    head: Sequence[str],
-    body: Sequence[Sequence[str]],
-    words: Sequence[bool],
-    title: str = "",
-    caption: str = "",
-) -> Table:
-    shown = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        title=Text(title) if title else None,
-        title_justify="left",
-        caption=caption or None,
-        caption_justify="left",
+def _teachers(cells: Sequence[Sequence[str]]) -> WideTable:
+    words, keys = ("task", "teacher", "in"), ("task", "teacher")
+    return WideTable(
+        [
+            Field(head, [line[place] for line in cells], words=head in words, key=head in keys)
+            for place, head in enumerate(TEACHERS)
+        ],
+        "Teachers, scored on test",
     )
-    for name, left in zip(head, words, strict=True):
-        folded = Text(re.sub(r"[/ ._]", "\n", name), overflow="fold")
-        shown.add_column(folded, justify="left" if left else "right", vertical="bottom")
-    for line in body:  # Text: names are no markup; a number is cut visibly or not at all
-        shown.add_row(
-            *(
-                Text(cell, overflow="fold") if left else Text(cell, no_wrap=True, overflow="ellipsis")
-                for cell, left in zip(line, words, strict=True)
-            )
-        )
-    return shown
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Markdown tables of students and teachers, in points and percent."""
-    blocks = [*map(_students, _parts(rows)), *cautions(rows)]
+    blocks = []
+    for part in by_split(rows):
+        shown = columns(part)
+        cells = [[column.show(row) for column in shown] for row in part]
+        blocks += [f"**{_escaped(_title(part))}**", _markdown([column.title for column in shown], cells)]
+    blocks += cautions(rows)
     if teachers := teacher_cells(rows):
-        blocks.append(_markdown(TEACHERS, teachers))
+        blocks += ["**Teachers, scored on test**", _markdown(TEACHERS, teachers)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _students(rows: Sequence[Row]) -> str:
-    shown = columns(rows)
-    return _markdown(
-        [column.title for column in shown], [[column.show(row) for column in shown] for row in rows]
-    )
-
-
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table(head, [[cell.replace("|", r"\|") for cell in row] for row in rows], words=2)
+    return markdown_table([*map(_escaped, head)], [[*map(_escaped, row)] for row in rows], words=2)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is: names may hold HTML, and what makes links, emphasis and table cells."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -120,10 +114,13 @@ def to_csv(rows: Sequence[Row]) -> str:
 def cautions(rows: Sequence[Row]) -> list[str]:
     """What to mind when comparing these rows, a sentence each."""
     found = []
-    if len({frozenset(row.tasks) for row in rows if row.tasks}) > 1:  # a trial that failed has no scores
+    kinds = [{frozenset(row.tasks) for row in part if row.tasks} for part in by_split(rows)]
+    if any(len(one) > 1 for one in kinds):  # a trial that failed has no scores
         found.append("Runs differ in tasks or metrics: compare task by task, not by macro.")
-    if any(row.trial for row in rows):
-        found.append("A search's trials are scored on validation, runs on test.")
+    if len({row.split for row in rows}) > 1:
+        found.append(
+            "Trials are scored on validation, runs on test: a score of one says nothing beside the other."
+        )
     seeds = [row.seeds for row in rows if row.seeds > 1]
     if seeds:
         found.append("±: standard deviation over seeds. p: of Δ, two-sided sign-flip test over paired seeds.")
@@ -175,11 +172,6 @@ def _milliseconds(latency: float | None) -> str:
 
 def to_html(rows: Sequence[Row]) -> str:
     """One page on its own: no script, nothing fetched; bars are boxes with a width. Names are escaped."""
-    shown = columns(rows)
-    tasks = dict.fromkeys(task for row in rows for task in row.tasks)
-    charts = [_chart(task, [(row, row.tasks.get(task)) for row in rows]) for task in tasks]
-    if len(tasks) > 1:
-        charts.insert(0, _chart("All tasks", [(row, row.macro) for row in rows]))
     page = Environment(
         autoescape=True,
         trim_blocks=True,
@@ -189,12 +181,19 @@ def to_html(rows: Sequence[Row]) -> str:
     )
     return page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         cautions=cautions(rows),
-        columns=shown,
-        rows=rows,
-        charts=charts,
+        parts=[_part(part) for part in by_split(rows)],
         teachers_head=TEACHERS,
         teachers=teacher_cells(rows),
     )
+
+
+def _part(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows of one split: their table and their bars."""
+    tasks = dict.fromkeys(task for row in rows for task in row.tasks)
+    charts = [_chart(task, [(row, row.tasks.get(task)) for row in rows]) for task in tasks]
+    if len(tasks) > 1:
+        charts.insert(0, _chart("All tasks", [(row, row.macro) for row in rows]))
+    return {"title": _title(rows), "columns": columns(rows), "rows": rows, "charts": charts}
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,9 @@ def test_from_files_to_a_report(tiny_model: TinyModel, tmp_path: Path, problem: 
     saved = config.run_dir / "students" / "small"
     found = score_student(saved, config, "test")
     assert found["mood"][task.metric] == pytest.approx(student.score, abs=1e-6)
-    assert score_table("small", "test", found).row_count == len(found["mood"])
+    metrics, mood = score_table("small", "test", found).fields[:2]
+    assert list(metrics.cells) == list(found["mood"])
+    assert len(mood.cells) == len(metrics.cells)
     write_model_card(saved / "mood", config, report, "small", data["mood"].task)
     card = (saved / "mood" / "README.md").read_text()
     assert ("labels:" in card) == (problem != "regression")

@@ -310,7 +310,7 @@ def seen(trials: list[Trial], metrics: tuple[str, ...] = ("macro/score",)) -> st
 def test_live_table() -> None:
     running = trial_of(4, status="running", values=some_trials()[0].values)
     text = seen([*some_trials(), running])
-    assert re.search(r"half\.\s+trial +temperature +layers +macro/score +epochs +s", text)
+    assert re.search(r"half\.\s+macro/\s+trial +status +temperature +layers +score +epochs +s", text)
     assert re.search(r"1 +finished +3\.142 +\[0, 3\] +84\.5 +4 +59", text)
     assert re.search(r"3 +failed +1 +1 +– +0 +0", text)
     assert re.search(r"4 +running +2 +1 +– +0 +0", text)
@@ -322,7 +322,8 @@ def test_brackets_are_no_markup(name: str) -> None:
     """The table is drawn by a thread of the display: an error there would end it, a lost name mislead."""
     trial = trial_of(0, values={f"students.{name}.model": name}, scores={f"{name}/accuracy": 0.5})
     text = seen([trial], (f"{name}/accuracy",))
-    assert text.count(name) == 3
+    assert name in text  # whole in its cell; between its parts a header may go on in the next line
+    assert all(text.count(part) >= 3 for part in re.split("[/.]", name))
 
 
 def test_a_trial_whose_values_are_others_is_shown() -> None:

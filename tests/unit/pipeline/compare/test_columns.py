@@ -61,7 +61,7 @@ def test_columns_of_single_runs(rows: list[Row]) -> None:
     rest = ["macro/gap_recovered", "movies/accuracy", "parameters", "latency_ms"]
     assert names(single) == [*PLAIN, *rest]
     assert set(names(single, csv=True)) - set(names(single)) == {
-        *("macro/ensemble", "movies/accuracy/ensemble", "movies/accuracy/supervised")
+        *("split", "macro/ensemble", "movies/accuracy/ensemble", "movies/accuracy/supervised")
     }
 
 
@@ -165,6 +165,13 @@ def test_sort_trials_by_a_setting(trials: list[Row]) -> None:
     assert numbers("-loss.temperature") == [3, 2, 1, 0]
     assert numbers("trial") == [0, 1, 2, 3]
     assert numbers("loss.annealing") == [2, 0, 1, 3]  # what is alike stays as it was: best first
+
+
+def test_a_sort_does_not_mix_splits(rows: list[Row], trials: list[Row]) -> None:
+    for sort in ("macro", "-macro", "run"):
+        splits = [row.split for row in select([*trials, *rows], sort=sort)]
+        assert splits == ["test"] * len(rows) + ["validation"] * len(trials)
+    assert [row.split for row in select([*trials, *rows], ["split=test"])] == ["test"] * len(rows)
 
 
 def test_rows_come_as_they_are_without_a_sort(rows: list[Row]) -> None:

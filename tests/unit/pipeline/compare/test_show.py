@@ -55,8 +55,9 @@ def shown(rows: list[Row], width: int) -> str:
 
 
 def test_tables_on_a_terminal(runs: Path) -> None:
-    text = shown(load(runs_dir=runs), 80)
+    text = shown(load(runs_dir=runs), 100)
     lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["Students,", "scored", "on", "test"]
     assert ["second", "half", "85.0", "–", "–", "94.4%", "–", "85.0", "4.0M", "1.25"] in lines
     assert ["first", "half", "80.0", "70.0", "+10.0", "88.9%", "50.0%", "80.0", "4.0M", "1.25"] in lines
     assert ["movies/accuracy", "large", "90.0", "20.0M", "5.00", "all"] in lines
@@ -64,9 +65,25 @@ def test_tables_on_a_terminal(runs: Path) -> None:
     assert "compare task by task" not in text
 
 
+def test_narrower_the_costs_stand_in_a_second_table(runs: Path) -> None:
+    lines = [line.split() for line in shown(load(runs_dir=runs), 80).splitlines()]
+    assert ["second", "half", "85.0", "–", "–", "94.4%", "–", "85.0"] in lines
+    assert ["second", "half", "4.0M", "1.25"] in lines
+
+
+@pytest.mark.parametrize("width", [80, 100, 140, 200])
+def test_the_seeds_spread_is_shown_at_every_width(several: list[Row], width: int) -> None:
+    text = shown(several, width)
+    assert text.count("81.0 ± 1.0") == 2  # macro, and its one task
+    assert "+11.0 ± 1.0" in text
+    assert "…" not in text
+    heads = {word for line in text.splitlines() for word in line.split()}
+    assert {"supervised", "retention", "recovered", "accuracy", "parameters", "example"} <= heads
+
+
 def test_a_number_is_never_cut_unseen(runs: Path) -> None:
     for width in range(20, 80, 7):
-        words = {word for line in shown(load(runs_dir=runs), width).splitlines()[3:] for word in line.split()}
+        words = {word for line in shown(load(runs_dir=runs), width).splitlines() for word in line.split()}
         cut = {word for word in words if word.endswith("…")}
         known = {"85.0", "80.0", "70.0", "–", "94.4%", "88.9%", "50.0%", "+10.0", "4.0M", "1.25", "half"}
         known |= {"90.0", "20.0M", "5.00"}
@@ -90,10 +107,9 @@ def test_runs_and_trials_fit_a_terminal_of_100_columns(runs: Path) -> None:
     text = shown(rows, 100)
     lines = [line.split() for line in text.splitlines()]
     assert ["first", "half", "80.0", "70.0", "+10.0", "88.9%", "50.0%", "80.0", "4.0M", "1.25"] in lines
-    assert ["run", "search,", "student", "half"] in lines
+    assert ["Trials", "of", "search,", "student", "half,", "scored", "on", "validation"] in lines
     assert ["2", "yes", "82.0", "84.0", "interrupted", "3", *["0.1234"] * 3] in lines
     assert ["1", "–", "81.0", "82.0", "early-stopped", "2", *["0.1234"] * 3] in lines
-    assert "scored on validation" in text
     assert "…" not in text
 
 
@@ -105,8 +121,31 @@ def test_trials_of_several_searches_say_whose_they_are(runs: Path) -> None:
 
 def test_markdown_has_runs_and_trials_apart(runs: Path) -> None:
     text = to_markdown(load([runs / "first", save_study(runs / "search", some_study())]))
-    heads = [line.split(" | ")[:3] for line in text.splitlines() if line.startswith("| run")]
-    assert heads == [["| run", "student", "macro"], ["| run", "student", "trial"]]
+    lines = text.splitlines()
+    heads = [
+        (lines[at - 2], line.split(" | ")[:3]) for at, line in enumerate(lines) if line.startswith("| run")
+    ]
+    assert heads == [
+        ("**Students, scored on test**", ["| run", "student", "macro"]),
+        ("**Trials of search, student half, scored on validation**", ["| run", "student", "trial"]),
+    ]
+
+
+def test_csv_says_of_every_row_which_split_it_is_scored_on(runs: Path) -> None:
+    rows = load([runs / "first", save_study(runs / "search", some_study())])
+    splits = [line["split"] for line in csv.DictReader(io.StringIO(to_csv(rows)))]
+    assert splits == ["test", *["validation"] * 4]
+    assert [line["split"] for line in csv.DictReader(io.StringIO(to_csv(rows[:1])))] == ["test"]
+
+
+def test_html_has_runs_and_trials_apart(runs: Path) -> None:
+    text = to_html(load([runs / "first", save_study(runs / "search", some_study())]))
+    runs_part, trials_part = text.split("<h2>Trials of search, student half, scored on validation</h2>")
+    assert "<h2>Students, scored on test</h2>" in runs_part
+    assert "first" not in trials_part.split("<h2>Teachers")[0]
+    assert "search" not in runs_part
+    assert runs_part.count('aria-label="student: 80.0"') == 1
+    assert trials_part.count('aria-label="student: ') == 3  # the fourth failed
 
 
 def test_trials_have_no_teachers_to_show(runs: Path) -> None:
@@ -143,9 +182,9 @@ def test_cautions(runs: Path, several: list[Row]) -> None:
     (caution,) = cautions([*single, *other])
     assert "compare task by task, not by macro" in caution
     trials = load([save_study(runs / "search", some_study())])
-    (caution,) = cautions(trials)  # one that failed has no tasks
-    assert "trials are scored on validation" in caution
-    assert cautions([*single, *trials]) == [caution]
+    assert cautions(trials) == []  # one that failed has no tasks
+    (caution,) = cautions([*single, *trials])
+    assert "Trials are scored on validation, runs on test" in caution
     assert "With 3 seeds p cannot fall below 0.25; p < 0.05 needs 6" in cautions([*single, *several])[-1]
     assert "cannot fall" not in " ".join(cautions([replace(several[0], seeds=8)]))
 
@@ -155,11 +194,15 @@ def test_cautions(runs: Path, several: list[Row]) -> None:
 
 def test_markdown(runs: Path) -> None:
     assert to_markdown(load(runs_dir=runs)).splitlines() == [
+        "**Students, scored on test**",
+        "",
         "| run | student | macro | supervised | Δ points | retention | gap recovered | movies/accuracy | parameters "
         "| ms an example |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| second | half | 85.0 | – | – | 94.4% | – | 85.0 | 4.0M | 1.25 |",
         "| first | half | 80.0 | 70.0 | +10.0 | 88.9% | 50.0% | 80.0 | 4.0M | 1.25 |",
+        "",
+        "**Teachers, scored on test**",
         "",
         "| task | teacher | score | parameters | ms an example | in |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -181,6 +224,18 @@ def test_a_bar_in_a_name_does_not_break_the_table(runs: Path) -> None:
     assert len(tables) == 2
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_html_links_and_emphasis_in_names_are_text_in_markdown(runs: Path) -> None:
+    (runs / "first").rename(runs / "<img src=x onerror=alert(1)>&amp;")
+    (runs / "second").rename(runs / "![x](http:a) *b* `c`")
+    study = some_study("<s>")
+    study["trials"][0]["values"] = {"<b>": "</table>"}
+    text = to_markdown([*load(runs_dir=runs), *load([save_study(runs / "search", study)])])
+    assert not re.search(r"<[a-z/!]", text)
+    assert "&lt;img src=x onerror=alert(1)&gt;&amp;amp;" in text
+    assert r"!\[x\](http:a) \*b\* \`c\`" in text
+    assert "&lt;/table&gt;" in text
 
 
 def test_csv_keeps_every_digit(runs: Path) -> None:
