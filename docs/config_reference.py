@@ -166,7 +166,8 @@ def _bound(constraint: Any) -> str:
     if isinstance(constraint, MinLen):
         return "(not empty)"
     sign, attribute = BOUNDS[type(constraint)]
-    return f"{sign} {getattr(constraint, attribute):g}"
+    bound = getattr(constraint, attribute)
+    return f"{sign} {bound:,}" if isinstance(bound, int) else f"{sign} {bound:g}"
 
 
 if __name__ == "__main__":

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +14,14 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import SPLITS, DataConfig, RunConfig, Split, TaskConfig
+from pipeline.data_files import EMPTY, source_of
 from pipeline.errors import ConfigError, DataError
+from pipeline.load_data import Source, load_splits
 from pipeline.tasks import Task, kind_of
-from pipeline.tasks.label_columns import Column, names_of
+from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
 
 OPTIONAL = ("answer_starts",)
 """Roles that are read where the config names a column for them."""
-TEXT_FORMATS = ("csv", "json", "text")
-EMPTY = "Point data.splits or data_files at examples."
-FILE_FORMATS = (*TEXT_FORMATS, "parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -80,19 +75,25 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
             f"It reads {', '.join(columns)}.",
         )
     columns |= {role: column for role, column in config.data.columns.items() if role in OPTIONAL}
-    tables = _load_splits(f"tasks.{name}.data", config.data, [columns[role] for role in fields])
+    texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.label_roles))
+    tables = load_splits(Source(f"tasks.{name}.data", config.data, texts, labels))
     for split, table in tables.items():
         if not len(table):
             raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
         _check_columns(name, split, table, columns)
     read = {split: _columns(table, columns) for split, table in tables.items()}
     task = kind.make(name, config, read["train"])
-    splits = {split: _examples(task, split, read[split]) for split in tables}
     notes: list[str] = []
+    label = read["train"][kind.label_roles[0]]
+    if task.labels and config.data.labels is None and label.names is None:
+        notes += check_inferred(name, "train", label.values)
+    splits = {split: _examples(task, split, read[split]) for split in tables}
+    _check_labelled(task, splits)
     splits = _hold_out(task, splits, config.data.holdout, notes)
     splits = _separate(splits, notes)
     splits = {split: _limit(examples, config.data.limit.get(split)) for split, examples in splits.items()}
-    _check_labelled(task, splits, config.data.limit)
+    _check_filled(task, splits)
+    _check_labelled(task, splits)
     if config.data.unlabelled is not None:
         splits = {**splits, "train": _with_unlabelled(task, config.data, columns, splits, notes)}
     unlabelled = int((~task.labelled(splits["train"].labels)).sum())
@@ -109,19 +110,24 @@ def _check_metric(name: str, config: TaskConfig, metrics: Sequence[str]) -> None
         )
 
 
-def _check_labelled(task: Task, splits: Mapping[Split, Examples], limit: Mapping[Split, int]) -> None:
+def _check_labelled(task: Task, splits: Mapping[Split, Examples]) -> None:
     """Validation and test are labelled throughout, and train in part."""
-    for split in SPLITS:
-        examples = splits[split]
-        if not len(examples):
-            raise DataError(f"tasks.{task.name}: split {split} is empty", EMPTY)
+    for split, examples in splits.items():
         labelled = task.labelled(examples.labels)
         if not labelled.any() or (split != "train" and not labelled.all()):
-            missing = int((~labelled).sum())
+            missing = np.flatnonzero(~labelled)
             raise DataError(
-                f"tasks.{task.name}: {missing} of {len(examples)} examples of {split} have no label",
+                f"tasks.{task.name}: {len(missing)} of {len(examples)} examples of {split} have no label: "
+                f"{show_rows(missing.tolist())}",
                 "Validation and test need every label, train some; mend the rows or name other splits.",
             )
+
+
+def _check_filled(task: Task, splits: Mapping[Split, Examples]) -> None:
+    """No split was emptied by holding out, by what stands in another split, or by leaving out."""
+    for split in SPLITS:
+        if not len(splits[split]):
+            raise DataError(f"tasks.{task.name}: split {split} is empty", EMPTY)
 
 
 def _with_unlabelled(
@@ -135,15 +141,8 @@ def _with_unlabelled(
     more = data.unlabelled
     assert more is not None
     mapping = {role: more.columns.get(role, columns[role]) for role in task.fields}
-    files = None if more.data_files is None else {re.split(r"[\[+]", more.split)[0]: more.data_files}
-    source = DataConfig(
-        path=more.path,
-        name=more.name,
-        revision=more.revision,
-        data_files=files,
-        splits={"train": more.split},
-    )
-    table = _load_splits(f"tasks.{task.name}.data.unlabelled", source, list(mapping.values()))["train"]
+    where = f"tasks.{task.name}.data.unlabelled"
+    table = load_splits(Source(where, source_of(more), list(mapping.values())))["train"]
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
     extra = _examples(task, "unlabelled", _columns(table, mapping))
     _, first = np.unique(extra.keys, return_index=True)
@@ -161,118 +160,7 @@ def join(a: Examples, b: Examples) -> Examples:
     return Examples(a.task, np.concatenate((a.keys, b.keys)), inputs, Ragged.join((a.labels, b.labels)))
 
 
-# ---------------------------------------------------------------- loading
-
-
-def _load_splits(where: str, data: DataConfig, texts: Sequence[str]) -> dict[Split, Any]:
-    """The data set's tables, by our split names; those it lacks are left out. `where`: the key in the config."""
-    _check_files(where, data)
-    try:
-        whole = _load(data, texts)
-        wanted = {split: data.splits.get(split, split) for split in SPLITS}
-        sliced = {s: _slice(whole, e) for s, e in wanted.items() if "[" in e or "+" in e}
-    except Exception as error:  # datasets raises dozens of types, each about the user's data
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise DataError(
-            f"{where}: cannot load {data.path}: {reason}", "Check path, data_files and network."
-        ) from None
-    for split, theirs in data.splits.items():
-        if theirs not in whole and split not in sliced:
-            raise DataError(f"{where}.splits.{split}: no split {theirs!r}", f"There are {', '.join(whole)}.")
-    tables = {
-        s: sliced[s] if s in sliced else whole[e] for s, e in wanted.items() if s in sliced or e in whole
-    }
-    if "train" not in tables:
-        raise DataError(
-            f"{where}: no split 'train' among {', '.join(whole)}", "Name it in data.splits.train."
-        )
-    return tables
-
-
-def _load(data: DataConfig, texts: Sequence[str]) -> Mapping[str, Any]:
-    """The data set's tables, by its own split names. `texts`: the columns that hold text."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs, it raises as well
-    folder = Path(data.path)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        loaded = datasets.load_from_disk(data.path)
-        return loaded if isinstance(loaded, dict) else {"train": loaded}
-    files = {k: list(v) if isinstance(v, tuple) else v for k, v in (data.data_files or {}).items()}
-    options: dict[str, Any] = {"revision": data.revision}
-    if data.path == "csv":  # a text may be the word "null" or "NA", or 007
-        options |= {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
-    if data.path in FILE_FORMATS and files:  # one by one: splits may differ in columns that nobody reads
-        return {
-            key: datasets.load_dataset(data.path, data.name, data_files={key: entry}, split=key, **options)
-            for key, entry in files.items()
-        }
-    whole: Mapping[str, Any] = datasets.load_dataset(
-        data.path, data.name, data_files=files or None, **options
-    )
-    return whole
-
-
-def _slice(whole: Mapping[str, Any], expression: str) -> Any:
-    """What `load_dataset` would take for a split expression such as ``train[:80%]``."""
-    import datasets
-
-    sizes = {split: len(table) for split, table in whole.items()}
-    parts = datasets.ReadInstruction.from_spec(expression).to_absolute(sizes)
-    return datasets.concatenate_datasets(
-        [whole[part.splitname].select(range(part.from_, part.to)) for part in parts]
-    )
-
-
-def _check_files(where: str, data: DataConfig) -> None:
-    """Local files exist, and text formats are UTF-8; said with file and line."""
-    if data.path in FILE_FORMATS and not data.data_files:
-        # `datasets` would take every file below the working directory
-        raise DataError(f"{where}: {data.path} without data_files", "Name the files in data_files.")
-    for files in (data.data_files or {}).values():
-        for entry in (files,) if isinstance(files, str) else files:
-            if "://" in entry or "*" in entry:
-                continue
-            file = Path(data.path, entry) if Path(data.path).is_dir() else Path(entry)
-            if not file.is_file():
-                raise DataError(
-                    f"{where}.data_files: no file {file}", "`make demo` fetches the examples' data."
-                )
-            if file.stat().st_size == 0:
-                raise DataError(f"{where}: {file} is empty", EMPTY)
-            if _is_blank(data.path, file):
-                raise DataError(f"{where}: {file} has no rows", EMPTY)
-    for state in (Path(data.path, "state.json"), *Path(data.path).glob("*/state.json")):
-        if state.is_file() and not json.loads(state.read_text()).get("_data_files", True):
-            raise DataError(f"{where}: {state.parent} is empty", EMPTY)
-
-
-def _is_blank(path: str, file: Path) -> bool:
-    """Whether a file that is not empty has no rows all the same, as far as that is seen at a glance."""
-    if path in TEXT_FORMATS and file.suffix not in (".gz", ".zst", ".bz2", ".xz"):
-        return _count_lines(file) <= (path == "csv")
-    if path == "parquet":
-        from pyarrow import ArrowException, parquet
-
-        with suppress(ArrowException):  # no parquet: `datasets` says so
-            return bool(parquet.read_metadata(file).num_rows == 0)
-    return False
-
-
-def _count_lines(file: Path) -> int:
-    """Lines with anything on them. Raises `DataError` at the first that is not UTF-8."""
-    count = 0
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                count += bool(line.decode().strip())
-            except UnicodeDecodeError:
-                raise DataError(
-                    f"{file}:{number}: not UTF-8", "Convert the file, for instance with iconv -t UTF-8."
-                ) from None
-    return count
+# ---------------------------------------------------------------- columns
 
 
 def _check_columns(
@@ -280,12 +168,23 @@ def _check_columns(
 ) -> None:
     for role, column in columns.items():
         if column not in table.column_names:
-            near = difflib.get_close_matches(column, table.column_names, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
             raise DataError(
                 f"tasks.{name}: split {split} has no column {column!r}; it has {', '.join(table.column_names)}",
-                f"{hint}Set {section}.{role} to the column that holds the {role}.",
+                _column_remedy(column, table.column_names, f"{section}.{role}", role),
             )
+
+
+def _column_remedy(column: str, names: Sequence[str], key: str, role: str) -> str:
+    """What helps where a table lacks a column: a near name, another delimiter, another format."""
+    near = difflib.get_close_matches(column, names, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}? Set {key} to the column that holds the {role}."
+    if names[0].startswith("{"):
+        return "The file looks like JSON: set data.path to json."
+    delimiter = next((mark for mark in "\t;|" if mark in names[0]), None) if len(names) == 1 else None
+    if delimiter is not None:
+        return f"Its fields look separated by {delimiter!r}: set data.options: {{delimiter: {json.dumps(delimiter)}}}."
+    return f"Set {key} to the column that holds the {role}; of a csv file without a header, set data.options.names."
 
 
 def _columns(table: Any, columns: Mapping[str, str]) -> dict[str, Column]:

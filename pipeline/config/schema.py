@@ -31,7 +31,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path, or what may stand for one (a hub id, a URL, a format's name); `~` is the home folder."""
@@ -60,6 +60,8 @@ class UnlabelledConfig(Strict):
     """Revision of a hub data set."""
     data_files: LocalPath | tuple[LocalPath, ...] | None = None
     """Files, for csv, json, parquet and text."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """As `data.options`; its own, the task's are not taken over."""
     split: str = "train"
     """Which split of the data set; `load_dataset`'s slices work."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -78,7 +80,9 @@ class DataConfig(Strict):
     revision: str | None = None
     """Revision of a hub data set."""
     data_files: dict[str, LocalPath | tuple[LocalPath, ...]] | None = None
-    """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory."""
+    """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory. Files that end in .tsv are separated by tabs; patterns (`part-*.csv`) and compressed files work. JSON: a row a line, a list of rows, an object of columns, or SQuAD's own nested form."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What else the format's loader takes, under `load_dataset`'s names: for csv e.g. `{delimiter: ";"}`, `{quoting: 3}` (quotes are plain text), `{names: [text, label]}` (a file without a header), `{encoding: latin-1}`; for json `{field: rows}` (the key with the rows)."""
     splits: dict[Split, str] = Field(default_factory=dict)
     """What the data set calls each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split under its own name."""
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1

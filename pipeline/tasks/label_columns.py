@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pipeline.batch import UNLABELLED
 from pipeline.errors import DataError
 
+RARE = 5
+"""Examples below which a class may be noted as rare; see `check_inferred`."""
 NUMERAL = re.compile(r"[+-]?\d+|True|False")
 
 
@@ -44,7 +46,7 @@ def label_space(
         if declared is not None
         else names
         if names is not None
-        else (str(value) for value in sorted({value for value in found if value is not None}))
+        else (str(value) for value in sorted(_distinct(task, found)))
     )
     if len(set(labels)) != len(labels):
         raise DataError(
@@ -55,6 +57,67 @@ def label_space(
             f"tasks.{task}: one label only: {list(labels)}", "A classification task needs two or more."
         )
     return labels
+
+
+def _distinct(task: str, values: Sequence[Any]) -> set[Any]:
+    """The values but None. Raises `DataError` where they are no names or numbers, or names beside numbers."""
+    for row, value in enumerate(values):
+        if not isinstance(value, str | int | float | None):
+            raise DataError(
+                f"tasks.{task}: label {row} of train is {value!r:.200}, neither text nor a number",
+                "Give each row one label, or set problem: multi_label where it has a list.",
+            )
+    distinct = {value for value in values if value is not None}
+    if len({isinstance(value, str) for value in distinct}) > 1:
+        distinct = {str(value) for value in distinct}
+    return distinct
+
+
+def check_inferred(task: str, split: str, values: Sequence[Any]) -> list[str]:
+    """A label column whose values are the label space: refuses what is certainly a mistake, notes what may be one.
+
+    values: a label a row, or a list of labels. Raises `DataError`, with the rows, for an empty label and for labels
+    that differ by case or blanks alone. Returns a note that names the classes that are rare: fewer than `RARE`
+    examples, and fewer than a tenth of the median class's.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        for label in value if isinstance(value, list | tuple) else (value,):
+            if label is not None:
+                rows.setdefault(str(label), []).append(row)
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(rows, key=lambda label: -len(rows[label])):
+        spellings.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    if "" in spellings:
+        where = sorted(row for label in spellings[""] for row in rows[label])
+        raise DataError(
+            f"tasks.{task}: an empty label in {show_rows(where)} of {split}",
+            "Correct those rows; in csv a cell without any character, in JSON null, is a row without a label.",
+        )
+    for usual, *others in spellings.values():
+        if others:
+            counts = ", ".join(f"{label!r} {len(rows[label])} times" for label in (usual, *others))
+            wrong = sorted(row for label in others for row in rows[label])
+            raise DataError(
+                f"tasks.{task}: labels of {split} that differ by case or blanks alone: {counts}; see {show_rows(wrong)}",
+                "Correct those rows, or list every label in data.labels if all of them are meant.",
+            )
+    median = float(np.median([len(places) for places in rows.values()]))
+    rare = [label for label, places in rows.items() if len(places) < min(RARE, median / 10)]
+    shown = ", ".join(f"{label!r} {len(rows[label])}" for label in rare[:10])
+    more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
+    return (
+        [f"classes with very few examples in {split}: {shown}{more}; check that they are not typing errors"]
+        if rare
+        else []
+    )
+
+
+def show_rows(rows: Sequence[int]) -> str:
+    """``row 3``, or ``rows 3, 5, 8 and 12 more``; counted from 0."""
+    distinct = sorted(set(rows))
+    more = f" and {len(distinct) - 10} more" if len(distinct) > 10 else ""
+    return f"row{'s' if len(distinct) > 1 else ''} {', '.join(map(str, distinct[:10]))}{more}"
 
 
 def label_index(
@@ -71,13 +134,20 @@ def label_index(
 
 def label_ids(index: Mapping[Any, int], values: Sequence[Any]) -> NDArray[np.int64]:
     """(n,) indices of `values`, `UNLABELLED` for one that is None, -2 for one that is no label."""
-    ids = [UNLABELLED if v is None else index.get(v, index.get(str(v), -2)) for v in values]
+    ids = [
+        UNLABELLED
+        if v is None
+        else index.get(v, index.get(str(v), -2))
+        if isinstance(v, str | int | float)
+        else -2
+        for v in values
+    ]
     return np.array(ids, dtype=np.int64)
 
 
 def refuse_label(task: str, row: int, split: str, value: Any, labels: Sequence[str]) -> DataError:
     """The error for a label outside the space."""
     return DataError(
-        f"tasks.{task}: row {row} of {split}: label {value!r} is not one of {list(labels)}",
+        f"tasks.{task}: row {row} of {split}: label {value!r:.200} is not one of {list(labels)}",
         "Mend the row, or list every label in data.labels.",
     )

@@ -48,7 +48,8 @@ class MultiLabel(TextClassification):
     def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
         """The task; labels as declared, or the data set's names, or those found in train's lists."""
         column = train["label"]
-        found = [label for value in column.values if isinstance(value, list | tuple) for label in value]
+        _check_lists(name, "train", column.values)
+        found = [label for value in column.values if value is not None for label in value]
         labels = label_space(name, config.data.labels, column.names, found)
         metric = config.metric or cls.metrics[0]
         return cls(name, labels, config.data.max_length, metric, cls.roles(config))
@@ -60,12 +61,7 @@ class MultiLabel(TextClassification):
         if "label" not in columns:
             return inputs, Ragged.single(marks)
         column = columns["label"]
-        for row, value in enumerate(column.values):
-            if not isinstance(value, list | tuple | None):
-                raise DataError(
-                    f"tasks.{self.name}: row {row} of {split}: label is {value!r}, not a list of labels",
-                    "Give each row a list, empty for none, or set problem: single_label.",
-                )
+        _check_lists(self.name, split, column.values)
         every = [label for value in column.values if value is not None for label in value]
         index = label_index(self.labels, column.names, every)
         for row, value in enumerate(column.values):
@@ -155,6 +151,16 @@ class MultiLabel(TextClassification):
         said = values > 0
         right = (said == gold).all(1, keepdims=True)
         return np.hstack((said * gold, said, gold, right, np.ones_like(right))).astype(np.float64)
+
+
+def _check_lists(task: str, split: str, values: Sequence[Any]) -> None:
+    """Every row has a list of labels, or None. Raises `DataError`."""
+    for row, value in enumerate(values):
+        if not isinstance(value, list | tuple | None):
+            raise DataError(
+                f"tasks.{task}: row {row} of {split}: label is {value!r:.200}, not a list of labels",
+                "Give each row a list, empty for none, or set problem: single_label.",
+            )
 
 
 def _score(metric: str, sums: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ def texts_of(
         for row, value in enumerate(columns[role].values):
             if not isinstance(value, str):
                 raise DataError(
-                    f"tasks.{task}: row {row} of {split}: {role} is {value!r}, not text",
+                    f"tasks.{task}: row {row} of {split}: {role} is {value!r:.200}, not text",
                     "Remove or mend that row.",
                 )
     return {role: columns[role].values for role in roles}

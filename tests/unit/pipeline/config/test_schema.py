@@ -132,7 +132,7 @@ def test_missing_key_is_named() -> None:
         ("train.epochs", 10**30),
         ("students.half.train.epochs", 10_001),
         ("teachers.movies-tiny.fine_tune.epochs", 10_001),
-        ("train.max_skipped_steps", 2**31),
+        ("train.max_skipped_steps", 10**9 + 1),
         ("train.epochs", 1.5),
         ("train.epochs", "3"),
         ("train.epochs", True),

@@ -1,0 +1,312 @@
+"""A data set's local files: which they are, in which format, and what is wrong with them, by file and line.
+
+Needs neither `datasets` nor torch, so that a wrong path or a broken row is reported at once. Files behind URLs and
+data sets of the hub are left to `datasets`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from glob import glob
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import DataConfig, UnlabelledConfig
+from pipeline.errors import DataError
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""File ending → the format that reads it."""
+TEXT_FORMATS = ("csv", "json", "text")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+PLAIN_CSV = {
+    *("sep", "delimiter", "quoting", "quotechar", "escapechar", "doublequote", "skipinitialspace"),
+    *("encoding", "encoding_errors", "keep_default_na", "na_values", "na_filter", "decimal", "thousands"),
+}
+"""Options of csv under which its rows are checked here; with others (`skiprows`, `names` …) pandas alone reads it."""
+ASSETS = (".cache", "assets")
+"""Where `make demo` puts the examples' data and models."""
+EMPTY = "Point data.splits or data_files at examples."
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+def missing_remedy(file: Path) -> str:
+    """What helps where a local file or folder is not there."""
+    if any(pair == ASSETS for pair in zip(file.parts, file.parts[1:], strict=False)):
+        return "`make demo RUN=examples/NAME.yaml` fetches the data and models of that example."
+    near: list[str] = []
+    with suppress(OSError):
+        near = difflib.get_close_matches(file.name, [one.name for one in file.parent.iterdir()], 1, 0.75)
+    hint = f"Did you mean {file.parent / near[0]}? " if near else ""
+    return f"{hint}Relative paths start from the working directory, {Path.cwd()}."
+
+
+def source_of(more: UnlabelledConfig) -> DataConfig:
+    """`data.unlabelled` as a data set with a train split alone."""
+    files = None if more.data_files is None else {re.split(r"[\[+]", more.split)[0]: more.data_files}
+    return DataConfig(
+        path=more.path,
+        name=more.name,
+        revision=more.revision,
+        data_files=files,
+        options=more.options,
+        splits={"train": more.split},
+    )
+
+
+def files_of(where: str, data: DataConfig) -> dict[str, list[str]]:
+    """The files of each entry of `data_files`, patterns filled in. Raises `DataError` where one is not there.
+
+    where: the data set's key in the config, for errors.
+    """
+    _check_path(where, data)
+    folder = Path(data.path) if Path(data.path).is_dir() else None
+    local = folder is not None or data.path in FORMATS.values()
+    found: dict[str, list[str]] = {}
+    for split, given in (data.data_files or {}).items():
+        found[split] = []
+        for entry in (given,) if isinstance(given, str) else given:
+            if "://" in entry or not local:  # a URL, or a file of a hub data set
+                found[split].append(entry)
+                continue
+            file = folder / entry if folder is not None else Path(entry)
+            matches = [str(file)] if file.is_file() else sorted(filter(os.path.isfile, glob(str(file))))  # noqa: PTH207
+            if not matches:  # a pattern may start at the root, which Path.glob does not take
+                raise DataError(f"{where}.data_files: no file {file}", missing_remedy(file))
+            found[split] += matches
+    return found
+
+
+def _check_path(where: str, data: DataConfig) -> None:
+    """`path` is a format with files, a folder, or may be a data set of the hub."""
+    path = Path(data.path)
+    formats = dict.fromkeys(FORMATS.values())
+    if data.path in formats:
+        if not data.data_files:  # `datasets` would take every file below the working directory
+            raise DataError(f"{where}: {data.path} without data_files", "Name the files in data_files.")
+        return
+    if path.is_file():
+        name = FORMATS.get(ending(data.path))
+        wanted = f"path: {name or 'csv'} and data_files: {{train: {data.path}}}"
+        raise DataError(f"{where}.path: {data.path} is a file", f"Write {wanted}.")
+    name = FORMATS.get(f".{data.path.lower()}")
+    if name is not None and not path.is_dir():
+        remedy = f"Write path: {name}; the ending of a file says the rest."
+        raise DataError(f"{where}.path: there is no format {data.path!r}", remedy)
+    looks_local = path.is_absolute() or data.path.startswith((".", "~")) or data.path.count("/") > 1
+    if looks_local and not path.is_dir() and "://" not in data.path:
+        raise DataError(f"{where}.path: no folder {data.path}", missing_remedy(path))
+
+
+def ending(file: str) -> str:
+    """The ending that says what is in a file, without that of its compression: ``.csv`` of ``a.csv.gz``."""
+    suffixes = [suffix.lower() for suffix in Path(file).suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in COMPRESSED), "")
+
+
+def format_of(data: DataConfig, files: Mapping[str, list[str]]) -> str | None:
+    """The format that reads the files; None where `datasets` finds it out by itself."""
+    if data.path in FORMATS.values():
+        return data.path
+    formats = {FORMATS.get(ending(file)) for entry in files.values() for file in entry}
+    return formats.pop() if Path(data.path).is_dir() and len(formats) == 1 else None
+
+
+def delimiter_of(file: str, options: Mapping[str, Any]) -> str:
+    """What separates a csv file's fields: as given, else a tab in .tsv, else a comma."""
+    given = options.get("delimiter") or options.get("sep")
+    return str(given) if given else "\t" if ending(file) == ".tsv" else ","
+
+
+# ---------------------------------------------------------------- checks
+
+
+def check_files(where: str, data: DataConfig) -> None:
+    """Local files are there, hold rows, and text formats are well-formed as far as that is seen without loading.
+
+    Raises `DataError` with file and line.
+    """
+    files = files_of(where, data)
+    name = format_of(data, files)
+    _check_encoding(where, data.options.get("encoding"))
+    for file in (Path(file) for entry in files.values() for file in entry if "://" not in file):
+        if name is None or not file.is_file():
+            continue
+        if file.stat().st_size == 0:
+            raise DataError(f"{where}: {file} is empty", EMPTY)
+        if name in TEXT_FORMATS and file.suffix.lower() not in COMPRESSED:
+            rows = _count_lines(file, data.options.get("encoding"))
+            if rows <= (name == "csv" and not data.options.keys() & {"names", "column_names", "header"}):
+                raise DataError(f"{where}: {file} has no rows", EMPTY)
+            if name == "csv" and data.options.keys() <= PLAIN_CSV:
+                _check_csv(file, data.options)
+        elif name == "parquet":
+            _check_parquet(where, file)
+    for state in (Path(data.path, "state.json"), *Path(data.path).glob("*/state.json")):
+        if state.is_file() and not _state(state).get("_data_files", True):
+            raise DataError(f"{where}: {state.parent} is empty", EMPTY)
+
+
+def _state(file: Path) -> dict[str, Any]:
+    """What `save_to_disk` wrote. Raises `DataError` for a damaged file."""
+    with suppress(ValueError):
+        state = json.loads(file.read_bytes())
+        if isinstance(state, dict):
+            return state
+    raise DataError(f"{file}: damaged, it should be what save_to_disk writes", "Save the data set again.")
+
+
+def _check_encoding(where: str, encoding: str | None) -> None:
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except (LookupError, TypeError):
+        remedy = "Python's names are utf-8, utf-16, latin-1, cp1252, gb18030 and others."
+        raise DataError(f"{where}.options.encoding: there is no {encoding!r}", remedy) from None
+
+
+def _count_lines(file: Path, encoding: str | None) -> int:
+    """Lines with anything on them. Raises `DataError` at the first that is not UTF-8, where that is expected."""
+    count = 0
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                count += bool((line.decode() if encoding is None else line).strip())
+            except UnicodeDecodeError:
+                raise DataError(f"{file}:{number}: not UTF-8", _decoding_remedy(file)) from None
+    return count
+
+
+def _decoding_remedy(file: Path) -> str:
+    """What helps where a file is not UTF-8, as its first bytes have it."""
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    if start.startswith(b"PK"):
+        return "It is a zip archive or a spreadsheet: export it as csv."
+    encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin-1"
+    return (
+        f"Convert the file, for instance with iconv -t UTF-8, or set data.options: {{encoding: {encoding}}}."
+    )
+
+
+def _check_csv(file: Path, options: Mapping[str, Any]) -> None:
+    """Every column has a name of its own, and every row as many fields as the header. Raises `DataError`."""
+    form = {
+        name: options[name]
+        for name in ("quoting", "quotechar", "escapechar", "doublequote", "skipinitialspace")
+        if name in options
+    }
+    delimiter = delimiter_of(str(file), options)
+    if len(delimiter) != 1:  # a regular expression
+        return
+    with file.open(encoding=options.get("encoding") or "utf-8-sig", errors="replace", newline="") as stream:
+        try:
+            reader = csv.reader(stream, delimiter=delimiter, **form)
+            rows = _numbered(reader)
+            _, header = next(rows)
+            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
+            if twice is not None:
+                raise DataError(
+                    f"{file}:1: the column name {twice!r} stands twice", "Rename one of the two columns."
+                )
+            for line, row in rows:
+                if len(row) != len(header):
+                    raise _wrong_width(file, line, reader.line_num, row, header, delimiter)
+        except (csv.Error, LookupError, TypeError, StopIteration):
+            return  # of options that csv does not take as pandas does: loading reports it
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows with anything in them, each with the line where it starts."""
+    start = 1
+    for row in reader:
+        if len(row) > 1 or (row and row[0].strip()):
+            yield start, row
+        start = reader.line_num + 1
+
+
+def _wrong_width(
+    file: Path, line: int, last: int, row: list[str], header: list[str], delimiter: str
+) -> DataError:
+    """The error for a csv row, on the lines from `line` to `last`, with too few or too many fields."""
+    shown = {"\t": "tab", ",": "comma"}.get(delimiter, repr(delimiter))
+    cause = f"{file}:{line}: {len(row)} fields, the header has {len(header)}: {', '.join(header)}"
+    with file.open("rb") as stream:
+        raw = next(islice(stream, line - 1, None), b"")
+    if last > line or raw.count(b'"') % 2:
+        return DataError(
+            f"{cause}; the row goes on to line {last}" if last > line else cause,
+            f'A quote (") is left open in line {line}: close it, or set data.options: {{quoting: 3}} where '
+            "quotes are part of the text.",
+        )
+    if len(row) > len(header):
+        remedy = f'Put a field that holds a {shown} into quotes ("…"), or set data.options.delimiter.'
+        return DataError(cause, remedy)
+    remedy = f"Complete that row, or set data.options.delimiter if a {shown} is not what separates fields."
+    return DataError(cause, remedy)
+
+
+def _check_parquet(where: str, file: Path) -> None:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_metadata(file).num_rows
+    except (ArrowException, OSError) as error:
+        raise DataError(
+            f"{where}: {file} is not parquet: {line_of(error)}", "Write the file again."
+        ) from None
+    if rows == 0:
+        raise DataError(f"{where}: {file} has no rows", EMPTY)
+
+
+# ---------------------------------------------------------------- json
+
+
+def broken_json(file: str) -> str | None:
+    """What is wrong with a JSON file, by line and column; None where it is well-formed, or cannot be read here."""
+    if not Path(file).is_file() or Path(file).suffix.lower() in COMPRESSED:
+        return None
+    text = Path(file).read_text(encoding="utf-8-sig", errors="replace")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(lines) < 2 or _syntax(lines[0][1]) is not None:  # one document
+        lines = [(1, text)]
+    for number, line in lines:
+        error = _syntax(line)
+        if error is not None:
+            return f"{file}:{number + error.lineno - 1}:{error.colno}: {error.msg}"
+        if len(lines) > 1 and not line.lstrip().startswith("{"):
+            return f"{file}:{number}: {line.strip():.80}: not an object, as the other lines are"
+    return None
+
+
+def _syntax(text: str) -> json.JSONDecodeError | None:
+    """Where `text` is not JSON."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error
+    except RecursionError:
+        return json.JSONDecodeError("nested too deep", text, 0)
+    return None
+
+
+def line_of(error: BaseException) -> str:
+    """An error's message on one line, cut to 300 characters."""
+    return " ".join(str(error).split())[:300]

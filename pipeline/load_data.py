@@ -1,0 +1,173 @@
+"""`data` → the data set's tables, by split. `datasets` loads; JSON that is one document is read here, SQuAD's too."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.redact import redact
+from pipeline.config.schema import SPLITS, DataConfig, Split
+from pipeline.data_files import broken_json, check_files, delimiter_of, files_of, format_of, line_of
+from pipeline.errors import DataError
+from pipeline.json_documents import read_document
+
+NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "converters"}
+"""Fields of a builder's config that are no options: other keys of `data` give them, or YAML cannot."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the config gives it. where: its key in the config, for errors · texts, labels: its columns with
+    text and with labels."""
+
+    where: str
+    data: DataConfig
+    texts: Sequence[str]
+    labels: Sequence[str] = ()
+
+
+def load_splits(source: Source) -> dict[Split, Any]:
+    """The data set's tables, by our split names; those it lacks are left out. Raises `DataError`."""
+    where, data = source.where, source.data
+    check_files(where, data)
+    whole = _load(source)
+    wanted = {split: data.splits.get(split, split) for split in SPLITS}
+    try:
+        sliced = {s: _slice(whole, e) for s, e in wanted.items() if "[" in e or "+" in e}
+    except Exception as error:  # datasets raises several types, each about the expression
+        remedy = (
+            f"Write slices as `load_dataset` takes them, such as train[:80%]; there are {', '.join(whole)}."
+        )
+        raise DataError(f"{where}.splits: {line_of(error)}", remedy) from None
+    for split, theirs in data.splits.items():
+        if theirs not in whole and split not in sliced:
+            raise DataError(f"{where}.splits.{split}: no split {theirs!r}", f"There are {', '.join(whole)}.")
+    tables = {
+        s: sliced[s] if s in sliced else whole[e] for s, e in wanted.items() if s in sliced or e in whole
+    }
+    if "train" not in tables:
+        raise DataError(
+            f"{where}: no split 'train' among {', '.join(whole)}", "Name it in data.splits.train."
+        )
+    return tables
+
+
+def _load(source: Source) -> Mapping[str, Any]:
+    """The data set's tables, by its own split names. Raises `DataError`."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs, it raises as well
+    where, data = source.where, source.data
+    folder, files = Path(data.path), files_of(where, data)
+    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    name = None if saved else format_of(data, files)
+    if saved and data.options:
+        raise DataError(f"{where}.options: {data.path} was written by save_to_disk", "Remove data.options.")
+    if name is not None:
+        _check_options(where, name, data.options)
+    try:
+        if saved:
+            loaded = datasets.load_from_disk(data.path)
+            return loaded if isinstance(loaded, dict) else {"train": loaded}
+        if name is not None and files:  # one by one: splits may differ in columns that nobody reads
+            return {split: _load_files(source, name, split, entry) for split, entry in files.items()}
+        whole: Mapping[str, Any] = datasets.load_dataset(
+            data.path, data.name, data_files=files or None, revision=data.revision, **data.options
+        )
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises dozens of types, each about the user's data
+        remedy = (
+            "No folder here has that name, so it stands for a data set of the hub: check data.path, the network, "
+            "and HF_TOKEN where the data set is private."
+        )
+        if folder.is_dir():
+            remedy = "Name each split's files in data.data_files; they must all have the same columns."
+        reason = redact("reason", line_of(error.__cause__ or error))
+        raise DataError(f"{where}: cannot load {redact('path', data.path)}: {reason}", remedy) from None
+    return whole
+
+
+def _load_files(source: Source, name: str, split: str, files: Sequence[str]) -> Any:
+    """One split's table out of files of one format. Raises `DataError` that names the file, as far as it is known."""
+    import datasets
+
+    where, options = source.where, source.data.options
+    documents = [read_document(where, file, options) for file in files] if name == "json" else []
+    columns = [document for document in documents if document is not None]
+    if columns and len(columns) == len(files):
+        return datasets.concatenate_datasets([datasets.Dataset.from_dict(one) for one in columns])
+    try:
+        table = datasets.load_dataset(
+            name, data_files={split: list(files)}, split=split, **_settings(source, name, files)
+        )
+    except Exception as error:
+        broken = next(filter(None, map(broken_json, files)), None) if name == "json" else None
+        if broken is not None:
+            remedy = "Correct that line: JSON has one object a line, or is one list of objects."
+            raise DataError(f"{where}: {broken}", remedy) from None
+        reason = redact("reason", line_of(error.__cause__ or error))
+        given = f"Check data.options ({', '.join(options)})" if options else "Set data.options"
+        remedy = f"{given}, or correct the file: it is read as {name}."
+        raise DataError(f"{where}: cannot load {', '.join(map(str, files))}: {reason}", remedy) from None
+    return _whole_numbers(table, source.labels) if name == "csv" else table
+
+
+def _whole_numbers(table: Any, columns: Sequence[str]) -> Any:
+    """`table` with whole numbers as such in `columns`: pandas makes floats of them where a cell is empty."""
+    import datasets
+    from pyarrow import compute, types
+
+    for column in set(columns) & set(table.column_names):
+        values = table.data.column(column)
+        some_empty = types.is_floating(values.type) and values.null_count > 0
+        if some_empty and compute.all(compute.equal(values, compute.floor(values))).as_py():
+            table = table.cast_column(column, datasets.Value("int64"))
+    return table
+
+
+def _settings(source: Source, name: str, files: Sequence[str]) -> dict[str, Any]:
+    """What `load_dataset` is given beside the files: texts stay as they are written, `data.options` go first."""
+    settings: dict[str, Any] = {}
+    if name == "csv":  # a text may be the word "null" or "NA", or 007; an empty cell is no label
+        settings = {
+            "keep_default_na": False,
+            "na_values": {column: [""] for column in source.labels},
+            "converters": dict.fromkeys(source.texts, str),
+            "sep": delimiter_of(files[0], source.data.options),
+        }
+    if name == "json":  # else rows with `type` and `message` are taken for logs of chats
+        settings = {"parse_agent_traces": False}
+    return settings | source.data.options
+
+
+def _check_options(where: str, name: str, options: Mapping[str, Any]) -> None:
+    """Every option is one that the format's builder takes. Raises `DataError` with the nearest name."""
+    if not options:
+        return
+    module = importlib.import_module(f"datasets.packaged_modules.{name}.{name}")
+    builder = getattr(module, f"{name.title()}Config")
+    known = [field.name for field in fields(builder) if field.name not in NOT_OPTIONS]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
+            raise DataError(f"{where}.options: {name} has no option {option!r}", remedy)
+
+
+def _slice(whole: Mapping[str, Any], expression: str) -> Any:
+    """What `load_dataset` would take for a split expression such as ``train[:80%]``."""
+    import datasets
+
+    sizes = {split: len(table) for split, table in whole.items()}
+    parts = datasets.ReadInstruction.from_spec(expression).to_absolute(sizes)
+    return datasets.concatenate_datasets(
+        [whole[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    )

@@ -1,0 +1,162 @@
+"""`data.options`, formats by ending, SQuAD's own files, and how cells that are empty are read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.schema import SPLITS, TaskConfig
+from pipeline.data import TaskData, load_task
+from pipeline.errors import DataError
+from tests.unit.pipeline.test_json_documents import SQUAD
+
+LABELS = ("x", "y")
+
+
+def csv_text(delimiter: str = ",", header: bool = True, start: int = 0) -> str:
+    rows = [f"text {i}{delimiter}{LABELS[i % 2]}\n" for i in range(start, start + 40)]
+    return (f"text{delimiter}label\n" if header else "") + "".join(rows)
+
+
+def load(folder: Path, name: str, content: str | bytes, **data: Any) -> TaskData:
+    """A task whose three splits are files of the same content, but for the numbers in its texts."""
+    kind, path = data.pop("kind", "text-classification"), data.pop("path", "csv")
+    problem = data.pop("problem", "single_label")
+    file = folder / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    section = {"path": path, "data_files": {"train": str(file)}, "holdout": 0.3, **data}
+    task = TaskConfig.model_validate_json(
+        json.dumps({"kind": kind, "problem": problem, "data": section}), strict=True
+    )
+    return load_task("mood", task)
+
+
+def texts(data: TaskData) -> set[str]:
+    return {text for split in SPLITS for text in data.splits[split].inputs["text"]}
+
+
+def refusal(folder: Path, name: str, content: str | bytes, **data: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load(folder, name, content, **data)
+    assert "\n" not in caught.value.cause + caught.value.remedy
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("train.tsv", csv_text("\t"), {}),
+        ("train.tsv.gz", gzip.compress(csv_text("\t").encode()), {}),
+        ("train.csv", csv_text(";"), {"delimiter": ";"}),
+        ("train.txt", csv_text("|"), {"sep": "|"}),
+        ("train.csv", csv_text(header=False), {"names": ["text", "label"]}),
+        ("train.csv", csv_text().encode("utf-16"), {"encoding": "utf-16"}),
+    ],
+)
+def test_csv_in_other_forms(tmp_path: Path, name: str, content: str | bytes, options: dict[str, Any]) -> None:
+    data = load(tmp_path, name, content, options=options)
+    assert data.task.labels == LABELS
+    assert texts(data) == {f"text {i}" for i in range(40)}
+
+
+def test_quotes_that_are_part_of_the_text(tmp_path: Path) -> None:
+    data = load(tmp_path, "train.tsv", csv_text("\t") + '"open\tx\n', options={"quoting": 3})
+    assert '"open' in texts(data)
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("delimeter", "Did you mean 'delimiter'?"),
+        ("converters", "Did you mean"),
+        ("xyzzy", "It takes sep, delimiter"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path, option: str, remedy: str) -> None:
+    error = refusal(tmp_path, "train.csv", csv_text(), options={option: ";"})
+    assert error.cause == f"tasks.mood.data.options: csv has no option '{option}'"
+    assert error.remedy.startswith(remedy)
+
+
+def test_an_option_of_another_type_is_named(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "train.csv", csv_text(), options={"quoting": "none"})
+    assert "Check data.options (quoting)" in error.remedy
+
+
+@pytest.mark.parametrize(("delimiter", "shown"), [("\t", r'"\t"'), (";", '";"')])
+def test_another_delimiter_is_guessed(tmp_path: Path, delimiter: str, shown: str) -> None:
+    error = refusal(tmp_path, "train.csv", csv_text(delimiter))
+    assert f"set data.options: {{delimiter: {shown}}}" in error.remedy
+
+
+def test_json_under_the_name_of_csv(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "train.csv", '{"text": "a"}\n' * 3).remedy == (
+        "The file looks like JSON: set data.path to json."
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"field": "data"}])
+def test_squads_own_file(tmp_path: Path, options: dict[str, Any]) -> None:
+    article = {**SQUAD["data"][0]}
+    articles = [
+        {
+            "title": f"Cats {i}",
+            "paragraphs": [{**article["paragraphs"][0], "context": f"The cat sat {i} times."}],
+        }
+        for i in range(20)
+    ]
+    content = json.dumps({"version": "v2.0", "data": articles})
+    data = load(tmp_path, "train.json", content, path="json", kind="question-answering", options=options)
+    sizes = {split: len(data.splits[split]) for split in SPLITS}
+    assert sum(sizes.values()) == 60
+    assert data.task.labelled(data.splits["test"].labels).all()  # the question without answers stays in train
+    answers = [one for split in SPLITS for one in data.splits[split].inputs["answers"]]
+    assert sorted(map(tuple, answers)) == [()] * 40 + [("cat",)] * 20
+
+
+def test_columns_of_json(tmp_path: Path) -> None:
+    content = json.dumps({"text": [f"text {i}" for i in range(40)], "label": list(LABELS) * 20})
+    assert texts(load(tmp_path, "train.json", content, path="json")) == {f"text {i}" for i in range(40)}
+
+
+def test_a_broken_line_of_json(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "train.jsonl", '{"text": "a", "label": "x"}\n{"text": "b",}\n', path="json")
+    assert error.cause.startswith(f"tasks.mood.data: {tmp_path / 'train.jsonl'}:2:14: ")
+
+
+def test_rows_that_look_like_logs_of_chats_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {i}", "label": LABELS[i % 2], "type": "user", "message": {"a": "b"}}
+        for i in range(40)
+    ]
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    assert len(texts(load(tmp_path, "train.jsonl", content, path="json"))) == 40
+
+
+# ---------------------------------------------------------------- empty cells
+
+
+@pytest.mark.parametrize("labels", [("x", "y"), ("0", "1")])
+def test_an_empty_cell_is_a_row_without_a_label(tmp_path: Path, labels: tuple[str, str]) -> None:
+    rows = "".join(f"text {i},{labels[i % 2]}\n" for i in range(40))
+    data = load(tmp_path, "train.csv", f"text,label\nnone,\n{rows}")
+    assert data.task.labels == labels
+    assert "none" in data.splits["train"].inputs["text"]
+    assert "mood: 1 examples of train have no label: they take the soft loss only" in data.notes
+
+
+def test_an_empty_cell_among_numbers(tmp_path: Path) -> None:
+    rows = "".join(f"text {i},{i / 8}\n" for i in range(40))
+    data = load(tmp_path, "train.csv", f"text,label\nnone,\n{rows}", problem="regression")
+    assert "mood: 1 examples of train have no label: they take the soft loss only" in data.notes
+
+
+def test_an_empty_cell_of_a_test_set_is_refused_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("text,label\na,x\nb,\nc,\n")
+    files = {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")}
+    error = refusal(tmp_path, "train.csv", csv_text(), data_files=files)
+    assert error.cause == "tasks.mood: 2 of 3 examples of test have no label: rows 1, 2"
