@@ -267,10 +267,14 @@ def compare(
 @app.command()
 def ui(run: RunFile, overrides: Overrides = None) -> None:
     """Open MLflow on the run's store, on this machine only."""
-    from pipeline.tracking.uri import runs_page, ui_command
+    from pipeline.tracking.database import database_lock, ensure_database
+    from pipeline.tracking.uri import artifact_root, runs_page, ui_command
 
     config = load_config(run, overrides or [])
     command = ui_command(config)
+    if (artifacts := artifact_root(config)) is not None:
+        with database_lock(artifacts):  # a kill of the server while it makes its tables would spoil the file
+            ensure_database(config.tracking_uri)
     out.print(f"runs at {runs_page(config, int(command[-1]))}", markup=False)
     raise typer.Exit(subprocess.call(command))
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
-
+from pipeline.tracking.database import database_lock, ensure_database
 from pipeline.tracking.model import describe_model, digest, logged_name, registered_name
 from pipeline.tracking.spool import Ledger, Point, Record
 from pipeline.tracking.uri import quieten
@@ -63,16 +60,14 @@ class Calls:
         if self._client is not None:
             return
         quieten()
-        warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self._artifacts is not None:
             self._artifacts.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._artifacts.with_name("mlflow.lock"))
+            lock = database_lock(self._artifacts)
         with lock:
+            ensure_database(self._uri)
             client = MlflowClient(tracking_uri=self._uri)
             self.experiment_id = self._ledger.experiment_id = self._find_experiment(client)
         self._client = client

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
+import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -88,6 +90,10 @@ def free_port(first: int) -> int:
 
 
 def quieten() -> None:
-    """Set the environment that keeps MLflow quiet, where the user has not set it otherwise."""
+    """Set what keeps MLflow quiet: the environment, where the user has not set it otherwise, warnings and logs."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    migrations = r"[0-9a-f]{12}_\w+"  # modules named by their revision
+    warnings.filterwarnings("ignore", module=rf"(mlflow|alembic|sqlalchemy|{migrations})\b")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
