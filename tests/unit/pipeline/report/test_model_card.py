@@ -67,4 +67,4 @@ def test_the_model_card_states_the_loss_of_its_own_task(tiny_run: TinyRun, tmp_p
     write_model_card(tmp_path, parse_config(tiny_run(loss=loss)), report_of(None), "cut", MOOD)
     card = (tmp_path / "README.md").read_text()
     assert "at temperature 1.5 (the soft weight falls to 0 over training)" in card
-    assert "2.5" not in card
+    assert "temperature 2.5" not in card
