@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from rich.text import Text
 
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
-from pipeline.report.schema import GroupReport, GroupSection
+from pipeline.report.schema import GroupReport, GroupSection, SpreadRecord
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
-from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, signed
+from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Spread, floor, sign_flip_p
 from pipeline.wide_table import Field, WideTable
 from tune.importance import importance
@@ -127,26 +128,32 @@ def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -
 
 
 def tested(default: GroupReport, winner: GroupReport, student: str) -> dict[str, Any]:
-    """What the search bought on test: default weights, winner and supervised baseline, over the seeds of two groups.
+    """Test scores of the default weights and of the winner, each beside its own supervised baseline.
 
-    default, winner: as `pipeline.report.group.build` makes them, of one seed or more, the same ones. By ``macro``
-    and task: scores by seed, and p of the sign-flip test of winner − default.
+    default, winner: the same student under the same seeds. A baseline is trained with the settings of its student,
+    so the winner's is another one than the default's. By ``macro`` and task: scores by seed, the mean gain of the
+    winner over the default, and p of its sign-flip test.
     """
     sections: dict[str, tuple[GroupSection, GroupSection]] = {"macro": (default.macro, winner.macro)}
     sections |= {task: (section, winner.tasks[task]) for task, section in default.tasks.items()}
     rows = {}
     for name, (before, after) in sections.items():
         old, new = before.students[student], after.students[student]
-        scores = {"default": list(old.score.by_seed), "best": list(new.score.by_seed)}
-        gains = [b - a for a, b in zip(scores["default"], scores["best"], strict=True)]
+        gains = [b - a for a, b in zip(old.score.by_seed, new.score.by_seed, strict=True)]
         rows[name] = {
-            **scores,
-            "supervised": None if old.supervised is None else list(old.supervised.by_seed),
+            "default": list(old.score.by_seed),
+            "default_supervised": _by_seed(old.supervised),
+            "best": list(new.score.by_seed),
+            "best_supervised": _by_seed(new.supervised),
             "ensemble": list(before.ensemble.by_seed),
             "gain": sum(gains) / len(gains),
             "p": sign_flip_p(gains) if len(gains) > 1 else None,
         }
     return {"seeds": list(default.seeds), "runs": [*default.runs, *winner.runs], "scores": rows}
+
+
+def _by_seed(spread: SpreadRecord | None) -> list[float] | None:
+    return None if spread is None else list(spread.by_seed)
 
 
 # ---------------------------------------------------------------- files
@@ -242,7 +249,7 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
             "values. `best.yaml` trains with the winner's from the start, which need not give its score again."
         )
     if "test" in found:
-        paragraphs.append(_gain(found["test"]))
+        paragraphs += [_gain(found["test"]), _owed(found["test"])]
     return paragraphs
 
 
@@ -265,23 +272,67 @@ def _gain(test: Mapping[str, Any]) -> str:
     return f"{text}the search bought {gain} points{chance if seeds > 1 else ', which one seed cannot tell from chance'}."
 
 
+def _owed(test: Mapping[str, Any]) -> str:
+    """What default and winner owe to the teachers: each beside the same settings trained on labels alone."""
+    macro, seeds = test["scores"]["macro"], len(test["seeds"])
+    parts = [
+        f"{who} {_beside(macro[name], macro[f'{name}_supervised'])}"
+        for name, who in (
+            ("default", "the student of the default weights is"),
+            ("best", "that of the winner is"),
+        )
+        if macro[f"{name}_supervised"] is not None
+    ]
+    if not parts:
+        return "Without a supervised baseline nothing here says what the teachers were worth."
+    text = f"Beside the same settings trained on labels alone, {' and '.join(parts)}."
+    if macro["best_supervised"] is None:
+        return text
+    deltas = [score - base for score, base in zip(macro["best"], macro["best_supervised"], strict=True)]
+    sure = f"p {p_value(sign_flip_p(deltas))}" if seeds > 1 else "one seed cannot tell that from chance"
+    worth = signed(statistics.fmean(deltas))
+    if worth == "0.0":
+        return f"{text} With the winner's settings nothing shows that the teachers help ({sure})."
+    if worth.startswith("−"):
+        return f"{text} With the winner's settings labels alone do better than the teachers ({sure})."
+    return f"{text} With the winner's settings the teachers are worth {worth} points ({sure})."
+
+
+def _beside(scores: Sequence[float], supervised: Sequence[float]) -> str:
+    """`3.7 points above its supervised baseline (58.0)`, by the means."""
+    delta = statistics.fmean(scores) - statistics.fmean(supervised)
+    base = points(statistics.fmean(supervised))
+    if signed(delta) == "0.0":
+        return f"level with its supervised baseline ({base})"
+    where = "above" if delta > 0 else "below"
+    return f"{points(abs(delta))} points {where} its supervised baseline ({base})"
+
+
 def _bought(found: Mapping[str, Any]) -> list[str]:
     if "test" not in found:
         return []
     rows = []
     for name, one in found["test"]["scores"].items():
-        spreads = [None if one[key] is None else Spread(tuple(one[key])) for key in KEYS]
+        spreads = [None if one[key] is None else Spread(tuple(one[key])) for key in COMPARED]
         rows.append([name, *map(plus_minus, spreads), signed(one["gain"]), p_value(one["p"])])
     runs = ", ".join(f"[{run}](../{run}/report.md)" for run in found["test"]["runs"])
     return [
         "## What the search bought",
-        markdown_table(["on test", "default", "searched", "supervised", "ensemble", "Δ", "p"], rows),
-        f"Points, mean ± standard deviation over the seeds. Searched: the winner, trained again from `best.yaml`. "
+        markdown_table(["on test", *COMPARED.values(), "Δ", "p"], rows),
+        "Points, mean ± standard deviation over the seeds. Searched: the winner, trained again from `best.yaml`. "
+        "Supervised: the same student with the same settings, trained on labels alone. "
         f"Δ: searched − default, p by the paired sign-flip test. Runs: {runs}.",
     ]
 
 
-KEYS = ("default", "best", "supervised", "ensemble")
+COMPARED = {
+    "default": "default",
+    "default_supervised": "default, supervised",
+    "best": "searched",
+    "best_supervised": "searched, supervised",
+    "ensemble": "ensemble",
+}
+"""Columns of that table, by their key in study.json."""
 
 
 def _trials(found: Mapping[str, Any]) -> str:

@@ -117,7 +117,8 @@ def _check_winner(folder: Path, study: dict[str, Any]) -> None:
     report = json.loads((folder / "runs/first-best/report.json").read_text())
     macro = study["test"]["scores"]["macro"]
     assert macro["best"] == [report["macro"]["students"]["bare"]["score"]]
-    assert macro["supervised"] is not None
+    assert macro["best_supervised"] == [report["macro"]["students"]["bare"]["supervised"]]
+    assert macro["default_supervised"] is not None
     curve = [
         json.loads(line)["metrics"]
         for line in (folder / "runs/first-best/checkpoints/bare-distilled/metrics.jsonl")
