@@ -22,10 +22,11 @@ from pipeline.display import Display
 from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
-from pipeline.report.results import Stages, ensemble_scores, run_facts, task_results
+from pipeline.report.results import ensemble_scores, run_facts, task_results
 from pipeline.report.schema import Report
 from pipeline.run_folder import (
     CONFIG,
+    TIMINGS,
     job_folder,
     locked,
     refuse_changes,
@@ -33,6 +34,7 @@ from pipeline.run_folder import (
     student_folder,
     write_settings,
 )
+from pipeline.stages import Stages, first_step
 from pipeline.stop import StopSignals
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Role, Tracker
@@ -109,7 +111,12 @@ def running(
         for note in [*config_view.notes(config), *_data_notes(inputs)]:
             display.line(note)
         with record.recorded_run(config, role, group, display.line, enabled=tracked) as tracker:
-            yield Run(config, inputs, display, stop, tracker, stages, group=group)
+            if tracked:
+                stages.keep(config.run_dir / TIMINGS)
+            try:
+                yield Run(config, inputs, display, stop, tracker, stages, group=group)
+            finally:
+                stages.end()
 
 
 def _data_notes(inputs: Inputs) -> list[str]:
@@ -144,13 +151,13 @@ def make_targets(run: Run) -> None:
     """Teachers made, looked at, and all their soft targets in the store. Ray must be up."""
     run.stop.listen()
     check_room(run.config)
-    run.stages.done("start")
     _fine_tune(run)
     _preflight(run, on_ray=True)
     _label(run)
 
 
 def _fine_tune(run: Run) -> None:
+    run.stages.begin("fine_tune")
     names = run.inputs.to_fine_tune()
     requests = [_request(run, name) for name in names]
     if requests:
@@ -162,6 +169,7 @@ def _fine_tune(run: Run) -> None:
         record.training_began(run.tracker, key, request.name, "teacher", tags, settings, metrics)
 
     def poll(request: Request) -> None:
+        run.stages.tick()
         _show_progress(run.display, f"teacher {request.name}", request.folder / WORK / METRICS)
         if is_finished(request.folder):
             run.display.end(f"teacher {request.name}", "stopped early")
@@ -174,7 +182,6 @@ def _fine_tune(run: Run) -> None:
             poll(request)
             run.tracker.finish(f"teacher/{request.name}", "FINISHED")
     run.stop.check()
-    run.stages.done("fine_tune")
 
 
 def _request(run: Run, name: str) -> Request:
@@ -195,6 +202,7 @@ def _request(run: Run, name: str) -> Request:
 
 def _preflight(run: Run, *, on_ray: bool) -> None:
     """Looks at every teacher before it labels; stops at one that is not worth it."""
+    run.stages.begin("preflight")
     config = run.config
     validation = {name: data.splits["validation"] for name, data in run.inputs.data.items()}
     specs = teacher_specs(config, run.inputs)
@@ -202,10 +210,10 @@ def _preflight(run: Run, *, on_ray: bool) -> None:
     for warning in refuse(run.findings, lambda name: config.teachers[name].preflight == "warn"):
         run.display.line(warning)
     run.stop.check()
-    run.stages.done("preflight")
 
 
 def _label(run: Run) -> None:
+    run.stages.begin("label")
     config, data = run.config, run.inputs.data
     store, specs = Store(config.store_path), teacher_specs(config, run.inputs)
     run.keys = {spec.name: spec.key for spec in specs}
@@ -223,6 +231,7 @@ def _label(run: Run) -> None:
         store.describe(spec.key, facts)
 
     def progress(teacher: str, done: int, total: int) -> None:
+        run.stages.tick()
         run.display.bar(f"labelling {teacher}", done, total)
 
     examples = {name: task_data.all_examples() for name, task_data in data.items()}
@@ -231,10 +240,10 @@ def _label(run: Run) -> None:
     forwards = sum(done.forwards for done in run.labelled.values())
     needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
     run.display.line(f"soft targets: {needed - forwards} from the store, {forwards} computed")
-    run.stages.done("label")
 
 
 def _train_students(run: Run) -> None:
+    run.stages.begin("train")
     config = run.config
     jobs = [job for job in jobs_of(config) if not training.is_finished(config.run_dir, job)]
     if jobs:
@@ -246,10 +255,8 @@ def _train_students(run: Run) -> None:
     if jobs:
         in_thread(lambda: training.launch(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
-    firsts = [_first_step(job_folder(config.run_dir, job)) for job in jobs]
-    run.stages.done("train")
-    if any(firsts):
-        run.stages.first_step = min(filter(None, firsts)) - run.stages.started
+    points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]
+    run.stages.first_step_s = first_step(run.stages.started, points)
 
 
 def _record_job(run: Run, job: Job) -> None:
@@ -268,6 +275,7 @@ def in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
 
 
 def _show_jobs(run: Run, jobs: list[Job]) -> None:
+    run.stages.tick()
     for job in jobs:
         _show_progress(run.display, job.name, job_folder(run.config.run_dir, job) / METRICS)
         if training.is_finished(run.config.run_dir, job):
@@ -287,15 +295,11 @@ def _show_progress(display: Display, what: str, file: Path) -> None:
         display.bar(what, last["step"], last["total"], note)
 
 
-def _first_step(folder: Path) -> float | None:
-    points = read_metrics(folder / METRICS)
-    return float(points[0]["time"]) if points and points[0]["step"] == 1 else None
-
-
 # ---------------------------------------------------------------- report
 
 
 def _report(run: Run, register: str | None = None) -> Report:
+    run.stages.begin("evaluate")
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
@@ -303,8 +307,6 @@ def _report(run: Run, register: str | None = None) -> Report:
     facts = run_facts(
         config, run.inputs, run.labelled, run.stages, notes, run.findings, run.group, validation
     )
-    run.stages.done("evaluate")
-    facts.timings_s["evaluate"] = round(run.stages.seconds["evaluate"], 2)
     report = reports.build(tasks, facts)
     files = reports.write(report, tasks, facts, config.run_dir)
     record.test_scores(tracker, report)

@@ -21,6 +21,7 @@ REPORT, REPORT_PAGE = "report.json", "report.md"
 GROUP, GROUP_PAGE = "group.json", "group.md"
 STUDY, STUDY_PAGE, BEST_CONFIG = "study.json", "study.md", "best.yaml"
 FIGURES = "figures"
+TIMINGS = "timings.json"
 
 
 def job_folder(run_dir: Path, job: Job) -> Path:

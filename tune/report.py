@@ -40,7 +40,7 @@ class Facts:
 
     ensemble: validation scores of the teachers together, by ``macro/score`` and ``<task>/<metric>`` · forwards:
     examples each teacher ran this time · needed: soft targets the study reads of each · curves: by trial,
-    validation points as metrics.jsonl has them · timings_s: seconds by stage of this launch.
+    validation points as metrics.jsonl has them · timings_s: seconds by stage, over all launches.
     """
 
     ensemble: Mapping[str, float]
@@ -123,7 +123,7 @@ def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -
         "teacher_forwards": dict(facts.forwards),
         "soft_targets": dict(facts.needed),
         "forwards_ratio": forwards / needed if needed else None,
-        "timings_s": {stage: round(seconds, 2) for stage, seconds in facts.timings_s.items()},
+        "timings_s": dict(facts.timings_s),
     }
 
 

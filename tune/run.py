@@ -78,11 +78,13 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
         connected(config, dashboard=config.train.workers > 1),
     ):
         runs.make_targets(run)
+        run.stages.begin("search")
         study = _Study(config, run)
         try:
             study.search()
         finally:
             found = study.write()
+        run.stages.begin("test")
         run.stop.check()
         winner = best(study.trials, study.metrics, study.modes)
         if winner is None:
@@ -158,11 +160,10 @@ class _Study:
         try:
             runs.in_thread(
                 lambda: search(self.config, self.shared, self.trials, self.watch, self.run.stop),
-                lambda: None,
+                self.run.stages.tick,
             )
         finally:
             self.run.display.table(None)
-        self.run.stages.done("search")
 
     def watch(self, trial: Trial) -> None:
         """Takes note of a trial that began, went on an epoch, or ended."""
@@ -203,7 +204,7 @@ class _Study:
                 for name, teacher in self.config.teachers.items()
             },
             curves={trial.number: curve(training_folder(self.shared, trial)) for trial in self.trials},
-            timings_s=run.stages.seconds,
+            timings_s=run.stages.seconds(),
         )
         found, files = report.write(self.config, folder, self.trials, facts)
         written = [file for file in (folder / BEST_CONFIG, *files) if file.exists()]

@@ -65,6 +65,7 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
         soft_targets=facts.soft_targets,
         forwards_ratio=forwards / needed if needed else None,
         timings_s=facts.timings_s,
+        launches=facts.launches,
         first_step_s=facts.first_step_s,
         size=facts.size,
         latency=facts.latency,

@@ -288,11 +288,12 @@ def _run_section(report: Report) -> list[str]:
     timings.append(["total", f"{sum(report.timings_s.values()):.1f}"])
     if report.first_step_s is not None:
         timings.append(["launch to first step", f"{report.first_step_s:.1f}"])
+    launches = f" Stage times add up over {report.launches} launches." if report.launches > 1 else ""
     versions = [[package, version] for package, version in report.versions.items()]
     blocks = [
         "## Run",
         markdown_table(["stage", "seconds"], timings),
-        f"Seed {report.seed}.",
+        f"Seed {report.seed}.{launches}",
         markdown_table(["package", "version"], versions),
     ]
     return blocks + [f"Note: {note}" for note in report.notes]

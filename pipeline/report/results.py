@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.report.latency import latencies
 from pipeline.report.schema import PreflightFindings, Size, Sizes
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
+from pipeline.stages import Stages
 from pipeline.tasks import Task
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
@@ -32,23 +32,6 @@ from teachers.preflight import Findings
 from teachers.store import Store
 
 PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "numpy")
-
-
-@dataclass
-class Stages:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.time)
-    first_step: float | None = None
-    """Seconds from the launch to the first step of the first student trained in it."""
-    _last: float = field(default_factory=time.perf_counter)
-
-    def done(self, stage: str) -> None:
-        """Books the time since the last call on `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
-        self._last = now
 
 
 def task_results(
@@ -165,6 +148,7 @@ def run_facts(
     notes += [
         f"{name}: {done.restarts} replicas replaced" for name, done in labelled.items() if done.restarts
     ]
+    latency = latencies(config, inputs)
     return RunFacts(
         name=config.name,
         seed=config.seed,
@@ -172,13 +156,14 @@ def run_facts(
         soft_targets={
             name: inputs.data[teacher.task].distinct() for name, teacher in config.teachers.items()
         },
-        timings_s={name: round(seconds, 2) for name, seconds in stages.seconds.items()},
-        first_step_s=None if stages.first_step is None else round(stages.first_step, 2),
+        timings_s=stages.seconds(),
+        launches=stages.launches,
+        first_step_s=stages.first_step_s,
         size=Sizes(
             students={name: Size(parameters=n, bytes=4 * n) for name, n in parameters.items()},
             teachers={name: Size(**weights_size(folder)) for name, folder in inputs.teachers.items()},
         ),
-        latency=latencies(config, inputs),
+        latency=latency,
         versions={package: version(package) for package in PACKAGES},
         curves=curves,
         ensemble_validation=dict(ensemble_validation or {}),

@@ -223,9 +223,11 @@ class Report(Record):
     forwards_ratio: float | None
     """All teacher_forwards ÷ all soft_targets; null where none are needed."""
     timings_s: Mapping[str, float]
-    """Seconds by stage."""
+    """Seconds by stage, over all launches. Of a launch that was killed, up to a few seconds before its end."""
+    launches: int
+    """How often the run was launched."""
     first_step_s: float | None
-    """Seconds from the launch to the first step of the first student; null where none was trained."""
+    """Seconds from the last launch to the first step of its first student; null where it began none."""
     size: Sizes
     latency: Latencies
     versus_teachers: Mapping[str, VersusTeachers]

@@ -43,8 +43,8 @@ class RunFacts:
     """What else is known about a run.
 
     teacher_forwards: examples each teacher ran this time · soft_targets: distinct examples the run needs of it ·
-    timings_s: seconds by stage · first_step_s: from the launch to the first student's first step, None where none
-    trained · versions: by package · curves: by job,
+    timings_s: seconds by stage over so many launches · first_step_s: from the launch to the first student's first
+    step, None where none took its first · versions: by package · curves: by job,
     ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
     job has its name, its baseline's name starts with it · ensemble_validation: the ensembles' validation scores under
     the curves' names, empty where they are not known · group: the runs of other seeds that this one belongs to,
@@ -59,6 +59,7 @@ class RunFacts:
     size: Sizes
     latency: Latencies
     versions: dict[str, str]
+    launches: int = 1
     first_step_s: float | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     ensemble_validation: dict[str, float] = field(default_factory=dict)

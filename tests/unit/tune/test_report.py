@@ -43,7 +43,7 @@ FACTS = Facts(
     forwards={"movies-big": 1000, "movies-tiny": 500, "stars-big": 0},
     needed={"movies-big": 1000, "movies-tiny": 1000, "stars-big": 1000},
     curves={0: [{"epoch": 1, "metrics": {"macro/score": 0.7}}]},
-    timings_s={"label": 12.3456, "search": 99.0},
+    timings_s={"label": 12.35, "search": 99.0},
 )
 
 
