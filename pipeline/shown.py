@@ -37,6 +37,16 @@ def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}%".replace("-", "−")
 
 
+def recovered(gap: float | None) -> str:
+    """Gap recovered: 0.52 → `52.0%`, None → `–`.
+
+    Words outside 0 to 100%: there the size of the ratio says how narrow the gap is, not how good the student.
+    """
+    if gap is None or 0 <= gap <= 1:
+        return percent(gap)
+    return "below baseline" if gap < 0 else "above ensemble"
+
+
 def plus_minus(spread: Spread | None, show: Callable[[float], str] = points) -> str:
     """`81.5 ± 0.4`: mean and standard deviation over seeds; `81.5` where all are the same, None → `–`."""
     if spread is None:

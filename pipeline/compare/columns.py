@@ -18,7 +18,17 @@ from typing import Any
 
 from pipeline.compare.rows import Row, Trial
 from pipeline.errors import ConfigError, DataError
-from pipeline.shown import NOTHING, measured, millions, p_value, percent, plus_minus, points, signed
+from pipeline.shown import (
+    NOTHING,
+    measured,
+    millions,
+    p_value,
+    percent,
+    plus_minus,
+    points,
+    recovered,
+    signed,
+)
 from pipeline.significance import Outcome, Spread
 
 Value = str | int | float | None
@@ -112,25 +122,25 @@ def _number(
     return Column(name, title, value, shown, ascending=ascending, optional=optional, csv=csv)
 
 
-def _told(row: Row, read: Callable[[Trial], Any]) -> Any:
+def _of_trial(row: Row, read: Callable[[Trial], Any]) -> Any:
     return None if row.trial is None else read(row.trial)
 
 
 def _of_trials() -> tuple[list[Column], list[Column]]:
     """What says which trial it is, and what became of it."""
-    front = partial(_told, read=lambda trial: "yes" if trial.pareto else None)
+    front = partial(_of_trial, read=lambda trial: "yes" if trial.pareto else None)
     which = [
-        _number("trial", "trial", partial(_told, read=lambda trial: trial.number), str, ascending=True),
-        _words("best", partial(_told, read=lambda trial: "yes" if trial.best else None)),
+        _number("trial", "trial", partial(_of_trial, read=lambda trial: trial.number), str, ascending=True),
+        _words("best", partial(_of_trial, read=lambda trial: "yes" if trial.best else None)),
         _words("pareto", front, optional=True),
     ]
     became = [
-        _words("status", partial(_told, read=lambda trial: trial.status)),
-        _number("epochs", "epochs", partial(_told, read=lambda trial: trial.epochs), str, ascending=True),
+        _words("status", partial(_of_trial, read=lambda trial: trial.status)),
+        _number("epochs", "epochs", partial(_of_trial, read=lambda trial: trial.epochs), str, ascending=True),
         _number(
             "seconds",
             "seconds",
-            partial(_told, read=lambda trial: trial.seconds),
+            partial(_of_trial, read=lambda trial: trial.seconds),
             "{:.0f}".format,
             True,
             csv=True,
@@ -147,7 +157,7 @@ def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool
     """The columns of a task, or of the mean over tasks: all of macro's are shown, of a task's only the score."""
     macro, value = name == "macro", partial(measured, name)
 
-    def told(read: Callable[[Outcome], Any], row: Row) -> Any:
+    def of_row(read: Callable[[Outcome], Any], row: Row) -> Any:
         return None if (outcome := get(row)) is None else read(outcome)
 
     def spread(key: str, title: str, read: Callable[[Outcome], Spread | None], **more: Any) -> Column:
@@ -155,20 +165,17 @@ def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool
         return Column(
             key,
             title,
-            lambda row: None if (found := told(read, row)) is None else found.mean,
-            lambda row: plus_minus(told(read, row), show),
+            lambda row: None if (one := of_row(read, row)) is None else one.mean,
+            lambda row: plus_minus(of_row(read, row), show),
             **more,
         )
 
-    def number(key: str, title: str, read: Callable[[Outcome], Value], **more: Any) -> Column:
-        return _number(f"{name}/{key}", title, partial(told, read), percent, **more)
-
     rest: dict[str, Any] = {"optional": optional, "csv": not macro}
-    p = _number(f"{name}/p", "p", partial(told, lambda one: one.p), p_value, True, True, not macro)
+    p = _number(f"{name}/p", "p", partial(of_row, lambda one: one.p), p_value, True, True, not macro)
     both = [
         spread("macro/score" if macro else name, name, lambda one: one.score),
         _number(
-            f"{name}/sd", f"{name} sd", partial(told, lambda one: one.score.sd), points, True, True, True
+            f"{name}/sd", f"{name} sd", partial(of_row, lambda one: one.score.sd), points, True, True, True
         ),
         spread(f"{name}/ensemble", "ensemble", lambda one: one.ensemble, optional=optional, csv=True),
         spread(f"{name}/supervised", "supervised", lambda one: one.supervised, **rest),
@@ -179,8 +186,14 @@ def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool
         *both,
         spread("macro/delta", "Δ points", lambda one: one.delta, **rest),
         p,
-        number("retention", "retention", lambda one: one.retention, **rest),
-        number("gap_recovered", "gap recovered", lambda one: one.gap_recovered, **rest),
+        _number("macro/retention", "retention", partial(of_row, lambda one: one.retention), percent, **rest),
+        _number(
+            "macro/gap_recovered",
+            "gap recovered",
+            partial(of_row, lambda one: one.gap_recovered),
+            recovered,
+            **rest,
+        ),
     ]
 
 

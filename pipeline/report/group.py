@@ -17,7 +17,7 @@ from pipeline.report.schema import (
     Section,
     SpreadRecord,
 )
-from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, signed
+from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, recovered, signed
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
 HEAD = (
@@ -158,7 +158,7 @@ def _cells(row: OutcomeRecord) -> list[str]:
     if delta is not None and supervised is not None:
         by_seed = " ".join(signed(one) for one in delta.by_seed)
         compared = [_plus_minus(supervised), _plus_minus(delta, signed), by_seed, p_value(delta.p)]
-    ratios = [percent(row.retention), percent(row.gap_recovered)]
+    ratios = [percent(row.retention), recovered(row.gap_recovered)]
     return [_plus_minus(row.score), _range(row.score), *compared, *ratios]
 
 

@@ -13,7 +13,7 @@ from pipeline.report.schema import (
     StudentScores,
     TaskReport,
 )
-from pipeline.shown import NOTHING, markdown_table, measured, percent, points, signed
+from pipeline.shown import NOTHING, markdown_table, measured, percent, points, recovered, signed
 from pipeline.significance import CLEAR_GAP
 
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
@@ -105,7 +105,10 @@ def _owed(report: Report, student: str) -> str:
     else:
         text = f"It is {size} above its supervised baseline ({points(row.supervised)}; {margin})"
         gap = row.gap_recovered
-        text += "." if gap is None else f", recovering {percent(gap)} of the gap to the ensemble."
+        if gap is not None and gap > 1:
+            text += ", and above the ensemble."
+        else:
+            text += "." if gap is None else f", recovering {percent(gap)} of the gap to the ensemble."
     tasks = {name: task.students[student] for name, task in report.tasks.items()}
     behind = [
         f"{name} ({signed(one.score - one.supervised)})"
@@ -130,7 +133,8 @@ def _macro_section(report: Report) -> list[str]:
         "error, paired by example (bootstrap). Standard errors cover the choice of test examples, not of the seed: "
         "one seed is one draw" + (f", group.md of {report.group} has the others." if report.group else "."),
         "¹ (student − supervised) ÷ (ensemble − supervised). Left out (–) without a baseline, and where the ensemble "
-        f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise.",
+        f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise. In words where "
+        "the student scores below its baseline or above the ensemble.",
     ]
 
 
@@ -306,7 +310,7 @@ def _cells(row: StudentScores) -> list[str]:
     else:
         supervised = points(row.supervised)
         delta = f"{signed(row.score - row.supervised)} ± {points(row.delta_error)}"
-    return [points(row.score), supervised, delta, percent(row.retention), percent(row.gap_recovered)]
+    return [points(row.score), supervised, delta, percent(row.retention), recovered(row.gap_recovered)]
 
 
 def _picture(name: str, caption: str, figures: Sequence[str]) -> list[str]:

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.shown import markdown_table, measured, millions, p_value, percent, plus_minus, points, signed
+from pipeline.shown import (
+    markdown_table,
+    measured,
+    millions,
+    p_value,
+    percent,
+    plus_minus,
+    points,
+    recovered,
+    signed,
+)
 from pipeline.significance import Spread
 
 
 def test_points_and_percent() -> None:
     assert (points(0.8619), percent(0.979), percent(-0.031), percent(None)) == ("86.2", "97.9%", "−3.1%", "–")
     assert millions(22_713_216) == "22.7M"
+
+
+@pytest.mark.parametrize(
+    ("gap", "text"),
+    [(0.52, "52.0%"), (0.0, "0.0%"), (1.0, "100.0%"), (None, "–"), (-18.143, "below baseline"), (8.3, "above ensemble")],
+)  # fmt: skip
+def test_gap_recovered_is_a_share_or_words(gap: float | None, text: str) -> None:
+    assert recovered(gap) == text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from pipeline.report.build import build
 from pipeline.report.page import markdown, verdict
 from pipeline.report.schema import Size, Sizes, TaskStudentScores
-from pipeline.shown import percent, points, signed
+from pipeline.shown import percent, points, recovered, signed
 from tests.unit.pipeline.hand_results import (
     hand_report,
     hand_task,
@@ -69,6 +69,18 @@ def test_verdict_without_a_baseline_and_above_the_ensemble() -> None:
     assert "no supervised baseline in this run" in text
 
 
+def test_verdict_above_the_ensemble_claims_no_share_of_the_gap() -> None:
+    report = hand_report(950, 850, 900, n=1000)
+    assert "10.0 points above its supervised baseline (85.0; standard error of the difference 1.0), and above the ensemble." in verdict(report)  # fmt: skip
+    assert "| above ensemble |" in markdown(report)
+
+
+def test_a_student_far_below_its_baseline_recovers_nothing() -> None:
+    page = markdown(hand_report(700, 890, 900, n=1000))
+    assert "−1900" not in page
+    assert "| below baseline |" in page
+
+
 def test_verdict_of_a_student_that_is_no_lighter() -> None:
     tasks = {"movies": hand_task(80, 70, 90, 100)}
     facts = some_facts(["large"], ["half"])
@@ -117,7 +129,7 @@ def test_page_holds_every_number() -> None:
             assert row.delta_error is not None
             delta = f"{signed(row.score - row.supervised)} ± {points(row.delta_error)}"
             cells = [points(row.score), points(row.supervised), delta, percent(row.retention)]
-            line = " | ".join([f"**{name}**", *cells, percent(row.gap_recovered)])
+            line = " | ".join([f"**{name}**", *cells, recovered(row.gap_recovered)])
             if isinstance(row, TaskStudentScores):
                 line += f" | {percent(row.agreement)} | {row.ece:.3f} |"
             assert line in page
