@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples
 from pipeline.config.load import load_config
-from pipeline.config.resolved import Job
+from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
-from pipeline.models import resolve
 from pipeline.prepare import Inputs, prepare, teacher_specs
 from pipeline.run_folder import job_folder
 from pipeline.soft import Dense
-from pipeline.training.jobs import new_plan, task_sets, train_job
+from pipeline.training.jobs import new_plan, start_folder, task_sets, train_job
 from pipeline.training.loop import TaskSet
 from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers
@@ -74,24 +73,19 @@ def main() -> None:
 def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -> list[float]:
     """The config's first student trained as a trial is, but for its teachers; returns the seconds of each epoch."""
     job = Job(next(iter(config.students)), "distilled")
-    student = config.students[job.student]
-    start = (
-        inputs.teachers[student.init_from]
-        if student.init_from
-        else resolve(student.model or "", student.revision, f"students.{job.student}")
-    )
     plan = replace(new_plan(config, inputs.data, {}, {}), trial=True)
+    student = plan.students[job.student]
+    start = start_folder(student, inputs.teachers)
     sets = [live(config, one, teachers) for one in task_sets(plan, start, job.student, None)]
-    settings = config.train_of(job.student)
-    train_job(plan, job, start, sets, Workers(), lambda: False, settings, lambda epochs, scores: None)
+    train_job(plan, job, start, sets, Workers(), lambda: False, student.train, lambda epochs, scores: None)
     result = json.loads((job_folder(plan.run_dir, job) / RESULT).read_text(encoding="utf-8"))
     return [float(seconds) for seconds in result["epoch_seconds"]]
 
 
 def live(config: RunConfig, one: TaskSet, teachers: dict[str, LiveTeacher]) -> TaskSet:
     """The task with its teachers to ask."""
-    weights = config.teacher_weights(one.task.name)
-    strategy = config.aggregation_of(one.task.name).strategy
+    weights = task_aggregation(config, one.task.name).weights
+    strategy = task_aggregation(config, one.task.name).strategy
     aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
     return replace(one, readers=tuple(teachers[name] for name in weights), aggregation=aggregation)
 

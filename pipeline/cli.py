@@ -123,9 +123,9 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
 
     with Display(out) as display:
         if config.seeds:
-            verdict = "\n".join(group_report.verdict(group.train(config, display)))
+            verdict = "\n".join(group_report.verdict(group.distil_seeds(config, display)))
         else:
-            verdict = report_page.verdict(runs.train(config, display))
+            verdict = report_page.verdict(runs.distil(config, display))
     out.print(students(load([config.run_dir])))
     out.print(verdict.replace("**", ""), markup=False)
     page, runs_of = (GROUP_PAGE, "-seed*") if config.seeds else (REPORT_PAGE, "")

@@ -30,7 +30,7 @@ def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
     }
 
 
-def train(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
+def distil_seeds(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
     """Every seed's run, then group.json and group.md; returns what group.json says.
 
     register: name in MLflow's model registry for the first seed's students.
@@ -49,7 +49,7 @@ def train(config: RunConfig, display: Display, register: str | None = None) -> G
             for number, (seed, one) in enumerate(configs.items(), start=1):
                 stop.check()
                 display.begin(f"seed {seed} ({number} of {len(configs)}): {one.run_dir}")
-                finished.append(runs.train(one, display, config.name, register if number == 1 else None))
+                finished.append(runs.distil(one, display, config.name, register if number == 1 else None))
         group = reports.build(config.name, finished)
         write_atomically(folder / GROUP_PAGE, reports.markdown(group))
         write_atomically(folder / GROUP, to_json(group))

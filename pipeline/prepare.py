@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster import check_gpus
+from pipeline.config.resolved import absolute_model, student_settings, task_aggregation
 from pipeline.config.schema import RunConfig, needs_labels
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
-from pipeline.training.fine_tune import TEACHER, is_finished, teacher_folder
+from pipeline.training.fine_tune import TEACHER, Request, is_finished, teacher_folder
+from pipeline.training.jobs import start_folder
 from students.layer_init import layer_indices
 from teachers.spec import TeacherSpec
 from teachers.teacher import check_teacher, store_key
@@ -53,13 +55,12 @@ class Inputs:
 def prepare(config: RunConfig) -> Inputs:
     """Loads and checks. Raises `ConfigError`, `DataError` or `TeacherError`, all of them exit code 2."""
     check_gpus(config)
-    bases = {name: resolve(t.model, t.revision, f"teachers.{name}") for name, t in config.teachers.items()}
-    starts = {
-        name: bases[student.init_from]
-        if student.init_from
-        else resolve(student.model or "", student.revision, f"students.{name}")
-        for name, student in config.students.items()
+    bases = {
+        name: resolve(absolute_model(teacher.model), teacher.revision, f"teachers.{name}")
+        for name, teacher in config.teachers.items()
     }
+    students = {name: student_settings(config, name) for name in config.students}
+    starts = {name: start_folder(settings, bases) for name, settings in students.items()}
     tokenizers = {folder: open_tokenizer(folder) for folder in (*bases.values(), *starts.values())}
     data = load_tasks(config)
     teachers: dict[str, Path] = {}
@@ -83,13 +84,12 @@ def prepare(config: RunConfig) -> Inputs:
                 teacher.max_length,
             )
             teachers[name] = folder / TEACHER
-    for name, student in config.students.items():
+    for name, student in students.items():
         try:
             layer_indices(student.layers, open_config(starts[name]).num_hidden_layers)
         except ConfigError as error:
             raise ConfigError(f"students.{name}.{error.cause}", error.remedy) from None
-        for task_data in data.values():
-            length = student.max_length.get(task_data.task.name, task_data.task.max_length)
+        for length in student.lengths.values():
             check_length(starts[name], length, f"students.{name}")
     _check_known(config, data, bases)
     _check_tokenizers(config, data, bases, starts, tokenizers)
@@ -100,7 +100,7 @@ def prepare(config: RunConfig) -> Inputs:
 def _check_labels(config: RunConfig, data: Mapping[str, TaskData]) -> None:
     """Strategies that look at labels have them: `config_load` knows of data.unlabelled, not of null labels."""
     for task, task_data in data.items():
-        strategy, train = config.aggregation_of(task).strategy, task_data.splits["train"]
+        strategy, train = task_aggregation(config, task).strategy, task_data.splits["train"]
         missing = len(train) - len(task_data.labelled_train())
         if missing and needs_labels(strategy):
             others = "mean" if task_data.task.continuous else "mean, log_mean or entropy"
@@ -134,7 +134,7 @@ def _check_known(config: RunConfig, data: Mapping[str, TaskData], bases: Mapping
     """Every label of a task is known to one of its teachers: else they would unteach it."""
     for task in config.tasks:
         unknown: set[str] = set(data[task].task.labels)
-        for name, weight in config.teacher_weights(task).items():
+        for name, weight in task_aggregation(config, task).weights.items():
             teacher = config.teachers[name]
             if weight == 0:
                 continue
@@ -168,7 +168,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         specs.append(
             TeacherSpec(
                 name,
-                str(folder.absolute()) if tuned else reachable(teacher.model),
+                str(folder) if tuned else absolute_model(teacher.model),
                 None if tuned else teacher.revision,
                 task,
                 teacher.serving,
@@ -180,6 +180,22 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
     return specs
 
 
-def reachable(model: str) -> str:
-    """A folder by its absolute path, a hub id as it is: workers have a working directory of their own."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
+def fine_tuning_requests(config: RunConfig, inputs: Inputs) -> list[Request]:
+    """The teachers that are yet to be made, as the tasks that make them need them."""
+    requests = []
+    for name in inputs.to_fine_tune():
+        teacher = config.teachers[name]
+        assert teacher.fine_tune is not None, "only those are made"
+        requests.append(
+            Request(
+                name,
+                absolute_model(teacher.model),
+                teacher.revision,
+                inputs.teachers[name].parent,
+                teacher.fine_tune,
+                teacher.serving,
+                teacher.task,
+                teacher.max_length,
+            )
+        )
+    return requests

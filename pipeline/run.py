@@ -19,7 +19,7 @@ from pipeline.config import view as config_view
 from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
-from pipeline.prepare import Inputs, prepare, reachable, teacher_specs
+from pipeline.prepare import Inputs, fine_tuning_requests, prepare, teacher_specs
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import ensemble_scores, run_facts, task_results
@@ -64,7 +64,7 @@ class Run:
     group: str | None = None
 
 
-def train(
+def distil(
     config: RunConfig, display: Display, group: str | None = None, register: str | None = None
 ) -> Report:
     """The whole run; returns its report. Raises any `TutelageError`.
@@ -158,8 +158,7 @@ def make_targets(run: Run) -> None:
 
 def _fine_tune(run: Run) -> None:
     run.stages.begin("fine_tune")
-    names = run.inputs.to_fine_tune()
-    requests = [_request(run, name) for name in names]
+    requests = fine_tuning_requests(run.config, run.inputs)
     if requests:
         run.display.line(f"fine-tuning {len(requests)} of {len(run.config.teachers)} teachers")
     for request in requests:
@@ -182,22 +181,6 @@ def _fine_tune(run: Run) -> None:
             poll(request)
             run.tracker.finish(f"teacher/{request.name}", "FINISHED")
     run.stop.check()
-
-
-def _request(run: Run, name: str) -> Request:
-    teacher = run.config.teachers[name]
-    assert teacher.fine_tune is not None, "only those are asked for"
-    folder = run.inputs.teachers[name].parent.absolute()
-    return Request(
-        name,
-        reachable(teacher.model),
-        teacher.revision,
-        folder,
-        teacher.fine_tune,
-        teacher.serving,
-        teacher.task,
-        teacher.max_length,
-    )
 
 
 def _preflight(run: Run, *, on_ray: bool) -> None:
@@ -250,10 +233,10 @@ def _train_students(run: Run) -> None:
         run.display.line(f"training {', '.join(job.name for job in jobs)}")
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
-    folders = {name: str(folder.absolute()) for name, folder in run.inputs.teachers.items()}
+    folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
     plan = training.new_plan(config, run.inputs.data, run.keys, folders)
     if jobs:
-        in_thread(lambda: training.launch(plan), lambda: _show_jobs(run, jobs))
+        in_thread(lambda: training.run_worker_group(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
     points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]
     run.stages.first_step_s = first_step(run.stages.started, points)

@@ -15,6 +15,7 @@ from pipeline import group as groups
 from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config.load import load_config
+from pipeline.config.resolved import with_absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
 from pipeline.display import Display
@@ -26,7 +27,6 @@ from pipeline.report.schema import GroupReport
 from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, trials_folder
 from pipeline.tracking.record import best_metrics, training_began, written_files
 from pipeline.tracking.tracker import Status
-from pipeline.training.jobs import absolute
 from pipeline.training.loop import METRICS
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
@@ -93,20 +93,20 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
                 f"{own.run_dir / STUDY_PAGE} says how each ended; change tune.space or tune.trials.",
             )
         display.begin("the default weights, scored on test")
-        default = _train(config.model_copy(update={"tune": None}), display)
+        default = _distil(config.model_copy(update={"tune": None}), display)
         display.begin(f"the winner, trial {winner.number}, trained again and scored on test")
-        chosen = _train(best_config(config, winner.values), display, register)
+        chosen = _distil(best_config(config, winner.values), display, register)
         run.stop.listen()
         found["test"] = report.tested(default, chosen, student)
         study.conclude(found)
         return found
 
 
-def _train(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
+def _distil(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
     """Trains the config as `tutelage train` does; what its seeds found, also of a single one."""
     if config.seeds:
-        return groups.train(config, display, register=register)
-    return group_report.build(config.name, [runs.train(config, display, register=register)])
+        return groups.distil_seeds(config, display, register=register)
+    return group_report.build(config.name, [runs.distil(config, display, register=register)])
 
 
 def _refuse_another_search(own: RunConfig) -> None:
@@ -138,11 +138,11 @@ class _Study:
         self.trials = load(self.folder)
         self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
         self.shared = Shared(
-            config=absolute(config),
+            config=with_absolute_paths(config),
             folder=self.folder.absolute(),
             data=run.inputs.data,
             teacher_keys=run.keys,
-            teacher_folders={name: str(path.absolute()) for name, path in run.inputs.teachers.items()},
+            teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
         )
         self._begun: set[int] = set()

@@ -30,6 +30,7 @@ from ray.tune.schedulers import (
 from ray.tune.search.optuna import OptunaSearch
 
 from pipeline import errors
+from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
 from pipeline.run_folder import job_folder, ray_folder, stop_file
@@ -254,7 +255,7 @@ class _Pbt(PopulationBasedTraining):
 def _is_last(config: RunConfig, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
     """Whether that was the last of the trial's epochs."""
     own = with_values(config, trial.config["point"]["values"])
-    return bool(result["epoch"] >= own.train_of(student_of(own)).epochs)
+    return bool(result["epoch"] >= student_settings(own, student_of(own)).train.epochs)
 
 
 def _within(tune: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:

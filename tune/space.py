@@ -9,11 +9,13 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.config.load import parse_config
+from pipeline.config.resolved import resolve_config, student_settings
 from pipeline.config.schema import LONGEST_NAME, Distribution, RunConfig, TuneConfig
 from pipeline.config.view import RESULT_FREE
 from pipeline.errors import ConfigError
@@ -97,7 +99,7 @@ def most_epochs(config: RunConfig) -> int:
         for path, one in config.tune.space.items()
         for value in _extremes(one)
     )
-    return max(one.train_of(student).epochs for one in (config, *extremes))
+    return max(student_settings(one, student).train.epochs for one in (config, *extremes))
 
 
 def modes(config: RunConfig) -> tuple[str, ...]:
@@ -226,7 +228,7 @@ def _unset(config: RunConfig, keys: Sequence[str]) -> float | None:
         case [*_, "task_weights" | "teacher_weights", _]:
             return 1.0
         case [*_, "task_temperatures", _]:
-            return config.loss_of(student_of(config)).temperature
+            return student_settings(config, student_of(config)).loss.temperature
     return None
 
 
@@ -312,22 +314,9 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
 
 def _in_force(config: RunConfig, student: str) -> list[Any]:
     """What the student is made of, once sections are laid over one another and lone weights are normalised."""
-    loss, tasks = config.loss_of(student), list(config.tasks)
-    found = [
-        config.seed,
-        config.students[student].model_dump(exclude={"train", "loss"}),
-        config.train_of(student),
-    ]
-    found += [loss.model_dump(exclude={"temperature", "task_temperatures", "task_weights"})]
-    found += [loss.temperature_of(task) for task in tasks]
-    found += [loss.task_weights.get(task, 1.0) for task in tasks if len(tasks) > 1]
-    for task in tasks:
-        own, teachers = config.aggregation_of(task), config.teachers_of(task)
-        found += [
-            own.strategy,
-            *(own.teacher_weights.get(name, 1.0) for name in teachers if len(teachers) > 1),
-        ]
-    return found
+    settings = student_settings(config, student)
+    loss = settings.loss.model_copy(update={"temperature": 1.0})  # task_temperatures has every task's
+    return [config.seed, replace(settings, loss=loss), resolve_config(config).aggregations]
 
 
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
@@ -339,8 +328,15 @@ def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
         named = [config.teachers[name].task for name in keys if name in config.teachers]
         if all(len(config.teachers_of(task)) == 1 for task in named or config.tasks):
             return "the weight of a task's only teacher is always 1", drop
-    if keys[-1] == "temperature" and set(config.loss_of(student).task_temperatures) == set(config.tasks):
+    given = [config.loss.task_temperatures, config.students[student].loss.get("task_temperatures", {})]
+    if keys[-1] == "temperature" and set().union(*given) == set(config.tasks):
         return "every task has one of its own", "Search task_temperatures.<task>, or drop the key."
+    loss = student_settings(config, student).loss
+    if keys[-1] in ("hard", "soft") and 0 in (loss.hard, loss.soft):
+        return (
+            "the other weight is 0, so that this one is always 1",
+            "Give the other a weight, or drop the key.",
+        )
     own = f"students.{student}.{path}" if keys[0] in ("loss", "train") else f"tasks.<task>.{path}"
     return f"{own} is set", f"Search {own}, or drop either of them."
 
@@ -360,7 +356,7 @@ def _check_population(config: RunConfig, student: str, tune: TuneConfig) -> None
     if tune.scheduler != "pbt":
         return
     remedy = "or set tune.scheduler to asha."
-    if config.train_of(student).early_stopping is not None:
+    if student_settings(config, student).train.early_stopping is not None:
         raise ConfigError(
             f"tune.scheduler: pbt passes on the latest weights of a training, early stopping of {student} keeps its best",
             f"Set train.early_stopping of {student} to null, {remedy}",

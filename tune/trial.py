@@ -20,7 +20,7 @@ from pipeline.data import TaskData
 from pipeline.files import write_atomically
 from pipeline.run_folder import job_folder
 from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
-from pipeline.training.jobs import launch, new_plan, train_jobs
+from pipeline.training.jobs import new_plan, run_worker_group, train_jobs
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.step import Workers
 from tune.space import Values, student_of, with_values
@@ -79,7 +79,7 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     folder = job_folder(plan.run_dir, trial_job(shared.config))
     _take_over(folder, point.get("takeovers", 0))
     if config.train.workers > 1:
-        launch(plan, report=report_to_train, callbacks=[TuneReportCallback()])
+        run_worker_group(plan, report=report_to_train, callbacks=[TuneReportCallback()])
     else:
         mutable = shared.config.tune is not None and shared.config.tune.scheduler == "pbt"
         torch.set_num_threads(max(1, int(plan.cpus)))

@@ -20,7 +20,8 @@ from omegaconf.errors import (
 from pydantic import ValidationError
 
 from pipeline.config.explain import explain
-from pipeline.config.schema import LONGEST_NAME, RunConfig, needs_labels
+from pipeline.config.resolved import student_settings, task_aggregation
+from pipeline.config.schema import LONGEST_NAME, RunConfig, Strategy, needs_labels
 from pipeline.errors import ConfigError
 
 
@@ -77,7 +78,6 @@ def parse_config(data: Any) -> RunConfig:
     except ValidationError as error:
         raise explain(error, RunConfig, ()) from None
     _check_references(config)
-    _check_weights(config)
     _check_seeds(config)
     return config
 
@@ -99,29 +99,28 @@ def _check_references(config: RunConfig) -> None:
     for name, teacher in config.teachers.items():
         _known(f"teachers.{name}.task", teacher.task, config.tasks)
     for task in config.tasks:
-        _check_kind(task, config)
         if not config.teachers_of(task):
             raise ConfigError(
                 f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
             )
-        for name in config.aggregation_of(task).teacher_weights:
+        _check_kind(task, config, task_aggregation(config, task).strategy)
+        own = config.tasks[task].aggregation.get("teacher_weights", {})
+        for name in (*config.aggregation.teacher_weights, *own):
             _known(f"aggregation.teacher_weights.{name}", name, config.teachers)
-        for name in config.tasks[task].aggregation.get("teacher_weights", {}):
-            own = dict.fromkeys(config.teachers_of(task))
-            _known(f"tasks.{task}.aggregation.teacher_weights.{name}", name, own)
+        for name in own:
+            ours = dict.fromkeys(config.teachers_of(task))
+            _known(f"tasks.{task}.aggregation.teacher_weights.{name}", name, ours)
     for name, student in config.students.items():
         if student.init_from is not None:
             _known(f"students.{name}.init_from", student.init_from, config.teachers)
-        config.train_of(name)  # checks the overlay
+        student_settings(config, name)  # checks the overlays
         for key in sorted(GROUP_KEYS & student.train.keys()):
             raise ConfigError(
                 f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
             )
-        loss = config.loss_of(name)
-        for task in loss.task_weights:
-            _known(f"loss.task_weights.{task}", task, config.tasks)
-        for task in loss.task_temperatures:
-            _known(f"loss.task_temperatures.{task}", task, config.tasks)
+        for key in ("task_weights", "task_temperatures"):
+            for task in (*getattr(config.loss, key), *student.loss.get(key, {})):
+                _known(f"loss.{key}.{task}", task, config.tasks)
         for task in student.max_length:
             _known(f"students.{name}.max_length.{task}", task, config.tasks)
 
@@ -144,9 +143,9 @@ def _check_seeds(config: RunConfig) -> None:
 NO_NUMBERS = ("log_mean", "entropy")
 
 
-def _check_kind(task: str, config: RunConfig) -> None:
+def _check_kind(task: str, config: RunConfig, strategy: Strategy) -> None:
     """What a task's kind and data rule out."""
-    own, strategy = config.tasks[task], config.aggregation_of(task).strategy
+    own = config.tasks[task]
     if own.problem != "single_label" and own.kind != "text-classification":
         raise ConfigError(
             f"tasks.{task}.problem: {own.kind} has no {own.problem}", "Only text-classification has several."
@@ -169,18 +168,3 @@ def _known(path: str, name: str, names: Mapping[str, object]) -> None:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}."
         raise ConfigError(f"{path}: there is no {name!r}", hint)
-
-
-def _check_weights(config: RunConfig) -> None:
-    """Weights that cannot be normalised."""
-    remedy = "Give at least one of them a weight above 0."
-    for task in config.tasks:
-        given = config.aggregation_of(task).teacher_weights
-        if not any(given.get(name, 1.0) for name in config.teachers_of(task)):
-            raise ConfigError(f"aggregation.teacher_weights: every teacher of {task} has weight 0", remedy)
-    for student in config.students:
-        loss = config.loss_of(student)
-        if loss.hard + loss.soft == 0:
-            raise ConfigError(f"loss: hard and soft are both 0 (student {student})", remedy)
-        if not any(loss.task_weights.get(task, 1.0) for task in config.tasks):
-            raise ConfigError(f"loss.task_weights: every task has weight 0 (student {student})", remedy)

@@ -22,8 +22,6 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.explain import overlay
-
 LONGEST_NAME = 64
 Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$")]
 Split = Literal["train", "validation", "test"]
@@ -265,10 +263,6 @@ class LossConfig(Strict):
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by task, 1 where none is given; normalised to a mean of 1."""
 
-    def temperature_of(self, task: str) -> float:
-        """The temperature at which a task is trained."""
-        return self.task_temperatures.get(task, self.temperature)
-
 
 class TrainConfig(OptimizationConfig):
     """How the students are trained."""
@@ -460,7 +454,7 @@ class RunConfig(Strict):
     @property
     def teachers_dir(self) -> Path:
         """Fine-tuned teachers, shared by runs."""
-        return Path(self.runs_dir) / "_teachers"
+        return Path(self.runs_dir).absolute() / "_teachers"
 
     @property
     def preflight_dir(self) -> Path:
@@ -469,8 +463,9 @@ class RunConfig(Strict):
 
     @property
     def store_path(self) -> str:
-        """The store's folder or URL."""
-        return self.store.path or str(Path(self.runs_dir) / "_store")
+        """The store's absolute folder, or its URL."""
+        path = self.store.path or str(Path(self.runs_dir) / "_store")
+        return path if "://" in path else str(Path(path).absolute())
 
     @property
     def tracking_uri(self) -> str:
@@ -485,34 +480,3 @@ class RunConfig(Strict):
     def teachers_of(self, task: str) -> tuple[str, ...]:
         """Names of a task's teachers, in the config's order."""
         return tuple(name for name, teacher in self.teachers.items() if teacher.task == task)
-
-    def aggregation_of(self, task: str) -> AggregationConfig:
-        """The run's aggregation with the task's own keys laid over it."""
-        return overlay(self.aggregation, self.tasks[task].aggregation, ("tasks", task, "aggregation"))
-
-    def train_of(self, student: str) -> TrainConfig:
-        """The run's `train` with the student's own keys laid over it."""
-        return overlay(self.train, self.students[student].train, ("students", student, "train"))
-
-    def loss_of(self, student: str) -> LossConfig:
-        """The run's `loss` with the student's own keys laid over it."""
-        return overlay(self.loss, self.students[student].loss, ("students", student, "loss"))
-
-    def teacher_weights(self, task: str) -> dict[str, float]:
-        """Weight of each of the task's teachers, summing to 1."""
-        given = self.aggregation_of(task).teacher_weights
-        weights = {name: given.get(name, 1.0) for name in self.teachers_of(task)}
-        total = sum(weights.values())
-        return {name: weight / total for name, weight in weights.items()}
-
-    def task_weights(self, student: str) -> dict[str, float]:
-        """Weight of each task in the student's loss, with a mean of 1."""
-        given = self.loss_of(student).task_weights
-        weights = {name: given.get(name, 1.0) for name in self.tasks}
-        total = sum(weights.values())
-        return {name: weight * len(weights) / total for name, weight in weights.items()}
-
-    def hard_soft(self, student: str) -> tuple[float, float]:
-        """The student's weights of the hard and the soft loss, summing to 1."""
-        loss = self.loss_of(student)
-        return loss.hard / (loss.hard + loss.soft), loss.soft / (loss.hard + loss.soft)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline.config.redact import redact
+from pipeline.config.resolved import resolve_config
 from pipeline.config.schema import RunConfig
 from pipeline.significance import ALPHA, floor, pairs_needed
 
@@ -96,21 +97,7 @@ def seed_notes(config: RunConfig) -> list[str]:
 
 def notes(config: RunConfig) -> list[str]:
     """What was normalised, and what several seeds mean, one line each."""
-    lines = seed_notes(config)
-    for task in config.tasks:
-        given = config.aggregation_of(task).teacher_weights
-        weights = [given.get(name, 1.0) for name in config.teachers_of(task)]
-        if given.keys() & set(config.teachers_of(task)) and abs(sum(weights) - 1) > 1e-9:
-            shown = ", ".join(f"{name} {weight:.3g}" for name, weight in config.teacher_weights(task).items())
-            lines.append(f"teacher weights of {task} normalised to sum to 1: {shown}")
-    for student in config.students:
-        loss = config.loss_of(student)
-        if abs(loss.hard + loss.soft - 1) > 1e-9:
-            hard, soft = config.hard_soft(student)
-            lines.append(
-                f"loss weights of {student} normalised to sum to 1: hard {hard:.3g}, soft {soft:.3g}"
-            )
-        if loss.task_weights:
-            shown = ", ".join(f"{name} {weight:.3g}" for name, weight in config.task_weights(student).items())
-            lines.append(f"task weights of {student} normalised to a mean of 1: {shown}")
-    return lines
+    resolved = resolve_config(config)
+    lines = [note for one in resolved.aggregations.values() for note in one.notes]
+    lines += [note for one in resolved.students.values() for note in one.notes]
+    return [*seed_notes(config), *lines]

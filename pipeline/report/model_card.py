@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config.resolved import student_settings, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
 from pipeline.report.schema import Report
@@ -14,11 +15,9 @@ def write_model_card(folder: Path, config: RunConfig, report: Report, student: s
     """README.md of one task's folder: what it is, how it was made, how good it is, how to open it."""
     results = report.tasks[task.name]
     scored = results.students[student]
-    loss = config.loss_of(student)
-    hard, soft = config.hard_soft(student)
+    settings, strategy = student_settings(config, student), task_aggregation(config, task.name).strategy
+    loss, length = settings.loss, settings.lengths[task.name]
     annealing = " (the soft weight falls to 0 over training)" if loss.annealing == "linear" else ""
-    own = config.tasks[task.name].data
-    length = config.students[student].max_length.get(task.name, own.max_length)
     teachers = "\n".join(
         f"| teacher {name} | {100 * score:.1f} |" for name, score in results.teachers.items()
     )
@@ -52,8 +51,8 @@ Test {results.metric} on {results.examples["test"]} examples:
 {supervised}| **this student** | **{100 * scored.score:.1f}** |
 
 Trained on {results.examples["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
-{start}; loss {hard:.2g} hard + {soft:.2g} soft at temperature {loss.temperature_of(task.name):g}{annealing}, aggregation
-{config.aggregation_of(task.name).strategy}.{calibration}
+{start}; loss {loss.hard:.2g} hard + {loss.soft:.2g} soft at temperature {loss.task_temperatures[task.name]:g}{annealing},
+aggregation {strategy}.{calibration}
 
 Limits: it has learnt what its teachers and labels say about texts like those it was trained on, mistakes included.
 The licences of the base models and the data apply to it.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, is_present
-from pipeline.config.resolved import Job, jobs_of
+from pipeline.config.resolved import Job, jobs_of, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
 from pipeline.data import TaskData
 from pipeline.models import weights_size
@@ -53,7 +53,7 @@ def _one_task(
     store: Store,
     outputs: Mapping[Job, Mapping[str, torch.Tensor]],
 ) -> TaskResults:
-    task, test, strategy = data.task, data.splits["test"], config.aggregation_of(name).strategy
+    task, test, strategy = data.task, data.splits["test"], task_aggregation(config, name).strategy
     teachers, together = _said(config, name, data, keys, store, "test")
     by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
     for job, values in outputs.items():
@@ -89,7 +89,7 @@ def _said(
     config: RunConfig, name: str, data: TaskData, keys: Mapping[str, str], store: Store, split: Split
 ) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
     """What each of a task's teachers says of a split, out of the store, and what they say together: (M, C) each."""
-    task, examples, weights = data.task, data.splits[split], config.teacher_weights(name)
+    task, examples, weights = data.task, data.splits[split], task_aggregation(config, name).weights
     counts, rows = task.counts(examples.inputs), np.arange(len(examples))
     teachers: dict[str, NDArray[np.floating]] = {
         teacher: store.view(keys[teacher], examples.keys, task.columns, counts)
@@ -97,7 +97,7 @@ def _said(
         .values.astype(np.float32)
         for teacher in weights
     }
-    strategy = config.aggregation_of(name).strategy
+    strategy = task_aggregation(config, name).strategy
     return teachers, ensemble_values(task, list(teachers.values()), counts, strategy, weights)
 
 

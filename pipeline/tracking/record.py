@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config.resolved import Job
+from pipeline.config.resolved import Job, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.errors import InterruptedRunError, StoppedError
@@ -57,10 +57,11 @@ def job_began(tracker: Tracker, config: RunConfig, job: Job, metrics: Path) -> N
     """The child run of a student's or a baseline's training."""
     distilled = job.mode == "distilled"
     tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
-    settings = {"train": config.train_of(job.student).model_dump(mode="json"), "seed": config.seed}
+    own = student_settings(config, job.student)
+    settings = {"train": own.train.model_dump(mode="json"), "seed": config.seed}
     if distilled:
         tags["teachers"] = ",".join(config.teachers)
-        settings["loss"] = config.loss_of(job.student).model_dump(mode="json")
+        settings["loss"] = own.loss.model_dump(mode="json")
     settings["student"] = config.students[job.student].model_dump(
         mode="json", include={"model", "init_from", "layers"}
     )

@@ -19,8 +19,16 @@ import torch
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
-from pipeline.config.resolved import Job, jobs_of
-from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.resolved import (
+    Job,
+    Mode,
+    StudentSettings,
+    TaskAggregation,
+    jobs_of,
+    resolve_config,
+    with_absolute_paths,
+)
+from pipeline.config.schema import LossConfig, RunConfig, TrainConfig
 from pipeline.data import TaskData
 from pipeline.files import write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
@@ -37,19 +45,26 @@ from teachers.store import Store, TargetView
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the worker group needs, by value.
+    """All that the worker group needs, by value; its paths are absolute.
 
-    teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for `init_from` · cpus:
-    of each worker · stop: the file that asks trainings to end, while it exists · trial: a search's trial, which is
-    seen by validation alone: no test predictions, no exported student, and its epochs are reported to the search.
+    store: folder or URL · teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for
+    `init_from` · launch_id: of this start of the worker group · group: the run's `train`, which says how many
+    workers there are and what each needs · cpus: of each worker · stop: the file that asks
+    trainings to end, while it exists · trial: a search's trial, which is seen by validation alone: no test
+    predictions, no exported student, and its epochs are reported to the search.
     """
 
-    config: RunConfig
     run_dir: Path
+    jobs: Sequence[Job]
+    seed: int
+    students: Mapping[str, StudentSettings]
+    aggregations: Mapping[str, TaskAggregation]
     data: Mapping[str, TaskData]
+    store: str
     teacher_keys: Mapping[str, str]
     teacher_folders: Mapping[str, str]
-    launch: str
+    launch_id: str
+    group: TrainConfig
     cpus: float
     stop: Path
     trial: bool = False
@@ -66,29 +81,29 @@ def is_finished(run_dir: Path, job: Job) -> bool:
 def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, scores: None) -> None:
     """Runs the unfinished jobs one after another; returns early when asked to stop."""
     should_stop = StopWatch(plan.stop)
-    store = Store(plan.config.store_path)
+    store = Store(plan.store)
     sets: dict[tuple[str, str, bool], list[TaskSet]] = {}
 
     def sets_of(job: Job, folder: Path, distilled: bool) -> list[TaskSet]:
-        key = (str(folder), str(plan.config.students[job.student].max_length), distilled)
+        key = (str(folder), str(plan.students[job.student].lengths), distilled)
         if key not in sets:
             sets[key] = task_sets(plan, folder, job.student, store if distilled else None)
         return sets[key]
 
-    for job in jobs_of(plan.config):
+    for job in plan.jobs:
         if is_finished(plan.run_dir, job):
             continue
         if should_stop() and workers.world == 1:
             return
-        folder = _start_folder(plan, job.student)
+        settings = plan.students[job.student]
+        folder, train = start_folder(settings, plan.teacher_folders), settings.train
         distilled = job.mode == "distilled"
 
         own = sets_of(job, folder, distilled)
-        train = plan.config.train_of(job.student)
         if not distilled and any(
             len(d.labelled_train()) < len(d.splits["train"]) for d in plan.data.values()
         ):
-            train = same_budget(train, own, sets_of(job, folder, True), plan.config.seed)
+            train = same_budget(train, own, sets_of(job, folder, True), plan.seed)
         if train_job(plan, job, folder, own, workers, should_stop, train, report) == "interrupted":
             return
 
@@ -104,17 +119,16 @@ def train_job(
     report: Report,
 ) -> str:
     """One job from its last checkpoint to its result; returns the training's status."""
-    config, target = plan.config, job_folder(plan.run_dir, job)
+    settings, target = plan.students[job.student], job_folder(plan.run_dir, job)
     tasks = [task_set.task for task_set in sets]
-    layers = config.students[job.student].layers
-    student = build_student(folder, tasks, layers=layers, dropout=train.dropout, seed=config.seed)
+    student = build_student(folder, tasks, layers=settings.layers, dropout=train.dropout, seed=plan.seed)
     trainer = Trainer(
         student,
         sets,
         train,
-        loss_plan(config, job),
+        loss_plan(settings.loss, job.mode),
         target,
-        seed=config.seed,
+        seed=plan.seed,
         sampling=train.task_sampling,
         accumulation=train.accumulation,
         workers=workers,
@@ -143,10 +157,10 @@ def _test(
     progress: Mapping[str, Any],
 ) -> None:
     """What a trained student says of the test splits, written down with its result."""
-    tokenizer, tokens = open_tokenizer(folder), plan.config.train_of(job.student).tokens_per_batch
-    lengths = plan.config.students[job.student].max_length
+    settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
+    tokens = settings.train.tokens_per_batch
     encoded = {
-        name: data.task.encode(tokenizer, data.splits["test"].inputs, lengths.get(name))
+        name: data.task.encode(tokenizer, data.splits["test"].inputs, settings.lengths[name])
         for name, data in plan.data.items()
     }
     predictions = {
@@ -184,12 +198,12 @@ def _finish(
 def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> list[TaskSet]:
     """Every task encoded by the tokenizer in `folder`; with a store, soft targets and unlabelled examples as well."""
     tokenizer = open_tokenizer(folder)
-    lengths = plan.config.students[student].max_length
+    lengths = plan.students[student].lengths
     sets = []
     for name, data in plan.data.items():
         task, validation = data.task, data.splits["validation"]
         train = data.labelled_train() if store is None else data.splits["train"]
-        weights = plan.config.teacher_weights(name)
+        weights = plan.aggregations[name].weights
         readers: tuple[TargetView, ...] = ()
         aggregation = None
         if store is not None:
@@ -198,14 +212,13 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
                 store.view(plan.teacher_keys[teacher], train.keys, task.columns, counts)
                 for teacher in weights
             )
-            strategy = plan.config.aggregation_of(name).strategy
-            aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
+            aggregation = Aggregation(plan.aggregations[name].strategy, torch.tensor(list(weights.values())))
         sets.append(
             TaskSet(
                 task,
-                task.encode(tokenizer, train.inputs, lengths.get(name)),
+                task.encode(tokenizer, train.inputs, lengths[name]),
                 train.labels,
-                task.encode(tokenizer, validation.inputs, lengths.get(name)),
+                task.encode(tokenizer, validation.inputs, lengths[name]),
                 validation,
                 readers,
                 aggregation,
@@ -228,13 +241,13 @@ def same_budget(
     return train.model_copy(update={"epochs": epochs})
 
 
-def loss_plan(config: RunConfig, job: Job) -> LossPlan:
-    """What a job minimises: the student's loss, or, for the supervised baseline, labels alone with the same task weights."""
-    loss, task_weights = config.loss_of(job.student), config.task_weights(job.student)
-    if job.mode == "supervised":
-        return LossPlan(task_weights=task_weights)
-    hard, soft = config.hard_soft(job.student)
-    return LossPlan(hard, soft, loss.temperature, loss.annealing, task_weights, dict(loss.task_temperatures))
+def loss_plan(loss: LossConfig, mode: Mode) -> LossPlan:
+    """What a training minimises: the student's loss, or, for a baseline, labels alone with the same task weights."""
+    if mode == "supervised":
+        return LossPlan(task_weights=loss.task_weights)
+    return LossPlan(
+        loss.hard, loss.soft, loss.temperature, loss.annealing, loss.task_weights, loss.task_temperatures
+    )
 
 
 def parameter_count(student: MultiTaskStudent) -> int:
@@ -242,18 +255,18 @@ def parameter_count(student: MultiTaskStudent) -> int:
     return sum(parameter.numel() for parameter in student.parameters())
 
 
-def _start_folder(plan: Plan, student: str) -> Path:
-    config = plan.config.students[student]
-    if config.init_from is not None:
-        return Path(plan.teacher_folders[config.init_from])
-    assert config.model is not None, "the config has checked it"
-    return resolve(config.model, config.revision, f"students.{student}")
+def start_folder(settings: StudentSettings, teacher_folders: Mapping[str, str | Path]) -> Path:
+    """The folder of the model that a student starts from."""
+    if settings.init_from is not None:
+        return Path(teacher_folders[settings.init_from])
+    assert settings.model is not None, "the config has checked it"
+    return resolve(settings.model, settings.revision, f"students.{settings.name}")
 
 
 # ---------------------------------------------------------------- Ray Train
 
 
-def train_loop(payload: dict[str, Any]) -> None:
+def run_worker(payload: dict[str, Any]) -> None:
     """Ray Train's per-worker function: joins the group and runs the jobs.
 
     An error of ours is no fault of the worker's: it is written down for the driver instead of raised, so that
@@ -266,7 +279,7 @@ def train_loop(payload: dict[str, Any]) -> None:
     plan: Plan = ray.get(payload["plan"][0])
     report: Report | None = payload["report"]
     context = ray.train.get_context()
-    failure = _failure_file(plan.run_dir, plan.launch)
+    failure = _failure_file(plan.run_dir, plan.launch_id)
     if failure.exists():
         return
     torch.set_num_threads(max(1, int(plan.cpus)))
@@ -279,7 +292,7 @@ def train_loop(payload: dict[str, Any]) -> None:
             raise  # the others may be waiting for this one
 
 
-def launch(
+def run_worker_group(
     plan: Plan,
     *,
     report: Report | None = None,
@@ -294,11 +307,10 @@ def launch(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig  # what ray.train.FailureConfig is, for type checkers
 
-    train = plan.config.train
-    failure = _failure_file(plan.run_dir, plan.launch)
+    train, failure = plan.group, _failure_file(plan.run_dir, plan.launch_id)
     resources = {"CPU": plan.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
     trainer = TorchTrainer(
-        train_loop,
+        run_worker,
         train_loop_config={"plan": [ray.put(plan)], "report": report},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers,
@@ -307,8 +319,8 @@ def launch(
         ),
         torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
-            name=plan.launch,
-            storage_path=str(ray_folder(plan.run_dir).absolute()),
+            name=plan.launch_id,
+            storage_path=str(ray_folder(plan.run_dir)),
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=2),
             callbacks=list(callbacks),
         ),
@@ -337,34 +349,22 @@ def new_plan(
     teacher_folders: Mapping[str, str],
 ) -> Plan:
     """A plan for one launch of the worker group."""
-    launch_id = f"{config.name}-{uuid.uuid4().hex[:8]}"
+    resolved = resolve_config(with_absolute_paths(config))
+    run_dir = config.run_dir.absolute()
     return Plan(
-        absolute(config),
-        config.run_dir.absolute(),
+        run_dir,
+        jobs_of(config),
+        config.seed,
+        resolved.students,
+        resolved.aggregations,
         data,
+        config.store_path,
         teacher_keys,
         teacher_folders,
-        launch_id,
+        f"{config.name}-{uuid.uuid4().hex[:8]}",
+        config.train,
         cpus_per_worker(config),
-        stop_file(config.run_dir).absolute(),
-    )
-
-
-def absolute(config: RunConfig) -> RunConfig:
-    """Ray Train's workers run in a folder of their own: local paths must not depend on it."""
-    students = {
-        name: student.model_copy(update={"model": str(Path(student.model).absolute())})
-        if student.model is not None and Path(student.model).is_dir()
-        else student
-        for name, student in config.students.items()
-    }
-    store = config.store_path if "://" in config.store_path else str(Path(config.store_path).absolute())
-    return config.model_copy(
-        update={
-            "runs_dir": str(Path(config.runs_dir).absolute()),
-            "students": students,
-            "store": config.store.model_copy(update={"path": store}),
-        }
+        stop_file(run_dir),
     )
 
 

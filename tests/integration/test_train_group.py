@@ -155,7 +155,7 @@ def test_a_killed_worker_changes_nothing_and_a_diverged_training_is_not_tried_ag
         workers_watched(kill_after=metrics, step=10) as workers,
         pytest.raises(DivergedError, match="NaN or Inf") as caught,
     ):
-        training.launch(plan)
+        training.run_worker_group(plan)
     assert caught.value.exit_code == 3
     assert len(workers) == 2  # the one that was killed, and the one after it
     assert outcome(plan.run_dir) == outcome(undisturbed)
@@ -168,7 +168,7 @@ def test_a_killed_worker_changes_nothing_and_a_diverged_training_is_not_tried_ag
 def test_two_workers_train_the_same_student(bench: Bench, undisturbed: Path) -> None:
     """Only sums are taken in another order: rounding grows to some 1e-4 of a loss."""
     plan = bench.plan("shared", "plain", workers=2)
-    training.launch(plan)
+    training.run_worker_group(plan)
     found, expected = points(plan.run_dir, PLAIN), points(undisturbed, PLAIN)
     assert [point.keys() for point in found] == [point.keys() for point in expected]
     for here, there in zip(found, expected, strict=True):

@@ -40,7 +40,7 @@ class Calls:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     told = Calls()
 
-    def train(
+    def distil(
         config: RunConfig, display: Display, group: str | None = None, register: str | None = None
     ) -> Report:
         told.runs.append(config)
@@ -61,7 +61,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         told.starts += 1
         yield
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "distil", distil)
     monkeypatch.setattr(group, "connected", connected)
     return told
 
@@ -95,7 +95,7 @@ def test_a_run_a_seed_one_ray_and_the_page(
     several: dict[str, Any], calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = parse_config(several)
-    told = group.train(config, Display(), register="ours")
+    told = group.distil_seeds(config, Display(), register="ours")
     assert [run.seed for run in calls.runs] == [2, 0, 5]
     assert calls.groups == ["several"] * 3
     assert calls.registered == ["ours", None, None]  # one version, not one a seed
@@ -113,8 +113,8 @@ def test_a_run_a_seed_one_ray_and_the_page(
 
 def test_what_is_done_needs_no_ray(several: dict[str, Any], calls: Calls) -> None:
     config = parse_config(several)
-    first = group.train(config, Display())
-    again = group.train(config, Display())
+    first = group.distil_seeds(config, Display())
+    again = group.distil_seeds(config, Display())
     assert first == again
     assert calls.starts == 1
     assert len(calls.runs) == 6  # each looks by itself whether its data are the same
@@ -124,11 +124,11 @@ def test_a_failure_ends_the_group_and_the_same_command_goes_on(several: dict[str
     config = parse_config(several)
     calls.fails_at = 0
     with pytest.raises(DivergedError):
-        group.train(config, Display())
+        group.distil_seeds(config, Display())
     assert [run.seed for run in calls.runs] == [2, 0]
     assert not (config.run_dir / "group.json").exists()
     calls.fails_at = None
-    assert group.train(config, Display()).seeds == (2, 0, 5)
+    assert group.distil_seeds(config, Display()).seeds == (2, 0, 5)
     assert calls.starts == 2
 
 
@@ -136,23 +136,23 @@ def test_a_signal_between_two_seeds_is_heard(several: dict[str, Any], calls: Cal
     config = parse_config(several)
     calls.interrupts_at = 2
     with pytest.raises(InterruptedRunError) as caught:
-        group.train(config, Display())
+        group.distil_seeds(config, Display())
     assert caught.value.exit_code == 130
     assert [run.seed for run in calls.runs] == [2]
     assert not (config.run_dir / "STOP").exists()
 
 
 def test_a_group_may_grow(several: dict[str, Any], calls: Calls) -> None:
-    group.train(parse_config(several), Display())
-    told = group.train(parse_config({**several, "seeds": [2, 0, 5, 7]}), Display())
+    group.distil_seeds(parse_config(several), Display())
+    told = group.distil_seeds(parse_config({**several, "seeds": [2, 0, 5, 7]}), Display())
     assert told.seeds == (2, 0, 5, 7)
     assert calls.starts == 2
 
 
 def test_another_config_is_refused(several: dict[str, Any], calls: Calls) -> None:
-    group.train(parse_config(several), Display())
+    group.distil_seeds(parse_config(several), Display())
     with pytest.raises(ConfigError, match=r"loss.temperature: 2.0 → 4.0"):
-        group.train(parse_config({**several, "loss": {"temperature": 4.0}}), Display())
+        group.distil_seeds(parse_config({**several, "loss": {"temperature": 4.0}}), Display())
     assert len(calls.runs) == 3
 
 
@@ -161,12 +161,12 @@ def test_the_folder_of_a_single_run_is_refused(several: dict[str, Any], calls: C
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "config.yaml").write_text(to_yaml(config.model_copy(update={"seeds": ()})))
     with pytest.raises(ConfigError, match="seeds"):
-        group.train(config, Display())
+        group.distil_seeds(config, Display())
     assert calls.runs == []
 
 
 def test_two_launches_of_one_group(several: dict[str, Any], calls: Calls) -> None:
     config = parse_config(several)
     with locked(config.run_dir), pytest.raises(LockedError):
-        group.train(config, Display())
+        group.distil_seeds(config, Display())
     assert calls.runs == []

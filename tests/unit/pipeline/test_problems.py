@@ -14,7 +14,7 @@ import torch
 
 from pipeline.batch import UNLABELLED
 from pipeline.config.load import parse_config
-from pipeline.config.resolved import Job, jobs_of
+from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.models import open_tokenizer
@@ -257,7 +257,7 @@ def test_same_budget_rounds_epochs(
     folder = Path(config.students["small"].model or "")
     every = task_sets(plan, folder, "small", Store(config.store_path))
     labelled_sets = task_sets(plan, folder, "small", None)
-    train = config.train_of("small")
+    train = student_settings(config, "small").train
     assert same_budget(train, labelled_sets, labelled_sets, 0) == train
 
     def steps(sets: list[TaskSet], epochs: int) -> int:

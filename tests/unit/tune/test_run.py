@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.config.load import load_config
+from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, to_yaml
 from pipeline.errors import ConfigError
@@ -32,7 +33,9 @@ def test_the_winner_is_a_plain_run_of_the_searched_student() -> None:
     assert list(config.students) == ["half"]
     assert config.students["half"].layers == (0, 3)
     assert config.loss.temperature == 4.5
-    assert config.task_weights("half") == pytest.approx({"movies": 4 / 3, "stars": 2 / 3})
+    assert student_settings(config, "half").loss.task_weights == pytest.approx(
+        {"movies": 4 / 3, "stars": 2 / 3}
+    )
     assert config.tune is None
     assert config.baselines == ("supervised",)
 

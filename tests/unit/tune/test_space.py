@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.resolved import student_settings
 from pipeline.config.schema import Distribution, RunConfig
 from pipeline.errors import ConfigError
 from tests.unit.tune.studies import SPACE, search_of
@@ -466,7 +467,7 @@ def test_values_take_their_places() -> None:
     assert changed.train.early_stopping is not None
     assert changed.train.early_stopping.patience == 5
     assert changed.students["half"].layers == (0, 3)
-    own = changed.train_of("half").early_stopping
+    own = student_settings(changed, "half").train.early_stopping
     assert own is not None
     assert own.patience == 3
     assert config == search_of()  # as it was
@@ -474,8 +475,8 @@ def test_values_take_their_places() -> None:
 
 def test_a_students_own_loss_leaves_the_others_alone() -> None:
     changed = with_values(search_of(), {"students.half.loss.task_weights.movies": 3.0})
-    assert changed.loss_of("half").task_weights == {"movies": 3.0}
-    assert changed.loss_of("tiny").task_weights == {}
+    assert changed.students["half"].loss["task_weights"] == {"movies": 3.0}
+    assert changed.students["tiny"].loss == {}
 
 
 def test_no_values_change_nothing() -> None:

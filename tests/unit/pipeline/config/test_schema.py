@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
+from pipeline.config.resolved import student_settings, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.config.view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
@@ -301,8 +302,8 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
     assert config.train.early_stopping is not None
     assert config.train.early_stopping.patience == 4
     assert config.students["half"].layers == (0, 2)
-    assert config.loss_of("tiny").soft == 0.5
-    assert config.loss_of("half").soft == 0.7
+    assert student_settings(config, "tiny").loss.soft == 0.5
+    assert student_settings(config, "half").loss.soft == 0.7
     assert config.tasks["movies"].data.limit == {"train": 10}
     assert config.tracking.uri is None
 
@@ -481,10 +482,11 @@ def test_weights_are_normalised_and_that_is_said() -> None:
             }
         )
     )
-    assert config.teacher_weights("movies") == {"movies-big": 0.75, "movies-tiny": 0.25}
-    assert config.teacher_weights("tweets") == {"tweets-big": 1.0}
-    assert config.hard_soft("half") == (0.25, 0.75)
-    assert config.task_weights("half") == {"movies": 1.5, "tweets": 0.5}
+    assert task_aggregation(config, "movies").weights == {"movies-big": 0.75, "movies-tiny": 0.25}
+    assert task_aggregation(config, "tweets").weights == {"tweets-big": 1.0}
+    loss = student_settings(config, "half").loss
+    assert (loss.hard, loss.soft) == (0.25, 0.75)
+    assert loss.task_weights == {"movies": 1.5, "tweets": 0.5}
     assert notes(config) == [
         "teacher weights of movies normalised to sum to 1: movies-big 0.75, movies-tiny 0.25",
         "loss weights of half normalised to sum to 1: hard 0.25, soft 0.75",
@@ -496,7 +498,7 @@ def test_weights_are_normalised_and_that_is_said() -> None:
 
 def test_a_weight_of_one_beside_another_of_one_is_a_half_and_that_is_said() -> None:
     config = parse_config(changed({"aggregation.teacher_weights": {"movies-big": 1.0}}))
-    assert config.teacher_weights("movies") == {"movies-big": 0.5, "movies-tiny": 0.5}
+    assert task_aggregation(config, "movies").weights == {"movies-big": 0.5, "movies-tiny": 0.5}
     assert notes(config) == [
         "teacher weights of movies normalised to sum to 1: movies-big 0.5, movies-tiny 0.5"
     ]
@@ -509,7 +511,7 @@ def test_weights_that_sum_to_one_are_left_alone(share: float) -> None:
         changed({"aggregation.teacher_weights": weights, "loss": {"hard": share, "soft": 1 - share}})
     )
     assert notes(config) == []
-    assert config.teacher_weights("movies")["movies-big"] == pytest.approx(share)
+    assert task_aggregation(config, "movies").weights["movies-big"] == pytest.approx(share)
 
 
 def test_nothing_is_noted_of_defaults() -> None:
@@ -541,7 +543,8 @@ def test_weights_that_are_all_zero_are_refused(values: dict[str, Any], cause: st
 
 
 def test_one_loss_alone_is_fine() -> None:
-    assert parse_config(changed({"loss": {"hard": 0, "soft": 5}})).hard_soft("half") == (0.0, 1.0)
+    loss = student_settings(parse_config(changed({"loss": {"hard": 0, "soft": 5}})), "half").loss
+    assert (loss.hard, loss.soft) == (0.0, 1.0)
 
 
 # ---------------------------------------------------------------- searches
@@ -677,15 +680,15 @@ def test_overlays_reach_only_their_own(tmp_path: Path) -> None:
             }
         )
     )
-    tiny, half = config.train_of("tiny"), config.train_of("half")
+    tiny, half = student_settings(config, "tiny").train, student_settings(config, "half").train
     assert (tiny.epochs, half.epochs) == (6, 3)
     assert tiny.early_stopping is not None
     assert tiny.early_stopping.patience == 5
     assert half.early_stopping is None
-    movies, tweets = config.aggregation_of("movies"), config.aggregation_of("tweets")
+    movies, tweets = task_aggregation(config, "movies"), task_aggregation(config, "tweets")
     assert (movies.strategy, tweets.strategy) == ("confidence", "log_mean")
-    assert movies.teacher_weights == {"movies-big": 2.0, "movies-tiny": 4.0}
-    assert tweets.teacher_weights == {"movies-big": 2.0}
+    assert movies.weights == pytest.approx({"movies-big": 1 / 3, "movies-tiny": 2 / 3})
+    assert tweets.weights == {"tweets-big": 1.0}
 
 
 def test_the_order_of_the_file_is_kept() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.batch import Ragged
 from pipeline.config.load import parse_config
-from pipeline.config.resolved import Job, jobs_of
+from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
@@ -30,6 +30,7 @@ from pipeline.training.jobs import (
     new_plan,
     parameter_count,
     read_result,
+    start_folder,
     task_sets,
     train_jobs,
 )
@@ -126,14 +127,13 @@ def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: T
             },
         )
     )
-    weights = {"mood": 1.5, "tone": 0.5}
-    assert loss_plan(config, CUT) == LossPlan(0.25, 0.75, 4.0, "constant", weights, {"tone": 1.5})
-    assert loss_plan(config, CUT).at("mood", 0.5).temperature == 4.0
-    assert loss_plan(config, CUT).at("tone", 0.5).temperature == 1.5
-    assert loss_plan(config, Job("own", "distilled")) == LossPlan(
-        0.0, 1.0, 4.0, "linear", weights, {"tone": 1.5}
-    )
-    assert loss_plan(config, Job("own", "supervised")) == LossPlan(1.0, 0.0, task_weights=weights)
+    weights, temperatures = {"mood": 1.5, "tone": 0.5}, {"mood": 4.0, "tone": 1.5}
+    cut, own = (student_settings(config, name).loss for name in ("cut", "own"))
+    plan = loss_plan(cut, "distilled")
+    assert plan == LossPlan(0.25, 0.75, 4.0, "constant", weights, temperatures)
+    assert [plan.at(task, 0.5).temperature for task in ("mood", "tone")] == [4.0, 1.5]
+    assert loss_plan(own, "distilled") == LossPlan(0.0, 1.0, 4.0, "linear", weights, temperatures)
+    assert loss_plan(own, "supervised") == LossPlan(1.0, 0.0, task_weights=weights)
 
 
 def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(config: RunConfig) -> None:
@@ -165,15 +165,15 @@ def test_plans_do_not_depend_on_the_working_directory(
     Path("models/bare").mkdir(parents=True)
     relative = config.model_copy(update={"runs_dir": "runs", "students": {**config.students, "bare": bare}})
     plan = new_plan(relative, {}, {}, {})
-    assert plan.run_dir == tmp_path / "runs" / "tiny" == plan.config.run_dir
-    assert plan.config.store_path == str(tmp_path / "runs" / "_store")
-    assert plan.config.students["bare"].model == str(tmp_path / "models" / "bare")
+    assert (plan.run_dir, plan.stop.parent) == (tmp_path / "runs" / "tiny", tmp_path / "runs" / "tiny")
+    assert plan.store == str(tmp_path / "runs" / "_store")
+    assert plan.students["bare"].model == str(tmp_path / "models" / "bare")
     hub = bare.model_copy(update={"model": "someone/something"})
     store = config.store.model_copy(update={"path": "s3://bucket/store"})
     remote = relative.model_copy(update={"students": {"bare": hub}, "store": store})
-    kept = new_plan(remote, {}, {}, {}).config
-    assert (kept.students["bare"].model, kept.store_path) == ("someone/something", "s3://bucket/store")
-    assert new_plan(relative, {}, {}, {}).launch != plan.launch
+    kept = new_plan(remote, {}, {}, {})
+    assert (kept.students["bare"].model, kept.store) == ("someone/something", "s3://bucket/store")
+    assert new_plan(relative, {}, {}, {}).launch_id != plan.launch_id
 
 
 # ---------------------------------------------------------------- all of them
@@ -246,7 +246,7 @@ def test_teachers_change_the_distilled_students_and_no_baseline(config: RunConfi
 
 def test_a_students_start_is_its_teachers_layers(config: RunConfig) -> None:
     plan = plan_of(config)
-    folder = training._start_folder(plan, "cut")
+    folder = start_folder(plan.students["cut"], plan.teacher_folders)
     assert str(folder) == plan.teacher_folders["mood-bert"]
     tasks = [data.task for data in plan.data.values()]
     cut, whole = (build_student(folder, tasks, layers=layers) for layers in (1, None))
@@ -256,7 +256,7 @@ def test_a_students_start_is_its_teachers_layers(config: RunConfig) -> None:
     )
     encoder = sum(tensor.numel() for tensor in cut.encoder.state_dict().values())
     assert parameter_count(cut) == encoder + (32 + 1) * 2 + (32 + 1) * 3  # two linear heads
-    assert str(training._start_folder(plan, "bare")) == config.students["bare"].model
+    assert str(start_folder(plan.students["bare"], plan.teacher_folders)) == config.students["bare"].model
 
 
 def test_targets_that_are_missing_are_an_error_and_nothing_is_trained(config: RunConfig) -> None:
