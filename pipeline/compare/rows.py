@@ -71,6 +71,8 @@ class Row:
     parameters: int | None = None
     latency_ms: float | None = None
     """Milliseconds an example, a mean over tasks and seeds."""
+    busy: bool = False
+    """Whether latencies were measured on a busy machine, under one seed at least."""
     trial: Trial | None = None
 
     @property
@@ -220,6 +222,7 @@ def _students(members: Sequence[tuple[Path, Report]]) -> list[Row]:
             teachers=teachers,
             parameters=_parameters(first.size.students, student),
             latency_ms=_over_seeds([report.latency.student_ms(student) for report in reports]),
+            busy=any(report.latency.busy is not None for report in reports),
         )
         for student in first.macro.students
     ]

@@ -113,23 +113,29 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def cautions(rows: Sequence[Row]) -> list[str]:
     """What to mind when comparing these rows, a sentence each."""
-    found = []
+    sentences = []
     kinds = [{frozenset(row.tasks) for row in part if row.tasks} for part in by_split(rows)]
     if any(len(one) > 1 for one in kinds):  # a trial that failed has no scores
-        found.append("Runs differ in tasks or metrics: compare task by task, not by macro.")
+        sentences.append("Runs differ in tasks or metrics: compare task by task, not by macro.")
     if len({row.split for row in rows}) > 1:
-        found.append(
+        sentences.append(
             "Trials are scored on validation, runs on test: a score of one says nothing beside the other."
         )
     seeds = [row.seeds for row in rows if row.seeds > 1]
     if seeds:
-        found.append("±: standard deviation over seeds. p: of Δ, two-sided sign-flip test over paired seeds.")
+        sentences.append(
+            "±: standard deviation over seeds. p: of Δ, two-sided sign-flip test over paired seeds."
+        )
     if seeds and min(seeds) < pairs_needed():
-        found.append(
+        sentences.append(
             f"With {min(seeds)} seeds p cannot fall below {p_value(floor(min(seeds)))}; p < {ALPHA} needs "
             f"{pairs_needed()}, and 8 if one may disagree."
         )
-    return found
+    if busy := dict.fromkeys(row.run for row in rows if row.busy):
+        sentences.append(
+            f"Latencies of {', '.join(busy)} were measured on a busy machine: they may be far too high."
+        )
+    return sentences
 
 
 def teacher_cells(rows: Sequence[Row]) -> list[list[str]]:

@@ -62,6 +62,8 @@ def verdict(report: Report) -> str:
         kept = "" if other.retention is None else f" ({percent(other.retention)} of the ensemble)"
         size = f" and is {cost}" if cost else ""
         sentences.append(f"**{name}** scores {points(other.score)}{kept}{size}. {_owed(report, name)}")
+    if note := busy_note(report):
+        sentences.append(f"How much faster is uncertain: {note}")
     return " ".join(sentences)
 
 

@@ -75,10 +75,11 @@ def best_metrics(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def test_scores(tracker: Tracker, report: Report) -> None:
-    """Test scores as metrics of each student's and baseline's own run, and the ensemble's of the parent."""
+    """Test scores and latencies as metrics of each student's and baseline's own run, and the ensemble's of the parent."""
     parent: dict[str, float] = {"test/macro/ensemble": report.macro.ensemble}
     for student, macro in report.macro.students.items():
         values = {"test/macro/score": macro.score, "retention/macro": macro.retention}
+        values["times_faster"] = report.versus_teachers[student].times_faster
         baseline = {"test/macro/score": macro.supervised}
         for task, results in report.tasks.items():
             scored = results.students[student]
@@ -88,6 +89,8 @@ def test_scores(tracker: Tracker, report: Report) -> None:
                 f"retention/{task}": scored.retention,
                 f"test/{task}/ece": scored.ece,
             }
+            if (latency := report.latency.tasks[task].students.get(student)) is not None:
+                values[f"latency_ms/{task}"] = latency.best_ms
             baseline[name] = scored.supervised
             parent[f"test/{task}/ensemble"] = results.ensemble
         tracker.metrics(Job(student, "distilled").name, _numbers(values))

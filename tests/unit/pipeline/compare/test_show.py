@@ -186,6 +186,10 @@ def test_cautions(runs: Path, several: list[Row]) -> None:
     (caution,) = cautions([*single, *trials])
     assert "Trials are scored on validation, runs on test" in caution
     assert "With 3 seeds p cannot fall below 0.25; p < 0.05 needs 6" in cautions([*single, *several])[-1]
+    busy = [replace(single[0], busy=True), single[1]]
+    assert cautions(busy) == [
+        f"Latencies of {busy[0].run} were measured on a busy machine: they may be far too high."
+    ]
     assert "cannot fall" not in " ".join(cautions([replace(several[0], seeds=8)]))
 
 

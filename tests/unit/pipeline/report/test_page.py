@@ -171,3 +171,13 @@ def test_a_page_has_only_what_a_kind_has() -> None:
     mse = report.tasks["stars"].metrics.ensemble["mse"]
     assert f" | {mse:.3f} | " in stars  # no share of a hundred
     assert "3 labels" in moods.split("## ")[0]
+
+
+def test_a_busy_machine_is_named_where_speed_is_claimed() -> None:
+    tasks, facts = some_run()
+    busy = facts.latency.model_copy(update={"busy": "the load average was 9.0 on 2 cores"})
+    report = build(tasks, replace(facts, latency=busy))
+    for text in (verdict(report), markdown(report).split("## Size and latency")[1]):
+        assert (
+            "the machine was busy while latencies were measured: the load average was 9.0 on 2 cores" in text
+        )

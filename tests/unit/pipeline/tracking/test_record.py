@@ -47,6 +47,8 @@ def test_test_scores_stand_on_each_run_and_the_ensembles_on_the_parent() -> None
             "test/movies/accuracy": 0.74,
             "retention/movies": retention,
             "test/movies/ece": ece,
+            "latency_ms/movies": 1.25,
+            "times_faster": 4.0,
         },
         "half-supervised": {"test/macro/score": 0.72, "test/movies/accuracy": 0.72},
     }
