@@ -14,7 +14,7 @@
     ├── StoppedError        75    asked to stop (SIGTERM); the same command resumes
     └── InterruptedRunError 130   SIGINT; the same command resumes
 
-Exit codes are DESIGN section 6's. All of them survive pickling, so that an error raised in a Ray worker
+All of them survive pickling, so that an error raised in a Ray worker
 reaches the terminal whole.
 """
 

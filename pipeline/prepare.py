@@ -98,7 +98,7 @@ def prepare(config: RunConfig) -> Inputs:
 
 
 def _check_labels(config: RunConfig, data: Mapping[str, TaskData]) -> None:
-    """Strategies that look at labels have them: `config_load` knows of data.unlabelled, not of null labels."""
+    """Strategies that look at labels have them: `pipeline.config.load` knows of data.unlabelled, not of null labels."""
     for task, task_data in data.items():
         strategy, train = task_aggregation(config, task).strategy, task_data.splits["train"]
         missing = len(train) - len(task_data.labelled_train())

@@ -1,1 +1,1 @@
-"""Which loss weights: the search over a run's config (not built yet; `tutelage train` needs none of it)."""
+"""Search: students trained with other values of the config, compared on validation; see `tune.search`."""
