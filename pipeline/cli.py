@@ -83,7 +83,8 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     from pipeline.report.page import preflight_cells
     from pipeline.report.results import preflight_records
     from pipeline.wide_table import Field, WideTable
-    from teachers.preflight import preflight, refuse
+    from teachers.checks import refuse
+    from teachers.preflight import preflight
 
     waiting = inputs.to_fine_tune()
     specs = teacher_specs(config, inputs, [name for name in config.teachers if name not in waiting])

@@ -41,8 +41,9 @@ from pipeline.tracking.tracker import Role, Tracker
 from pipeline.training import jobs as training
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.loop import METRICS, read_metrics
+from teachers.checks import Findings, refuse
 from teachers.pool import Labelling, fill_store
-from teachers.preflight import Findings, preflight, refuse
+from teachers.preflight import preflight
 from teachers.store import Store
 
 POLL_S = 0.5

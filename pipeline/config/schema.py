@@ -202,7 +202,8 @@ class TeacherConfig(Strict):
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens a sequence for this teacher; null: the task's."""
     preflight: Literal["stop", "warn"] = "stop"
-    """What a failed preflight does: at or below majority, uniform answers, permuted labels, replicas that differ."""
+    """What a failed preflight does: no better than constant or random predictions, uniform predictions, permuted labels, a
+    flipped sign, replicas that differ."""
     serving: ServingConfig = ServingConfig()
     """How it is hosted."""
 

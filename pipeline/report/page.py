@@ -198,6 +198,7 @@ def preflight_cells(findings: Sequence[PreflightFindings]) -> tuple[list[str], l
             one.teacher,
             f"{points(one.score)} {one.metric}",
             points(one.majority),
+            NOTHING if one.chance is None else points(one.chance),
             NOTHING if one.entropy is None else f"{one.entropy:.2f}",
             NOTHING if one.ece is None else f"{one.ece:.3f}",
             ", ".join(f"{name} {points(share)}" for name, share in one.agreement.items()) or NOTHING,
@@ -205,21 +206,22 @@ def preflight_cells(findings: Sequence[PreflightFindings]) -> tuple[list[str], l
         ]
         for one in findings
     ]
-    return ["teacher", "score", "constant", "entropy", "ECE", "agrees with", "truncated"], rows
+    return ["teacher", "score", "constant", "random", "entropy", "ECE", "agrees with", "truncated"], rows
 
 
 def _preflight_section(findings: Sequence[PreflightFindings]) -> list[str]:
     """What the teachers did on validation before they labelled anything."""
     if not findings:
         return []
-    warnings = [f"Note: {one.teacher}: {problem}." for one in findings for problem in one.problems]
-    asked = max(one.examples for one in findings)
+    notes = [f"Note: {one.teacher}: {text}." for one in findings for text in (*one.problems, *one.warnings)]
+    examples = max(one.examples for one in findings)
     return [
         "## Teachers before labelling",
         markdown_table(*preflight_cells(findings)),
-        f"On at most {asked} validation examples. Constant: the score of the best answer that never changes; "
-        "entropy: mean ÷ ln(classes), 1 says nothing.",
-        *warnings,
+        f"On at most {examples} validation examples. Constant: the score of the best constant prediction; random: the "
+        "mean score of the teacher's own predictions in random order, or, where an example has several items, of the "
+        "same model under random heads; entropy: mean ÷ ln(classes), 1 says nothing.",
+        *notes,
     ]
 
 

@@ -27,8 +27,8 @@ from pipeline.tasks import Task
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
 from teachers.aggregation import ensemble
+from teachers.checks import Findings
 from teachers.pool import Labelling
-from teachers.preflight import Findings
 from teachers.store import Store
 
 PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "numpy")
@@ -175,7 +175,10 @@ def run_facts(
 
 def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, ...]:
     """Preflight's findings as report.json has them."""
-    return tuple(PreflightFindings(**{**asdict(one), "problems": tuple(one.problems)}) for one in findings)
+    return tuple(
+        PreflightFindings(**{**asdict(one), "problems": tuple(one.problems), "warnings": tuple(one.warnings)})
+        for one in findings
+    )
 
 
 def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]:

@@ -185,20 +185,25 @@ class PreflightFindings(Record):
     examples: int
     score: float
     majority: float
-    """Best score of an answer that never changes."""
+    """Best score of a constant prediction."""
+    chance: float | None
+    """Mean score of random predictions: the teacher's own in random order, or those of the same model under random
+    heads; null where there are none."""
     entropy: float | None
-    """Mean entropy of the answers ÷ ln(classes); null for numbers."""
+    """Mean entropy of the predictions ÷ ln(classes); null for numbers."""
     ece: float | None
     self_loss: float
     """Soft loss of the teacher to its own stored targets."""
     replica_difference: float
-    """Largest difference between the values of two replicas."""
+    """Largest difference between two replicas' logits ÷ the logits' standard deviation."""
     truncated: float
     """Share of the examples (of the words, for token-classification) cut at max_length."""
     agreement: Mapping[str, float]
     """With each other teacher of the task."""
     problems: tuple[str, ...]
     """Why this teacher should not be distilled."""
+    warnings: tuple[str, ...]
+    """Why perhaps it should not."""
 
 
 # ---------------------------------------------------------------- the files

@@ -195,6 +195,11 @@ class Task(Protocol):
         where an answer is not one label out of C."""
         ...
 
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        """The entity type of each of `labels`, "" for a label outside; empty where labels are no entity tags."""
+        ...
+
     # ---- use
 
     @property

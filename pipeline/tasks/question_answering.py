@@ -75,6 +75,7 @@ class QuestionAnswering:
     outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
     row_weight: ClassVar[float] = 0.5
     labels: ClassVar[tuple[str, ...]] = ()
+    entity_types: ClassVar[tuple[str, ...]] = ()
     background: ClassVar[str | None] = None
     columns: ClassVar[tuple[str, ...]] = SIDES
     fields: ClassVar[tuple[str, ...]] = ("question", "context")

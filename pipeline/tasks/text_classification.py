@@ -178,6 +178,11 @@ class TextClassification:
         """Every text."""
         return values, examples.labels.values
 
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        """None: labels are no entity tags."""
+        return ()
+
     # ---- use
 
     def snippet(self) -> str:

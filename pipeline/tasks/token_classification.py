@@ -263,6 +263,14 @@ class TokenClassification(TextClassification):
         """The words that the model sees."""
         return self._seen(values, examples)
 
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        """``PER`` of ``B-PER``; "" of "O" and of a tag without a type."""
+        if not self.has_entities:
+            return ()
+        matches = (TAG.fullmatch(label) for label in self.labels)
+        return tuple((match[2] or "") if match else "" for match in matches)
+
     def _seen(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]]:

@@ -1,0 +1,376 @@
+"""Is a teacher worth distilling? The judgement, from its predictions on a sample of validation examples.
+
+Pure functions, without Ray and without files; `teachers.preflight` makes the predictions. What is certain is a
+problem and stops a run; what is only likely is a warning.
+
+Random predictions, with which a score is compared, are the teacher's own predictions in random order: a permutation
+test, sound for every kind whose examples have one item each. Where an example has several items (words, positions of
+a context), even an untrained model prefers some of them by their looks, so the comparison is there with the same
+model under random heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batch import Examples, is_present
+from pipeline.errors import TeacherError
+from pipeline.losses import soft_kl, soft_squared_error
+from pipeline.tasks import Task
+from pipeline.tasks.scores import bootstrap, confusion
+from teachers.aggregation import aggregate
+
+UNIFORM = 0.995  # mean entropy ÷ ln(classes) from which predictions carry no information
+CONSTANT = 1e-3  # standard deviations of the labels: numbers that vary less are all the same
+REPLICAS = (
+    0.1  # standard deviations of the logits; a random head differs by about 1, float noise by about 1e-3
+)
+CERTAIN, LIKELY = 1e-6, 1e-3  # p-values below which permuted names are a problem, and a warning
+SHUFFLES = 100  # random orders of the predictions: their standard deviation to 7%
+ENOUGH = 100  # examples from which "no better than random heads" is a problem, not a warning
+FEW = 3  # examples of a class under another name below which they say nothing of it
+NAMED = 12  # permuted names that a message lists
+SELF_LOSS = 1e-3  # nats at temperature 1: what float16 may cost
+TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one teacher predicts on the sample, and what else only its model can tell.
+
+    values: (M, C) float32 · truncated: examples (words, for token-classification) that lost tokens ·
+    replica_difference: see `relative_difference` · random_head_scores: (k,) float64, the metric of the same model
+    under random heads; empty where an example has one item.
+    """
+
+    values: NDArray[np.floating]
+    truncated: int = 0
+    replica_difference: float = 0.0
+    random_head_scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """How good one teacher is on the sample.
+
+    score: the task's metric · majority: that of the best constant prediction · chance: mean of that of random
+    predictions, None where there are none · entropy: mean over rows of the entropy ÷ ln(classes), None for numbers
+    · ece: None where a prediction is not one label out of C · self_loss: the soft loss of the teacher to its own
+    stored targets · replica_difference: see `relative_difference` · truncated: share of the examples (words, for
+    token-classification) · agreement: with each other teacher of the task · problems: why it should not be
+    distilled · warnings: why perhaps it should not.
+    """
+
+    teacher: str
+    task: str
+    metric: str
+    examples: int
+    score: float = 0.0
+    majority: float = 0.0
+    chance: float | None = None
+    entropy: float | None = None
+    ece: float | None = None
+    self_loss: float = 0.0
+    replica_difference: float = 0.0
+    truncated: float = 0.0
+    agreement: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something wrong with a teacher. certain: whether it is a problem rather than a warning."""
+
+    text: str
+    certain: bool = True
+
+
+def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> Findings:
+    """`Findings` of the teacher `name`; its `agreement` is left empty, see `with_agreement`."""
+    values, counts = predictions.values, task.counts(sample.inputs)
+    findings = Findings(teacher=name, task=task.name, metric=task.metric, examples=len(sample))
+    if not np.isfinite(values).all():
+        item = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        row = int(np.searchsorted(np.cumsum(counts), item, side="right"))
+        problem = f'it predicts NaN or Inf on example "{_excerpt(task, sample, row)}"'
+        return replace(findings, problems=[problem])
+    rows = task.rows(torch.from_numpy(np.ascontiguousarray(values)).float(), torch.from_numpy(counts))
+    items = int(counts.sum()) if task.lost == "words" else len(sample)
+    chance = predictions.random_head_scores
+    if (counts == 1).all():
+        chance = shuffled_scores(task, values, sample)
+    findings = replace(
+        findings,
+        score=score(task, values, sample),
+        majority=task.constant_score(sample),
+        chance=float(chance.mean()) if len(chance) else None,
+        entropy=None if task.continuous else _entropy(rows),
+        ece=task.scores(values, sample).get("ece"),
+        self_loss=_self_loss(task, values, rows, counts),
+        replica_difference=predictions.replica_difference,
+        truncated=predictions.truncated / max(1, items),
+    )
+    flags = [
+        *_replica_flags(findings),
+        *_prediction_flags(task, sample, values, rows, chance, findings),
+        *_self_loss_flags(findings),
+    ]
+    return replace(
+        findings,
+        problems=[flag.text for flag in flags if flag.certain],
+        warnings=[flag.text for flag in flags if not flag.certain],
+    )
+
+
+def score(task: Task, values: NDArray[np.floating], sample: Examples) -> float:
+    """The task's metric of (M, C) values."""
+    return float(task.score_of(task.statistics(values, sample).sum(0)))
+
+
+def _prediction_flags(
+    task: Task,
+    sample: Examples,
+    values: NDArray[np.floating],
+    rows: torch.Tensor,
+    chance: NDArray[np.float64],
+    findings: Findings,
+) -> list[Flag]:
+    """The first certain reason why the predictions are no good, or else every likely one."""
+    likely = []
+    for names, counts in _names_compared(task, values, sample):
+        flag = permuted_flag(names, counts)
+        if flag is not None and flag.certain:
+            return [flag]
+        likely += [flag] if flag is not None else []
+    if _is_uniform(task, rows, findings.entropy):
+        return [Flag("its predictions do not depend on the text")]
+    flag = _chance_flag(task, sample, values, chance, findings)
+    if flag is not None and flag.certain:
+        return [flag]
+    return [*likely[:1], *([flag] if flag is not None else [])]
+
+
+# ---------------------------------------------------------------- weights and stored targets
+
+
+def relative_difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Largest |a − b| of two replicas' (M, C) values ÷ the standard deviation of those that are present; 0 where all
+    are equal, infinite where equal values have become different ones."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    difference = float(np.abs(a - b).max())
+    if difference == 0:
+        return 0.0
+    present = np.concatenate((a[is_present(a)], b[is_present(b)]))
+    spread = float(present.std()) if len(present) else 0.0
+    return difference / spread if spread > 0 else float("inf")
+
+
+def _replica_flags(findings: Findings) -> list[Flag]:
+    if findings.replica_difference <= REPLICAS:
+        return []
+    return [
+        Flag(
+            f"two replicas' logits differ by up to {findings.replica_difference:.2g} of their standard deviation: part of"
+            " its weights is drawn at random"
+        )
+    ]
+
+
+def _self_loss_flags(findings: Findings) -> list[Flag]:
+    if findings.self_loss <= SELF_LOSS * TEMPERATURE**2:
+        return []
+    return [Flag(f"its float16 soft targets are {findings.self_loss:.2g} nats away from its predictions")]
+
+
+def _self_loss(
+    task: Task, values: NDArray[np.floating], rows: torch.Tensor, counts: NDArray[np.int64]
+) -> float:
+    """Mean soft loss of the teacher, as a student, to what the store would keep of it."""
+    with np.errstate(over="ignore"):
+        kept = torch.from_numpy(values.astype(np.float16).astype(np.float32))
+    stored = task.rows(kept, torch.from_numpy(counts))
+    target = aggregate(
+        stored.unsqueeze(0),
+        strategy="mean",
+        weights=torch.ones(1),
+        temperature=TEMPERATURE,
+        labels=None,
+        continuous=task.continuous,
+    )
+    loss = (soft_squared_error if task.continuous else soft_kl)(rows, target, TEMPERATURE)
+    if not task.continuous:
+        loss = loss[is_present(rows).any(dim=-1)]
+    return float(loss.mean())
+
+
+# ---------------------------------------------------------------- permuted names
+
+
+def permuted_flag(names: Sequence[str], counts: NDArray[np.int64]) -> Flag | None:
+    """A flag where some of `names` (K,) look permuted in `counts` (K, K): row = gold, column = predicted.
+
+    The one-to-one renaming that agrees with most examples is an assignment problem. Of the names that it changes,
+    those count that have at least `FEW` examples, and more than half of theirs, under the other name. Were a name's own
+    examples as frequent as those under the other one, each would be a fair coin: the p-value is that coin's. A problem
+    needs `CERTAIN`, of names that only change places among each other: a weak teacher that takes one class for a
+    similar one predicts that one's own examples right, and closes no cycle. A warning needs `LIKELY`, of names whose
+    predictions are also mostly the one class's: a teacher that predicts a few classes for everything is not warned of.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    other = linear_sum_assignment(counts, maximize=True)[1]
+    each = np.arange(len(names))
+    renamed = counts[each, other]
+    moved = (other != each) & (renamed >= FEW) & (2 * renamed > counts.sum(1))
+    closed = _closed(moved, other)
+    exclusive = moved & (2 * renamed > counts.sum(0)[other])
+    certain = _p_of_renaming(counts, closed, other) < CERTAIN
+    if not certain and _p_of_renaming(counts, exclusive, other) >= LIKELY:
+        return None
+    named = np.flatnonzero(closed if certain else exclusive).tolist()
+    pairs = [f"{names[int(other[i])]!r} for {names[i]!r}" for i in named]
+    more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
+    likeness = "look permuted" if certain else "may be permuted"
+    return Flag(f"its labels {likeness}: it predicts {', '.join(pairs[:NAMED])}{more}", certain)
+
+
+def _closed(moved: NDArray[np.bool_], other: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which of the names that `moved` (K,) are on a cycle of `other` (K,) on which all have moved."""
+    closed = moved.copy()
+    for _ in closed:  # a cycle loses its members one after another, K steps at most
+        closed &= closed[other]
+    return closed
+
+
+def _p_of_renaming(counts: NDArray[np.int64], moved: NDArray[np.bool_], other: NDArray[np.intp]) -> float:
+    """P(as many examples or more have the other name | own and other are equally frequent); 1 where none moved."""
+    from scipy.stats import binom
+
+    named = np.flatnonzero(moved)
+    renamed = int(counts[named, other[named]].sum())
+    kept = int(np.diag(counts)[np.union1d(named, other[named])].sum())
+    return float(binom.sf(renamed - 1, renamed + kept, 0.5))
+
+
+def _names_compared(
+    task: Task, values: NDArray[np.floating], sample: Examples
+) -> list[tuple[tuple[str, ...], NDArray[np.int64]]]:
+    """Names that a teacher may have permuted, each set with its counts, gold × predicted: entity types over the words
+    that are in an entity for both, whatever their place in it; labels."""
+    classified = task.classified(values, sample)
+    if classified is None or not len(classified[1]):
+        return []
+    counts = confusion(*classified)
+    types = tuple(sorted({name for name in task.entity_types if name}))
+    if len(types) < 2:
+        return [(task.labels, counts)]
+    member = np.array([[name == one for one in types] for name in task.entity_types], dtype=np.int64)
+    return [(types, member.T @ counts @ member), (task.labels, counts)]
+
+
+# ---------------------------------------------------------------- constant and random predictions
+
+
+def shuffled_scores(task: Task, values: NDArray[np.floating], sample: Examples) -> NDArray[np.float64]:
+    """(`SHUFFLES`,) the metric of (n, C) values given to the examples in random order, always the same orders."""
+    rng = np.random.default_rng(0)
+    return np.array([score(task, rng.permutation(values), sample) for _ in range(SHUFFLES)])
+
+
+def _is_uniform(task: Task, rows: torch.Tensor, entropy: float | None) -> bool:
+    if entropy is not None:
+        return entropy >= UNIFORM
+    return float(rows.std()) <= CONSTANT
+
+
+def _chance_flag(
+    task: Task,
+    sample: Examples,
+    values: NDArray[np.floating],
+    chance: NDArray[np.float64],
+    findings: Findings,
+) -> Flag | None:
+    """Whether constant predictions, or random ones, score as well."""
+    from pipeline.shown import points
+
+    several = bool((task.counts(sample.inputs) > 1).any())
+    mean, spread = (float(chance.mean()), float(chance.std(ddof=1))) if len(chance) > 1 else (0.0, 0.0)
+    source = "the same model under random heads" if several else "its own predictions in random order"
+    measured = f"{task.metric} {points(findings.score)} on {len(sample)} validation examples"
+    random = f"{points(mean)} ± {points(spread)} of {source}"
+    if task.continuous and findings.score < mean - 2 * spread:
+        return Flag(f"its numbers fall where the labels rise, {measured}: their sign looks flipped")
+    if findings.score <= findings.majority:
+        return Flag(f"{measured} is not above the {points(findings.majority)} of a constant prediction")
+    if len(chance) and findings.score <= mean:
+        return Flag(f"{measured} is not above the {random}")
+    if len(chance) and findings.score <= mean + 2 * spread:
+        return Flag(
+            f"{measured} is not clearly above the {random}", certain=several and len(sample) >= ENOUGH
+        )
+    error = float(bootstrap([task.statistics(values, sample)], task.score_of)[0].std())
+    if findings.score <= findings.majority + 2 * error:
+        return Flag(
+            f"{measured} (± {points(error)}) is not clearly above the {points(findings.majority)} of a constant prediction",
+            certain=False,
+        )
+    return None
+
+
+def _entropy(rows: torch.Tensor) -> float:
+    """Mean over rows (N, D) of the entropy ÷ ln of the columns that are present; rows of one column are left out."""
+    choices = is_present(rows).sum(dim=-1)
+    entropies = torch.special.entr(torch.softmax(rows, dim=-1)).sum(dim=-1)
+    some = choices > 1
+    return float((entropies[some] / choices[some].log()).mean()) if bool(some.any()) else 0.0
+
+
+def _excerpt(task: Task, sample: Examples, row: int) -> str:
+    fields = (sample.inputs[name][row] for name in task.fields)
+    return " | ".join(field if isinstance(field, str) else " ".join(field) for field in fields)[:80]
+
+
+# ---------------------------------------------------------------- all teachers of a run
+
+
+def with_agreement(
+    findings: Sequence[Findings],
+    values: Mapping[str, NDArray[Any]],
+    tasks: Mapping[str, Task],
+    samples: Mapping[str, Examples],
+) -> list[Findings]:
+    """The findings, each with its agreement with the task's other teachers. values: (M, C) by teacher."""
+    shares: dict[str, dict[str, float]] = {one.teacher: {} for one in findings}
+    for a, b in combinations(findings, 2):
+        finite = np.isfinite(values[a.teacher]).all() and np.isfinite(values[b.teacher]).all()
+        if a.task != b.task or not finite:
+            continue
+        share = tasks[a.task].agreement(values[a.teacher], values[b.teacher], samples[a.task])
+        shares[a.teacher][b.teacher] = shares[b.teacher][a.teacher] = share
+    return [replace(one, agreement=shares[one.teacher]) for one in findings]
+
+
+def refuse(findings: Sequence[Findings], warn_only: Callable[[str], bool]) -> list[str]:
+    """One warning for each teacher that has any, or that may go on in spite of problems; raises `TeacherError` for
+    the first that may not."""
+    stopping = [one for one in findings if one.problems and not warn_only(one.teacher)]
+    if stopping:
+        first, more = stopping[0], len(stopping) - 1
+        also = f" (and {more} more: {', '.join(one.teacher for one in stopping[1:])})" if more else ""
+        raise TeacherError(
+            f"preflight: teachers.{first.teacher}: {'; '.join(first.problems)}{also}",
+            f"Mend the teacher, or go on all the same with teachers.{first.teacher}.preflight=warn.",
+        )
+    return [
+        f"preflight: teachers.{one.teacher}: {'; '.join([*one.problems, *one.warnings])}"
+        for one in findings
+        if one.problems or one.warnings
+    ]

@@ -1,0 +1,64 @@
+"""What a model scores with a head that was never trained: what a trained head must clearly exceed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.batch import Examples
+from teachers.checks import score
+from teachers.teacher import Teacher
+
+HEADS = 8  # their mean and standard deviation make the bound
+HEAD_EXAMPLES = 100  # of the sample: the encoder's states of all of them are in memory at once
+
+
+class _Replay(torch.nn.Module):
+    """In an encoder's place: its recorded outputs, one a call, in their order."""
+
+    def __init__(self, outputs: Iterable[Any]) -> None:
+        super().__init__()
+        self.outputs = iter(outputs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The next output."""
+        return next(self.outputs)
+
+
+def random_head_scores(teacher: Teacher, sample: Examples) -> NDArray[np.float64]:
+    """(`HEADS`,) the task's metric on the sample's first `HEAD_EXAMPLES` under random heads, the same ones each time.
+
+    The encoder runs once. The teacher's head is overwritten, so it must not be used afterwards. Empty for a model
+    whose head is not apart from its encoder.
+    """
+    model, prefix = teacher.model, teacher.model.base_model_prefix
+    encoder = getattr(model, prefix, None)
+    if encoder is None:
+        return np.empty(0)
+    some = sample.take(np.arange(min(HEAD_EXAMPLES, len(sample))))
+    inputs = {name: some.inputs[name] for name in teacher.task.fields}
+    outputs: list[Any] = []
+    hook = encoder.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    teacher.label(inputs)
+    hook.remove()
+    head = [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{prefix}.")]
+    scores = []
+    for seed in range(HEADS):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in head:
+            _redraw(parameter, generator)
+        setattr(model, prefix, _Replay(outputs))
+        scores.append(score(teacher.task, teacher.label(inputs)[0].values, some))
+    setattr(model, prefix, encoder)
+    return np.array(scores)
+
+
+def _redraw(parameter: torch.nn.Parameter, generator: torch.Generator) -> None:
+    """Weights from N(0, 0.02²), as BERT's heads start; what has one dimension (biases, norms' gains) as it is."""
+    if parameter.dim() > 1:
+        with torch.no_grad():
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
