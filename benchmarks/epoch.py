@@ -21,7 +21,8 @@ from pipeline.config.schema import TrainConfig
 from pipeline.data import TaskData
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
-from pipeline.training.loop import LossPlan, TaskSet, Trainer
+from pipeline.training.feed import Feed, TaskSet
+from pipeline.training.loop import LossPlan, Trainer
 from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
@@ -69,35 +70,25 @@ def trainer(
     tokenizer = open_tokenizer(folder)
     sets = []
     for task_data in data:
-        task, train, validation = task_data.task, task_data.splits["train"], task_data.splits["validation"]
-        readers = (
-            ()
-            if store is None
-            else tuple(
-                store.view(teacher + task.name.encode().hex(), train.keys, task.labels)
-                for teacher in TEACHERS
-            )
-        )
-        sets.append(
-            TaskSet(
-                task,
-                task.encode(tokenizer, train.inputs),
-                train.labels,
-                task.encode(tokenizer, validation.inputs),
-                validation,
-                readers,
-                Aggregation("confidence", torch.tensor([0.5, 0.5])) if readers else None,
-            )
-        )
+        if store is None:
+            sets.append(TaskSet.of(task_data, tokenizer))
+            continue
+        task, train = task_data.task, task_data.splits["train"]
+        stored = [
+            store.view(teacher + task.name.encode().hex(), train.keys, task.labels) for teacher in TEACHERS
+        ]
+        aggregation = Aggregation("confidence", torch.tensor([0.5, 0.5]))
+        sets.append(TaskSet.of(task_data, tokenizer, None, stored, aggregation))
     student = build_student(folder, [s.task for s in sets], layers=layers)
     losses = LossPlan() if store is None else LossPlan(hard=0.3, soft=0.7, temperature=2.0)
     config = TrainConfig(epochs=1000, tokens_per_batch=1024, checkpoint_steps=10**9)
-    return Trainer(student, sets, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
+    feed = Feed(sets, config.tokens_per_batch)
+    return Trainer(student, feed, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
 
 
 def one_epoch(trainer: Trainer) -> float:
     """Seconds for the optimiser steps of the trainer's next epoch."""
-    return trainer.run_epoch(trainer.progress.step // trainer.schedule.steps_per_epoch)
+    return trainer.run_epoch(trainer.progress.step // trainer.feed.steps_per_epoch)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 import csv
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
 from pipeline.data import TaskData, load_task
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
-from pipeline.training.loop import LossPlan, TaskSet, Trainer
+from pipeline.training.feed import Feed, TaskSet
+from pipeline.training.loop import LossPlan, Trainer
 from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
@@ -141,30 +142,22 @@ def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData]
     model = build_student(ASSETS / folder, [one.task for one in sets], layers=layers)
     losses = LossPlan(hard=0.3, soft=0.7, temperature=2.0) if distilled else LossPlan()
     config = TrainConfig(epochs=1000, tokens_per_batch=TOKENS, checkpoint_steps=10**9)
-    return Trainer(model, sets, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
+    return Trainer(model, Feed(sets, TOKENS), config, losses, Path(tempfile.mkdtemp(dir=scratch)))
 
 
 def task_set(tokenizer: Any, data: TaskData, store: Store | None) -> TaskSet:
     """The task encoded, with its soft targets where there is a store."""
-    task, train, validation = data.task, data.splits["train"], data.splits["validation"]
-    readers: Mapping[str, Any] = {}
-    if store is not None:
-        counts = task.counts(train.inputs)
-        readers = {t: store.view(key_of(t, data), train.keys, task.columns, counts) for t in TEACHERS}
-    return TaskSet(
-        task,
-        task.encode(tokenizer, train.inputs),
-        train.labels,
-        task.encode(tokenizer, validation.inputs),
-        validation,
-        tuple(readers.values()),
-        Aggregation("mean", torch.tensor([0.5, 0.5])) if readers else None,
-    )
+    if store is None:
+        return TaskSet.of(data, tokenizer)
+    train = data.splits["train"]
+    counts = data.task.counts(train.inputs)
+    stored = [store.view(key_of(t, data), train.keys, data.task.columns, counts) for t in TEACHERS]
+    return TaskSet.of(data, tokenizer, None, stored, Aggregation("mean", torch.tensor([0.5, 0.5])))
 
 
 def one_epoch(one: Trainer) -> float:
     """Seconds for the optimiser steps of the next epoch."""
-    return one.run_epoch(one.progress.step // one.schedule.steps_per_epoch)
+    return one.run_epoch(one.progress.step // one.feed.steps_per_epoch)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.batch import Examples
+from pipeline.batch import Drawn
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.prepare import Inputs, prepare, teacher_specs
 from pipeline.run_folder import job_folder
 from pipeline.soft import Dense
+from pipeline.training.feed import TaskSet
 from pipeline.training.jobs import new_plan, start_folder, task_sets, train_job
-from pipeline.training.loop import TaskSet
 from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
@@ -37,10 +35,10 @@ from teachers.teacher import Teacher
 
 
 class LiveTeacher:
-    """Asked where `pipeline.training.loop.SoftTargetReader`s are read; counts the seconds that it takes."""
+    """A `pipeline.training.feed.TargetSource` without a store; counts the seconds that its forwards take."""
 
-    def __init__(self, spec: TeacherSpec, train: Examples) -> None:
-        self.train, self.seconds = train, 0.0
+    def __init__(self, spec: TeacherSpec) -> None:
+        self.seconds = 0.0
         self.teacher = Teacher(
             Path(spec.model),
             spec.task,
@@ -50,10 +48,10 @@ class LiveTeacher:
             labels=spec.labels,
         )
 
-    def gather(self, rows: NDArray[np.int64]) -> Dense:
-        """The teacher's soft targets of the examples `rows`, as the store would have them."""
+    def targets(self, batch: Drawn) -> Dense:
+        """The teacher's soft targets of the batch, as the store would have them."""
         started = time.perf_counter()
-        soft, _ = self.teacher.label(self.train.take(rows).inputs)
+        soft, _ = self.teacher.label(batch.inputs)
         self.seconds += time.perf_counter() - started
         return soft.half()
 
@@ -63,9 +61,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     inputs = prepare(config)
     specs = {spec.name: spec for spec in teacher_specs(config, inputs)}
-    teachers = {
-        name: LiveTeacher(spec, inputs.data[spec.task.name].splits["train"]) for name, spec in specs.items()
-    }
+    teachers = {name: LiveTeacher(spec) for name, spec in specs.items()}
     epochs = train(config, inputs, teachers)
     print(json.dumps({"epochs": epochs, "teachers": sum(one.seconds for one in teachers.values())}))
 
@@ -83,11 +79,11 @@ def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -
 
 
 def live(config: RunConfig, one: TaskSet, teachers: dict[str, LiveTeacher]) -> TaskSet:
-    """The task with its teachers to ask."""
+    """The task with its teachers as sources."""
     weights = task_aggregation(config, one.task.name).weights
     strategy = task_aggregation(config, one.task.name).strategy
     aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
-    return replace(one, readers=tuple(teachers[name] for name in weights), aggregation=aggregation)
+    return replace(one, sources=tuple(teachers[name] for name in weights), aggregation=aggregation)
 
 
 if __name__ == "__main__":

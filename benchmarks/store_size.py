@@ -33,11 +33,11 @@ def main() -> None:
             for half in (slice(0, EXAMPLES // 2), slice(EXAMPLES // 2, None)):
                 store.append("aa", SoftTargets(keys[half], Dense(Ragged.single(logits[half]), names)))
             view = store.view("aa", keys, names)
-            batches = [rng.integers(0, EXAMPLES, size=BATCH) for _ in range(500)]
+            batches = [keys[rng.integers(0, EXAMPLES, size=BATCH)] for _ in range(500)]
             times = []
-            for rows in batches:
+            for batch in batches:
                 started = time.perf_counter()
-                view.gather(rows)
+                view.gather(batch)
                 times.append(1e6 * (time.perf_counter() - started))
             ratio = store.size("aa") / (EXAMPLES * labels * 2)
             print(

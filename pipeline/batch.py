@@ -139,6 +139,24 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """The examples of a batch: `rows` (m,) of `examples`, taken only as far as they are looked at."""
+
+    examples: Examples
+    rows: NDArray[np.int64]
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """(m,) content hashes."""
+        return self.examples.keys[self.rows]
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[Any]]:
+        """Columns of m entries, as `Examples` has them."""
+        return self.examples.take(self.rows).inputs
+
+
+@dataclass(frozen=True)
 class Padded:
     """Some examples as a model takes them: S sequences of equal length.
 

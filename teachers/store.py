@@ -24,7 +24,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -35,7 +35,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
-from pipeline.batch import flat_index, offsets_of
+from pipeline.batch import Drawn, flat_index, offsets_of
 from pipeline.errors import BadTargetsError, CorruptError
 from pipeline.soft import (
     Soft,
@@ -50,6 +50,7 @@ from teachers.store_files import StoreFiles
 
 logger = logging.getLogger(__name__)
 
+LABEL_AGAIN = "Label again: only what is missing is computed."
 ORPHAN_AGE_S = 24 * 3600
 """Seconds after which a shard without an entry, or a temporary file, is a dead writer's and may go."""
 
@@ -72,7 +73,7 @@ class Store:
         self._files = StoreFiles(path, cache, filesystem)
         self._entries: dict[str, dict[str, _Entry]] = {}  # teacher → shard name → entry, as last listed
         self._shards: dict[str, dict[str, _Shard]] = {}  # teacher → shard name → opened and verified
-        self._indexes: dict[str, _Index] = {}
+        self._indexes: dict[str, Stored] = {}
 
     def missing(self, teacher: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Which rows of `keys` (n,) still need a forward pass: ascending, one row a distinct key.
@@ -116,12 +117,12 @@ class Store:
         keys: NDArray[np.uint64],
         space: Space,
         counts: NDArray[np.int64] | None = None,
-    ) -> TargetView:
-        """The soft targets of `keys` (n,), in that order; repeated keys are fine.
+    ) -> Stored:
+        """The teacher's soft targets, among them those of `keys` (n,), ready to be read by batch.
 
         `space`: the columns that the reader has, in its order, or its vocabulary · counts: (n,) items that each
-        example has, 1 each where not given. All looking up happens here, once, so that reading a batch is a copy.
-        The view stays valid, and the same, whatever is appended later.
+        example has, 1 each where not given. All is checked here, once. What is returned stays valid, and the same,
+        whatever is appended later.
 
         Raises `CorruptError` if a key is missing, or has another number of items, and `TeacherError` if a
         shard's space is not `space`.
@@ -129,23 +130,22 @@ class Store:
         index = self._index(teacher)
         for shard in index.shards:
             check_space(teacher, shard.soft.space, space)
-        positions = index.find(np.asarray(keys, dtype=np.uint64))
-        absent = int(np.count_nonzero(positions < 0))
+        at = index.find(keys)
+        absent = int(np.count_nonzero(at < 0))
         if absent:
             raise CorruptError(
                 f"the store {self._files.shown} lacks {absent} of {len(keys)} targets of teacher {teacher}",
-                "Label again: only what is missing is computed.",
+                LABEL_AGAIN,
             )
-        view = TargetView.over(index, positions)
         wanted = np.ones(len(keys), dtype=np.int64) if counts is None else counts
-        wrong = int(np.count_nonzero(view.counts != wanted))
+        wrong = int(np.count_nonzero(index.counts[at] != wanted))
         if wrong:
             raise CorruptError(
                 f"{wrong} of {len(keys)} targets of teacher {teacher} in the store {self._files.shown} have another"
                 " number of items than their examples",
                 f"Remove {teacher} from the store and label again.",
             )
-        return view
+        return index
 
     def describe(self, teacher: str, metadata: Mapping[str, object]) -> None:
         """Write ``teacher.json``, unless it is there: what the fingerprint stands for, in JSON types."""
@@ -157,14 +157,14 @@ class Store:
         """Bytes that the teacher's folder takes, in all."""
         return sum(int(info.size) for info in self._files.list(_folder(teacher)).values())
 
-    def _index(self, teacher: str) -> _Index:
+    def _index(self, teacher: str) -> Stored:
         """The index over every sound shard that the teacher has now."""
         entries, _ = self._refresh(teacher)
         ordered = sorted(entries.values(), key=lambda entry: (entry.written, entry.shard))
         shards = tuple(shard for entry in ordered if (shard := self._open(teacher, entry)) is not None)
         index = self._indexes.get(teacher)
         if index is None or index.shards != shards:
-            index = self._indexes[teacher] = _Index.over(shards)
+            index = self._indexes[teacher] = Stored.over(shards)
         return index
 
     def _refresh(self, teacher: str) -> tuple[dict[str, _Entry], dict[str, Any]]:
@@ -227,45 +227,61 @@ class Store:
 
 
 @dataclass(frozen=True, eq=False)
-class TargetView:
-    """The soft targets of n examples, ready to be read by batch; made by `Store.view`.
+class Stored:
+    """One teacher's soft targets, as they are in the store at one moment, found by key; made by `Store.view`.
 
-    shards: memory-mapped · homes: (n,) int64, the shard of each example · starts: (n,) int64, its first row there ·
-    counts: (n,) int64, its rows.
+    Of equal keys the oldest shard's counts. keys: (N,) uint64, distinct, ascending · homes: (N,) int64, each key's
+    shard · starts, counts: (N,) int64, its first row there and how many it has.
     """
 
-    shards: tuple[Soft, ...]
+    shards: tuple[_Shard, ...]
+    keys: NDArray[np.uint64]
     homes: NDArray[np.int64]
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
 
     @classmethod
-    def over(cls, index: _Index, positions: NDArray[np.int64]) -> TargetView:
-        """The examples at `positions` (n,) of the index."""
-        shards = tuple(shard.soft for shard in index.shards)
-        homes = np.searchsorted(index.starts, positions, side="right") - 1
-        starts, counts = np.empty_like(positions), np.empty_like(positions)
-        for number, soft in enumerate(shards):
-            here = homes == number
-            places = positions[here] - index.starts[number]
-            starts[here], counts[here] = soft.offsets[places], soft.counts[places]
-        return cls(shards, homes, starts, counts)
+    def over(cls, shards: tuple[_Shard, ...]) -> Stored:
+        """All that the shards hold, the oldest first."""
 
-    def __len__(self) -> int:
-        return len(self.starts)
+        def end_to_end(parts: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+            return np.concatenate([np.empty(0, dtype=dtype), *parts])
 
-    def gather(self, rows: NDArray[np.int64]) -> Soft:
-        """The soft targets of the examples `rows` (m,), in that order; one copy a shard touched."""
-        starts, counts, homes = self.starts[rows], self.counts[rows], self.homes[rows]
-        offsets, first = offsets_of(counts), self.shards[0]
+        keys, first = np.unique(end_to_end((shard.keys for shard in shards), np.uint64), return_index=True)
+        homes = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
+        starts = end_to_end((shard.soft.offsets[:-1] for shard in shards), np.int64)
+        counts = end_to_end((shard.soft.counts for shard in shards), np.int64)
+        return cls(shards, keys, homes[first], starts[first], counts[first])
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """(m,) where `keys` (m,) stand among all keys, -1 for one that is not there."""
+        if len(self.keys) == 0:
+            return np.full(len(keys), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1)
+
+    def gather(self, keys: NDArray[np.uint64]) -> Soft:
+        """The soft targets of `keys` (m,), in that order; repeated keys are fine. One copy a shard touched.
+
+        Raises `CorruptError` where a key is missing; among the keys of `Store.view` none is.
+        """
+        at = self.find(keys)
+        if (at < 0).any():
+            raise CorruptError(f"{int((at < 0).sum())} of {len(at)} soft targets are missing", LABEL_AGAIN)
+        homes, starts, counts = self.homes[at], self.starts[at], self.counts[at]
+        offsets, first = offsets_of(counts), self.shards[0].soft
         arrays = [np.empty((offsets[-1], *array.shape[1:]), array.dtype) for array in first.arrays]
         for home in np.unique(homes):
-            here = homes == home
+            here = np.flatnonzero(homes == home)
             source = flat_index(starts[here], counts[here])
-            target = flat_index(offsets[:-1][here], counts[here])
-            for array, stored in zip(arrays, self.shards[home].arrays, strict=True):
+            target = flat_index(offsets[here], counts[here])
+            for array, stored in zip(arrays, self.shards[home].soft.arrays, strict=True):
                 array[target] = stored[source]
         return first.with_rows(arrays, offsets)
+
+    def targets(self, batch: Drawn) -> Soft:
+        """The soft targets of the batch's examples, in their order; their inputs are not looked at."""
+        return self.gather(batch.keys)
 
 
 @dataclass(frozen=True)
@@ -310,34 +326,6 @@ class _Shard:
         batch = ipc.open_file(data).get_batch(0)
         fields = {name.decode(): json.loads(value) for name, value in batch.schema.metadata.items()}
         return cls(batch.column("key").to_numpy(), soft_from_arrow(batch, space_of(fields)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """Where every key is, the shards being laid end to end, the oldest first: of equal keys the first counts.
-
-    starts: (S + 1,) int64, shard s owns positions ``[starts[s], starts[s + 1])`` · keys: (N,) uint64, distinct, ascending · positions: (N,)
-    int64.
-    """
-
-    shards: tuple[_Shard, ...]
-    starts: NDArray[np.int64]
-    keys: NDArray[np.uint64]
-    positions: NDArray[np.int64]
-
-    @classmethod
-    def over(cls, shards: tuple[_Shard, ...]) -> _Index:
-        starts = np.cumsum([0, *(len(shard.keys) for shard in shards)], dtype=np.int64)
-        laid = np.concatenate([np.empty(0, dtype=np.uint64), *(shard.keys for shard in shards)])
-        keys, positions = np.unique(laid, return_index=True)
-        return cls(shards, starts, keys, positions.astype(np.int64))
-
-    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """(n,) positions of `keys` (n,), -1 where there is none."""
-        if len(self.keys) == 0:
-            return np.full(len(keys), -1, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, self.positions[at], -1)
 
 
 def _folder(teacher: str) -> str:

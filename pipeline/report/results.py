@@ -90,10 +90,10 @@ def _said(
 ) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
     """What each of a task's teachers says of a split, out of the store, and what they say together: (M, C) each."""
     task, examples, weights = data.task, data.splits[split], task_aggregation(config, name).weights
-    counts, rows = task.counts(examples.inputs), np.arange(len(examples))
+    counts = task.counts(examples.inputs)
     teachers: dict[str, NDArray[np.floating]] = {
         teacher: store.view(keys[teacher], examples.keys, task.columns, counts)
-        .gather(rows)
+        .gather(examples.keys)
         .values.astype(np.float32)
         for teacher in weights
     }

@@ -23,7 +23,8 @@ from pipeline.data import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
-from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, TaskSet, Trainer
+from pipeline.training.feed import Feed, TaskSet
+from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, Trainer
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
@@ -110,25 +111,9 @@ def fine_tune(
     _set_aside(folder)
     tokenizer = open_tokenizer(base)
     student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
-    train, validation = data.labelled_train(), data.splits["validation"]
-    task_set = TaskSet(
-        task,
-        task.encode(tokenizer, train.inputs, max_length),
-        train.labels,
-        task.encode(tokenizer, validation.inputs, max_length),
-        validation,
-    )
-    trainer = Trainer(
-        student,
-        [task_set],
-        config,
-        LossPlan(),
-        folder / WORK,
-        seed=config.seed,
-        workers=workers,
-        should_stop=should_stop,
-    )
-    progress = trainer.fit()
+    task_set = TaskSet.of(data, tokenizer, max_length)
+    feed = Feed([task_set], config.tokens_per_batch, seed=config.seed, workers=workers)
+    progress = Trainer(student, feed, config, LossPlan(), folder / WORK, should_stop=should_stop).fit()
     if progress.status != "interrupted":
         save_task(student, task.name, tokenizer, folder / TEACHER)
         facts = {

@@ -34,13 +34,14 @@ from pipeline.files import write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder
 from pipeline.training.checkpoint import remove_checkpoints
-from pipeline.training.loop import LossPlan, Report, StopWatch, TaskSet, Trainer
+from pipeline.training.feed import Feed, TaskSet
+from pipeline.training.loop import LossPlan, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
-from teachers.store import Store, TargetView
+from teachers.store import Store
 
 
 @dataclass(frozen=True)
@@ -122,20 +123,16 @@ def train_job(
     settings, target = plan.students[job.student], job_folder(plan.run_dir, job)
     tasks = [task_set.task for task_set in sets]
     student = build_student(folder, tasks, layers=settings.layers, dropout=train.dropout, seed=plan.seed)
-    trainer = Trainer(
-        student,
+    feed = Feed(
         sets,
-        train,
-        loss_plan(settings.loss, job.mode),
-        target,
+        train.tokens_per_batch,
         seed=plan.seed,
         sampling=train.task_sampling,
         accumulation=train.accumulation,
         workers=workers,
-        should_stop=should_stop,
-        report=report,
     )
-    progress = trainer.fit()
+    losses = loss_plan(settings.loss, job.mode)
+    progress = Trainer(student, feed, train, losses, target, should_stop=should_stop, report=report).fit()
     if progress.status == "interrupted":
         return progress.status
     if plan.trial:
@@ -201,29 +198,17 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
     lengths = plan.students[student].lengths
     sets = []
     for name, data in plan.data.items():
-        task, validation = data.task, data.splits["validation"]
-        train = data.labelled_train() if store is None else data.splits["train"]
-        weights = plan.aggregations[name].weights
-        readers: tuple[TargetView, ...] = ()
-        aggregation = None
-        if store is not None:
-            counts = task.counts(train.inputs)
-            readers = tuple(
-                store.view(plan.teacher_keys[teacher], train.keys, task.columns, counts)
-                for teacher in weights
-            )
-            aggregation = Aggregation(plan.aggregations[name].strategy, torch.tensor(list(weights.values())))
-        sets.append(
-            TaskSet(
-                task,
-                task.encode(tokenizer, train.inputs, lengths[name]),
-                train.labels,
-                task.encode(tokenizer, validation.inputs, lengths[name]),
-                validation,
-                readers,
-                aggregation,
-            )
-        )
+        if store is None:
+            sets.append(TaskSet.of(data, tokenizer, lengths[name]))
+            continue
+        train, resolved = data.splits["train"], plan.aggregations[name]
+        counts = data.task.counts(train.inputs)
+        stored = [
+            store.view(plan.teacher_keys[teacher], train.keys, data.task.columns, counts)
+            for teacher in resolved.weights
+        ]
+        aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))
+        sets.append(TaskSet.of(data, tokenizer, lengths[name], stored, aggregation))
     return sets
 
 

@@ -12,28 +12,22 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.config.schema import OptimizationConfig
 from pipeline.errors import DivergedError
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights, annealed
-from pipeline.soft import Soft
-from pipeline.tasks import Task
-from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.schedule import Schedule, Step
-from pipeline.training.step import Aggregation, MicroBatch, Workers, accumulate, predict, share_gradients
+from pipeline.training.feed import FedStep, Feed
+from pipeline.training.step import accumulate, predict, share_gradients
 from students.student import MultiTaskStudent
 
 logger = logging.getLogger(__name__)
@@ -41,28 +35,6 @@ LOG_STEPS = 10  # steps that one point of the loss curves stands for
 METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
 DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
-
-
-class SoftTargetReader(Protocol):
-    """Soft targets of one teacher, entry i belonging to example i of the train split."""
-
-    def gather(self, rows: NDArray[np.int64]) -> Soft:
-        """The soft targets of the examples `rows`, end to end."""
-        ...
-
-
-@dataclass(frozen=True)
-class TaskSet:
-    """What training needs of one task: the encoded splits, the labels of train, validation's examples as they are.
-    `readers` has one entry a teacher, in the order of `aggregation`'s weights."""
-
-    task: Task
-    train: Encoded
-    labels: Ragged
-    validation: Encoded
-    gold: Examples
-    readers: Sequence[SoftTargetReader] = ()
-    aggregation: Aggregation | None = None
 
 
 @dataclass(frozen=True)
@@ -113,26 +85,18 @@ class Trainer:
     def __init__(
         self,
         student: MultiTaskStudent,
-        sets: Sequence[TaskSet],
+        feed: Feed,
         config: OptimizationConfig,
         losses: LossPlan,
         folder: Path,
         *,
-        seed: int = 0,
-        sampling: float = 1.0,
-        accumulation: int = 1,
-        workers: Workers | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         report: Report = lambda epochs, scores: None,
     ) -> None:
-        self.report = report
-        self.student, self.config, self.losses, self.folder = student, config, losses, folder
-        self.sets = {task_set.task.name: task_set for task_set in sets}
-        self.accumulation, self.workers, self.should_stop = accumulation, workers or Workers(), should_stop
-        self.seed = seed
-        lengths = {name: task_set.train.lengths for name, task_set in self.sets.items()}
-        self.schedule = Schedule(lengths, config.tokens_per_batch, sampling, seed)
-        self.total_steps = config.epochs * self.schedule.steps_per_epoch
+        self.student, self.feed, self.config, self.losses, self.folder = student, feed, config, losses, folder
+        self.should_stop, self.report = should_stop, report
+        self.workers = feed.workers
+        self.total_steps = config.epochs * feed.steps_per_epoch
         self.student.to(self.workers.device)
         self.optimizer = make_optimizer(student, config)
         self.autocast = _autocast(config.precision, self.workers.device)
@@ -147,10 +111,10 @@ class Trainer:
         Raises `DivergedError` after more than `max_skipped_steps` updates in a row with a NaN or Inf loss, or
         where validation gives NaN or Inf.
         """
-        torch.manual_seed(1_000_003 * (self.seed + 1) + self.workers.rank)  # dropout differs by worker
+        torch.manual_seed(1_000_003 * (self.feed.seed + 1) + self.workers.rank)  # dropout differs by worker
         self._resume()
         while self.progress.status == "running":
-            epoch = self.progress.step // self.schedule.steps_per_epoch
+            epoch = self.progress.step // self.feed.steps_per_epoch
             seconds = self.run_epoch(epoch)
             if self.progress.status != "interrupted":
                 self.progress.epoch_seconds.append(seconds)
@@ -166,13 +130,12 @@ class Trainer:
 
     def run_epoch(self, epoch: int) -> float:
         """The optimiser steps that are left of `epoch`, counted from 0; returns the seconds they took."""
-        steps = self.schedule.epoch(epoch)
-        done = self.progress.step - epoch * self.schedule.steps_per_epoch
+        done = self.progress.step - epoch * self.feed.steps_per_epoch
         started = time.perf_counter()
         self.student.train()
-        for position, step in enumerate(steps[done:], done + 1):
+        for position, step in enumerate(self.feed.epoch(epoch, done), done + 1):
             stop = self._step(step)
-            last = position == len(steps)
+            last = position == self.feed.steps_per_epoch
             if self.progress.step % LOG_STEPS == 0 or self.progress.step == 1 or last:
                 self._log_losses(epoch)
             if stop and not last:
@@ -182,16 +145,20 @@ class Trainer:
                 self._save()
         return time.perf_counter() - started
 
-    def _step(self, step: Step) -> bool:
+    def _step(self, step: FedStep) -> bool:
         """One optimiser step; returns whether any worker was asked to stop."""
-        task_set = self.sets[step.task]
+        task_set = self.feed.sets[step.task]
         self._set_learning_rate()
         weights = self.losses.at(step.task, self.progress.step / self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        batches = self._micro_batches(task_set, step.rows)
-        units = max(1, int(task_set.train.units[step.rows].sum()))
         sums = accumulate(
-            self.student, task_set.task, batches, weights, task_set.aggregation, units, self.autocast
+            self.student,
+            task_set.task,
+            step.batches,
+            weights,
+            task_set.aggregation,
+            step.normaliser,
+            self.autocast,
         )
         share_gradients(self.student, self.workers)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -209,7 +176,7 @@ class Trainer:
             self._skip(step)
         return bool(values[-1] > 0)
 
-    def _skip(self, step: Step) -> None:
+    def _skip(self, step: FedStep) -> None:
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         if self.progress.skipped_in_a_row > self.config.max_skipped_steps:
@@ -218,27 +185,6 @@ class Trainer:
                 f"{self.progress.step} (task {step.task})",
                 DIVERGED,
             )
-
-    def _micro_batches(self, task_set: TaskSet, rows: NDArray[np.int64]) -> list[MicroBatch]:
-        """This worker's share of a step, in `accumulation` parts; an empty part is filled with one row that
-        does not count, since every worker must take part in every collective."""
-        parts = self.workers.world * self.accumulation
-        shares = [rows[part::parts] for part in range(self.workers.rank, parts, self.workers.world)]
-        device = self.workers.device
-        batches = []
-        for share in shares if self.workers.world > 1 else [s for s in shares if len(s)]:
-            filler = len(share) == 0
-            share = rows[:1] if filler else share
-            teachers = [torch.from_numpy(reader.gather(share).values) for reader in task_set.readers]
-            batches.append(
-                MicroBatch(
-                    TensorBatch.of(task_set.train.pad(share), device),
-                    torch.from_numpy(task_set.labels.take(share).values).to(device),
-                    torch.stack(teachers).to(device) if teachers else None,
-                    counts=not filler,
-                )
-            )
-        return batches
 
     def _set_learning_rate(self) -> None:
         factor = learning_rate_factor(
@@ -251,7 +197,7 @@ class Trainer:
         """Scores the student on validation; keeps the best weights and stops early where configured."""
         values: dict[str, float] = {}
         macro: list[float] = []
-        for name, task_set in self.sets.items():
+        for name, task_set in self.feed.sets.items():
             said = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
             )

@@ -57,14 +57,14 @@ class Workers:
 class MicroBatch:
     """What one worker puts through the student at once: m examples of one task, M items in all.
 
-    batch: their tokens · labels: their labels, end to end · teachers: (K, M, C) raw soft targets or None ·
-    counts: False for examples that only fill the batch.
+    tokens: as the model takes them · labels: their labels, end to end · teachers: (K, M, C) raw soft targets or
+    None · filler: whether the examples only fill the batch, and do not count.
     """
 
-    batch: TensorBatch
+    tokens: TensorBatch
     labels: Tensor
     teachers: Tensor | None
-    counts: bool = True
+    filler: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def accumulate(
     losses = (hard_squared_error, soft_squared_error) if task.continuous else (hard_cross_entropy, soft_kl)
     for batch in batches:
         with autocast:
-            output = student(task.name, batch.batch.inputs)
-        inputs = loss_inputs(task, task.read_out(output, batch.batch), batch, weights, aggregation)
+            output = student(task.name, batch.tokens.inputs)
+        inputs = loss_inputs(task, task.read_out(output, batch.tokens), batch, weights, aggregation)
         total, terms = task_loss(inputs, weights, normaliser, hard_loss=losses[0], soft_loss=losses[1])
         total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
@@ -111,10 +111,10 @@ def loss_inputs(
     A row of which the student sees nothing (a word that its tokenizer drops) does not count; where it does
     not see some of a row's columns, the target is what the teachers say about the others.
     """
-    counts = batch.batch.counts
+    counts = batch.tokens.counts
     logits = task.rows(values, counts)
     labels = task.row_labels(batch.labels, counts)
-    valid = logits.new_full((len(logits),), task.row_weight if batch.counts else 0.0)
+    valid = logits.new_full((len(logits),), 0.0 if batch.filler else task.row_weight)
     target = taught = None
     if batch.teachers is not None and aggregation is not None and weights.soft > 0:
         teachers = task.rows(batch.teachers.float(), counts)

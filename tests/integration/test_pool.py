@@ -90,7 +90,7 @@ def undisturbed(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathF
 
 def read(folder: Path, spec: TeacherSpec, examples: Examples = EXAMPLES) -> NDArray[np.float16]:
     view = Store(str(folder)).view(spec.key, examples.keys, TASK.labels)
-    return view.gather(np.arange(len(examples))).values.astype(np.float16, copy=False)
+    return view.gather(examples.keys).values.astype(np.float16, copy=False)
 
 
 # ---------------------------------------------------------------- replicas

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded, Examples, Ragged
+from pipeline.batch import Drawn, Encoded, Examples, Ragged
 from pipeline.config.schema import OptimizationConfig, Strategy
 from pipeline.soft import Dense
 from pipeline.tasks import Task
 from pipeline.tasks.text_classification import TextClassification
-from pipeline.training.loop import METRICS, LossPlan, TaskSet, Trainer, read_metrics
+from pipeline.training.feed import Feed, TaskSet
+from pipeline.training.loop import METRICS, LossPlan, Trainer, read_metrics
 from pipeline.training.step import Aggregation, Workers
 from students.student import MultiTaskStudent
 
@@ -65,12 +66,13 @@ def examples(classes: int, count: int, rng: np.random.Generator) -> tuple[Encode
 
 @dataclass
 class FixedTargets:
-    """A reader over logits in memory."""
+    """A source of logits in memory, by row."""
 
     logits: NDArray[np.float16]
 
-    def gather(self, rows: NDArray[np.int64]) -> Dense:
-        return Dense(Ragged.single(self.logits[rows]), tuple(map(str, range(self.logits.shape[1]))))
+    def targets(self, batch: Drawn) -> Dense:
+        columns = tuple(map(str, range(self.logits.shape[1])))
+        return Dense(Ragged.single(self.logits[batch.rows]), columns)
 
 
 def task_set(
@@ -87,12 +89,12 @@ def task_set(
     train, labels = examples(len(task.labels), count, rng)
     validation, validation_labels = examples(len(task.labels), count // 2, rng)
     right = 2 * np.eye(len(task.labels))[labels]
-    readers = [
+    sources = [
         FixedTargets((right + rng.normal(size=right.shape)).astype(np.float16)) for _ in range(teachers)
     ]
     aggregation = Aggregation(strategy, torch.full((teachers,), 1 / teachers)) if teachers else None
     gold = gold_of(task, validation_labels)
-    return TaskSet(task, train, Ragged.single(labels), validation, gold, readers, aggregation)
+    return TaskSet(task, train, gold_of(task, labels), validation, gold, sources, aggregation)
 
 
 def gold_of(task: Task, labels: NDArray[Any]) -> Examples:
@@ -152,17 +154,9 @@ def trainer_of(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """A trainer on a new student, the same one every time."""
-    return Trainer(
-        student_of(sets, dropout=dropout),
-        sets,
-        config or settings(),
-        losses,
-        folder,
-        sampling=sampling,
-        accumulation=accumulation,
-        workers=workers,
-        should_stop=should_stop,
-    )
+    config = config or settings()
+    feed = Feed(sets, config.tokens_per_batch, sampling=sampling, accumulation=accumulation, workers=workers)
+    return Trainer(student_of(sets, dropout=dropout), feed, config, losses, folder, should_stop=should_stop)
 
 
 class StopAfter:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batch import UNLABELLED
+from pipeline.batch import UNLABELLED, Drawn
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
@@ -26,9 +26,10 @@ from pipeline.report.results import task_results
 from pipeline.run_folder import job_folder
 from pipeline.saved import score_student, score_table
 from pipeline.soft import SoftTargets
+from pipeline.training.feed import TaskSet
 from pipeline.training.fine_tune import TEACHER, fine_tune
 from pipeline.training.jobs import new_plan, read_result, same_budget, task_sets, train_jobs
-from pipeline.training.loop import METRICS, TaskSet, read_metrics
+from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Workers
 from students.export import save_task
@@ -224,9 +225,9 @@ def test_unlabelled_examples_teach_by_the_soft_loss_alone(
     (distilled,) = task_sets(plan, folder, "small", Store(config.store_path))
     (supervised,) = task_sets(plan, folder, "small", None)
     assert (len(distilled.train), len(supervised.train)) == (96, 48)
-    assert np.isfinite(supervised.labels.values).all()
-    assert np.isnan(distilled.labels.values).sum() == 48
-    soft = distilled.readers[0].gather(np.array([95]))
+    assert np.isfinite(supervised.examples.labels.values).all()
+    assert np.isnan(distilled.examples.labels.values).sum() == 48
+    soft = distilled.sources[0].targets(Drawn(train, np.array([95])))
     expected, _ = Teacher(tmp_path / "teacher", data["mood"].task).label(train.take(np.array([95])).inputs)
     np.testing.assert_allclose(soft.values, expected.values, rtol=2e-3)
 

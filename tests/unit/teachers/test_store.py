@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyarrow import fs, ipc
 
-from pipeline.batch import Ragged, content_keys, offsets_of
+from pipeline.batch import Drawn, Examples, Ragged, content_keys, offsets_of
 from pipeline.errors import BadTargetsError, CorruptError, ExhaustedError, TeacherError
 from pipeline.soft import Dense, SoftTargets, Space, Sparse, Vocabulary
-from teachers.store import ORPHAN_AGE_S, Store, TargetView
+from teachers.store import ORPHAN_AGE_S, Store
 
 TEACHER = "0a1b2c"
 LABELS = ("negative", "neutral", "positive")
@@ -54,7 +54,7 @@ def targets_of(keys: NDArray[np.uint64]) -> SoftTargets:
 
 
 def read(store: Store, keys: NDArray[np.uint64]) -> NDArray[np.floating]:
-    return store.view(TEACHER, keys, LABELS).gather(np.arange(len(keys))).values
+    return store.view(TEACHER, keys, LABELS).gather(keys).values
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -84,9 +84,7 @@ def test_roundtrip(folder: Path) -> None:
     keys = keys_of(0, 100)
     Store(str(folder)).append(TEACHER, targets_of(keys))
     view = Store(str(folder)).view(TEACHER, keys, LABELS)
-    batch = view.gather(np.array([5, 99, 5, 0]))
-    assert isinstance(view, TargetView)
-    assert len(view) == 100
+    batch = view.gather(keys[[5, 99, 5, 0]])
     assert batch.space == LABELS
     assert batch.values.dtype == np.float16
     np.testing.assert_array_equal(batch.values, logits_of(keys[[5, 99, 5, 0]]))
@@ -94,7 +92,7 @@ def test_roundtrip(folder: Path) -> None:
 
 def test_gather_of_no_rows(two_shards: Path) -> None:
     view = Store(str(two_shards)).view(TEACHER, keys_of(0, 150), LABELS)
-    assert view.gather(np.empty(0, dtype=np.int64)).values.shape == (0, 3)
+    assert view.gather(keys_of(0, 0)).values.shape == (0, 3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -110,7 +108,7 @@ def test_any_order_over_any_shards_reads_the_right_rows(data: st.DataObject) -> 
         for part in np.split(written, cuts):
             store.append(TEACHER, targets_of(keys[part]))
         view = store.view(TEACHER, keys[asked], LABELS)
-        np.testing.assert_array_equal(view.gather(rows).values, logits_of(keys[asked[rows]]))
+        np.testing.assert_array_equal(view.gather(keys[asked[rows]]).values, logits_of(keys[asked[rows]]))
 
 
 def test_only_what_is_missing_is_appended(two_shards: Path) -> None:
@@ -142,6 +140,20 @@ def test_no_targets_make_no_shard(folder: Path) -> None:
 
 def test_teachers_do_not_mix(two_shards: Path) -> None:
     assert len(Store(str(two_shards)).missing("ff", keys_of(0, 150))) == 150
+
+
+def test_a_batch_is_read_by_its_keys(two_shards: Path) -> None:
+    keys = keys_of(0, 150)
+    examples = Examples("mood", keys, {"text": [f"example {i}" for i in range(150)]}, Ragged.single(keys))
+    rows = np.array([120, 3, 3])
+    soft = Store(str(two_shards)).view(TEACHER, keys, LABELS).targets(Drawn(examples, rows))
+    np.testing.assert_array_equal(soft.values, logits_of(keys[rows]))
+
+
+def test_a_key_that_nobody_asked_for_before_is_refused_too(two_shards: Path) -> None:
+    view = Store(str(two_shards)).view(TEACHER, keys_of(0, 10), LABELS)
+    with pytest.raises(CorruptError, match="1 of 2 soft targets are missing"):
+        view.gather(keys_of(149, 151))
 
 
 def test_a_missing_key_is_refused(two_shards: Path) -> None:
@@ -183,7 +195,7 @@ def test_shards_of_another_process_are_seen(folder: Path) -> None:
     other.append(TEACHER, targets_of(keys[50:]))
     assert len(mine.missing(TEACHER, keys)) == 0
     np.testing.assert_array_equal(read(mine, keys), logits_of(keys))
-    np.testing.assert_array_equal(view.gather(np.arange(50)).values, logits_of(keys[:50]))
+    np.testing.assert_array_equal(view.gather(keys[:50]).values, logits_of(keys[:50]))
 
 
 def test_a_shard_is_plain_arrow_with_its_labels(folder: Path) -> None:
@@ -265,9 +277,8 @@ def test_several_items_an_example_are_read_back_in_any_order(folder: Path) -> No
     order = np.random.default_rng(1).integers(0, 60, 90)
     expected = sentences_of(keys).take(order)
     view = Store(str(folder)).view(TEACHER, keys[order], LABELS, expected.counts)
-    assert view.counts.tolist() == expected.counts.tolist()
     for rows in (np.arange(90), np.array([3, 3, 80]), np.arange(90)[::-1], np.empty(0, dtype=np.int64)):
-        soft = view.gather(rows)
+        soft = view.gather(keys[order[rows]])
         assert soft.values.dtype == np.float16
         np.testing.assert_array_equal(soft.values, expected.take(rows).values)
         np.testing.assert_array_equal(soft.offsets, expected.take(rows).offsets)
@@ -288,7 +299,7 @@ def test_any_items_over_any_shards_read_the_right_rows(data: st.DataObject) -> N
         for part in np.split(written, cuts):
             store.append(TEACHER, SoftTargets(keys[part], Dense(targets.take(part), ("a", "b"))))
         view = store.view(TEACHER, keys, ("a", "b"), targets.counts)
-        np.testing.assert_array_equal(view.gather(rows).values, targets.take(rows).values)
+        np.testing.assert_array_equal(view.gather(keys[rows]).values, targets.take(rows).values)
 
 
 def test_shards_of_one_item_and_of_several_lie_side_by_side(folder: Path) -> None:
@@ -301,7 +312,7 @@ def test_shards_of_one_item_and_of_several_lie_side_by_side(folder: Path) -> Non
     assert sorted(map(str, kinds)) == ["fixed_size_list<item: halffloat>[3]", "list<item: halffloat>"]
     expected = sentences_of(keys)
     view = store.view(TEACHER, keys, LABELS, expected.counts)
-    np.testing.assert_array_equal(view.gather(np.arange(40)).values, expected.values)
+    np.testing.assert_array_equal(view.gather(keys).values, expected.values)
 
 
 def test_another_number_of_items_is_refused(folder: Path) -> None:
@@ -375,7 +386,7 @@ def test_sparse_targets_are_read_back_in_any_order(folder: Path) -> None:
     expected = sparse_of(keys).soft.half().take(order)
     view = Store(str(folder)).view(TEACHER, keys[order], WORDS, expected.counts)
     for rows in (np.arange(90), np.array([3, 3, 80]), np.arange(90)[::-1], np.empty(0, dtype=np.int64)):
-        soft = view.gather(rows)
+        soft = view.gather(keys[order[rows]])
         assert isinstance(soft, Sparse)
         assert soft.space == WORDS
         for stored, wanted in zip(soft.arrays, expected.take(rows).arrays, strict=True):

@@ -92,7 +92,7 @@ def test_a_population_is_told_of_the_checkpoint_of_that_epoch(
     trainer = trainer_of(tmp_path, [task_set(teachers=1)])
     trainer.report = lambda epochs, scores: report_to_tune(tmp_path, epochs, scores)
     trainer.fit()
-    a_pass = trainer.schedule.steps_per_epoch
+    a_pass = trainer.feed.steps_per_epoch
     assert [(metrics["epoch"], path) for metrics, path in reported] == [
         (epoch, tmp_path / f"step-{epoch * a_pass:08d}") for epoch in (1, 2, 3)
     ]
@@ -110,7 +110,7 @@ def offered(monkeypatch: pytest.MonkeyPatch, checkpoint: Path | None) -> None:
 def begun(folder: Path, epochs: int, seed: int) -> Path:
     """A training's folder, stopped in the middle of an epoch after `epochs`; its last checkpoint."""
     sets = [task_set(teachers=1, seed=seed)]
-    steps = trainer_of(folder, sets).schedule.steps_per_epoch
+    steps = trainer_of(folder, sets).feed.steps_per_epoch
     trainer_of(folder, sets, should_stop=StopAfter(epochs * steps + 1)).fit()
     return newest_checkpoint(folder)
 

@@ -221,7 +221,7 @@ def test_a_teacher_that_lacks_a_label_does_not_say_no(strategy: Strategy) -> Non
     aggregation, weights = Aggregation(strategy, torch.tensor([0.9, 0.1])), LossWeights(0.5, 0.5, 2.0)
     inputs = loss_inputs(TASK, second, batch, weights, aggregation)
     assert inputs.target is not None
-    alone = torch.softmax(TASK.rows(second, batch.batch.counts) / 2.0, dim=-1)
+    alone = torch.softmax(TASK.rows(second, batch.tokens.counts) / 2.0, dim=-1)
     of_the_label = inputs.target.view(5, 3, 2)[:, 1]
     assert torch.allclose(of_the_label, alone.view(5, 3, 2)[:, 1], atol=1e-6)
     assert soft_kl(inputs.logits, inputs.target, 2.0).view(5, 3)[:, 1].abs().max() < 1e-5

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.batch import Ragged
+from pipeline.batch import Drawn, Ragged
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
@@ -146,14 +146,16 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
     assert mood.aggregation.weights.tolist() == [0.75, 0.25]
     texts = plan.data["mood"].splits["train"].inputs["text"]
     rows = np.array([40, 0, 7])
-    for reader, name in zip(mood.readers, ("mood-bert", "mood-distilbert"), strict=True):
+    for source, name in zip(mood.sources, ("mood-bert", "mood-distilbert"), strict=True):
         teacher = Teacher(Path(plan.teacher_folders[name]), mood.task)
         logits, _ = teacher.label({"text": [texts[row] for row in rows]})
-        np.testing.assert_allclose(reader.gather(rows).values, 30 * logits.values, rtol=2e-3, atol=1e-3)
-    assert len(tone.readers) == 1
+        np.testing.assert_allclose(
+            source.targets(Drawn(mood.examples, rows)).values, 30 * logits.values, rtol=2e-3, atol=1e-3
+        )
+    assert len(tone.sources) == 1
     alone = task_sets(plan, folder, "cut", None)
-    assert [(each.readers, each.aggregation) for each in alone] == [((), None)] * 2
-    assert np.array_equal(alone[0].labels.values, plan.data["mood"].splits["train"].labels.values)
+    assert [(each.sources, each.aggregation) for each in alone] == [((), None)] * 2
+    assert np.array_equal(alone[0].examples.labels.values, plan.data["mood"].splits["train"].labels.values)
     assert len(alone[0].validation) == 16
 
 

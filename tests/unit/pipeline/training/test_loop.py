@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.batch import Drawn
 from pipeline.config.schema import EarlyStoppingConfig
 from pipeline.errors import DivergedError
 from pipeline.losses import LossWeights
@@ -23,7 +23,8 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text_classification import TextClassification
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.loop import LossPlan, TaskSet, Trainer, learning_rate_factor, make_optimizer
+from pipeline.training.feed import TaskSet
+from pipeline.training.loop import LossPlan, Trainer, learning_rate_factor, make_optimizer
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import Aggregation, accumulate, predict
 from tests.unit.pipeline.small_training import (
@@ -59,7 +60,7 @@ def by_hand(sets: TaskSet, optimizer: Callable[[list[Tensor]], torch.optim.Optim
             own.zero_grad()
             batch = TensorBatch.of(sets.train.pad(step.rows), torch.device("cpu"))
             logits = student.model(sets.task.name)(**batch.inputs).logits
-            labels = torch.from_numpy(sets.labels.values[step.rows])
+            labels = torch.from_numpy(sets.examples.labels.values[step.rows])
             torch.nn.functional.cross_entropy(logits, labels).backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 0.5)
             own.step()
@@ -280,7 +281,7 @@ def test_a_student_of_soft_targets_alone_comes_to_answer_as_its_teacher(tmp_path
     with torch.no_grad():
         teacher.model("mood").classifier.weight.mul_(20)  # a random teacher hardly has opinions
     says = predict(teacher, sets.task, sets.train, 256).numpy().astype(np.float16)
-    taught = replace(sets, readers=[FixedTargets(says)], aggregation=Aggregation("mean", torch.ones(1)))
+    taught = replace(sets, sources=[FixedTargets(says)], aggregation=Aggregation("mean", torch.ones(1)))
     config = settings(epochs=25, learning_rate=3e-3, tokens_per_batch=128)
     trainer = trainer_of(tmp_path, [taught], config, LossPlan(0.0, 1.0, 2.0), dropout=0.0)
     trainer.fit()
@@ -295,7 +296,7 @@ def test_a_student_that_is_its_teacher_stays_where_it_is(tmp_path: Path) -> None
     says = predict(student_of([sets], dropout=0.0), sets.task, sets.train, 256).numpy()
     taught = replace(
         sets,
-        readers=[FixedTargets(says)],  # not rounded to float16 here
+        sources=[FixedTargets(says)],  # not rounded to float16 here
         aggregation=Aggregation("mean", torch.ones(1)),
     )
     config = settings(**PLAIN, epochs=1, optimizer="sgd", learning_rate=0.1, momentum=0)
@@ -356,7 +357,7 @@ def test_early_stopping_keeps_the_best_epochs_weights(
     script(monkeypatch, [0.5, 0.7, 0.7, 0.6])  # an equal score is no better
     progress = trainer.fit()
     assert (progress.status, progress.best_epoch, progress.best_score) == ("early_stopped", 1, 0.7)
-    assert progress.step == 4 * trainer.schedule.steps_per_epoch
+    assert progress.step == 4 * trainer.feed.steps_per_epoch
     assert same_bits(weights_of(trainer.student), at_epoch[1])
     assert not same_bits(at_epoch[1], at_epoch[3])
     assert not trainer.student.training
@@ -405,7 +406,7 @@ def test_each_epoch_is_reported_with_the_scores_of_the_weights_kept(
     """Once its checkpoint is written: who is ended on hearing it loses nothing."""
     stopping = None if patience is None else EarlyStoppingConfig(patience=patience)
     trainer = trainer_of(tmp_path, [task_set(teachers=1)], settings(early_stopping=stopping))
-    told, a_pass = reports_of(trainer), trainer.schedule.steps_per_epoch
+    told, a_pass = reports_of(trainer), trainer.feed.steps_per_epoch
     script(monkeypatch, [0.5, 0.7, 0.6])
     progress = trainer.fit()
     assert told == [(epoch, score, epoch * a_pass) for epoch, score in enumerate(kept, 1)]
@@ -418,7 +419,7 @@ def test_a_resumed_training_knows_what_it_keeps_and_reports_the_rest(
     config = settings(early_stopping=EarlyStoppingConfig(patience=2))
     sets = [task_set(teachers=1)]
     script(monkeypatch, [0.7, 0.5, 0.6])
-    a_pass = trainer_of(tmp_path, sets, config).schedule.steps_per_epoch
+    a_pass = trainer_of(tmp_path, sets, config).feed.steps_per_epoch
     first = trainer_of(tmp_path, sets, config, should_stop=StopAfter(a_pass + 1))
     told = reports_of(first)
     assert first.fit().status == "interrupted"
@@ -440,19 +441,19 @@ class Poisoned(FixedTargets):
     healthy: int = 0
     reads: int = 0
 
-    def gather(self, rows: NDArray[np.int64]) -> Dense:
+    def targets(self, batch: Drawn) -> Dense:
         self.reads += 1
-        soft = super().gather(rows)
+        soft = super().targets(batch)
         if self.reads > self.healthy:
-            soft.values[np.isin(rows, list(self.bad))] = np.nan
+            soft.values[np.isin(batch.rows, list(self.bad))] = np.nan
         return soft
 
 
 def poison(sets: TaskSet, bad: Sequence[int], healthy: int = 0) -> TaskSet:
     """`sets` with one teacher that says NaN about the `bad` rows."""
-    (reader,) = sets.readers
-    assert isinstance(reader, FixedTargets)
-    return replace(sets, readers=[Poisoned(reader.logits, frozenset(bad), healthy)])
+    (source,) = sets.sources
+    assert isinstance(source, FixedTargets)
+    return replace(sets, sources=[Poisoned(source.logits, frozenset(bad), healthy)])
 
 
 def test_a_step_with_a_nan_loss_is_left_out_and_counted(tmp_path: Path) -> None:

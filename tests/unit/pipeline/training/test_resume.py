@@ -142,7 +142,7 @@ def test_stopped_in_the_last_step_of_an_epoch_ends_in_the_next(
     tmp_path: Path, uninterrupted: Callable[[str], Trainer]
 ) -> None:
     expected = uninterrupted("adamw")
-    steps = expected.schedule.steps_per_epoch
+    steps = expected.feed.steps_per_epoch
     stopped = begin(tmp_path, "adamw", StopAfter(steps)).fit()
     assert (stopped.status, stopped.step) == ("interrupted", steps + 1)
     assert curve(tmp_path, "macro/score") == [0.5]  # the epoch was scored first
@@ -173,7 +173,7 @@ def test_a_finished_training_starts_again_as_finished(
 def test_early_stopping_goes_back_to_weights_from_before_the_interruption(
     tmp_path: Path, uninterrupted: Callable[[str], Trainer]
 ) -> None:
-    steps = uninterrupted("adamw").schedule.steps_per_epoch
+    steps = uninterrupted("adamw").feed.steps_per_epoch
     trainer = begin(tmp_path, "adamw", StopAfter(2 * steps + 1))  # the best epoch, the second, is over
     trainer.fit()
     best = {name: tensor.clone() for name, tensor in trainer.best.items()}

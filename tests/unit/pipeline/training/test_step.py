@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import ABSENT, UNLABELLED
+from pipeline.batch import ABSENT, UNLABELLED, Drawn
 from pipeline.config.schema import Strategy
 from pipeline.losses import LossInputs, LossWeights, task_loss
 from pipeline.tasks.tensors import TensorBatch
-from pipeline.training.loop import TaskSet
+from pipeline.training.feed import TaskSet
 from pipeline.training.step import (
     Aggregation,
     MicroBatch,
@@ -36,13 +36,12 @@ STRATEGIES: tuple[Strategy, ...] = ("mean", "log_mean", "confidence", "entropy",
 
 
 def micro_batch(task_set: TaskSet, rows: NDArray[np.int64], *, filler: bool = False) -> MicroBatch:
+    targets = [source.targets(Drawn(task_set.examples, rows)) for source in task_set.sources]
     return MicroBatch(
         TensorBatch.of(task_set.train.pad(rows), CPU),
-        torch.from_numpy(task_set.labels.take(rows).values),
-        torch.stack([torch.from_numpy(reader.gather(rows).values) for reader in task_set.readers])
-        if task_set.readers
-        else None,
-        counts=not filler,
+        torch.from_numpy(task_set.examples.labels.take(rows).values),
+        torch.stack([torch.from_numpy(soft.values) for soft in targets]) if targets else None,
+        filler,
     )
 
 
@@ -121,7 +120,7 @@ def test_teacher_weights_choose_whom_to_follow() -> None:
     sets = task_set(count=8, teachers=2)
     part = micro_batch(sets, np.arange(8))
     assert part.teachers is not None
-    second = MicroBatch(part.batch, part.labels, part.teachers[1:])
+    second = MicroBatch(part.tokens, part.labels, part.teachers[1:])
     weighted, _ = gradients(sets, [part], 8, aggregation=Aggregation("mean", torch.tensor([0.0, 1.0])))
     alone, _ = gradients(sets, [second], 8, aggregation=Aggregation("mean", torch.tensor([1.0])))
     assert largest_difference(weighted, alone) == 0

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.batch import Drawn
 from pipeline.soft import Dense
-from pipeline.training.loop import TaskSet, Trainer
+from pipeline.training.feed import TaskSet
+from pipeline.training.loop import Trainer
 from pipeline.training.step import Workers, predict
 from tests.unit.pipeline.small_training import (
     FixedTargets,
@@ -38,16 +39,16 @@ POISONED_ROW = 3
 class NanAt(FixedTargets):
     """NaN on one row."""
 
-    def gather(self, rows: NDArray[np.int64]) -> Dense:
-        soft = super().gather(rows)
-        soft.values[rows == POISONED_ROW] = np.nan
+    def targets(self, batch: Drawn) -> Dense:
+        soft = super().targets(batch)
+        soft.values[batch.rows == POISONED_ROW] = np.nan
         return soft
 
 
 def poisoned() -> TaskSet:
     sets = task_set(teachers=1)
-    readers = [NanAt(reader.logits) for reader in sets.readers if isinstance(reader, FixedTargets)]
-    return replace(sets, readers=readers)
+    sources = [NanAt(source.logits) for source in sets.sources if isinstance(source, FixedTargets)]
+    return replace(sets, sources=sources)
 
 
 def sgd(folder: Path, workers: Workers) -> Trainer:
@@ -101,7 +102,7 @@ def run(training: Callable[[Path, Workers], Trainer], folder: Path, workers: Wor
     """Trains; returns weights and, as ``says``, the student's logits on its first task's validation split."""
     trainer = training(folder / training.__name__, workers)
     progress = trainer.fit()
-    first = next(iter(trainer.sets.values()))
+    first = next(iter(trainer.feed.sets.values()))
     says = predict(trainer.student, first.task, first.validation, 20, workers)
     facts = {**asdict(progress), "epoch_seconds": []}
     if workers.world > 1:
