@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -119,7 +119,7 @@ class Dense(_Rows):
         return (self.values,)
 
     def with_rows(self, arrays: Sequence[NDArray[Any]], offsets: NDArray[np.int64]) -> Self:
-        return replace(self, logits=Ragged(arrays[0], offsets))
+        return type(self)(Ragged(arrays[0], offsets), self.space)
 
     def event(self, row: int, column: int) -> str:
         """What a number of `values` is about, in words."""
@@ -180,7 +180,7 @@ class Sparse(_Rows):
 
     def with_rows(self, arrays: Sequence[NDArray[Any]], offsets: NDArray[np.int64]) -> Self:
         ids, log_probabilities, rest = arrays
-        return replace(self, ids=Ragged(ids, offsets), log_probabilities=log_probabilities, rest=rest)
+        return type(self)(Ragged(ids, offsets), log_probabilities, rest, self.space)
 
     def event(self, row: int, column: int) -> str:
         """What a number of `values` is about, in words."""
