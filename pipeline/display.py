@@ -10,8 +10,12 @@ from types import TracebackType
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-PLAIN_EVERY_S = 15.0
+from pipeline.progress import StageProgress
+
+PLAIN_EVERY_S = 30.0
+"""Between two lines of progress where there is no terminal, however many bars there are."""
 
 
 class Display:
@@ -21,8 +25,10 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._ids: dict[str, TaskID] = {}
-        self._printed: dict[str, tuple[float, int]] = {}
+        self._printed, self._printed_at = "", time.monotonic()
         self._ended: set[str] = set()
+        self._stage: StageProgress | None = None
+        self._headline = ""
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -50,8 +56,10 @@ class Display:
         self._table = render
 
     def _shown(self) -> RenderableType:
-        render = self._table
-        return self._bars if render is None else Group(self._bars, render())
+        """Drawn by a thread of `rich`, which holds a lock of its own: it may not wait for ours."""
+        render, headline = self._table, self._headline
+        head = [Text(headline, style="bold", overflow="ellipsis", no_wrap=True)] if headline else []
+        return Group(*head, self._bars, *([] if render is None else [render()]))
 
     def line(self, text: str) -> None:
         """One line that stays."""
@@ -63,13 +71,46 @@ class Display:
             for bar in self._ids.values():
                 self._bars.remove_task(bar)
             self._ids.clear()
-            self._printed.clear()
             self._ended.clear()
+            self._stage, self._headline = None, ""
         self.line(title)
+
+    def stage(self, stage: StageProgress, what: str) -> None:
+        """A stage begins: a line that stays, after which bars of its items count in its progress."""
+        with self._lock:
+            self._stage, self._headline = stage, stage.title
+            self._printed_at = time.monotonic()
+        self.line(f"{stage.title}: {what}")
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Where an item of the stage stands that has no bar."""
+        with self._lock:
+            self._advance(what, done, total)
+            if self._is_line_due():
+                self._progress_line(f"{what}: {done}/{total}")
+
+    def _advance(self, what: str, done: int, total: int) -> None:
+        if self._stage is not None:
+            now = time.monotonic()
+            self._stage.advance(what, done, total, now)
+            self._headline = self._stage.headline(now)
+
+    def _is_line_due(self) -> bool:
+        return not self.console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_EVERY_S
+
+    def _progress_line(self, text: str) -> None:
+        """What a line of progress says where there is no terminal: one item, and the whole stage."""
+        if text == self._printed:  # nothing has moved
+            return
+        now = time.monotonic()
+        self._printed, self._printed_at = text, now
+        counts = "" if self._stage is None else self._stage.counts(now)
+        self.line(f"  {text}{f' ({counts})' if counts else ''}")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Where `what` stands; at its end the bar becomes a line."""
         with self._lock:
+            self._advance(what, done, total)
             if total <= 0 or what in self._ended:
                 return
             finished = done >= total
@@ -79,14 +120,12 @@ class Display:
                 self._bars.update(
                     self._ids[what], completed=done, total=total, note=note, visible=not finished
                 )
-            now = time.monotonic()
-            at, before = self._printed.setdefault(what, (now, done))
-            due = now - at >= PLAIN_EVERY_S and done > before
+            text = f"{what}: {done}/{total}{f', {note}' if note else ''}"
             if finished:
                 self._ended.add(what)
-            if finished or (due and not self.console.is_terminal):
-                self._printed[what] = now, done
-                self.line(f"  {what}: {done}/{total}{f', {note}' if note else ''}")
+                self.line(f"  {text}")
+            elif self._is_line_due():
+                self._progress_line(text)
 
     def end(self, what: str, note: str) -> None:
         """Ends a bar that will not reach its total, for instance by early stopping."""
@@ -94,6 +133,9 @@ class Display:
             if what in self._ended:
                 return
             self._ended.add(what)
+            if self._stage is not None:
+                self._stage.end(what)
+                self._headline = self._stage.headline(time.monotonic())
             if what in self._ids:
                 self._bars.update(self._ids[what], visible=False)
             self.line(f"  {what}: {note}")

@@ -6,7 +6,7 @@ Every stage skips what is done already, so that the same command resumes whereve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ import numpy as np
 
 from pipeline.cluster import check_room, connected
 from pipeline.config import view as config_view
-from pipeline.config.resolved import Job, jobs_of
+from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.display import Display
 from pipeline.prepare import Inputs, fine_tuning_requests, prepare, teacher_specs
+from pipeline.progress import StageProgress
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import ensemble_scores, run_facts, task_results
@@ -47,6 +48,8 @@ from teachers.preflight import preflight
 from teachers.store import Store
 
 POLL_S = 0.5
+STAGES = ("fine_tune", "preflight", "label", "train", "evaluate")
+LABEL_STAGES = STAGES[:3]
 
 
 @dataclass
@@ -63,6 +66,21 @@ class Run:
     labelled: dict[str, Labelling] = field(default_factory=dict)
     findings: list[Findings] = field(default_factory=list)
     group: str | None = None
+    order: Sequence[str] = STAGES
+
+    def begin(
+        self,
+        stage: str,
+        what: str,
+        noun: str = "",
+        unit: str = "",
+        expected: Mapping[str, float] | None = None,
+    ) -> None:
+        """A stage of `order` begins: its time is booked, its progress shown; the rest as `StageProgress` has it."""
+        self.stages.begin(stage)
+        place = f"stage {self.order.index(stage) + 1} of {len(self.order)}"
+        title = f"{place}, {stage.replace('_', '-')}"
+        self.display.stage(StageProgress(title, noun, unit, expected or {}), what)
 
 
 def distil(
@@ -92,6 +110,7 @@ def distil(
 def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
     """Teachers made and the store filled, no student trained; returns what each teacher did."""
     with running(config, display, tracked=False) as run:
+        run.order = LABEL_STAGES
         with connected(config):
             make_targets(run)
         return run.labelled
@@ -161,7 +180,12 @@ def _fine_tune(run: Run) -> None:
     run.stages.begin("fine_tune")
     requests = fine_tuning_requests(run.config, run.inputs)
     if requests:
-        run.display.line(f"fine-tuning {len(requests)} of {len(run.config.teachers)} teachers")
+        what = f"{len(requests)} of {len(run.config.teachers)} teachers"
+        lengths = {
+            f"teacher {one.name}": one.config.epochs * len(run.inputs.data[one.task].labelled_train())
+            for one in requests
+        }
+        run.begin("fine_tune", what, "teachers", "steps", lengths)
     for request in requests:
         tags = {"task": request.task, "teachers": request.name}
         settings, metrics = request.config.model_dump(mode="json"), request.folder / WORK / METRICS
@@ -186,8 +210,8 @@ def _fine_tune(run: Run) -> None:
 
 def _preflight(run: Run, *, on_ray: bool) -> None:
     """Looks at every teacher before it labels; stops at one that is not worth it."""
-    run.stages.begin("preflight")
     config = run.config
+    run.begin("preflight", _count(len(config.teachers), "teacher"))
     validation = {name: data.splits["validation"] for name, data in run.inputs.data.items()}
     specs = teacher_specs(config, run.inputs)
     run.findings = preflight(specs, validation, config.preflight_dir, on_ray=on_ray, check=run.stop.check)
@@ -197,8 +221,11 @@ def _preflight(run: Run, *, on_ray: bool) -> None:
 
 
 def _label(run: Run) -> None:
-    run.stages.begin("label")
     config, data = run.config, run.inputs.data
+    lengths = {
+        f"labelling {name}": data[teacher.task].distinct() for name, teacher in config.teachers.items()
+    }
+    run.begin("label", _count(len(lengths), "teacher"), "teachers", "examples", lengths)
     store, specs = Store(config.store_path), teacher_specs(config, run.inputs)
     run.keys = {spec.name: spec.key for spec in specs}
     for spec in specs:
@@ -231,7 +258,8 @@ def _train_students(run: Run) -> None:
     config = run.config
     jobs = [job for job in jobs_of(config) if not training.is_finished(config.run_dir, job)]
     if jobs:
-        run.display.line(f"training {', '.join(job.name for job in jobs)}")
+        lengths = {job.name: student_settings(config, job.student).train.epochs for job in jobs}
+        run.begin("train", ", ".join(lengths), "trainings", "steps", lengths)
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
     folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
@@ -279,11 +307,16 @@ def _show_progress(display: Display, what: str, file: Path) -> None:
         display.bar(what, last["step"], last["total"], note)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 # ---------------------------------------------------------------- report
 
 
 def _report(run: Run, register: str | None = None) -> Report:
-    run.stages.begin("evaluate")
+    scored = f"{_count(len(run.config.students), 'student')} on {_count(len(run.config.tasks), 'task')}"
+    run.begin("evaluate", scored)
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(config), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)

@@ -30,7 +30,7 @@ from pipeline.tracking.tracker import Status
 from pipeline.training.loop import METRICS
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
-from tune.space import checked, modes, student_of, with_values
+from tune.space import checked, modes, most_epochs, student_of, with_values
 from tune.study import Trial, best, load, trial_name
 from tune.trial import Shared, curve
 
@@ -77,6 +77,7 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
         runs.running(own, display, role="study") as run,
         connected(config, dashboard=config.train.workers > 1),
     ):
+        run.order = (*runs.LABEL_STAGES, "search")
         runs.make_targets(run)
         run.stages.begin("search")
         study = _Study(config, run)
@@ -134,6 +135,7 @@ class _Study:
         self.config, self.run = config, run
         self.metrics, self.modes = config.tune.metrics, modes(config)
         self.student = student_of(config)
+        self.most_epochs = most_epochs(config)
         self.folder = trials_folder(run.config.run_dir)
         self.trials = load(self.folder)
         self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
@@ -151,9 +153,10 @@ class _Study:
         """Runs the trials that are left."""
         asked = self.config.tune.trials if self.config.tune else 0
         done = sum(trial.ended for trial in self.trials)
-        self.run.display.line(
-            f"{asked} trials of {self.student}, {done} of them done; soft targets shared by all"
-        )
+        what = f"{asked} trials of {self.student}, {done} of them done; soft targets shared by all"
+        ended = {trial.number for trial in self.trials if trial.ended}
+        ahead = {f"trial {number}": 1.0 for number in range(asked) if number not in ended}
+        self.run.begin("search", what, "trials", "epochs", ahead)
         for trial in self.trials:
             self._track(trial)
         self.run.display.table(lambda: report.live_table(self.trials, self.metrics))
@@ -168,6 +171,8 @@ class _Study:
     def watch(self, trial: Trial) -> None:
         """Takes note of a trial that began, went on an epoch, or ended."""
         self._track(trial)
+        epochs = trial.epochs if trial.ended else self.most_epochs
+        self.run.display.advance(f"trial {trial.number}", trial.epochs, epochs)
         if trial.status == "running":
             return
         self.run.display.line(f"  {report.trial_line(trial, self.metrics)}")

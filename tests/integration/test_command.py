@@ -297,7 +297,7 @@ def test_interrupted_in_every_way_and_resumed_is_uninterrupted(first: Finished, 
         command.send(signal.SIGTERM)
         assert command.wait(60) == 75, command.output
         assert "soft targets: 576 from the store, 0 computed" in command.output
-        assert "fine-tuning" not in command.output
+        assert "fine-tune" not in command.output
         assert "Traceback" not in command.output
         assert re.search(r"^error: \S", command.output, re.MULTILINE)
         assert_stopped(command, run_dir)

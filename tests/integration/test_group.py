@@ -68,7 +68,7 @@ def test_the_same_command_goes_on_with_the_other_seed(done: tuple[Path, Command]
     folder, command = done
     assert command.process.returncode == 0, command.output
     assert command.output.count("nothing left to train") == 1
-    assert command.output.count("training cut-distilled, cut-supervised") == 1
+    assert command.output.count("train: cut-distilled, cut-supervised") == 1
     assert "no test can give p below 0.5" in command.output
     reports = [read(folder / f"runs/several-seed{seed}/report.json") for seed in (1, 2)]
     assert [(report["seed"], report["group"]) for report in reports] == [(1, "several"), (2, "several")]
