@@ -56,10 +56,10 @@ def filled_store(path: Path, data: list[TaskData]) -> Store:
     for task_data in data:
         keys = np.unique(task_data.splits["train"].keys)
         for teacher in TEACHERS:
-            logits = rng.normal(size=(len(keys), len(task_data.task.labels))).astype(np.float32)
+            logits = rng.normal(size=(len(keys), len(task_data.task.reading.labels))).astype(np.float32)
             store.append(
                 teacher + task_data.task.name.encode().hex(),
-                SoftTargets(keys, Dense(Ragged.single(logits), task_data.task.labels)),
+                SoftTargets(keys, Dense(Ragged.single(logits), task_data.task.reading.labels)),
             )
     return store
 
@@ -75,7 +75,8 @@ def trainer(
             continue
         task, train = task_data.task, task_data.splits["train"]
         stored = [
-            store.view(teacher + task.name.encode().hex(), train.keys, task.labels) for teacher in TEACHERS
+            store.view(teacher + task.name.encode().hex(), train.keys, task.reading.labels)
+            for teacher in TEACHERS
         ]
         aggregation = Aggregation("confidence", torch.tensor([0.5, 0.5]))
         sets.append(TaskSet.of(task_data, tokenizer, None, stored, aggregation))

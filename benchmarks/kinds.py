@@ -125,11 +125,11 @@ def key_of(teacher: str, data: TaskData) -> str:
 def fill(store: Store, data: TaskData) -> float:
     """Both teachers' random soft targets of the training examples; returns the store's bytes ÷ raw float16."""
     train = data.splits["train"]
-    rng, counts = np.random.default_rng(0), data.task.counts(train.inputs)
+    rng, counts = np.random.default_rng(0), data.task.reading.counts(train.inputs)
     offsets = np.concatenate(([0], np.cumsum(counts)))
     for teacher in TEACHERS:
-        values = rng.normal(size=(int(offsets[-1]), len(data.task.columns))).astype(np.float32)
-        targets = SoftTargets(train.keys, Dense(Ragged(values, offsets), data.task.columns))
+        values = rng.normal(size=(int(offsets[-1]), len(data.task.head.columns))).astype(np.float32)
+        targets = SoftTargets(train.keys, Dense(Ragged(values, offsets), data.task.head.columns))
         store.append(key_of(teacher, data), targets)
     return store.size(key_of(TEACHERS[0], data)) / (values.size * 2)
 
@@ -150,8 +150,8 @@ def task_set(tokenizer: Any, data: TaskData, store: Store | None) -> TaskSet:
     if store is None:
         return TaskSet.of(data, tokenizer)
     train = data.splits["train"]
-    counts = data.task.counts(train.inputs)
-    stored = [store.view(key_of(t, data), train.keys, data.task.columns, counts) for t in TEACHERS]
+    counts = data.task.reading.counts(train.inputs)
+    stored = [store.view(key_of(t, data), train.keys, data.task.head.columns, counts) for t in TEACHERS]
     return TaskSet.of(data, tokenizer, None, stored, Aggregation("mean", torch.tensor([0.5, 0.5])))
 
 

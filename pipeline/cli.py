@@ -63,7 +63,7 @@ def check(
     waiting = set(inputs.to_fine_tune())
     for name, data in inputs.data.items():
         counts = ", ".join(f"{len(examples)} {split}" for split, examples in data.splits.items())
-        labels = f"; labels {', '.join(data.task.labels)}" if data.task.labels else ""
+        labels = f"; labels {', '.join(data.task.reading.labels)}" if data.task.reading.labels else ""
         out.print(f"# task {name}: {counts}{labels}", markup=False)
         for note in data.notes:
             out.print(f"# {note}", markup=False)

@@ -17,11 +17,8 @@ from pipeline.config.schema import SPLITS, DataConfig, RunConfig, Split, TaskCon
 from pipeline.data_files import EMPTY, source_of
 from pipeline.errors import ConfigError, DataError
 from pipeline.load_data import Source, load_splits
-from pipeline.tasks import Task, kind_of
+from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
-
-OPTIONAL = ("answer_starts",)
-"""Roles that are read where the config names a column for them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class TaskData:
     def labelled_train(self) -> Examples:
         """Train's examples that have labels."""
         train = self.splits["train"]
-        labelled = self.task.labelled(train.labels)
+        labelled = self.task.reading.labelled(train.labels)
         return train if labelled.all() else train.take(np.flatnonzero(labelled))
 
     def fingerprint(self) -> str:
@@ -48,7 +45,9 @@ class TaskData:
         digest = blake2b(digest_size=8)
         for examples in self.all_examples():
             digest.update(examples.keys.tobytes() + examples.labels.values.tobytes() + b"|")
-            more = [column for role, column in examples.inputs.items() if role not in self.task.fields]
+            more = [
+                column for role, column in examples.inputs.items() if role not in self.task.reading.fields
+            ]
             digest.update(json.dumps(more).encode() if more else b"")  # what scores read beside labels
         return digest.hexdigest()
 
@@ -64,28 +63,27 @@ def load_tasks(config: RunConfig) -> dict[str, TaskData]:
 
 def load_task(name: str, config: TaskConfig) -> TaskData:
     """One task's data: loaded, checked, split, freed of texts that stand in two splits, limited."""
-    kind = kind_of(config)
-    _check_metric(name, config, kind.metrics)
-    fields = kind.roles(config)
-    columns = {role: config.data.columns.get(role, role) for role in (*fields, *kind.label_roles)}
-    unknown = set(config.data.columns) - set(columns) - set(OPTIONAL)
+    kind, named = config.declared, config.data.columns
+    _check_metric(name, config, kind.selecting)
+    fields = kind.content(named)
+    columns = {role: named.get(role, role) for role in (*fields, *kind.truths(named))}
+    unknown = set(named) - set(columns)
     if unknown:
         raise DataError(
             f"tasks.{name}.data.columns: {config.kind} has no {min(unknown)!r}",
             f"It reads {', '.join(columns)}.",
         )
-    columns |= {role: column for role, column in config.data.columns.items() if role in OPTIONAL}
-    texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.label_roles))
+    texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.labels))
     tables = load_splits(Source(f"tasks.{name}.data", config.data, texts, labels))
     for split, table in tables.items():
         if not len(table):
             raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
         _check_columns(name, split, table, columns)
     read = {split: _columns(table, columns) for split, table in tables.items()}
-    task = kind.make(name, config, read["train"])
+    task = MAKERS[kind](name, config, read["train"])
     notes: list[str] = []
-    label = read["train"][kind.label_roles[0]]
-    if task.labels and config.data.labels is None and label.names is None:
+    label = read["train"][kind.labels[0]]
+    if task.reading.labels and config.data.labels is None and label.names is None:
         notes += check_inferred(name, "train", label.values)
     splits = {split: _examples(task, split, read[split]) for split in tables}
     _check_labelled(task, splits)
@@ -96,7 +94,7 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
     _check_labelled(task, splits)
     if config.data.unlabelled is not None:
         splits = {**splits, "train": _with_unlabelled(task, config.data, columns, splits, notes)}
-    unlabelled = int((~task.labelled(splits["train"].labels)).sum())
+    unlabelled = int((~task.reading.labelled(splits["train"].labels)).sum())
     if unlabelled:
         notes.append(f"{unlabelled} examples of train have no label: they take the soft loss only")
     return TaskData(task, splits, tuple(f"{name}: {note}" for note in notes))
@@ -113,7 +111,7 @@ def _check_metric(name: str, config: TaskConfig, metrics: Sequence[str]) -> None
 def _check_labelled(task: Task, splits: Mapping[Split, Examples]) -> None:
     """Validation and test are labelled throughout, and train in part."""
     for split, examples in splits.items():
-        labelled = task.labelled(examples.labels)
+        labelled = task.reading.labelled(examples.labels)
         if not labelled.any() or (split != "train" and not labelled.all()):
             missing = np.flatnonzero(~labelled)
             raise DataError(
@@ -140,7 +138,7 @@ def _with_unlabelled(
     """Train, and after it the examples of `data.unlabelled` that stand nowhere else."""
     more = data.unlabelled
     assert more is not None
-    mapping = {role: more.columns.get(role, columns[role]) for role in task.fields}
+    mapping = {role: more.columns.get(role, columns[role]) for role in task.reading.fields}
     where = f"tasks.{task.name}.data.unlabelled"
     table = load_splits(Source(where, source_of(more), list(mapping.values())))["train"]
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
@@ -198,9 +196,9 @@ def _columns(table: Any, columns: Mapping[str, str]) -> dict[str, Column]:
 
 def _examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples:
     """A split as `Examples`, keyed by its content."""
-    inputs, labels = task.read(columns, split)
-    content = {role: inputs[role] for role in task.fields}
-    return Examples(task.name, content_keys(task.kind, content), inputs, labels)
+    inputs, labels = task.reading.read(columns, split)
+    content = {role: inputs[role] for role in task.reading.fields}
+    return Examples(task.name, content_keys(task.kind.name, content), inputs, labels)
 
 
 # ---------------------------------------------------------------- splits
@@ -220,7 +218,9 @@ def _hold_out(
         if split in splits:
             continue
         train = splits["train"]
-        chosen = (_mixed(train.keys, salt) < np.uint64(int(share * 2**64))) & task.labelled(train.labels)
+        chosen = (_mixed(train.keys, salt) < np.uint64(int(share * 2**64))) & task.reading.labelled(
+            train.labels
+        )
         splits = {
             **splits,
             split: train.take(np.flatnonzero(chosen)),

@@ -20,6 +20,8 @@ reaches the terminal whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TutelageError(Exception):
     """Base of all: `cause` says what is wrong, `remedy` what to do about it (one line each)."""
@@ -93,3 +95,9 @@ class InterruptedRunError(TutelageError):
     """SIGINT; resumable."""
 
     exit_code = 130
+
+
+def one_of(names: Sequence[str]) -> str:
+    """``a``, ``a or b``, ``a, b or c``: one or more names that a remedy offers."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.cluster import check_gpus
 from pipeline.config.resolved import absolute_model, student_settings, task_aggregation
-from pipeline.config.schema import RunConfig, needs_labels
+from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.data import TaskData, load_tasks
-from pipeline.errors import ConfigError, TeacherError
+from pipeline.errors import ConfigError, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, teacher_folder
 from pipeline.training.jobs import start_folder
@@ -70,7 +70,7 @@ def prepare(config: RunConfig) -> Inputs:
             check_teacher(bases[name], task, where, teacher.max_length, teacher.labels)
             teachers[name] = bases[name]
         else:
-            check_length(bases[name], teacher.max_length or task.max_length, where)
+            check_length(bases[name], teacher.max_length or task.head.max_length, where)
             if teacher.labels is not None:
                 raise ConfigError(
                     f"{where}.labels: a teacher that is fine-tuned learns the task's labels", "Remove labels."
@@ -103,7 +103,7 @@ def _check_labels(config: RunConfig, data: Mapping[str, TaskData]) -> None:
         strategy, train = task_aggregation(config, task).strategy, task_data.splits["train"]
         missing = len(train) - len(task_data.labelled_train())
         if missing and needs_labels(strategy):
-            others = "mean" if task_data.task.continuous else "mean, log_mean or entropy"
+            others = one_of(strategies(task_data.task.kind, labelled=False))
             raise ConfigError(
                 f"tasks.{task}: strategy {strategy} needs labels, {missing} of {len(train)} examples of train have none",
                 f"Set tasks.{task}.aggregation.strategy to {others}, or leave those examples out.",
@@ -121,7 +121,7 @@ def _check_tokenizers(
 
     def read(task: str, folder: Path, length: int | None) -> None:
         one = data[task].splits["validation"].take(np.array([0]))
-        data[task].task.encode(tokenizers[folder], one.inputs, length)
+        data[task].task.head.encode(tokenizers[folder], one.inputs, length)
 
     for name, teacher in config.teachers.items():
         read(teacher.task, bases[name], teacher.max_length)
@@ -133,7 +133,7 @@ def _check_tokenizers(
 def _check_known(config: RunConfig, data: Mapping[str, TaskData], bases: Mapping[str, Path]) -> None:
     """Every label of a task is known to one of its teachers: else they would unteach it."""
     for task in config.tasks:
-        unknown: set[str] = set(data[task].task.labels)
+        unknown: set[str] = set(data[task].task.reading.labels)
         for name, weight in task_aggregation(config, task).weights.items():
             teacher = config.teachers[name]
             if weight == 0:
@@ -148,11 +148,13 @@ def _check_known(config: RunConfig, data: Mapping[str, TaskData], bases: Mapping
                 unknown.clear()
             else:
                 unknown -= {
-                    label for label, group in zip(data[task].task.labels, groups, strict=True) if group
+                    label
+                    for label, group in zip(data[task].task.reading.labels, groups, strict=True)
+                    if group
                 }
         if unknown:
             raise TeacherError(
-                f"tasks.{task}: no teacher knows {sorted(unknown)} of {list(data[task].task.labels)}",
+                f"tasks.{task}: no teacher knows {sorted(unknown)} of {list(data[task].task.reading.labels)}",
                 "Add a teacher that does, map a label of a teacher's to it, or leave the label out of the data.",
             )
 

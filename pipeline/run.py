@@ -234,9 +234,9 @@ def _label(run: Run) -> None:
             "teacher": spec.name,
             "model": spec.model,
             "task": task.name,
-            "kind": task.kind,
-            "columns": list(task.columns),
-            "max_length": spec.max_length or task.max_length,
+            "kind": task.kind.name,
+            "columns": list(task.head.columns),
+            "max_length": spec.max_length or task.head.max_length,
             "dtype": spec.serving.dtype,
         }
         store.describe(spec.key, facts)
@@ -329,7 +329,7 @@ def _report(run: Run, register: str | None = None) -> Report:
     record.test_scores(tracker, report)
     for student in config.students:
         for name, results in tasks.items():
-            folder, opener = student_folder(config.run_dir, student, name), results.task.pipeline
+            folder, opener = student_folder(config.run_dir, student, name), results.task.kind.pipeline
             write_model_card(folder, config, report, student, results.task)
             version = register if register is None or len(tasks) == 1 else f"{register}-{name}"
             record.exported_student(tracker, student, name, folder, opener, version, run.display.line)

@@ -8,7 +8,6 @@ from pathlib import Path
 from pipeline.config.schema import RunConfig, Split
 from pipeline.data import load_task
 from pipeline.errors import ConfigError
-from pipeline.tasks import kind_of
 from pipeline.wide_table import Field, WideTable
 from students.export import export_onnx
 from teachers.teacher import Teacher
@@ -24,7 +23,7 @@ def score_student(student: Path, config: RunConfig, split: Split) -> dict[str, d
         lengths = config.students[student.name].max_length if student.name in config.students else {}
         answers = Teacher(folder, data.task, max_length=lengths.get(name))  # like any teacher's
         values, _ = answers.label(examples.inputs)
-        found[name] = {"examples": len(examples), **data.task.scores(values.values, examples)}
+        found[name] = {"examples": len(examples), **data.task.scoring.scores(values.values, examples)}
     return found
 
 
@@ -50,7 +49,7 @@ def export_task(student: Path, config: RunConfig, task: str, target: Path, onnx:
     shutil.copytree(folder, target, dirs_exist_ok=True)
     if not onnx:
         return None
-    return export_onnx(folder, kind_of(config.tasks[task]), target)
+    return export_onnx(folder, config.tasks[task].declared, target)
 
 
 def _task_folder(student: Path, config: RunConfig, task: str) -> Path:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from pipeline.config.kinds import METRICS
 from pipeline.significance import Spread
 
 NOTHING = "–"
-UNBOUNDED = ("nll", "ece", "mse", "mae")
-"""Metrics that are not points of a hundred."""
 
 
 def points(share: float) -> str:
@@ -18,7 +17,8 @@ def points(share: float) -> str:
 
 def in_points(metric: str) -> bool:
     """Whether a metric, its name with or without a task, is shown in points of a hundred."""
-    return metric.rpartition("/")[2] not in UNBOUNDED
+    declared = METRICS.get(metric.rpartition("/")[2])  # None for macro/score, a mean of shares
+    return declared is None or declared.shown == "points"
 
 
 def measured(metric: str, value: float) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from pipeline.config.kinds import Kind
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
-from pipeline.tasks import Task
+from pipeline.tasks.heads import model_class
 from students.student import MultiTaskStudent
 
 
@@ -31,7 +32,7 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
     scratch.replace(folder)
 
 
-def export_onnx(model_folder: Path, task: type[Task], target: Path) -> float:
+def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:
     """Writes `target`/model.onnx with dynamic batch and length; returns the largest difference of its outputs.
 
     The difference is measured by ONNX Runtime on a padded batch of two. Raises `ConfigError` where the
@@ -48,10 +49,10 @@ def export_onnx(model_folder: Path, task: type[Task], target: Path) -> float:
     import onnxruntime
 
     model, tokenizer = (
-        open_model(task.model_class(), model_folder, attn_implementation="eager"),
+        open_model(model_class(kind), model_folder, attn_implementation="eager"),
         open_tokenizer(model_folder),
     )
-    outputs = list(task.outputs)
+    outputs = list(kind.outputs)
     batch = dict(tokenizer(["a first text of some length", "another"], padding=True, return_tensors="pt"))
     target.mkdir(parents=True, exist_ok=True)
     file = target / "model.onnx"

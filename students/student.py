@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ class MultiTaskStudent(nn.Module):
         super().__init__()
         self.tasks = {task.name: task for task in tasks}
         self.encoder = encoder
-        self.models = nn.ModuleList(_with_encoder(encoder, task) for task in tasks)
+        self.models = nn.ModuleList(task.head.attach(encoder) for task in tasks)
         self._position = {task.name: i for i, task in enumerate(tasks)}
 
     def model(self, task: str) -> Any:
@@ -39,15 +38,6 @@ class MultiTaskStudent(nn.Module):
     def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Any:
         """The task's model's own output; inputs as the tokenizer gives them, (S, length) int64."""
         return self.model(task)(**inputs)
-
-
-def _with_encoder(encoder: PreTrainedModel, task: Task) -> nn.Module:
-    config = copy.deepcopy(encoder.config)
-    config.update(task.head_settings())
-    model = task.model_class().from_config(config)
-    task.prepare_head(model)
-    setattr(model, model.base_model_prefix, encoder)
-    return model.eval()  # type: ignore[no-any-return]
 
 
 def build_student(

@@ -45,7 +45,7 @@ TEMPERATURE = 2.0
 class Predictions:
     """What one teacher predicts on the sample, and what else only its model can tell.
 
-    values: (M, C) float32 · truncated: examples (words, for token-classification) that lost tokens ·
+    values: (M, C) float32 · truncated: examples (of a sentence, words) that lost tokens ·
     replica_difference: see `relative_difference` · random_head_scores: (k,) float64, the metric of the same model
     under random heads; empty where an example has one item.
     """
@@ -95,28 +95,27 @@ class Flag:
 
 def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> Findings:
     """`Findings` of the teacher `name`; its `agreement` is left empty, see `with_agreement`."""
-    values, counts = predictions.values, task.counts(sample.inputs)
-    findings = Findings(teacher=name, task=task.name, metric=task.metric, examples=len(sample))
+    values, counts = predictions.values, task.reading.counts(sample.inputs)
+    findings = Findings(teacher=name, task=task.name, metric=task.scoring.metric, examples=len(sample))
     if not np.isfinite(values).all():
         item = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         row = int(np.searchsorted(np.cumsum(counts), item, side="right"))
         problem = f'it predicts NaN or Inf on example "{_excerpt(task, sample, row)}"'
         return replace(findings, problems=[problem])
-    rows = task.rows(torch.from_numpy(np.ascontiguousarray(values)).float(), torch.from_numpy(counts))
-    items = int(counts.sum()) if task.lost == "words" else len(sample)
+    rows = task.head.rows(torch.from_numpy(np.ascontiguousarray(values)).float(), torch.from_numpy(counts))
     chance = predictions.random_head_scores
     if (counts == 1).all():
         chance = shuffled_scores(task, values, sample)
     findings = replace(
         findings,
         score=score(task, values, sample),
-        majority=task.constant_score(sample),
+        majority=task.scoring.constant_score(sample),
         chance=float(chance.mean()) if len(chance) else None,
-        entropy=None if task.continuous else _entropy(rows),
-        ece=task.scores(values, sample).get("ece"),
+        entropy=None if task.kind.continuous else _entropy(rows),
+        ece=task.scoring.scores(values, sample).get("ece"),
         self_loss=_self_loss(task, values, rows, counts),
         replica_difference=predictions.replica_difference,
-        truncated=predictions.truncated / max(1, items),
+        truncated=predictions.truncated / max(1, task.head.truncatable(counts)),
     )
     flags = [
         *_replica_flags(findings),
@@ -132,7 +131,7 @@ def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> 
 
 def score(task: Task, values: NDArray[np.floating], sample: Examples) -> float:
     """The task's metric of (M, C) values."""
-    return float(task.score_of(task.statistics(values, sample).sum(0)))
+    return float(task.scoring.score_of(task.scoring.statistics(values, sample).sum(0)))
 
 
 def _prediction_flags(
@@ -196,17 +195,17 @@ def _self_loss(
     """Mean soft loss of the teacher, as a student, to what the store would keep of it."""
     with np.errstate(over="ignore"):
         kept = torch.from_numpy(values.astype(np.float16).astype(np.float32))
-    stored = task.rows(kept, torch.from_numpy(counts))
+    stored = task.head.rows(kept, torch.from_numpy(counts))
     target = aggregate(
         stored.unsqueeze(0),
         strategy="mean",
         weights=torch.ones(1),
         temperature=TEMPERATURE,
         labels=None,
-        continuous=task.continuous,
+        continuous=task.kind.continuous,
     )
-    loss = (soft_squared_error if task.continuous else soft_kl)(rows, target, TEMPERATURE)
-    if not task.continuous:
+    loss = (soft_squared_error if task.kind.continuous else soft_kl)(rows, target, TEMPERATURE)
+    if not task.kind.continuous:
         loss = loss[is_present(rows).any(dim=-1)]
     return float(loss.mean())
 
@@ -265,15 +264,15 @@ def _names_compared(
 ) -> list[tuple[tuple[str, ...], NDArray[np.int64]]]:
     """Names that a teacher may have permuted, each set with its counts, gold × predicted: entity types over the words
     that are in an entity for both, whatever their place in it; labels."""
-    classified = task.classified(values, sample)
+    classified = task.scoring.classified(values, sample)
     if classified is None or not len(classified[1]):
         return []
     counts = confusion(*classified)
-    types = tuple(sorted({name for name in task.entity_types if name}))
+    types = tuple(sorted({name for name in task.reading.entity_types if name}))
     if len(types) < 2:
-        return [(task.labels, counts)]
-    member = np.array([[name == one for one in types] for name in task.entity_types], dtype=np.int64)
-    return [(types, member.T @ counts @ member), (task.labels, counts)]
+        return [(task.reading.labels, counts)]
+    member = np.array([[name == one for one in types] for name in task.reading.entity_types], dtype=np.int64)
+    return [(types, member.T @ counts @ member), (task.reading.labels, counts)]
 
 
 # ---------------------------------------------------------------- constant and random predictions
@@ -301,12 +300,12 @@ def _chance_flag(
     """Whether constant predictions, or random ones, score as well."""
     from pipeline.shown import points
 
-    several = bool((task.counts(sample.inputs) > 1).any())
+    several = bool((task.reading.counts(sample.inputs) > 1).any())
     mean, spread = (float(chance.mean()), float(chance.std(ddof=1))) if len(chance) > 1 else (0.0, 0.0)
     source = "the same model under random heads" if several else "its own predictions in random order"
-    measured = f"{task.metric} {points(findings.score)} on {len(sample)} validation examples"
+    measured = f"{task.scoring.metric} {points(findings.score)} on {len(sample)} validation examples"
     random = f"{points(mean)} ± {points(spread)} of {source}"
-    if task.continuous and findings.score < mean - 2 * spread:
+    if task.kind.continuous and findings.score < mean - 2 * spread:
         return Flag(f"its numbers fall where the labels rise, {measured}: their sign looks flipped")
     if findings.score <= findings.majority:
         return Flag(f"{measured} is not above the {points(findings.majority)} of a constant prediction")
@@ -316,7 +315,7 @@ def _chance_flag(
         return Flag(
             f"{measured} is not clearly above the {random}", certain=several and len(sample) >= ENOUGH
         )
-    error = float(bootstrap([task.statistics(values, sample)], task.score_of)[0].std())
+    error = float(bootstrap([task.scoring.statistics(values, sample)], task.scoring.score_of)[0].std())
     if findings.score <= findings.majority + 2 * error:
         return Flag(
             f"{measured} (± {points(error)}) is not clearly above the {points(findings.majority)} of a constant prediction",
@@ -334,7 +333,7 @@ def _entropy(rows: torch.Tensor) -> float:
 
 
 def _excerpt(task: Task, sample: Examples, row: int) -> str:
-    fields = (sample.inputs[name][row] for name in task.fields)
+    fields = (sample.inputs[name][row] for name in task.reading.fields)
     return " | ".join(field if isinstance(field, str) else " ".join(field) for field in fields)[:80]
 
 
@@ -353,7 +352,7 @@ def with_agreement(
         finite = np.isfinite(values[a.teacher]).all() and np.isfinite(values[b.teacher]).all()
         if a.task != b.task or not finite:
             continue
-        share = tasks[a.task].agreement(values[a.teacher], values[b.teacher], samples[a.task])
+        share = tasks[a.task].scoring.agreement(values[a.teacher], values[b.teacher], samples[a.task])
         shares[a.teacher][b.teacher] = shares[b.teacher][a.teacher] = share
     return [replace(one, agreement=shares[one.teacher]) for one in findings]
 

@@ -248,7 +248,9 @@ def _label_one(
     on_progress: Callable[[str, int, int], None],
     should_stop: Callable[[], bool],
 ) -> Labelling:
-    texts = {name: [text for split in splits for text in split.inputs[name]] for name in spec.task.fields}
+    texts = {
+        name: [text for split in splits for text in split.inputs[name]] for name in spec.task.reading.fields
+    }
     keys = np.concatenate([split.keys for split in splits])
     rows = store.missing(spec.key, keys)
     on_progress(spec.name, 0, len(rows))

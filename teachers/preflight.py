@@ -53,7 +53,7 @@ def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cp
             where=f"teachers.{spec.name}",
         )
 
-    inputs = {name: sample.inputs[name] for name in spec.task.fields}
+    inputs = {name: sample.inputs[name] for name in spec.task.reading.fields}
     some = {name: column[:TWICE] for name, column in inputs.items()}
     first = replica()
     logits, truncated = first.label(inputs)
@@ -159,8 +159,8 @@ def _predict_task(spec: TeacherSpec, sample: Examples) -> Predictions:
 
 def _file(cache: Path, spec: TeacherSpec, sample: Examples) -> Path:
     """Where a teacher's predictions are kept: by all that decides them and the random heads' scores."""
-    more = [column for name, column in sample.inputs.items() if name not in spec.task.fields]
-    facts = [FORMAT, TWICE, HEADS, HEAD_EXAMPLES, spec.task.metric, spec.task.labels, more]
+    more = [column for name, column in sample.inputs.items() if name not in spec.task.reading.fields]
+    facts = [FORMAT, TWICE, HEADS, HEAD_EXAMPLES, spec.task.scoring.metric, spec.task.reading.labels, more]
     digest = blake2b(json.dumps(facts).encode(), digest_size=8)
     digest.update(sample.keys.tobytes() + sample.labels.values.tobytes())
     return cache / f"{spec.key}-{digest.hexdigest()}.safetensors"
@@ -189,5 +189,5 @@ def _cached(file: Path, spec: TeacherSpec, sample: Examples) -> Predictions | No
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    shape = (int(spec.task.counts(sample.inputs).sum()), len(spec.task.columns))
+    shape = (int(spec.task.reading.counts(sample.inputs).sum()), len(spec.task.head.columns))
     return predictions if predictions.values.shape == shape else None

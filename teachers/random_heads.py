@@ -40,7 +40,7 @@ def random_head_scores(teacher: Teacher, sample: Examples) -> NDArray[np.float64
     if encoder is None:
         return np.empty(0)
     some = sample.take(np.arange(min(HEAD_EXAMPLES, len(sample))))
-    inputs = {name: some.inputs[name] for name in teacher.task.fields}
+    inputs = {name: some.inputs[name] for name in teacher.task.reading.fields}
     outputs: list[Any] = []
     hook = encoder.register_forward_hook(lambda *call: outputs.append(call[-1]))
     teacher.label(inputs)

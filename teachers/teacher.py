@@ -16,6 +16,7 @@ from pipeline.errors import TeacherError
 from pipeline.models import check_length, fingerprint, open_config, open_model, open_tokenizer
 from pipeline.soft import Dense
 from pipeline.tasks import Task
+from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
 
@@ -46,9 +47,9 @@ class Teacher:
     ) -> None:
         self.groups = check_teacher(folder, task, where or str(folder), max_length, labels)
         self.task, self.tokens_per_batch, self.device = task, tokens_per_batch, torch.device(device)
-        self.max_length = max_length or task.max_length
+        self.max_length = max_length or task.head.max_length
         self.tokenizer = open_tokenizer(folder)
-        model: Any = open_model(task.model_class(), folder, dtype=DTYPES[dtype])
+        model: Any = open_model(model_class(task.kind), folder, dtype=DTYPES[dtype])
         self.model = model.to(self.device)
 
     @torch.inference_mode()
@@ -58,19 +59,19 @@ class Teacher:
         Batches are sorted by length and cut by padded tokens; the same examples in the same order give the
         same bytes.
         """
-        encoded = self.task.encode(self.tokenizer, inputs, self.max_length)
+        encoded = self.task.head.encode(self.tokenizer, inputs, self.max_length)
         starts = np.concatenate(([0], np.cumsum(encoded.counts)))
-        values = torch.empty(int(starts[-1]), len(self.task.columns))
+        values = torch.empty(int(starts[-1]), len(self.task.head.columns))
         order = np.argsort(encoded.lengths, kind="stable")[
             ::-1
         ]  # longest first: memory peaks at once, not at the end
         for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_batch):
             batch = TensorBatch.of(encoded.pad(rows), self.device)
-            predictions = self.task.read_out(self.model(**batch.inputs), batch)
+            predictions = self.task.head.read_out(self.model(**batch.inputs), batch)
             if self.groups is not None:
-                predictions = self.task.marginalise(predictions, self.groups)
+                predictions = self.task.head.marginalise(predictions, self.groups)
             values[torch.from_numpy(flat_index(starts[rows], encoded.counts[rows]))] = predictions.cpu()
-        return Dense(Ragged(values.numpy(), starts), self.task.columns), encoded.truncated
+        return Dense(Ragged(values.numpy(), starts), self.task.head.columns), encoded.truncated
 
 
 def check_teacher(
@@ -86,18 +87,18 @@ def check_teacher(
     """
     _check_head(folder, task, where)
     id2label = {int(column): str(name) for column, name in (open_config(folder).id2label or {}).items()}
-    groups = task.groups(id2label, labels, where)
-    check_length(folder, max_length or task.max_length, where)
+    groups = task.head.groups(id2label, labels, where)
+    check_length(folder, max_length or task.head.max_length, where)
     return groups
 
 
 def _check_head(folder: Path, task: Task, where: str) -> None:
     """A folder without the kind's head would get a random one. Where its config names no class, preflight finds it."""
-    head = task.model_class().__name__.removeprefix("AutoModel")
+    head = task.kind.auto_class.removeprefix("AutoModel")
     found = open_config(folder).architectures or []
     if found and not any(name.endswith(head) for name in found):
         raise TeacherError(
-            f"{where}: {folder} is a {' or '.join(found)}, {task.kind} needs a …{head}",
+            f"{where}: {folder} is a {' or '.join(found)}, {task.kind.name} needs a …{head}",
             "Give a model that was trained for the task, or add `fine_tune` to make one of it.",
         )
 
@@ -116,11 +117,11 @@ def store_key(
     """
     facts: list[Any] = [
         fingerprint(folder),
-        task.kind,
-        list(task.columns),
-        max_length or task.max_length,
+        task.kind.name,
+        list(task.head.columns),
+        max_length or task.head.max_length,
         dtype,
     ]
     if labels is not None:
-        facts += [sorted(labels.items()), type(task).__name__]
+        facts += [sorted(labels.items()), task.kind.problem]
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()

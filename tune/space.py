@@ -19,7 +19,6 @@ from pipeline.config.resolved import resolve_config, student_settings
 from pipeline.config.schema import LONGEST_NAME, Distribution, RunConfig, TuneConfig
 from pipeline.config.view import RESULT_FREE
 from pipeline.errors import ConfigError
-from pipeline.tasks import kind_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -387,12 +386,13 @@ def _check_metric(config: RunConfig, metric: str) -> None:
         return
     known = [MACRO]
     for task, settings in config.tasks.items():
-        kind = kind_of(settings)
-        known += [f"{task}/{one}" for one in (*kind.metrics, *kind.errors)]
+        known += [f"{task}/{metric.name}" for metric in settings.declared.metrics]
     if metric not in known:
         raise ConfigError(f"tune.metric: there is no {metric!r}", f"Known: {', '.join(known)}.")
 
 
 def _is_error(config: RunConfig, metric: str) -> bool:
     task, _, name = metric.rpartition("/")
-    return task in config.tasks and name in kind_of(config.tasks[task]).errors
+    if task not in config.tasks:  # macro/score
+        return False
+    return any(one.name == name and one.better == "lower" for one in config.tasks[task].declared.metrics)

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from pipeline.config.explain import explain
 from pipeline.config.resolved import student_settings, task_aggregation
-from pipeline.config.schema import LONGEST_NAME, RunConfig, Strategy, needs_labels
-from pipeline.errors import ConfigError
+from pipeline.config.schema import LONGEST_NAME, RunConfig, Strategy, strategies
+from pipeline.errors import ConfigError, one_of
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -140,27 +140,21 @@ def _check_seeds(config: RunConfig) -> None:
         )
 
 
-NO_NUMBERS = ("log_mean", "entropy")
-
-
 def _check_kind(task: str, config: RunConfig, strategy: Strategy) -> None:
     """What a task's kind and data rule out."""
     own = config.tasks[task]
-    if own.problem != "single_label" and own.kind != "text-classification":
-        raise ConfigError(
-            f"tasks.{task}.problem: {own.kind} has no {own.problem}", "Only text-classification has several."
-        )
-    if own.problem == "regression" and strategy in NO_NUMBERS:
-        raise ConfigError(
-            f"tasks.{task}: strategy {strategy} is made for probabilities, a regression has none",
-            f"Set tasks.{task}.aggregation.strategy to mean, confidence or best.",
-        )
-    if own.data.unlabelled is not None and needs_labels(strategy):
-        others = "mean" if own.problem == "regression" else "mean, log_mean or entropy"
-        raise ConfigError(
-            f"tasks.{task}: strategy {strategy} needs labels, data.unlabelled has none",
-            f"Set tasks.{task}.aggregation.strategy to {others}.",
-        )
+    try:
+        kind = own.declared
+    except ConfigError as error:
+        raise ConfigError(f"tasks.{task}.{error.cause}", error.remedy) from None
+    labelled = own.data.unlabelled is None
+    others = f"Set tasks.{task}.aggregation.strategy to {one_of(strategies(kind, labelled=labelled))}."
+    if strategy not in strategies(kind, labelled=True):
+        cause = f"tasks.{task}: strategy {strategy} is made for probabilities, a {kind.problem} has none"
+        raise ConfigError(cause, others)
+    if strategy not in strategies(kind, labelled=labelled):
+        cause = f"tasks.{task}: strategy {strategy} needs labels, data.unlabelled has none"
+        raise ConfigError(cause, others)
 
 
 def _known(path: str, name: str, names: Mapping[str, object]) -> None:

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config.kinds import Kind, KindName, Problem, kind_of
+
 LONGEST_NAME = 64
 Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$")]
 Split = Literal["train", "validation", "test"]
@@ -39,6 +41,17 @@ Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
 def needs_labels(strategy: Strategy) -> bool:
     """Whether an aggregation strategy looks at the examples' labels."""
     return strategy in ("confidence", "best")
+
+
+def strategies(kind: Kind, *, labelled: bool) -> tuple[Strategy, ...]:
+    """How the teachers of a task can be aggregated; labelled: whether all its training examples have labels."""
+    for_distributions = ("log_mean", "entropy")
+    return tuple(
+        strategy
+        for strategy in get_args(Strategy)
+        if (labelled or not needs_labels(strategy))
+        and not (kind.continuous and strategy in for_distributions)
+    )
 
 
 class Strict(BaseModel):
@@ -100,9 +113,9 @@ class DataConfig(Strict):
 class TaskConfig(Strict):
     """One thing the student must learn."""
 
-    kind: Literal["text-classification", "token-classification", "question-answering"]
+    kind: KindName
     """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none."""
-    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    problem: Problem = "single_label"
     """Of text-classification: one label, a list of any number of labels, or a number."""
     data: DataConfig
     """Its examples."""
@@ -110,6 +123,11 @@ class TaskConfig(Strict):
     """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them)."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
     """Keys of `aggregation` that this task sets otherwise."""
+
+    @property
+    def declared(self) -> Kind:
+        """The kind's declaration. Raises `ConfigError` where the kind has no such problem."""
+        return kind_of(self.kind, self.problem)
 
 
 class EarlyStoppingConfig(Strict):

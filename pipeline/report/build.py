@@ -79,10 +79,10 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
 def _task(results: TaskResults) -> TaskReport:
     task, test, metric = results.task, results.test, results.metric
     metrics = Metrics(
-        teachers={name: task.scores(values, test) for name, values in results.teachers.items()},
-        students={name: task.scores(values, test) for name, values in results.students.items()},
-        supervised={name: task.scores(values, test) for name, values in results.supervised.items()},
-        ensemble=task.scores(results.ensemble, test),
+        teachers={name: task.scoring.scores(values, test) for name, values in results.teachers.items()},
+        students={name: task.scoring.scores(values, test) for name, values in results.students.items()},
+        supervised={name: task.scoring.scores(values, test) for name, values in results.supervised.items()},
+        ensemble=task.scoring.scores(results.ensemble, test),
     )
     resampled = _resampled(results)
     students = {}
@@ -97,18 +97,18 @@ def _task(results: TaskResults) -> TaskReport:
             retention=retention(score, ensemble),
             gap_recovered=gap_recovered(score, supervised, ensemble),
             delta_error=None if difference is None else float(difference.std()),
-            agreement=task.agreement(values, results.ensemble, test),
+            agreement=task.scoring.agreement(values, results.ensemble, test),
             ece=metrics.students[name].get("ece"),
         )
     return TaskReport(
-        kind=task.kind,
+        kind=task.kind.name,
         metric=metric,
         teachers={name: values[metric] for name, values in metrics.teachers.items()},
         ensemble=metrics.ensemble[metric],
         students=students,
         examples=results.examples,
-        labels=tuple(task.labels),
-        majority=task.constant_score(test),
+        labels=tuple(task.reading.labels),
+        majority=task.scoring.constant_score(test),
         standard_error=max(float(scores.std()) for scores in resampled.values()),
         standard_errors=_standard_errors(resampled),
         aggregation=results.aggregation,
@@ -122,8 +122,8 @@ def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64
     predictions = {("ensemble", ""): results.ensemble}
     predictions |= {("students", name): values for name, values in results.students.items()}
     predictions |= {("supervised", name): values for name, values in results.supervised.items()}
-    statistics = [results.task.statistics(values, results.test) for values in predictions.values()]
-    return dict(zip(predictions, bootstrap(statistics, results.task.score_of), strict=True))
+    statistics = [results.task.scoring.statistics(values, results.test) for values in predictions.values()]
+    return dict(zip(predictions, bootstrap(statistics, results.task.scoring.score_of), strict=True))
 
 
 def _standard_errors(resampled: Mapping[tuple[str, str], NDArray[np.float64]]) -> StandardErrors:

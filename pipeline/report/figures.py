@@ -75,11 +75,11 @@ def draw(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts) -> d
         if curves := _curves(tasks, facts, colours):
             figures["curves.png"] = curves
         for task, results in tasks.items():
-            if results.task.classified(results.ensemble, results.test) is not None:
+            if results.task.scoring.classified(results.ensemble, results.test) is not None:
                 figures[f"reliability-{task}.png"] = _reliability(task, results, report, colours)
                 for name in students:
                     figures[f"confusion-{name}@{task}.png"] = _confusion(task, results, name, colours[name])
-            if results.task.continuous:
+            if results.task.kind.continuous:
                 for name in students:
                     figures[f"scatter-{name}@{task}.png"] = _scatter(task, results, name, colours[name])
         return {name: png(figure) for name, figure in figures.items()}
@@ -259,7 +259,7 @@ def _reliability(task: str, results: TaskResults, report: Report, colours: Mappi
             style: dict[str, Any] = {"color": pale(colours[name]), "linestyle": DASHED}
             _dots(axes, results, results.supervised[name], "supervised", its, **style)
         _dots(axes, results, values, short(name), metrics.students[name], color=colours[name])
-        axes.set(xlim=(max(0, 1 / len(results.task.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
+        axes.set(xlim=(max(0, 1 / len(results.task.reading.labels) - 0.04), 1.03), ylim=(-0.02, 1.05))
         axes.set_title(short(name, 24))
         axes.set_xlabel("confidence")
         axes.grid(axis="y")
@@ -295,7 +295,7 @@ def _dots(
 def _classified(
     results: TaskResults, values: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    found = results.task.classified(values, results.test)
+    found = results.task.scoring.classified(values, results.test)
     assert found is not None, "draw has asked"
     return found
 
@@ -338,7 +338,7 @@ class Confusions:
     @classmethod
     def of(cls, results: TaskResults, values: NDArray[np.floating]) -> Confusions:
         """Those of one model's (M, C) values."""
-        labels, background = results.task.labels, results.task.background
+        labels, background = results.task.reading.labels, results.task.reading.background
         counts = confusion(*_classified(results, values))
         kept = [index for index, label in enumerate(labels) if label != background]
         names = tuple(labels[index] for index in kept)

@@ -27,10 +27,10 @@ def write_model_card(folder: Path, config: RunConfig, report: Report, student: s
         else f"| this student on labels alone | {100 * scored.supervised:.1f} |\n"
     )
     start = config.students[student].init_from or config.students[student].model
-    labels = f"; labels: {', '.join(task.labels)}" if task.labels else ""
+    labels = f"; labels: {', '.join(task.reading.labels)}" if task.reading.labels else ""
     calibration = "" if scored.ece is None else f" Expected calibration error {scored.ece:.3f}."
     card = f"""---
-pipeline_tag: {task.kind}
+pipeline_tag: {task.kind.name}
 library_name: transformers
 tags: [distillation, tutelage]
 ---
@@ -39,7 +39,7 @@ tags: [distillation, tutelage]
 One task of a student that answers {", ".join(config.tasks)}, distilled by Tutelage (run {config.name}, seed {config.seed}).
 
 ```python
-{task.snippet()}
+{task.head.snippet()}
 ```
 
 Test {results.metric} on {results.examples["test"]} examples:

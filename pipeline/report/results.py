@@ -80,8 +80,8 @@ def ensemble_scores(
     store, scores = Store(config.store_path), {}
     for name, task_data in data.items():
         _, together = _said(config, name, task_data, keys, store, split)
-        metric = task_data.task.metric
-        scores[f"{name}/{metric}"] = task_data.task.scores(together, task_data.splits[split])[metric]
+        metric = task_data.task.scoring.metric
+        scores[f"{name}/{metric}"] = task_data.task.scoring.scores(together, task_data.splits[split])[metric]
     return {**scores, "macro/score": statistics.mean(scores.values())}
 
 
@@ -90,9 +90,9 @@ def _said(
 ) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
     """What each of a task's teachers says of a split, out of the store, and what they say together: (M, C) each."""
     task, examples, weights = data.task, data.splits[split], task_aggregation(config, name).weights
-    counts = task.counts(examples.inputs)
+    counts = task.reading.counts(examples.inputs)
     teachers: dict[str, NDArray[np.floating]] = {
-        teacher: store.view(keys[teacher], examples.keys, task.columns, counts)
+        teacher: store.view(keys[teacher], examples.keys, task.head.columns, counts)
         .gather(examples.keys)
         .values.astype(np.float32)
         for teacher in weights
@@ -111,12 +111,12 @@ def ensemble_values(
     """(M, C) what a task's teachers, each (M, C), say together of examples with `counts` items."""
     stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
     share = torch.tensor(list(weights.values()))
-    rows = task.rows(stacked, items)
-    together = ensemble(rows, strategy=strategy, weights=share, continuous=task.continuous)
-    if not task.continuous:
+    rows = task.head.rows(stacked, items)
+    together = ensemble(rows, strategy=strategy, weights=share, continuous=task.kind.continuous)
+    if not task.kind.continuous:
         spoken = is_present(rows).any(dim=-1).any(dim=0)  # else nobody has a word on it, nor the ensemble
         together = (together * spoken.unsqueeze(-1)).log().clamp(min=ABSENT)
-    return task.flat(together, items).numpy()
+    return task.head.flat(together, items).numpy()
 
 
 def run_facts(
@@ -141,7 +141,7 @@ def run_facts(
         parameters.setdefault(job.student, result["parameters"])
         notes += _job_notes(inputs, job, result)
     notes += [
-        f"{name}: {done.truncated} {inputs.data[config.teachers[name].task].task.lost} truncated by the teacher"
+        f"{name}: {done.truncated} {inputs.data[config.teachers[name].task].task.kind.truncates} truncated by the teacher"
         for name, done in labelled.items()
         if done.truncated
     ]
@@ -190,7 +190,7 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
     if job.mode == "distilled":
         cut = {task: count for task, count in result["truncated"].items() if count}
         notes += [
-            f"{job.student}: {count} {inputs.data[task].task.lost} of {task} truncated to max_length"
+            f"{job.student}: {count} {inputs.data[task].task.kind.truncates} of {task} truncated to max_length"
             for task, count in cut.items()
         ]
     return notes

@@ -35,7 +35,7 @@ class TaskResults:
     @property
     def metric(self) -> str:
         """The task's."""
-        return self.task.metric
+        return self.task.scoring.metric
 
 
 @dataclass(frozen=True)

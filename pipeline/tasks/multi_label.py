@@ -3,13 +3,15 @@
 A text's C labels are C rows of two classes, no and yes, with logits 0 and z: softmax over them is the sigmoid
 of z, cross-entropy the binary cross-entropy, so losses and aggregation are those of every other kind. An
 example counts as the mean over its labels, as `BCEWithLogitsLoss` has it.
+
+Values: (n, C) logits of yes; rows: (n · C, 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,51 +19,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import ABSENT, UNLABELLED, Examples, Ragged, is_present
+from pipeline.config.kinds import MULTI_LABEL as KIND
 from pipeline.errors import DataError
+from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
-from pipeline.tasks.label_map import Groups, marginalise
+from pipeline.tasks.label_map import Groups, label_groups, marginalise
 from pipeline.tasks.scores import ece, refuse_unlabelled
-from pipeline.tasks.text import texts_of
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.task import Task
+from pipeline.tasks.text import FIELDS, TextHead, TextReading, text_snippet
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
 
 
+def multi_label(
+    name: str,
+    labels: tuple[str, ...],
+    max_length: int,
+    metric: str = KIND.metrics[0].name,
+    fields: tuple[str, ...] = FIELDS,
+) -> Task:
+    """A multi-label task over `labels`."""
+    return Task(
+        name,
+        KIND,
+        MultiLabelReading(name, labels, fields),
+        MultiLabelHead(name, max_length, labels, fields),
+        MultiLabelScoring(metric, labels),
+    )
+
+
+def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
+    """The task of a config; labels as declared, or the data set's names, or those that stand in train's lists."""
+    column = train["label"]
+    _check_lists(name, "train", column.values)
+    present = [label for value in column.values if value is not None for label in value]
+    labels = label_space(name, config.data.labels, column.names, present)
+    metric, fields = config.metric or KIND.metrics[0].name, KIND.content(config.data.columns)
+    return multi_label(name, labels, config.data.max_length, metric, fields)
+
+
 @dataclass(frozen=True)
-class MultiLabel(TextClassification):
-    """One multi-label task; see `pipeline.tasks.Task`. Values: (n, C) logits of yes; rows: (n · C, 2)."""
-
-    metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "subset_accuracy")
-    errors: ClassVar[tuple[str, ...]] = ("nll", "ece")
-
-    metric: str = "micro_f1"
-
-    @property
-    def row_weight(self) -> float:  # type: ignore[override]
-        """The mean over labels."""
-        return 1 / len(self.labels)
-
-    # ---- data
-
-    @classmethod
-    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
-        """The task; labels as declared, or the data set's names, or those found in train's lists."""
-        column = train["label"]
-        _check_lists(name, "train", column.values)
-        found = [label for value in column.values if value is not None for label in value]
-        labels = label_space(name, config.data.labels, column.names, found)
-        metric = config.metric or cls.metrics[0]
-        return cls(name, labels, config.data.max_length, metric, cls.roles(config))
+class MultiLabelReading(TextReading):
+    """See `pipeline.tasks.task.Reading`."""
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """Texts, and (C,) 0 or 1 each, from a list of labels; -1 throughout where there is none."""
-        inputs = texts_of(self.name, split, columns, self.fields)
+        inputs = self.texts(columns, split)
         marks = np.full((len(inputs["text"]), len(self.labels)), UNLABELLED)
         if "label" not in columns:
             return inputs, Ragged.single(marks)
         column = columns["label"]
-        _check_lists(self.name, split, column.values)
+        _check_lists(self.task, split, column.values)
         every = [label for value in column.values if value is not None for label in value]
         index = label_index(self.labels, column.names, every)
         for row, value in enumerate(column.values):
@@ -69,72 +78,98 @@ class MultiLabel(TextClassification):
                 continue
             ids = label_ids(index, value)
             if (ids < 0).any():
-                raise refuse_label(self.name, row, split, value[int((ids < 0).argmax())], self.labels)
+                raise refuse_label(self.task, row, split, value[int((ids < 0).argmax())], self.labels)
             marks[row] = 0
             marks[row, ids] = 1
         return inputs, Ragged.single(marks)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
         """Which have a list."""
-        return np.asarray(labels.values[:, 0] != UNLABELLED)
+        return _labelled(labels)
 
-    # ---- models
 
-    def head_settings(self) -> dict[str, Any]:
-        """Label names in the task's order, a sigmoid each."""
-        return {**super().head_settings(), "problem_type": "multi_label_classification"}
+@dataclass(frozen=True)
+class MultiLabelHead(TextHead):
+    """See `pipeline.tasks.task.Head`."""
+
+    columns: tuple[str, ...]
+    fields: tuple[str, ...] = FIELDS
+
+    @property
+    def row_weight(self) -> float:
+        """The mean over labels."""
+        return 1 / len(self.columns)
+
+    def attach(self, trunk: Any) -> Any:
+        """One output a label, a sigmoid each."""
+        settings = label_settings(self.columns)
+        return attach_head(trunk, KIND, {**settings, "problem_type": "multi_label_classification"})
+
+    def groups(
+        self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
+    ) -> Groups | None:
+        """By name; see `label_groups`."""
+        return label_groups(id2label, self.columns, declared, self.task, where)
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
         """The largest: labels are no distribution, so they do not add up."""
         return marginalise(values, groups, independent=True)
 
-    # ---- losses
-
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
-        """0 for no beside each logit; nothing where there is none: silence is no "no"."""
+        """0 for no beside each logit; `ABSENT` for both where there is none: no prediction is not a "no"."""
         no = torch.where(is_present(values), 0.0, ABSENT).to(values)
         pairs = torch.stack((no, values), dim=-1)
         return pairs.flatten(start_dim=-3, end_dim=-2)
 
     def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Log-odds of yes."""
-        return (rows[:, 1] - rows[:, 0]).view(-1, len(self.labels))
+        return (rows[:, 1] - rows[:, 0]).view(-1, len(self.columns))
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
         """0 or 1 a label."""
         return labels.reshape(-1)
 
-    # ---- evaluation
+    def snippet(self) -> str:
+        """For a model card."""
+        return text_snippet(str(KIND.pipeline), self.fields)
+
+
+@dataclass(frozen=True)
+class MultiLabelScoring:
+    """See `pipeline.tasks.task.Scoring`."""
+
+    metric: str
+    labels: tuple[str, ...]
 
     def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
         """``micro_f1``, ``macro_f1``, ``subset_accuracy`` (every label right), ``nll`` (mean over labels, nats), ``ece``."""
-        gold = self._gold(examples)
-        sums = self._statistics(values, gold).sum(0)
+        gold = _gold(examples)
+        sums = _statistics(values, gold).sum(0)
         z = values.astype(np.float64)
         probability = 1 / (1 + np.exp(-z))
         return {
-            **{metric: float(_score(metric, sums)) for metric in self.metrics},
+            **{metric: float(_score(metric, sums)) for metric in KIND.selecting},
             "nll": float((np.logaddexp(0, z) - gold * z).mean()),
             "ece": ece(np.maximum(probability, 1 - probability).ravel(), ((z > 0) == gold).ravel()),
         }
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """Hits, predicted and gold by label; whether all are right; 1."""
-        return self._statistics(values, self._gold(examples))
+        """Hits, predicted and gold by label; whether all are right; 1 for each example, to count them."""
+        return _statistics(values, _gold(examples))
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The metric."""
+        """Micro F1, macro F1 or subset accuracy."""
         return _score(self.metric, sums)
 
     def constant_score(self, examples: Examples) -> float:
         """The best of no label, every label, and the labels that most texts have."""
-        gold = self._gold(examples)
+        gold = _gold(examples)
         answers = (np.zeros(len(self.labels)), np.ones(len(self.labels)), gold.mean(0) > 0.5)
         same = [np.tile(np.where(answer, 1.0, -1.0), (len(gold), 1)) for answer in answers]
-        return max(float(self.score_of(self._statistics(one, gold).sum(0))) for one in same)
+        return max(float(self.score_of(_statistics(one, gold).sum(0))) for one in same)
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of labels on which both say the same."""
+        """Share of labels that both predict, or both do not."""
         return float(((a > 0) == (b > 0)).mean())
 
     def classified(
@@ -143,14 +178,20 @@ class MultiLabel(TextClassification):
         """None: a text has no single label."""
         return None
 
-    def _gold(self, examples: Examples) -> NDArray[np.int64]:
-        refuse_unlabelled(self.labelled(examples.labels))
-        return np.asarray(examples.labels.values)
 
-    def _statistics(self, values: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArray[np.float64]:
-        said = values > 0
-        right = (said == gold).all(1, keepdims=True)
-        return np.hstack((said * gold, said, gold, right, np.ones_like(right))).astype(np.float64)
+def _labelled(labels: Ragged) -> NDArray[np.bool_]:
+    return np.asarray(labels.values[:, 0] != UNLABELLED)
+
+
+def _gold(examples: Examples) -> NDArray[np.int64]:
+    refuse_unlabelled(_labelled(examples.labels))
+    return np.asarray(examples.labels.values)
+
+
+def _statistics(values: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArray[np.float64]:
+    predicted = values > 0
+    right = (predicted == gold).all(1, keepdims=True)
+    return np.hstack((predicted * gold, predicted, gold, right, np.ones_like(right))).astype(np.float64)
 
 
 def _check_lists(task: str, split: str, values: Sequence[Any]) -> None:
@@ -164,12 +205,12 @@ def _check_lists(task: str, split: str, values: Sequence[Any]) -> None:
 
 
 def _score(metric: str, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    hits, said, gold = np.split(sums[..., :-2], 3, axis=-1)
+    hits, predicted, gold = np.split(sums[..., :-2], 3, axis=-1)
     match metric:
         case "subset_accuracy":
             return np.asarray(sums[..., -2] / sums[..., -1])
         case "micro_f1":
-            return np.asarray(2 * hits.sum(-1) / np.maximum(said.sum(-1) + gold.sum(-1), 1))
+            return np.asarray(2 * hits.sum(-1) / np.maximum(predicted.sum(-1) + gold.sum(-1), 1))
         case _:  # a label that neither occurs nor is predicted has no F1
-            f1, known = 2 * hits / np.maximum(said + gold, 1), said + gold > 0
+            f1, known = 2 * hits / np.maximum(predicted + gold, 1), predicted + gold > 0
             return np.asarray((f1 * known).sum(-1) / np.maximum(known.sum(-1), 1))

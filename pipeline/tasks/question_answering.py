@@ -1,11 +1,13 @@
 """Extractive question answering: the words of a context that answer a question, or none where it has no answer.
 
-Models speak of the context's words, whatever their tokens, and of one cell more for "no answer" (cell 0; word i is
-cell i + 1): a start and an end logit each. Contexts longer than a sequence are read in overlapping windows. Within
+Models score the context's words, whatever their tokens, and one cell more for "no answer" (cell 0; word i is cell
+i + 1): a start and an end logit each. Contexts longer than a sequence are read in overlapping windows. Within
 a window a token's probability is summed onto the word that it covers (of several onto the first for start, the
 last for end); over windows a word takes its largest logit and "no answer" its smallest, as Hugging Face's
 ``run_qa`` pools them. The softmax is over all cells of the context at once, so that windows compete (shared
 normalisation: Clark & Gardner 2018, arXiv 1710.10723); tokens of the question are left out of it.
+
+Values: (M, 2) logits of start and end a cell; rows: (2n, longest) an example's start, then its end, over its cells.
 
 Not covered: answers that are not in the context, several answers at once; a span's ends are whole words.
 """
@@ -17,7 +19,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import UNLABELLED, Encoded, Examples, Ragged, flat_index, token_budget_batches
+from pipeline.config.kinds import QUESTION_ANSWERING as KIND
 from pipeline.errors import DataError, TeacherError
+from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.spans import WORD
+from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_mask, pad_items
 from pipeline.tasks.text import texts_of
 from pipeline.tasks.windows import (
@@ -60,71 +65,65 @@ class Answer(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
-class QuestionAnswering:
-    """One question answering task; see `pipeline.tasks.Task`. Values: (M, 2) logits of start and end a cell; rows:
-    (2n, longest) an example's start, then its end, over its cells. unanswerable: whether train has questions
-    without an answer; where it has none, an answer is always given."""
+def question_answering(
+    name: str, max_length: int, metric: str = KIND.metrics[0].name, unanswerable: bool = False
+) -> Task:
+    """A question answering task. unanswerable: whether train has questions without an answer; where it has none, an
+    answer is always given."""
+    return Task(
+        name,
+        KIND,
+        QuestionReading(name),
+        SpanHead(name, max_length, unanswerable),
+        AnswerScoring(metric, unanswerable),
+    )
 
-    kind: ClassVar[str] = "question-answering"
-    metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
-    errors: ClassVar[tuple[str, ...]] = ()
-    continuous: ClassVar[bool] = False
-    label_roles: ClassVar[tuple[str, ...]] = ("answers",)
-    lost: ClassVar[str] = "questions"
-    outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
-    row_weight: ClassVar[float] = 0.5
+
+def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
+    """The task of a config; train decides whether some questions have no answer."""
+    if config.data.labels is not None:
+        raise DataError(
+            f"tasks.{name}.data.labels: question-answering has no label space", "Remove data.labels."
+        )
+    check_room(config.data.max_length, name)
+    golds = _golds(name, "train", train)
+    unanswerable = any(gold is not None and not gold[0] for gold in golds)
+    return question_answering(
+        name, config.data.max_length, config.metric or KIND.metrics[0].name, unanswerable
+    )
+
+
+@dataclass(frozen=True)
+class QuestionReading:
+    """See `pipeline.tasks.task.Reading`."""
+
     labels: ClassVar[tuple[str, ...]] = ()
     entity_types: ClassVar[tuple[str, ...]] = ()
     background: ClassVar[str | None] = None
-    columns: ClassVar[tuple[str, ...]] = SIDES
-    fields: ClassVar[tuple[str, ...]] = ("question", "context")
-    pipeline: ClassVar[str | None] = None
+    fields: ClassVar[tuple[str, ...]] = KIND.inputs
 
-    name: str
-    max_length: int
-    metric: str = "f1"
-    unanswerable: bool = False
-
-    # ---- data
-
-    @staticmethod
-    def roles(config: TaskConfig) -> tuple[str, ...]:
-        """`question` and `context`."""
-        return QuestionAnswering.fields
-
-    @classmethod
-    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
-        """The task; whether some questions have no answer is found in train."""
-        if config.data.labels is not None:
-            raise DataError(
-                f"tasks.{name}.data.labels: question-answering has no label space", "Remove data.labels."
-            )
-        check_room(config.data.max_length, name)
-        golds = _golds(name, "train", train)
-        unanswerable = any(gold is not None and not gold[0] for gold in golds)
-        return cls(name, config.data.max_length, config.metric or cls.metrics[0], unanswerable)
+    task: str
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """Questions, contexts and every gold answer (none for unlabelled), and (2,) cells of the first one's ends.
 
         (0, 0): no answer; (-1, -1): unlabelled. Every gold answer must stand in its context.
         """
-        inputs = texts_of(self.name, split, columns, self.fields)
+        inputs = texts_of(self.task, split, columns, self.fields)
         for role in self.fields:
             for row, text in enumerate(inputs[role]):
                 if WORD.search(text) is None:
-                    raise _refusal(self.name, split, row, f"{role} is empty", "Remove or mend that row.")
+                    raise _refusal(self.task, split, row, f"{role} is empty", "Remove or mend that row.")
         contexts = inputs["context"]
         golds: Sequence[Gold | None] = [None] * len(contexts)
         if "answers" in columns:
-            golds = _golds(self.name, split, columns)
+            golds = _golds(self.task, split, columns)
         spans = np.zeros((len(contexts), 2), dtype=np.int64)
         cells = np.full((len(contexts), 2), UNLABELLED)
         for row, (gold, context) in enumerate(zip(golds, contexts, strict=True)):
             if gold is not None:
-                found = _found(self.name, split, row, gold, context)
-                spans[row] = found[0] if found else 0
+                places = _places(self.task, split, row, gold, context)
+                spans[row] = places[0] if places else 0
                 cells[row] = 0
         for rows in chunks(contexts):
             answered = rows[spans[rows, 1] > 0]
@@ -135,34 +134,27 @@ class QuestionAnswering:
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
         """Which have an answer, or are known to have none."""
-        return np.asarray(labels.values[:, 0] != UNLABELLED)
+        return _labelled(labels)
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
         """One item a word of the context, and one for no answer."""
         return cell_counts(inputs["context"])
 
-    # ---- models
 
-    @staticmethod
-    def model_class() -> Any:
-        """`AutoModelForQuestionAnswering`."""
-        from transformers import (
-            AutoModelForQuestionAnswering,  # the core's other users need no transformers
-        )
+@dataclass(frozen=True)
+class SpanHead:
+    """See `pipeline.tasks.task.Head`."""
 
-        return AutoModelForQuestionAnswering
+    row_weight: ClassVar[float] = 0.5
+    columns: ClassVar[tuple[str, ...]] = SIDES
 
-    def head_settings(self) -> dict[str, Any]:
-        """Two outputs a token; an encoder that was a classifier forgets its labels."""
-        return {
-            "num_labels": len(SIDES),
-            "id2label": dict(enumerate(SIDES)),
-            "label2id": {side: i for i, side in enumerate(SIDES)},
-            "problem_type": None,
-        }
+    task: str
+    max_length: int
+    unanswerable: bool = False
 
-    def prepare_head(self, model: Any) -> None:
-        """As drawn."""
+    def attach(self, trunk: Any) -> Any:
+        """Two outputs a token; a trunk that was a classifier's forgets its labels."""
+        return attach_head(trunk, KIND, {**label_settings(SIDES), "problem_type": None})
 
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
@@ -170,7 +162,7 @@ class QuestionAnswering:
         """None: start and end have no names in a model's config. Raises `TeacherError` for a declared mapping."""
         if declared is not None:
             raise TeacherError(
-                f"{where}.labels: task {self.name} answers questions, it has no labels", "Remove labels."
+                f"{where}.labels: task {self.task} answers questions, it has no labels", "Remove labels."
             )
         return None
 
@@ -184,18 +176,20 @@ class QuestionAnswering:
         """Token ids of n questions with their contexts, in windows; questions that had to be cut are counted. See
         `encode_windows`."""
         return encode_windows(
-            tokenizer, inputs["question"], inputs["context"], max_length or self.max_length, self.name
+            tokenizer, inputs["question"], inputs["context"], max_length or self.max_length, self.task
         )
 
+    def truncatable(self, counts: NDArray[np.int64]) -> int:
+        """Every question."""
+        return len(counts)
+
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
-        """Start and end logits of every cell; `ABSENT` for a word that no token of the model's stands for."""
+        """Start and end logits of every cell; `ABSENT` for a word that no token of the model stands for."""
         sides = [
             cell_logits(output[name].float(), batch.spots[side], batch)
-            for name, side in zip(self.outputs, SIDES, strict=True)
+            for name, side in zip(KIND.outputs, SIDES, strict=True)
         ]
         return torch.stack(sides, dim=-1)
-
-    # ---- losses
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
         """Start and end of the first example, of the second …, over the cells; `ABSENT` past an example's own."""
@@ -210,71 +204,6 @@ class QuestionAnswering:
         """Start and end cells, in the order of `rows`."""
         return labels.reshape(-1)
 
-    # ---- evaluation
-
-    def answers(self, values: NDArray[np.floating], inputs: Mapping[str, Sequence[Any]]) -> list[Answer]:
-        """What a model that says `values` (M, 2) answers to the questions about ``inputs["context"]``."""
-        contexts = inputs["context"]
-        words = Words.of(contexts)
-        cells = best_spans(values, 1 + words.counts, no_answer=self.unanswerable)
-        spans, answered = np.zeros_like(cells), np.flatnonzero(cells[:, 0])
-        spans[answered] = words.characters(answered, cells[answered])
-        return [
-            Answer(context[start:end], start, end)
-            for context, (start, end) in zip(contexts, spans.tolist(), strict=True)
-        ]
-
-    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
-        """``f1`` and ``exact_match``, as SQuAD v2.0 defines them; where there are questions without an answer also
-        ``answerable_f1`` and ``no_answer_accuracy``, of the others and of those. Shares, not percent."""
-        said = self._said(values, examples)
-        found = dict(zip(self.metrics, said.mean(0).tolist(), strict=True))
-        answerable = examples.labels.values[:, 0] > 0
-        if answerable.all():
-            return found
-        if answerable.any():
-            found["answerable_f1"] = float(said[answerable, 0].mean())
-        found["no_answer_accuracy"] = float(said[~answerable, 1].mean())
-        return found
-
-    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """The metric; 1."""
-        said = self._said(values, examples)[:, self.metrics.index(self.metric)]
-        return np.stack((said, np.ones_like(said)), axis=1)
-
-    def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean."""
-        return np.asarray(sums[..., 0] / sums[..., 1])
-
-    def constant_score(self, examples: Examples) -> float:
-        """No answer, throughout."""
-        refuse_unlabelled(self.labelled(examples.labels))
-        said = [squad_scores("", golds) for golds in examples.inputs["answers"]]
-        return float(np.mean(said, axis=0)[self.metrics.index(self.metric)])
-
-    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of questions that get the same span, or none from both."""
-        counts = self.counts(examples.inputs)
-        spans = [best_spans(values, counts, no_answer=self.unanswerable) for values in (a, b)]
-        return float((spans[0] == spans[1]).all(axis=1).mean())
-
-    def classified(
-        self, values: NDArray[np.floating], examples: Examples
-    ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
-        """None: an answer is not one label out of C."""
-        return None
-
-    def _said(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """(n, 2) F1 and exact match."""
-        refuse_unlabelled(self.labelled(examples.labels))
-        answers = self.answers(values, examples.inputs)
-        golds = examples.inputs["answers"]
-        return np.array(
-            [squad_scores(answer.text, gold) for answer, gold in zip(answers, golds, strict=True)]
-        ).reshape(-1, 2)
-
-    # ---- use
-
     def snippet(self) -> str:
         """For a model card; transformers has no question-answering pipeline."""
         none = ""
@@ -285,6 +214,63 @@ class QuestionAnswering:
                 '\n    answer = "no answer"'
             )
         return SNIPPET.format(longest=LONGEST_ANSWER, none=none)
+
+
+@dataclass(frozen=True)
+class AnswerScoring:
+    """See `pipeline.tasks.task.Scoring`."""
+
+    metric: str
+    unanswerable: bool = False
+
+    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
+        """``f1`` and ``exact_match``, as SQuAD v2.0 defines them; where there are questions without an answer also
+        ``answerable_f1`` and ``no_answer_accuracy``, of the others and of those. Shares, not percent."""
+        by_example = self._by_example(values, examples)
+        result = dict(zip(KIND.selecting, by_example.mean(0).tolist(), strict=True))
+        answerable = examples.labels.values[:, 0] > 0
+        if answerable.all():
+            return result
+        if answerable.any():
+            result["answerable_f1"] = float(by_example[answerable, 0].mean())
+        result["no_answer_accuracy"] = float(by_example[~answerable, 1].mean())
+        return result
+
+    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """The metric; 1 for each example, to count them."""
+        metric = self._by_example(values, examples)[:, KIND.selecting.index(self.metric)]
+        return np.stack((metric, np.ones_like(metric)), axis=1)
+
+    def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean."""
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+    def constant_score(self, examples: Examples) -> float:
+        """No answer, throughout."""
+        refuse_unlabelled(_labelled(examples.labels))
+        by_example = [squad_scores("", golds) for golds in examples.inputs["answers"]]
+        return float(np.mean(by_example, axis=0)[KIND.selecting.index(self.metric)])
+
+    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
+        """Share of questions that get the same span, or none from both."""
+        counts = cell_counts(examples.inputs["context"])
+        spans = [best_spans(values, counts, no_answer=self.unanswerable) for values in (a, b)]
+        return float((spans[0] == spans[1]).all(axis=1).mean())
+
+    def classified(
+        self, values: NDArray[np.floating], examples: Examples
+    ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
+        """None: an answer is not one label out of C."""
+        return None
+
+    def _by_example(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """(n, 2) F1 and exact match."""
+        refuse_unlabelled(_labelled(examples.labels))
+        answers = answers_of(values, examples.inputs, no_answer=self.unanswerable)
+        golds = examples.inputs["answers"]
+        return np.array(
+            [squad_scores(answer.text, gold) for answer, gold in zip(answers, golds, strict=True)]
+        ).reshape(-1, 2)
 
 
 SNIPPET = """\
@@ -311,15 +297,19 @@ print(answer)"""
 # ---------------------------------------------------------------- reading
 
 Gold = tuple[Sequence[str], Sequence[int] | None]
-"""An example's gold answers, and where they start in the context, if that is said."""
+"""An example's gold answers, and where they start in the context, if the data set has that."""
 
 
 def _refusal(task: str, split: str, row: int, what: str, remedy: str) -> DataError:
     return DataError(f"tasks.{task}: row {row} of {split}: {what}", remedy)
 
 
+def _labelled(labels: Ragged) -> NDArray[np.bool_]:
+    return np.asarray(labels.values[:, 0] != UNLABELLED)
+
+
 def _golds(task: str, split: str, columns: Mapping[str, Column]) -> list[Gold | None]:
-    """Each example's gold answers as the data set has them, None where it has none to say."""
+    """Each example's gold answers as the data set has them, None where the example is unlabelled."""
     values = columns["answers"].values
     starts = columns["answer_starts"].values if "answer_starts" in columns else [None] * len(values)
     return [
@@ -352,10 +342,10 @@ def _gold(task: str, split: str, row: int, value: Any, starts: Any) -> Gold:
     return texts, starts
 
 
-def _found(task: str, split: str, row: int, gold: Gold, context: str) -> list[tuple[int, int]]:
+def _places(task: str, split: str, row: int, gold: Gold, context: str) -> list[tuple[int, int]]:
     """Characters ``[start, end)`` of each gold answer in the context."""
     texts, starts = gold
-    found = []
+    places = []
     for i, text in enumerate(texts):
         if WORD.search(text) is None:
             remedy = "Give an empty list for a question without an answer."
@@ -365,11 +355,27 @@ def _found(task: str, split: str, row: int, gold: Gold, context: str) -> list[tu
             place = "in the context" if starts is None else f"at character {start} of the context"
             remedy = "Mend the row: an answer is copied out of its context, its start counted in characters from 0."
             raise _refusal(task, split, row, f"the answer {text!r:.200} is not {place}", remedy)
-        found.append((start, start + len(text)))
-    return found
+        places.append((start, start + len(text)))
+    return places
 
 
 # ---------------------------------------------------------------- answers
+
+
+def answers_of(
+    values: NDArray[np.floating], inputs: Mapping[str, Sequence[Any]], *, no_answer: bool
+) -> list[Answer]:
+    """The answers of a model with predictions `values` (M, 2) to the questions about ``inputs["context"]``, by
+    `best_spans`."""
+    contexts = inputs["context"]
+    words = Words.of(contexts)
+    cells = best_spans(values, 1 + words.counts, no_answer=no_answer)
+    spans, answered = np.zeros_like(cells), np.flatnonzero(cells[:, 0])
+    spans[answered] = words.characters(answered, cells[answered])
+    return [
+        Answer(context[start:end], start, end)
+        for context, (start, end) in zip(contexts, spans.tolist(), strict=True)
+    ]
 
 
 def best_spans(
@@ -379,7 +385,7 @@ def best_spans(
 
     values: (M, 2) start and end logits of examples with `counts` (n,) cells. The answer is the span of at most
     `LONGEST_ANSWER` words with the largest start + end; of equals the shortest, and of those the first. Where
-    `no_answer` may be given, it is where cell 0 says as much or more.
+    `no_answer` may be given, it is given where cell 0 scores as much or more.
     """
     starts, spans = np.cumsum(counts) - counts, np.zeros((len(counts), 2), dtype=np.int64)
     for rows in token_budget_batches(counts, np.argsort(counts, kind="stable"), PADDED_CELLS):
@@ -417,14 +423,14 @@ def squad_scores(answer: str, golds: Sequence[str]) -> tuple[float, float]:
     Source: ``get_raw_scores`` of SQuAD's evaluate-v2.0.py, which gives v1.1's numbers where every question has
     an answer. (torchmetrics has the same function, but for whole data sets and none without gold answers.)
     """
-    said = normalise(answer)
-    scores = [_overlap(said, gold) for gold in map(normalise, golds) if gold] or [_overlap(said, [])]
+    words = normalise(answer)
+    scores = [_overlap(words, gold) for gold in map(normalise, golds) if gold] or [_overlap(words, [])]
     return max(f1 for f1, _ in scores), max(exact for _, exact in scores)
 
 
-def _overlap(said: list[str], gold: list[str]) -> tuple[float, float]:
-    exact = float(said == gold)
-    if not said or not gold:
+def _overlap(words: list[str], gold: list[str]) -> tuple[float, float]:
+    exact = float(words == gold)
+    if not words or not gold:
         return exact, exact
-    common = (Counter(said) & Counter(gold)).total()
-    return 2 * common / (len(said) + len(gold)), exact
+    common = (Counter(words) & Counter(gold)).total()
+    return 2 * common / (len(words) + len(gold)), exact

@@ -1,14 +1,14 @@
 """Text regression: one number a text, or a pair of texts.
 
 Losses see values in units of the training labels' standard deviation, so that a task's weight means the same
-whatever its scale; models, the store and reports have them as they are.
+whatever its scale; models, the store and reports have them as they are. Values: (n, 1) in the labels' own unit; rows: (n, 1) standardised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,95 +16,103 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Examples, Ragged
-from pipeline.errors import DataError
+from pipeline.config.kinds import REGRESSION as KIND
+from pipeline.errors import DataError, TeacherError
+from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.scores import refuse_unlabelled
-from pipeline.tasks.text import texts_of
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.task import Task
+from pipeline.tasks.text import FIELDS, TextHead, TextReading, text_snippet
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
 
+COLUMNS = ("value",)
+
+
+def regression(
+    name: str,
+    max_length: int,
+    metric: str = KIND.metrics[0].name,
+    fields: tuple[str, ...] = FIELDS,
+    *,
+    center: float = 0.0,
+    scale: float = 1.0,
+) -> Task:
+    """A regression task. center, scale: mean and standard deviation of the training labels."""
+    return Task(
+        name,
+        KIND,
+        NumberReading(name, (), fields),
+        NumberHead(name, max_length, center, scale, fields),
+        NumberScoring(metric),
+    )
+
+
+def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
+    """The task of a config; its scale from train's labels."""
+    if config.data.labels is not None:
+        raise DataError(f"tasks.{name}.data.labels: regression has no label space", "Remove data.labels.")
+    numbers = _numbers(name, "train", train["label"].values)
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < 2 or numbers.std() == 0:
+        raise DataError(
+            f"tasks.{name}: all labels of train are the same number",
+            "There is nothing to learn from them.",
+        )
+    metric, fields = config.metric or KIND.metrics[0].name, KIND.content(config.data.columns)
+    center, scale = float(numbers.mean()), float(numbers.std())
+    return regression(name, config.data.max_length, metric, fields, center=center, scale=scale)
+
 
 @dataclass(frozen=True)
-class Regression(TextClassification):
-    """One regression task; see `pipeline.tasks.Task`. Values: (n, 1) in the labels' own unit; rows: (n, 1)
-    standardised. center, scale: mean and standard deviation of the training labels."""
-
-    metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
-    errors: ClassVar[tuple[str, ...]] = ("mse", "mae")
-    continuous: ClassVar[bool] = True
-
-    metric: str = "pearson"
-    center: float = 0.0
-    scale: float = 1.0
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """One."""
-        return ("value",)
-
-    # ---- data
-
-    @classmethod
-    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
-        """The task; its scale from train's labels."""
-        if config.data.labels is not None:
-            raise DataError(f"tasks.{name}.data.labels: regression has no label space", "Remove data.labels.")
-        numbers = _numbers(name, "train", train["label"].values)
-        numbers = numbers[np.isfinite(numbers)]
-        if len(numbers) < 2 or numbers.std() == 0:
-            raise DataError(
-                f"tasks.{name}: all labels of train are the same number",
-                "There is nothing to learn from them.",
-            )
-        metric, fields = config.metric or cls.metrics[0], cls.roles(config)
-        center, scale = float(numbers.mean()), float(numbers.std())
-        return cls(name, (), config.data.max_length, metric, fields, center, scale)
+class NumberReading(TextReading):
+    """See `pipeline.tasks.task.Reading`."""
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """Texts, and one float64 each, NaN where there is none."""
-        inputs = texts_of(self.name, split, columns, self.fields)
+        inputs = self.texts(columns, split)
         values = columns["label"].values if "label" in columns else [None] * len(inputs["text"])
-        return inputs, Ragged.single(_numbers(self.name, split, values))
+        return inputs, Ragged.single(_numbers(self.task, split, values))
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
         """Which have a number."""
-        return np.asarray(~np.isnan(labels.values))
+        return _labelled(labels)
 
-    # ---- models
 
-    def head_settings(self) -> dict[str, Any]:
-        """One output, as it is."""
-        return {
-            "num_labels": 1,
-            "id2label": {0: "value"},
-            "label2id": {"value": 0},
-            "problem_type": "regression",
-        }
+@dataclass(frozen=True)
+class NumberHead(TextHead):
+    """See `pipeline.tasks.task.Head`."""
 
-    def prepare_head(self, model: Any) -> None:
-        """Starts from the training labels' mean, and in their unit."""
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
+    center: float = 0.0
+    scale: float = 1.0
+    fields: tuple[str, ...] = FIELDS
+
+    def attach(self, trunk: Any) -> Any:
+        """One output, as it is; it starts from the training labels' mean, and in their unit."""
+        model = attach_head(trunk, KIND, {**label_settings(COLUMNS), "problem_type": "regression"})
         last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1][-1]
         with torch.no_grad():
             last.weight.mul_(self.scale)
             last.bias.fill_(self.center)
+        return model
 
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
     ) -> Groups | None:
         """None: one number has no name. Raises `TeacherError` for a teacher with several outputs."""
         if declared is not None or len(id2label) != 1:
-            from pipeline.errors import TeacherError
-
             raise TeacherError(
-                f"{where}: task {self.name} is a regression, the teacher has {len(id2label)} outputs",
+                f"{where}: task {self.task} is a regression, the teacher has {len(id2label)} outputs",
                 "Give a regression model (num_labels 1), without a label mapping.",
             )
         return None
 
-    # ---- losses
+    def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
+        """The values: a number has no groups."""
+        return values
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
         """Standardised."""
@@ -118,33 +126,46 @@ class Regression(TextClassification):
         """Standardised."""
         return ((labels - self.center) / self.scale).float()
 
-    # ---- evaluation
+    def snippet(self) -> str:
+        """For a model card."""
+        return text_snippet(str(KIND.pipeline), self.fields)
+
+
+@dataclass(frozen=True)
+class NumberScoring:
+    """See `pipeline.tasks.task.Scoring`."""
+
+    metric: str
 
     def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
         """``pearson``, ``spearman``, ``mse``, ``mae``; a constant answer correlates with nothing: 0."""
         from scipy.stats import rankdata
 
-        said, gold = values[:, 0].astype(np.float64), self._gold(examples)
+        predicted, gold = values[:, 0].astype(np.float64), _gold(examples)
         return {
-            "pearson": float(_correlation(_moments(said, gold).sum(0))),
-            "spearman": float(_correlation(_moments(rankdata(said), rankdata(gold)).sum(0))),
-            "mse": float(np.square(said - gold).mean()),
-            "mae": float(np.abs(said - gold).mean()),
+            "pearson": float(_correlation(_moments(predicted, gold).sum(0))),
+            "spearman": float(_correlation(_moments(rankdata(predicted), rankdata(gold)).sum(0))),
+            "mse": float(np.square(predicted - gold).mean()),
+            "mae": float(np.abs(predicted - gold).mean()),
         }
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
         """Moments; for Spearman those of the ranks within this test set."""
         from scipy.stats import rankdata
 
-        said, gold = values[:, 0].astype(np.float64), self._gold(examples)
-        return _moments(rankdata(said), rankdata(gold)) if self.metric == "spearman" else _moments(said, gold)
+        predicted, gold = values[:, 0].astype(np.float64), _gold(examples)
+        return (
+            _moments(rankdata(predicted), rankdata(gold))
+            if self.metric == "spearman"
+            else _moments(predicted, gold)
+        )
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """Their correlation."""
         return _correlation(sums)
 
     def constant_score(self, examples: Examples) -> float:
-        """0."""
+        """A constant answer correlates with nothing: 0."""
         return 0.0
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
@@ -157,9 +178,14 @@ class Regression(TextClassification):
         """None: there are no classes."""
         return None
 
-    def _gold(self, examples: Examples) -> NDArray[np.float64]:
-        refuse_unlabelled(self.labelled(examples.labels))
-        return np.asarray(examples.labels.values)
+
+def _labelled(labels: Ragged) -> NDArray[np.bool_]:
+    return np.asarray(~np.isnan(labels.values))
+
+
+def _gold(examples: Examples) -> NDArray[np.float64]:
+    refuse_unlabelled(_labelled(examples.labels))
+    return np.asarray(examples.labels.values)
 
 
 def _numbers(task: str, split: str, values: Sequence[Any]) -> NDArray[np.float64]:

@@ -1,24 +1,83 @@
-"""What the kinds that take a text, or a pair of texts, share."""
+"""What the kinds that take a text, or a pair of texts, share: reading columns of texts, encoding, a head with one row
+of logits a text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.batch import Encoded
 from pipeline.errors import DataError
 from pipeline.tasks.label_columns import Column
+from pipeline.tasks.tensors import TensorBatch
 
-if TYPE_CHECKING:
-    from pipeline.config.schema import TaskConfig
+FIELDS = ("text",)
 
 
-def text_roles(config: TaskConfig) -> tuple[str, ...]:
-    """`text`, and `text_pair` where the config names a column for it."""
-    return ("text", "text_pair") if "text_pair" in config.data.columns else ("text",)
+@dataclass(frozen=True)
+class TextReading:
+    """Texts, one item each; a kind adds how it reads its labels."""
+
+    background: ClassVar[str | None] = None
+    entity_types: ClassVar[tuple[str, ...]] = ()
+
+    task: str
+    labels: tuple[str, ...]
+    fields: tuple[str, ...] = FIELDS
+
+    def texts(self, columns: Mapping[str, Column], split: str) -> dict[str, Sequence[Any]]:
+        """The text, or the pair of texts, of each example. Raises `DataError` for a cell that is no text."""
+        return texts_of(self.task, split, columns, self.fields)
+
+    def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
+        """One item a text."""
+        return np.ones(len(inputs["text"]), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TextHead:
+    """One row of outputs a text, which is also its row in the losses; a kind adds what the outputs mean."""
+
+    task: str
+    max_length: int
+
+    @property
+    def row_weight(self) -> float:
+        """Each text counts as one."""
+        return 1.0
+
+    def encode(
+        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+    ) -> Encoded:
+        """Token ids of n texts or pairs, cut to `max_length`; how many were cut is counted."""
+        return encode_texts(tokenizer, inputs, max_length or self.max_length)
+
+    def truncatable(self, counts: NDArray[np.int64]) -> int:
+        """Every text."""
+        return len(counts)
+
+    def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
+        """The logits."""
+        logits: Tensor = output.logits.float()
+        return logits
+
+    def rows(self, values: Tensor, counts: Tensor) -> Tensor:
+        """The values."""
+        return values
+
+    def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """The rows."""
+        return rows
+
+    def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
+        """The labels."""
+        return labels
 
 
 def texts_of(
@@ -48,6 +107,12 @@ def encode_texts(tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length
         pads=pads_of(tokenizer),
         truncated=sum(len(row) > max_length for row in whole["input_ids"]) if whole else 0,
     )
+
+
+def text_snippet(pipeline: str, fields: Sequence[str]) -> str:
+    """Lines of Python that open an exported folder with a transformers pipeline and give it a text, or a pair."""
+    text = '"Some text."' if len(fields) == 1 else '{"text": "One text.", "text_pair": "Another."}'
+    return f'from transformers import pipeline\npipeline("{pipeline}", "path/to/this/folder")({text})'
 
 
 def flat_columns(encoded: Any, lengths: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 An item is a word of the data set, whatever a tokenizer makes of it: a sentence's words are joined with single
 spaces, and each is read at the first token that covers a character of it. Of words that a model does not see
 (truncated, or without a character that its tokenizer keeps) its values are `ABSENT`; they do not count in the
-loss, and in scores stand as `O`, or as the first label where there is no `O`.
+loss, and in scores stand as `O`, or as the first label where there is no `O`. Values and rows: (M, C) logits, one row a
+word.
 
 Whitespace is nobody's: a tokenizer that gives the space before a word a token of its own (SentencePiece before
 a rare character) is read at the token after it.
@@ -15,21 +16,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, flat_index, is_present
+from pipeline.config.kinds import TOKEN_CLASSIFICATION as KIND
 from pipeline.errors import DataError, TeacherError
+from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
-from pipeline.tasks.label_map import Groups, label_groups, match_declared
+from pipeline.tasks.label_map import Groups, label_groups, marginalise, match_declared
 from pipeline.tasks.scores import refuse_unlabelled, scores, softmax
 from pipeline.tasks.spans import first_covered, last_covered
+from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
-from pipeline.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
@@ -41,156 +44,136 @@ PLAINER = {"S": "B", "E": "I"}
 """What a place of BIOES is called where a label space has no such place."""
 
 
+def token_classification(
+    name: str, labels: tuple[str, ...], max_length: int, metric: str = KIND.metrics[0].name
+) -> Task:
+    """A token classification task over `labels`."""
+    return Task(
+        name,
+        KIND,
+        TokenReading(name, labels),
+        TokenHead(name, max_length, labels),
+        TokenScoring(metric, labels),
+    )
+
+
+def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
+    """The task of a config; labels as declared, or the data set's names, or those that stand in train. Entity tags
+    are scored by their F1, other labels by accuracy."""
+    words = _words(name, "train", train["words"])
+    column = train["labels"]
+    present = _flat(_label_lists(name, "train", words, column))
+    labels = label_space(name, config.data.labels, column.names, present)
+    typed = any(TAG.fullmatch(label) and "-" in label for label in labels)
+    metric = config.metric or ("f1" if typed else "accuracy")
+    if metric == "f1" and not are_tags(labels):
+        raise DataError(
+            f"tasks.{name}: f1 is of entities, and {list(labels)} are not all entity tags",
+            "Set metric: accuracy, or write the labels as O and B-, I-, E-, S- with an entity type.",
+        )
+    return token_classification(name, labels, config.data.max_length, metric)
+
+
+def are_tags(labels: Iterable[str]) -> bool:
+    """Whether all labels are entity tags (IOB1, IOB2 or BIOES), so that there is an F1."""
+    return all(label == OUTSIDE or TAG.fullmatch(label) for label in labels)
+
+
 @dataclass(frozen=True)
-class TokenClassification(TextClassification):
-    """One token classification task; see `pipeline.tasks.Task`. Values and rows: (M, C) logits, one row a word."""
+class TokenReading:
+    """See `pipeline.tasks.task.Reading`."""
 
-    kind: ClassVar[str] = "token-classification"
-    metrics: ClassVar[tuple[str, ...]] = ("f1", "accuracy")
-    errors: ClassVar[tuple[str, ...]] = ("nll", "ece")
-    label_roles: ClassVar[tuple[str, ...]] = ("labels",)
-    lost: ClassVar[str] = "words"
-    pipeline: ClassVar[str | None] = "token-classification"
+    fields: ClassVar[tuple[str, ...]] = KIND.inputs
 
-    metric: str = "f1"
-    fields: tuple[str, ...] = ("words",)
-
-    @property
-    def has_entities(self) -> bool:
-        """Whether the labels are entity tags (IOB1, IOB2 or BIOES), so that there is an F1."""
-        return all(label == OUTSIDE or TAG.fullmatch(label) for label in self.labels)
+    task: str
+    labels: tuple[str, ...]
 
     @property
     def background(self) -> str | None:
         """`O`, where the labels are entity tags."""
-        return OUTSIDE if self.has_entities and OUTSIDE in self.labels else None
+        return OUTSIDE if are_tags(self.labels) and OUTSIDE in self.labels else None
 
-    # ---- data
-
-    @staticmethod
-    def roles(config: TaskConfig) -> tuple[str, ...]:
-        """`words`."""
-        return ("words",)
-
-    @classmethod
-    def make(cls, name: str, config: TaskConfig, train: Mapping[str, Column]) -> Self:
-        """The task; labels as declared, or the data set's names, or those found in train. Entity tags are
-        scored by their F1, other labels by accuracy."""
-        words = _words(name, "train", train["words"])
-        column = train["labels"]
-        found = _flat(_label_lists(name, "train", words, column))
-        labels = label_space(name, config.data.labels, column.names, found)
-        task = cls(name, labels, config.data.max_length, config.metric or "accuracy")
-        if config.metric is None and any(TAG.fullmatch(label) and "-" in label for label in labels):
-            task = cls(name, labels, config.data.max_length)
-        if task.metric == "f1" and not task.has_entities:
-            raise DataError(
-                f"tasks.{name}: f1 is of entities, and {list(labels)} are not all entity tags",
-                "Set metric: accuracy, or write the labels as O and B-, I-, E-, S- with an entity type.",
-            )
-        return task
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        """``PER`` of ``B-PER``; "" of "O" and of a tag without a type."""
+        if not are_tags(self.labels):
+            return ()
+        matches = (TAG.fullmatch(label) for label in self.labels)
+        return tuple((match[2] or "") if match else "" for match in matches)
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """Words, and one label index each; `UNLABELLED` for all the words of a row whose labels are None."""
-        words = _words(self.name, split, columns["words"])
+        words = _words(self.task, split, columns["words"])
         counts = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
         offsets = np.concatenate(([0], np.cumsum(counts)))
         ids = np.full(int(offsets[-1]), UNLABELLED)
         if "labels" not in columns:
             return {"words": words}, Ragged(ids, offsets)
-        lists = _label_lists(self.name, split, words, columns["labels"])
+        lists = _label_lists(self.task, split, words, columns["labels"])
         given = np.repeat([labels is not None for labels in lists], counts)
         values = _flat(lists)
         ids[given] = label_ids(label_index(self.labels, columns["labels"].names, values), values)
         for item in np.flatnonzero(given & (ids < 0))[:1]:
             row = int(np.searchsorted(offsets, item, side="right")) - 1
             wrong = columns["labels"].values[row][item - offsets[row]]
-            raise refuse_label(self.name, row, split, wrong, self.labels)
+            raise refuse_label(self.task, row, split, wrong, self.labels)
         return {"words": words}, Ragged(ids, offsets)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
         """Which have labels: for all their words, or for none."""
-        return np.asarray(labels.values[labels.offsets[:-1]] != UNLABELLED)
+        return _labelled(labels)
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
         """Words."""
-        return np.fromiter(map(len, inputs["words"]), dtype=np.int64, count=len(inputs["words"]))
+        return _counts(inputs["words"])
 
-    # ---- models
 
-    @staticmethod
-    def model_class() -> Any:
-        """`AutoModelForTokenClassification`."""
-        from transformers import (
-            AutoModelForTokenClassification,
-        )  # the core's other users need no transformers
+@dataclass(frozen=True)
+class TokenHead:
+    """See `pipeline.tasks.task.Head`."""
 
-        return AutoModelForTokenClassification
+    row_weight: ClassVar[float] = 1.0
 
-    def head_settings(self) -> dict[str, Any]:
-        """Label names in the task's order."""
-        settings = super().head_settings()
-        del settings["problem_type"]
-        return settings
+    task: str
+    max_length: int
+    columns: tuple[str, ...]
+
+    def attach(self, trunk: Any) -> Any:
+        """One output a label at each token."""
+        return attach_head(trunk, KIND, label_settings(self.columns))
 
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
     ) -> Groups | None:
         """By name; see `label_groups`. `declared` may name entity types as well as labels."""
         if declared is not None:
-            declared = self._by_label(list(id2label.values()), declared, where)
-        return label_groups(id2label, self.labels, declared, self.name, where)
+            declared = _by_label(self.task, self.columns, list(id2label.values()), declared, where)
+        return label_groups(id2label, self.columns, declared, self.task, where)
 
-    def _by_label(
-        self, theirs: Sequence[str], declared: Mapping[str, str | None], where: str
-    ) -> dict[str, str | None]:
-        """`declared` with entity types spelt out, prefix by prefix; what is declared of a label itself goes first.
-
-        A type may become a type, one label whatever the prefix (`O`), or None. Where the task has no S- and
-        E-, they are its B- and I-.
-        """
-        types, ours = _types(theirs), _types(self.labels)
-        declared = match_declared(declared, [*theirs, *types], [*self.labels, *ours], where)
-        spelt: dict[str, str | None] = {}
-        wanted: list[str] = []
-        for name, label in declared.items():
-            if name in theirs or name not in types:
-                continue
-            into = {} if label is None or label in self.labels else ours.get(label, {})
-            wanted += into.values()
-            for place, their in types[name].items():
-                same = into.get(place) or into.get(PLAINER.get(place, ""))
-                spelt[their] = same or (f"{place}-{label}" if into else label)
-        spelt |= {name: label for name, label in declared.items() if name in theirs or name not in types}
-        known = {*spelt.values(), *(name for name in theirs if name not in spelt)}
-        for label in wanted:
-            if label not in known:
-                raise TeacherError(
-                    f"{where}: task {self.name} has the label {label!r}, and none of {list(theirs)} stands for it",
-                    f"They mark entities in different ways: name labels, not entity types, in {where}.labels.",
-                )
-        return spelt
+    def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
+        """Probabilities summed."""
+        return marginalise(values, groups)
 
     def encode(
         self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
     ) -> Encoded:
         """Token ids of n sentences, cut to `max_length`; how many words were lost is counted.
 
-        The spot ``word`` says of which word a token is the first. A token that is so of several words (some
-        tokenizers join words) has the second in ``word+1``, and so on.
+        The spot ``word`` holds the word that a token is the first of. A token that is the first of several words
+        (some tokenizers join words) has the second in ``word+1``, and so on.
         """
-        _check_tokenizer(tokenizer, self.name)
+        _check_tokenizer(tokenizer, self.task)
         rows, limit = inputs["words"], max_length or self.max_length
-        texts, counts = [" ".join(words) for words in rows], self.counts(inputs)
-        asked = {"return_attention_mask": False, "return_offsets_mapping": True}
-        encoded = tokenizer(texts, truncation=True, max_length=limit, **asked)
+        texts, counts = [" ".join(words) for words in rows], _counts(rows)
+        wanted = {"return_attention_mask": False, "return_offsets_mapping": True}
+        encoded = tokenizer(texts, truncation=True, max_length=limit, **wanted)
         lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(rows))
         firsts = np.cumsum(counts) - counts
         starts, spans = _spans(_flat(rows))
         words, tokens = _first_tokens(encoded["offset_mapping"], starts[firsts], spans)
         full, lost = np.flatnonzero(lengths == limit), 0  # only these can have lost anything
         if len(full):
-            whole = tokenizer([texts[i] for i in full], verbose=False, **asked)
+            whole = tokenizer([texts[i] for i in full], verbose=False, **wanted)
             seen_whole, _ = _first_tokens(whole["offset_mapping"], starts[firsts[full]], spans)
             lost = len(np.setdiff1d(seen_whole, words, assume_unique=True))
         owners = np.repeat(np.arange(len(rows)), counts)[words]
@@ -214,30 +197,60 @@ class TokenClassification(TextClassification):
             values[starts[sequences] + spot[sequences, tokens]] = logits[sequences, tokens]
         return values
 
-    # ---- evaluation
+    def truncatable(self, counts: NDArray[np.int64]) -> int:
+        """Every word."""
+        return int(counts.sum())
+
+    def rows(self, values: Tensor, counts: Tensor) -> Tensor:
+        """The values."""
+        return values
+
+    def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """The rows."""
+        return rows
+
+    def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
+        """The labels."""
+        return labels
+
+    def snippet(self) -> str:
+        """For a model card."""
+        return (
+            "from transformers import pipeline\n"
+            f'tag = pipeline("{KIND.pipeline}", "path/to/this/folder", aggregation_strategy="first")\n'
+            'tag("Words are separated by spaces .")  # in a script without spaces: tag(" ".join(text))'
+        )
+
+
+@dataclass(frozen=True)
+class TokenScoring:
+    """See `pipeline.tasks.task.Scoring`."""
+
+    metric: str
+    labels: tuple[str, ...]
 
     def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
         """``f1``, ``precision`` and ``recall`` of whole entities as seqeval's default mode (and conlleval) has
         them, where the labels are entity tags; ``accuracy`` of words; ``nll`` and ``ece`` of the words that the
         model sees (see `pipeline.tasks.scores.scores`), left out where it sees none."""
-        hits, said, gold, right, words = self.statistics(values, examples).sum(0)
-        found = {"accuracy": float(right / words)}
-        if self.has_entities:
-            found = {
-                "f1": float(_ratio(2 * hits, said + gold)),
-                "precision": float(_ratio(hits, said)),
+        hits, predicted, gold, right, words = self.statistics(values, examples).sum(0)
+        result = {"accuracy": float(right / words)}
+        if are_tags(self.labels):
+            result = {
+                "f1": float(_ratio(2 * hits, predicted + gold)),
+                "precision": float(_ratio(hits, predicted)),
                 "recall": float(_ratio(hits, gold)),
-                **found,
+                **result,
             }
-        logits, labels = self._seen(values, examples)
+        logits, labels = _seen(values, examples)
         if len(labels):
             calibration = scores(softmax(logits), labels)
-            found |= {name: calibration[name] for name in ("nll", "ece")}
-        return found
+            result |= {name: calibration[name] for name in ("nll", "ece")}
+        return result
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
         """(n, 5) entities that are right, predicted and gold; words that are right, and words."""
-        refuse_unlabelled(self.labelled(examples.labels))
+        refuse_unlabelled(_labelled(examples.labels))
         return self._statistics(self._predicted(values), examples.labels)
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -248,7 +261,7 @@ class TokenClassification(TextClassification):
 
     def constant_score(self, examples: Examples) -> float:
         """The most frequent label's: an F1 of 0 where that is `O`."""
-        refuse_unlabelled(self.labelled(examples.labels))
+        refuse_unlabelled(_labelled(examples.labels))
         gold = examples.labels.values
         majority = np.full_like(gold, np.bincount(gold).argmax())
         return float(self.score_of(self._statistics(majority, examples.labels).sum(0)))
@@ -261,21 +274,7 @@ class TokenClassification(TextClassification):
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
         """The words that the model sees."""
-        return self._seen(values, examples)
-
-    @property
-    def entity_types(self) -> tuple[str, ...]:
-        """``PER`` of ``B-PER``; "" of "O" and of a tag without a type."""
-        if not self.has_entities:
-            return ()
-        matches = (TAG.fullmatch(label) for label in self.labels)
-        return tuple((match[2] or "") if match else "" for match in matches)
-
-    def _seen(
-        self, values: NDArray[np.floating], examples: Examples
-    ) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        seen = is_present(values).any(axis=1)
-        return values[seen], examples.labels.values[seen]
+        return _seen(values, examples)
 
     def _predicted(self, values: NDArray[np.floating]) -> NDArray[np.int64]:
         """(M,) labels."""
@@ -284,11 +283,11 @@ class TokenClassification(TextClassification):
         unseen = self.labels.index(OUTSIDE) if OUTSIDE in self.labels else 0
         return np.where(is_present(values).any(axis=1), values.argmax(axis=1), unseen)
 
-    def _statistics(self, said: NDArray[np.int64], labels: Ragged) -> NDArray[np.float64]:
-        right = np.add.reduceat(said == labels.values, labels.offsets[:-1], dtype=np.float64)
+    def _statistics(self, predicted: NDArray[np.int64], labels: Ragged) -> NDArray[np.float64]:
+        right = np.add.reduceat(predicted == labels.values, labels.offsets[:-1], dtype=np.float64)
         entities = np.zeros((len(labels), 3))
-        if self.has_entities:
-            pairs = zip(self._entities(said, labels), self._entities(labels.values, labels), strict=True)
+        if are_tags(self.labels):
+            pairs = zip(self._entities(predicted, labels), self._entities(labels.values, labels), strict=True)
             entities[:] = [(len(ours & gold), len(ours), len(gold)) for ours, gold in pairs]
         return np.column_stack((entities, right, labels.counts))
 
@@ -299,16 +298,6 @@ class TokenClassification(TextClassification):
         names = np.array(self.labels, dtype=object)[ids].tolist()
         for start, end in zip(shape.offsets[:-1].tolist(), shape.offsets[1:].tolist(), strict=True):
             yield set(get_entities(names[start:end]))
-
-    # ---- use
-
-    def snippet(self) -> str:
-        """For a model card."""
-        return (
-            "from transformers import pipeline\n"
-            f'tag = pipeline("{self.pipeline}", "path/to/this/folder", aggregation_strategy="first")\n'
-            'tag("Words are separated by spaces .")  # in a script without spaces: tag(" ".join(text))'
-        )
 
 
 # ---------------------------------------------------------------- columns
@@ -351,6 +340,16 @@ def _label_lists(
 def _flat(rows: Iterable[Sequence[Any] | None]) -> list[Any]:
     """The rows' values end to end, without the rows that are None."""
     return list(chain.from_iterable(row for row in rows if row is not None))
+
+
+def _counts(rows: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    """(n,) words a sentence."""
+    return np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+
+
+def _labelled(labels: Ragged) -> NDArray[np.bool_]:
+    """(n,) whether a sentence's first word has a label: all its words have one, or none has."""
+    return np.asarray(labels.values[labels.offsets[:-1]] != UNLABELLED)
 
 
 # ---------------------------------------------------------------- words and tokens
@@ -418,6 +417,37 @@ def _spots(words: NDArray[np.int64], tokens: NDArray[np.int64], total: int) -> d
 # ---------------------------------------------------------------- labels
 
 
+def _by_label(
+    task: str, ours: Sequence[str], theirs: Sequence[str], declared: Mapping[str, str | None], where: str
+) -> dict[str, str | None]:
+    """`declared` with entity types spelt out, prefix by prefix; what is declared of a label itself goes first.
+
+    A type may become a type, one label whatever the prefix (`O`), or None. Where the task has no S- and
+    E-, they are its B- and I-.
+    """
+    types, our_types = _types(theirs), _types(ours)
+    declared = match_declared(declared, [*theirs, *types], [*ours, *our_types], where)
+    spelt: dict[str, str | None] = {}
+    wanted: list[str] = []
+    for name, label in declared.items():
+        if name in theirs or name not in types:
+            continue
+        into = {} if label is None or label in ours else our_types.get(label, {})
+        wanted += into.values()
+        for place, their in types[name].items():
+            same = into.get(place) or into.get(PLAINER.get(place, ""))
+            spelt[their] = same or (f"{place}-{label}" if into else label)
+    spelt |= {name: label for name, label in declared.items() if name in theirs or name not in types}
+    known = {*spelt.values(), *(name for name in theirs if name not in spelt)}
+    for label in wanted:
+        if label not in known:
+            raise TeacherError(
+                f"{where}: task {task} has the label {label!r}, and none of {list(theirs)} stands for it",
+                f"They mark entities in different ways: name labels, not entity types, in {where}.labels.",
+            )
+    return spelt
+
+
 def _types(labels: Iterable[str]) -> dict[str, dict[str, str]]:
     """Entity type → place → label."""
     types: dict[str, dict[str, str]] = {}
@@ -428,6 +458,11 @@ def _types(labels: Iterable[str]) -> dict[str, dict[str, str]]:
     return types
 
 
+def _seen(values: NDArray[np.floating], examples: Examples) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    seen = is_present(values).any(axis=1)
+    return values[seen], examples.labels.values[seen]
+
+
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 where both are."""
+    """part ÷ whole, 0 where both are 0."""
     return np.asarray(part / np.where(whole > 0, whole, 1))

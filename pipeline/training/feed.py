@@ -58,7 +58,9 @@ class TaskSet:
         """The task's splits encoded by `tokenizer`; without sources, train's labelled examples alone."""
         train = data.splits["train"] if sources else data.labelled_train()
         validation = data.splits["validation"]
-        encoded, gold = (data.task.encode(tokenizer, some.inputs, max_length) for some in (train, validation))
+        encoded, gold = (
+            data.task.head.encode(tokenizer, some.inputs, max_length) for some in (train, validation)
+        )
         return cls(data.task, encoded, train, gold, validation, sources, aggregation)
 
 

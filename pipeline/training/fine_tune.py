@@ -53,9 +53,9 @@ def teacher_folder(
         RECIPE,
         fingerprint(base),
         settings,
-        list(data.task.labels),
-        max_length or data.task.max_length,
-        data.task.metric,
+        list(data.task.reading.labels),
+        max_length or data.task.head.max_length,
+        data.task.scoring.metric,
     ]
     digest = blake2b(json.dumps(facts).encode(), digest_size=8)
     for examples in (data.labelled_train(), data.splits["validation"]):

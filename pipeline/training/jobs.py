@@ -157,7 +157,7 @@ def _test(
     settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
     tokens = settings.train.tokens_per_batch
     encoded = {
-        name: data.task.encode(tokenizer, data.splits["test"].inputs, settings.lengths[name])
+        name: data.task.head.encode(tokenizer, data.splits["test"].inputs, settings.lengths[name])
         for name, data in plan.data.items()
     }
     predictions = {
@@ -202,9 +202,9 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
             sets.append(TaskSet.of(data, tokenizer, lengths[name]))
             continue
         train, resolved = data.splits["train"], plan.aggregations[name]
-        counts = data.task.counts(train.inputs)
+        counts = data.task.reading.counts(train.inputs)
         stored = [
-            store.view(plan.teacher_keys[teacher], train.keys, data.task.columns, counts)
+            store.view(plan.teacher_keys[teacher], train.keys, data.task.head.columns, counts)
             for teacher in resolved.weights
         ]
         aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))

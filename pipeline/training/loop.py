@@ -206,9 +206,9 @@ class Trainer:
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
-            scores = task_set.task.scores(said.numpy(), task_set.gold)
+            scores = task_set.task.scoring.scores(said.numpy(), task_set.gold)
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
-            macro.append(scores[task_set.task.metric])
+            macro.append(scores[task_set.task.scoring.metric])
         score = values["macro/score"] = sum(macro) / len(macro)
         self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = epoch + 1 == self.config.epochs

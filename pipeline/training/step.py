@@ -91,11 +91,13 @@ def accumulate(
     workers they are the step's losses.
     """
     sums: dict[str, Tensor] = {}
-    losses = (hard_squared_error, soft_squared_error) if task.continuous else (hard_cross_entropy, soft_kl)
+    losses = (
+        (hard_squared_error, soft_squared_error) if task.kind.continuous else (hard_cross_entropy, soft_kl)
+    )
     for batch in batches:
         with autocast:
             output = student(task.name, batch.tokens.inputs)
-        inputs = loss_inputs(task, task.read_out(output, batch.tokens), batch, weights, aggregation)
+        inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
         total, terms = task_loss(inputs, weights, normaliser, hard_loss=losses[0], soft_loss=losses[1])
         total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
@@ -112,21 +114,21 @@ def loss_inputs(
     not see some of a row's columns, the target is what the teachers say about the others.
     """
     counts = batch.tokens.counts
-    logits = task.rows(values, counts)
-    labels = task.row_labels(batch.labels, counts)
-    valid = logits.new_full((len(logits),), 0.0 if batch.filler else task.row_weight)
+    logits = task.head.rows(values, counts)
+    labels = task.head.row_labels(batch.labels, counts)
+    valid = logits.new_full((len(logits),), 0.0 if batch.filler else task.head.row_weight)
     target = taught = None
     if batch.teachers is not None and aggregation is not None and weights.soft > 0:
-        teachers = task.rows(batch.teachers.float(), counts)
+        teachers = task.head.rows(batch.teachers.float(), counts)
         target = aggregate(
             teachers,
             strategy=aggregation.strategy,
             weights=aggregation.weights,
             temperature=weights.temperature,
             labels=labels,
-            continuous=task.continuous,
+            continuous=task.kind.continuous,
         )
-    if task.continuous:
+    if task.kind.continuous:
         return LossInputs(logits, labels, target, valid)
     seen = is_present(logits.detach())
     if not bool(seen.all()):
@@ -165,10 +167,10 @@ def predict(
     workers = workers or Workers()
     student.eval()
     starts = np.concatenate(([0], np.cumsum(encoded.counts)))
-    values = torch.zeros(int(starts[-1]), len(task.columns), device=workers.device)
+    values = torch.zeros(int(starts[-1]), len(task.head.columns), device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
     for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
         batch = TensorBatch.of(encoded.pad(rows), workers.device)
         items = torch.from_numpy(flat_index(starts[rows], encoded.counts[rows])).to(workers.device)
-        values[items] = task.read_out(student(task.name, batch.inputs), batch)
+        values[items] = task.head.read_out(student(task.name, batch.inputs), batch)
     return workers.sum_(values).cpu()

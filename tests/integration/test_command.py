@@ -146,12 +146,12 @@ def test_labels_in_another_order_are_aligned_by_name(first: Finished) -> None:
         data = first.data[teacher.task]
         test = data.splits["test"]
         key = store_key(Path(teacher.model), data.task, teacher.serving.dtype)
-        logits = store.view(key, test.keys, data.task.labels).gather(test.keys).values
+        logits = store.view(key, test.keys, data.task.reading.labels).gather(test.keys).values
         plain = pipeline("text-classification", teacher.model)
         told = plain(list(test.inputs["text"]), top_k=None)
-        assert tuple((plain.model.config.id2label or {}).values()) != data.task.labels
+        assert tuple((plain.model.config.id2label or {}).values()) != data.task.reading.labels
         assert np.ptp(logits.astype(np.float32), axis=1).mean() > 0.3  # it has opinions
-        assert_same_answers(told, torch.from_numpy(logits.astype(np.float32)), data.task.labels, 2e-3)
+        assert_same_answers(told, torch.from_numpy(logits.astype(np.float32)), data.task.reading.labels, 2e-3)
 
 
 def test_students_open_with_plain_transformers(first: Finished) -> None:
@@ -164,7 +164,7 @@ def test_students_open_with_plain_transformers(first: Finished) -> None:
             told = pipeline("text-classification", str(folder))(
                 list(data.splits["test"].inputs["text"]), top_k=None
             )
-            assert_same_answers(told, predictions[name], data.task.labels, 1e-4)
+            assert_same_answers(told, predictions[name], data.task.reading.labels, 1e-4)
             score = np.mean(predictions[name].argmax(1).numpy() == data.splits["test"].labels.values)
             assert first.report["tasks"][name]["students"][student]["score"] == pytest.approx(score)
             card = (folder / "README.md").read_text()
@@ -233,7 +233,7 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
     mlflow.set_tracking_uri(config.tracking_uri)
     loaded = mlflow.transformers.load_model(model.model_uri)
     predictions = load_file(first.run_dir / "checkpoints" / "cut-distilled" / PREDICTIONS)["tone"]
-    assert_same_answers(loaded(texts, top_k=None), predictions, first.data["tone"].task.labels, 1e-4)
+    assert_same_answers(loaded(texts, top_k=None), predictions, first.data["tone"].task.reading.labels, 1e-4)
 
 
 # ---------------------------------------------------------------- the other commands on it

@@ -24,7 +24,7 @@ from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import ServingConfig
 from pipeline.errors import BadTargetsError, ExhaustedError
 from pipeline.soft import Dense
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import text_classification
 from teachers import pool
 from teachers.pool import Labelling, TeacherPool, fill_store
 from teachers.spec import TeacherSpec
@@ -35,14 +35,14 @@ from tests.integration.command import descendants, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
-TASK = TextClassification("mood", ("bad", "good"), 32, "accuracy")
+TASK = text_classification("mood", ("bad", "good"), 32, "accuracy")
 Progress = Callable[[str, int, int], None]
 
 
 def examples_of(texts: Sequence[str]) -> Examples:
     inputs = {"text": list(texts)}
     labels = Ragged.single(np.zeros(len(texts), dtype=np.int64))
-    return Examples("mood", content_keys(TASK.kind, inputs), inputs, labels)
+    return Examples("mood", content_keys(TASK.kind.name, inputs), inputs, labels)
 
 
 EXAMPLES = examples_of(texts_of(0, 200) + texts_of(1, 200))
@@ -89,7 +89,7 @@ def undisturbed(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathF
 
 
 def read(folder: Path, spec: TeacherSpec, examples: Examples = EXAMPLES) -> NDArray[np.float16]:
-    view = Store(str(folder)).view(spec.key, examples.keys, TASK.labels)
+    view = Store(str(folder)).view(spec.key, examples.keys, TASK.reading.labels)
     return view.gather(examples.keys).values.astype(np.float16, copy=False)
 
 
@@ -219,7 +219,7 @@ def test_only_rotten_and_new_examples_are_labelled_again(
     store = Store(str(tmp_path))
     writer = pool._ShardWriter(store, spec, EXAMPLES.keys, EXAMPLES.inputs)
     for rows in np.split(np.arange(400), 50):
-        writer.add(rows, Dense(Ragged.single(targets[rows].astype(np.float32)), TASK.labels))
+        writer.add(rows, Dense(Ragged.single(targets[rows].astype(np.float32)), TASK.reading.labels))
     writer.flush()
     shards = sorted(tmp_path.glob("*/*.arrow"))
     rotten = bytearray(shards[1].read_bytes())

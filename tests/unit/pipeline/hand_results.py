@@ -16,11 +16,11 @@ from pipeline.report.build import build
 from pipeline.report.group import build as build_group
 from pipeline.report.schema import Latencies, Latency, Report, Size, Sizes, TaskLatencies, to_json
 from pipeline.report.types import RunFacts, TaskResults
-from pipeline.tasks.multi_label import MultiLabel
-from pipeline.tasks.regression import Regression
+from pipeline.tasks.multi_label import multi_label
+from pipeline.tasks.regression import regression
 from pipeline.tasks.scores import softmax
-from pipeline.tasks.text_classification import TextClassification
-from pipeline.tasks.token_classification import TokenClassification
+from pipeline.tasks.text_classification import text_classification
+from pipeline.tasks.token_classification import token_classification
 
 STUDENTS = ("half", "tiny")
 
@@ -63,7 +63,7 @@ def some_task(
         f"{name}-base": logits_of(gold, len(labels), skill - 0.5, rng),
     }
     return TaskResults(
-        task=TextClassification(name, labels, 64, metric),
+        task=text_classification(name, labels, 64, metric),
         test=examples_of(name, gold),
         examples={"train": 5 * n, "validation": n // 2, "test": n},
         teachers=teachers,
@@ -90,7 +90,7 @@ def hand_task(student: int, supervised: int | None, ensemble: int, n: int = 10) 
         return answers(np.where(np.arange(n) < count, gold, 1 - gold))
 
     return TaskResults(
-        task=TextClassification("movies", ("no", "yes"), 64),
+        task=text_classification("movies", ("no", "yes"), 64),
         test=examples_of("movies", gold),
         examples={"train": 3 * n, "validation": n, "test": n},
         teachers={"large": right(ensemble)},
@@ -110,7 +110,7 @@ def some_numbers(n: int = 300, name: str = "stars") -> TaskResults:
         return (gold + rng.normal(0, spread, n)).astype(np.float32)[:, None]
 
     return TaskResults(
-        task=Regression(name, (), 64, center=3.0, scale=1.0),
+        task=regression(name, 64, center=3.0, scale=1.0),
         test=examples_of(name, gold),
         examples={"train": 5 * n, "validation": n // 2, "test": n},
         teachers={f"{name}-base": noisy(0.4)},
@@ -130,7 +130,7 @@ def some_marks(n: int = 300, name: str = "moods") -> TaskResults:
         return (4 * gold - 2 + rng.normal(0, spread, gold.shape)).astype(np.float32)
 
     return TaskResults(
-        task=MultiLabel(name, ("calm", "glad", "loud"), 64),
+        task=multi_label(name, ("calm", "glad", "loud"), 64),
         test=examples_of(name, gold),
         examples={"train": 5 * n, "validation": n // 2, "test": n},
         teachers={f"{name}-base": noisy(1.0)},
@@ -147,7 +147,7 @@ def some_entities(gold: Sequence[int], predicted: Sequence[int], types: Sequence
     words = Ragged(np.asarray(gold), np.arange(0, len(gold) + 1, 4))
     values = answers(predicted, len(labels))
     return TaskResults(
-        task=TokenClassification("names", labels, 64, "f1"),
+        task=token_classification("names", labels, 64, "f1"),
         test=Examples(
             "names", np.arange(len(words), dtype=np.uint64), {"words": [["w"] * 4] * len(words)}, words
         ),

@@ -23,7 +23,7 @@ from pipeline.batch import Drawn, Encoded, Examples, Ragged
 from pipeline.config.schema import OptimizationConfig, Strategy
 from pipeline.soft import Dense
 from pipeline.tasks import Task
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import text_classification
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import METRICS, LossPlan, Trainer, read_metrics
 from pipeline.training.step import Aggregation, Workers
@@ -43,8 +43,8 @@ torch.set_num_threads(1)  # the models are tiny and the tests start several proc
 # ---------------------------------------------------------------- data
 
 
-def task_of(name: str = "mood", labels: Sequence[str] = ("bad", "good")) -> TextClassification:
-    return TextClassification(name, tuple(labels), 16, "accuracy")
+def task_of(name: str = "mood", labels: Sequence[str] = ("bad", "good")) -> Task:
+    return text_classification(name, tuple(labels), 16, "accuracy")
 
 
 def encode(rows: Sequence[Sequence[int]]) -> Encoded:
@@ -76,7 +76,7 @@ class FixedTargets:
 
 
 def task_set(
-    task: TextClassification | None = None,
+    task: Task | None = None,
     count: int = 24,
     *,
     teachers: int = 0,
@@ -86,9 +86,9 @@ def task_set(
     """A task with `count` training and half as many validation examples; its teachers are right, and noisy."""
     task = task or task_of()
     rng = np.random.default_rng(seed)
-    train, labels = examples(len(task.labels), count, rng)
-    validation, validation_labels = examples(len(task.labels), count // 2, rng)
-    right = 2 * np.eye(len(task.labels))[labels]
+    train, labels = examples(len(task.reading.labels), count, rng)
+    validation, validation_labels = examples(len(task.reading.labels), count // 2, rng)
+    right = 2 * np.eye(len(task.reading.labels))[labels]
     sources = [
         FixedTargets((right + rng.normal(size=right.shape)).astype(np.float16)) for _ in range(teachers)
     ]

@@ -24,7 +24,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import SPLITS, Split, TaskConfig
 from pipeline.data import TaskData, _hold_out, _limit, _separate, load_task, load_tasks
 from pipeline.errors import ConfigError, DataError
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import text_classification
 from tests.conftest import CsvTask, write_csv
 
 PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
@@ -70,7 +70,7 @@ def refusal(path: object, **data: Any) -> DataError:
 def contents(data: TaskData, split: Split) -> list[tuple[str, str]]:
     """(text, label) of a split, in its order."""
     examples = data.splits[split]
-    names = [data.task.labels[i] for i in examples.labels.values]
+    names = [data.task.reading.labels[i] for i in examples.labels.values]
     return list(zip(examples.inputs["text"], names, strict=True))
 
 
@@ -79,7 +79,7 @@ def contents(data: TaskData, split: Split) -> list[tuple[str, str]]:
 
 def test_csv(tmp_path: Path) -> None:
     data = load_rows(tmp_path, WHOLE)
-    assert data.task.labels == ("x", "y")
+    assert data.task.reading.labels == ("x", "y")
     assert data.notes == ()
     for split in SPLITS:
         assert contents(data, split) == WHOLE[split]
@@ -162,7 +162,7 @@ def test_words_that_pandas_takes_for_nothing_are_texts(tmp_path: Path) -> None:
 
 def test_words_that_pandas_takes_for_nothing_are_labels(tmp_path: Path) -> None:
     data = load_rows(tmp_path, {split: rows_of(100 * i, 6, ("NA", "null")) for i, split in enumerate(SPLITS)})
-    assert data.task.labels == ("NA", "null")
+    assert data.task.reading.labels == ("NA", "null")
 
 
 def test_texts_keep_every_character(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_load_tasks_loads_each(csv_task: CsvTask) -> None:
         "students": {"s": {"model": "m"}},
     }
     found = load_tasks(parse_config(run))
-    assert {name: data.task.labels for name, data in found.items()} == {
+    assert {name: data.task.reading.labels for name, data in found.items()} == {
         "mood": ("bad", "good"),
         "tone": ("bad", "good", "plain"),
     }
@@ -352,7 +352,7 @@ def test_rows_of_train_without_a_label_stay_and_are_counted(tmp_path: Path) -> N
     ]
     data = load("json", data_files=json_files(tmp_path, {**WHOLE, "train": rows}))
     train = data.splits["train"]
-    assert data.task.labels == ("x", "y")
+    assert data.task.reading.labels == ("x", "y")
     assert (train.labels.values == UNLABELLED).tolist() == [label is None for _, label in rows]
     assert list(data.labelled_train().inputs["text"]) == [text for text, label in rows if label is not None]
     assert data.notes == ("mood: 10 examples of train have no label: they take the soft loss only",)
@@ -377,7 +377,7 @@ def test_what_has_no_label_is_not_held_out(tmp_path: Path) -> None:
 
 def test_given_labels_set_the_order(tmp_path: Path) -> None:
     data = load_rows(tmp_path, WHOLE, labels=["y", "spare", "x"])
-    assert data.task.labels == ("y", "spare", "x")
+    assert data.task.reading.labels == ("y", "spare", "x")
     assert contents(data, "test") == WHOLE["test"]
 
 
@@ -413,7 +413,7 @@ def test_a_label_that_is_certainly_a_mistake_is_refused_with_its_row(
 def test_labels_that_are_listed_may_differ_by_case(tmp_path: Path) -> None:
     rows: dict[str, list[Row]] = {**WHOLE, "train": [*WHOLE["train"], ("more", "X")]}
     data = load("json", data_files=json_files(tmp_path, rows), labels=["x", "y", "X"])
-    assert data.task.labels == ("x", "y", "X")
+    assert data.task.reading.labels == ("x", "y", "X")
     assert data.notes == ()
 
 
@@ -454,7 +454,7 @@ def numbered(labels: Sequence[object], test: Sequence[object] | None = None) -> 
 
 def test_numbers_are_their_own_names_in_numeric_order(tmp_path: Path) -> None:
     data = load_rows(tmp_path, numbered([10, 2, 1]))
-    assert data.task.labels == ("1", "2", "10")
+    assert data.task.reading.labels == ("1", "2", "10")
     assert [name for _, name in contents(data, "test")[:4]] == [
         str([10, 2, 1][i % 3]) for i in range(200, 204)
     ]
@@ -485,7 +485,7 @@ def test_numbers_outside_the_given_names_are_refused(tmp_path: Path) -> None:
 
 def test_truth_values_are_labels(tmp_path: Path) -> None:
     data = load_rows(tmp_path, numbered(["True", "False"]))
-    assert data.task.labels == ("False", "True")
+    assert data.task.reading.labels == ("False", "True")
     assert [name for _, name in contents(data, "test")[:2]] == ["True", "False"]
 
 
@@ -505,7 +505,7 @@ def saved_classes(folder: Path, names: list[str], numbers: Sequence[int]) -> Pat
 def test_class_labels_keep_their_names_in_any_order(tmp_path: Path, labels: list[str] | None) -> None:
     folder = saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1])
     data = load(folder, labels=labels)
-    assert data.task.labels == tuple(labels or ["neg", "pos"])
+    assert data.task.reading.labels == tuple(labels or ["neg", "pos"])
     for split in SPLITS:
         assert all(name == ("neg", "pos")[int(text.split()[1]) % 2] for text, name in contents(data, split))
 
@@ -602,13 +602,13 @@ def pair_files(folder: Path, columns: Sequence[str] = ("text", "text_pair", "lab
 def test_a_pair_is_read_where_a_column_is_named_for_it(tmp_path: Path) -> None:
     files = pair_files(tmp_path, ("first", "second", "label"))
     data = load("csv", data_files=files, columns={"text": "first", "text_pair": "second"})
-    assert data.task.fields == ("text", "text_pair")
+    assert data.task.reading.fields == ("text", "text_pair")
     test = data.splits["test"]
     assert test.inputs["text_pair"][0] == f"pair of {test.inputs['text'][0]}"
     keys = content_keys("text-classification", {name: test.inputs[name] for name in ("text", "text_pair")})
     assert test.keys.tolist() == keys.tolist()
     alone = load("csv", data_files=files, columns={"text": "first"})
-    assert alone.task.fields == ("text",)
+    assert alone.task.reading.fields == ("text",)
     assert not set(alone.splits["test"].keys.tolist()) & set(test.keys.tolist())
 
 
@@ -780,7 +780,7 @@ def examples_of(texts: Sequence[str]) -> Examples:
     return Examples("mood", keys, {"text": list(texts)}, Ragged.single(np.arange(len(texts))))
 
 
-TASK = TextClassification("mood", ("x", "y"), 64)
+TASK = text_classification("mood", ("x", "y"), 64)
 TEXT_LISTS = st.lists(st.integers(0, 30).map(str), min_size=1, max_size=40)
 
 

@@ -59,7 +59,7 @@ def refusal(folder: Path, name: str, content: str | bytes, **data: Any) -> DataE
 )
 def test_csv_in_other_forms(tmp_path: Path, name: str, content: str | bytes, options: dict[str, Any]) -> None:
     data = load(tmp_path, name, content, options=options)
-    assert data.task.labels == LABELS
+    assert data.task.reading.labels == LABELS
     assert texts(data) == {f"text {i}" for i in range(40)}
 
 
@@ -113,7 +113,9 @@ def test_squads_own_file(tmp_path: Path, options: dict[str, Any]) -> None:
     data = load(tmp_path, "train.json", content, path="json", kind="question-answering", options=options)
     sizes = {split: len(data.splits[split]) for split in SPLITS}
     assert sum(sizes.values()) == 60
-    assert data.task.labelled(data.splits["test"].labels).all()  # the question without answers stays in train
+    assert data.task.reading.labelled(
+        data.splits["test"].labels
+    ).all()  # the question without answers stays in train
     answers = [one for split in SPLITS for one in data.splits[split].inputs["answers"]]
     assert sorted(map(tuple, answers)) == [()] * 40 + [("cat",)] * 20
 
@@ -144,7 +146,7 @@ def test_rows_that_look_like_logs_of_chats_stay_as_they_are(tmp_path: Path) -> N
 def test_an_empty_cell_is_a_row_without_a_label(tmp_path: Path, labels: tuple[str, str]) -> None:
     rows = "".join(f"text {i},{labels[i % 2]}\n" for i in range(40))
     data = load(tmp_path, "train.csv", f"text,label\nnone,\n{rows}")
-    assert data.task.labels == labels
+    assert data.task.reading.labels == labels
     assert "none" in data.splits["train"].inputs["text"]
     assert "mood: 1 examples of train have no label: they take the soft loss only" in data.notes
 

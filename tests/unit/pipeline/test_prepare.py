@@ -47,7 +47,7 @@ def refusal(run: dict[str, Any]) -> TutelageError:
 
 def test_inputs_of_a_new_run(tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path) -> None:
     inputs = prepared(tiny_run())
-    assert {name: data.task.labels for name, data in inputs.data.items()} == {
+    assert {name: data.task.reading.labels for name, data in inputs.data.items()} == {
         "mood": ("bad", "good"),
         "tone": ("bad", "good", "plain"),
     }

@@ -145,7 +145,7 @@ def test_from_files_to_a_report(tiny_model: TinyModel, tmp_path: Path, problem: 
     facts = some_facts({"mood": ["big"]}, ["small"])
     report = build(results, facts)
     task = report.tasks["mood"]
-    assert task.metric == data["mood"].task.metrics[0]
+    assert task.metric == data["mood"].task.kind.metrics[0].name
     assert task.ensemble == pytest.approx(
         task.teachers["big"], abs=1e-3
     )  # a single teacher, in half precision
@@ -187,7 +187,7 @@ def test_a_pair_is_answered_as_transformers_does(tiny_model: TinyModel, tmp_path
     answer: Any = pipeline("text-classification", str(tmp_path / "saved"), top_k=None)
     found = [{each["label"]: each["score"] for each in row} for row in answer(pairs)]
     expected = torch.from_numpy(said.values).softmax(-1)
-    scores = [[row[label] for label in data.task.labels] for row in found]
+    scores = [[row[label] for label in data.task.reading.labels] for row in found]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert len(np.unique(expected.numpy().round(7), axis=0)) > 40  # so that a wrong order would show
 
@@ -299,7 +299,7 @@ def test_a_student_has_a_length_of_its_own(tiny_model: TinyModel, tmp_path: Path
     assert whole[0]["truncated"] == {"mood": 0}
     for name, (_, says) in (("short", short), ("whole", whole)):
         found = score_student(plan.run_dir / "students" / name, config, "test")["mood"]
-        scores = data["mood"].task.scores(says["mood"].numpy(), data["mood"].splits["test"])
+        scores = data["mood"].task.scoring.scores(says["mood"].numpy(), data["mood"].splits["test"])
         assert found["micro_f1"] == pytest.approx(scores["micro_f1"], abs=1e-6)
 
 

@@ -15,17 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.config.kinds import TEXT_CLASSIFICATION
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_tokenizer
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks import Task
+from pipeline.tasks.text_classification import text_classification
 from pipeline.training.step import predict
 from students.export import export_onnx, save_task
 from students.student import MultiTaskStudent, build_student
 from tests.conftest import texts_of
 from tests.unit.students.conftest import ARCHITECTURES, FolderOf
 
-MOOD = TextClassification("mood", ("bad", "good"), 32, "accuracy")
-TONE = TextClassification("tone.v2", ("bad", "good", "plain"), 32, "accuracy")
+MOOD = text_classification("mood", ("bad", "good"), 32, "accuracy")
+TONE = text_classification("tone.v2", ("bad", "good", "plain"), 32, "accuracy")
 TEXTS = texts_of(0, 4) + texts_of(1, 4) + ["word " * 60]
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -49,9 +51,9 @@ def trained(folder_of: FolderOf) -> Callable[[str], tuple[MultiTaskStudent, Any]
     return make
 
 
-def probabilities(student: MultiTaskStudent, task: TextClassification, tokenizer: Any) -> Tensor:
+def probabilities(student: MultiTaskStudent, task: Task, tokenizer: Any) -> Tensor:
     """What the student itself says about `TEXTS`."""
-    encoded = task.encode(tokenizer, {"text": TEXTS})
+    encoded = task.head.encode(tokenizer, {"text": TEXTS})
     return predict(student, task, encoded, 100).softmax(-1)
 
 
@@ -61,7 +63,7 @@ def test_transformers_says_what_the_student_says(
     trained: Callable[[str], tuple[MultiTaskStudent, Any]],
     tmp_path: Path,
     architecture: str,
-    task: TextClassification,
+    task: Task,
 ) -> None:
     from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -72,13 +74,13 @@ def test_transformers_says_what_the_student_says(
     assert not any(info.values()), info  # nothing missing, unexpected or of another shape
     assert model.config.architectures == [type(model).__name__]
     answer: Any = pipeline(
-        "text-classification", str(folder), top_k=None, truncation=True, max_length=task.max_length
+        "text-classification", str(folder), top_k=None, truncation=True, max_length=task.head.max_length
     )
     found = [{each["label"]: each["score"] for each in row} for row in answer(TEXTS)]
     expected = probabilities(student, task, tokenizer)
-    assert {label for row in found for label in row} == set(task.labels)
+    assert {label for row in found for label in row} == set(task.reading.labels)
     np.testing.assert_allclose(
-        [[row[label] for label in task.labels] for row in found], expected, atol=1e-5, rtol=0
+        [[row[label] for label in task.reading.labels] for row in found], expected, atol=1e-5, rtol=0
     )
 
 
@@ -161,12 +163,12 @@ def test_onnx_says_what_the_student_says(
     save_task(student, "tone.v2", tokenizer, tmp_path / "tone")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        assert export_onnx(tmp_path / "tone", TextClassification, tmp_path / "onnx") < 1e-5
+        assert export_onnx(tmp_path / "tone", TEXT_CLASSIFICATION, tmp_path / "onnx") < 1e-5
     session = onnxruntime.InferenceSession(
         str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"]
     )
     expected = probabilities(student, TONE, tokenizer)
-    encoded = TONE.encode(tokenizer, {"text": TEXTS})
+    encoded = TONE.head.encode(tokenizer, {"text": TEXTS})
     for rows in (np.arange(1), np.arange(5), np.array([8])):  # other batch sizes and lengths than exported
         (logits,) = session.run(["logits"], encoded.pad(rows).inputs)
         found = torch.from_numpy(logits).softmax(-1)
@@ -186,7 +188,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_onnx_without_the_extra_is_a_config_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend_installed(monkeypatch, "onnx", "onnxruntime")
     with pytest.raises(ConfigError) as error:
-        export_onnx(tmp_path, TextClassification, tmp_path / "onnx")
+        export_onnx(tmp_path, TEXT_CLASSIFICATION, tmp_path / "onnx")
     assert error.value.cause == "--onnx needs onnxscript"
     assert "[onnx]" in error.value.remedy
     assert not (tmp_path / "onnx").exists()
@@ -209,4 +211,4 @@ def test_onnx_that_disagrees_is_an_error(
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: None)
     with pytest.raises(DataError, match="outputs differ by"):
-        export_onnx(tmp_path / "mood", TextClassification, tmp_path / "onnx")
+        export_onnx(tmp_path / "mood", TEXT_CLASSIFICATION, tmp_path / "onnx")

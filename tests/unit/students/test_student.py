@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from pipeline.losses import hard_cross_entropy
 from pipeline.models import open_tokenizer
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import text_classification
 from students.student import MultiTaskStudent, build_student, set_dropout
 from tests.conftest import TinyModel
 from tests.unit.students.conftest import ARCHITECTURES, FolderOf
 
-MOOD = TextClassification("mood", ("bad", "good"), 32, "accuracy")
-TONE = TextClassification("tone.v2", ("bad", "good", "plain"), 32, "accuracy")
+MOOD = text_classification("mood", ("bad", "good"), 32, "accuracy")
+TONE = text_classification("tone.v2", ("bad", "good", "plain"), 32, "accuracy")
 TASKS = (MOOD, TONE)
 TEXTS = ("a very good film", "awful", "this plot is even and rather plain but long")
 
@@ -141,15 +141,15 @@ def test_heads_have_the_tasks_label_names(tiny_model: TinyModel) -> None:
     student = build_student(classifier, TASKS)
     for task in TASKS:
         config = student.model(task.name).config
-        assert tuple(config.id2label.values()) == task.labels
-        assert config.label2id == {label: i for i, label in enumerate(task.labels)}
+        assert tuple(config.id2label.values()) == task.reading.labels
+        assert config.label2id == {label: i for i, label in enumerate(task.reading.labels)}
         assert config.problem_type == "single_label_classification"
     assert student.encoder.config.id2label == {0: "x", 1: "y", 2: "z", 3: "w"}
 
 
 def test_task_names_are_any_names(folder_of: FolderOf) -> None:
     tasks = [
-        TextClassification(name, ("a", "b"), 32, "accuracy")
+        text_classification(name, ("a", "b"), 32, "accuracy")
         for name in ("x.y", "x", "encoder", "models", "0")
     ]
     folder = folder_of("bert")

@@ -9,22 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged, content_keys
-from pipeline.tasks.text_classification import TextClassification
-from pipeline.tasks.token_classification import TokenClassification
+from pipeline.tasks import Task
+from pipeline.tasks.text_classification import text_classification
+from pipeline.tasks.token_classification import token_classification
 
-MOODS = TextClassification("mood", ("bad", "good", "plain"), 16)
-INTENTS = TextClassification("intents", tuple(f"intent-{i}" for i in range(77)), 16)
+MOODS = text_classification("mood", ("bad", "good", "plain"), 16)
+INTENTS = text_classification("intents", tuple(f"intent-{i}" for i in range(77)), 16)
 TYPES = ("LOC", "MISC", "ORG", "PER")
-ENTITIES = TokenClassification(
+ENTITIES = token_classification(
     "entities", ("O", *(f"{place}-{name}" for name in TYPES for place in "BI")), 16
 )
 GOLD = np.random.default_rng(1).integers(0, 3, 120)
 
 
-def texts(labels: NDArray[Any], task: TextClassification = MOODS) -> Examples:
+def texts(labels: NDArray[Any], task: Task = MOODS) -> Examples:
     """One text for each of `labels` (n, …)."""
     inputs = {"text": [f"the mood is {number}" for number in range(len(labels))]}
-    return Examples(task.name, content_keys(task.kind, inputs), inputs, Ragged.single(labels))
+    return Examples(task.name, content_keys(task.kind.name, inputs), inputs, Ragged.single(labels))
 
 
 def logits_for(
@@ -56,7 +57,7 @@ def tags(seed: int, n: int) -> tuple[Examples, NDArray[np.int64]]:
         sentence[at + 1] = (2 + 2 * kind) * rng.integers(0, 2)
     inputs = {"words": [[f"w{row}-{i}" for i in range(12)] for row in range(n)]}
     labels = Ragged(ids.ravel(), np.arange(n + 1) * 12)
-    return Examples("entities", content_keys(ENTITIES.kind, inputs), inputs, labels), ids.ravel()
+    return Examples("entities", content_keys(ENTITIES.kind.name, inputs), inputs, labels), ids.ravel()
 
 
 def weak_tags(gold: NDArray[np.int64], seed: int, recall: float) -> NDArray[np.int64]:

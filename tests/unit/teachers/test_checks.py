@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import TeacherError
-from pipeline.tasks.multi_label import MultiLabel
-from pipeline.tasks.regression import Regression
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.multi_label import multi_label
+from pipeline.tasks.regression import regression
+from pipeline.tasks.text_classification import text_classification
 from teachers.checks import (
     REPLICAS,
     Findings,
@@ -120,9 +120,9 @@ def test_ten_of_77_permuted_intents_are_named() -> None:
 
     (flag,) = [*findings.problems, *findings.warnings]
     assert "permuted: it predicts" in flag
-    named = [name for name in INTENTS.labels if f"for {name!r}" in flag]
+    named = [name for name in INTENTS.reading.labels if f"for {name!r}" in flag]
     assert len(named) >= 8
-    assert set(named) <= {INTENTS.labels[i] for i in ten}
+    assert set(named) <= {INTENTS.reading.labels[i] for i in ten}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_ten_of_77_permuted_intents_are_named() -> None:
 @pytest.mark.parametrize("recall", [0.4, 0.9])
 def test_permuted_entity_types_stop(types: dict[str, str], recall: float) -> None:
     sample, gold = tags(0, 300)
-    predicted = renamed(ENTITIES.labels, types)[weak_tags(gold, 1, recall)]
+    predicted = renamed(ENTITIES.reading.labels, types)[weak_tags(gold, 1, recall)]
     findings = judge("t", ENTITIES, sample, Predictions(logits_for(predicted, 9), random_head_scores=HEADS))
 
     (problem,) = findings.problems
@@ -159,7 +159,10 @@ def counts_of(gold: NDArray[np.int64], predicted: NDArray[np.int64], classes: in
 @pytest.mark.parametrize("accuracy", [0.1, 0.25, 0.4, 0.6])
 @pytest.mark.parametrize("n", [30, 400])
 def test_weak_classifiers_are_hardly_ever_called_permuted(n: int, accuracy: float) -> None:
-    flags = [permuted_flag(INTENTS.labels, counts_of(*intents(seed, n, accuracy), 77)) for seed in range(100)]
+    flags = [
+        permuted_flag(INTENTS.reading.labels, counts_of(*intents(seed, n, accuracy), 77))
+        for seed in range(100)
+    ]
 
     assert not any(flag.certain for flag in flags if flag)
     assert sum(flag is not None for flag in flags) <= 1
@@ -168,7 +171,7 @@ def test_weak_classifiers_are_hardly_ever_called_permuted(n: int, accuracy: floa
 def test_a_teacher_that_predicts_few_classes_is_not_called_permuted() -> None:
     for seed in range(100):
         gold, _ = intents(seed, 400, 1.0)
-        assert permuted_flag(INTENTS.labels, counts_of(gold, gold // 6 * 6, 77)) is None
+        assert permuted_flag(INTENTS.reading.labels, counts_of(gold, gold // 6 * 6, 77)) is None
 
 
 def test_coin_flips_between_two_classes_are_not_permuted() -> None:
@@ -209,7 +212,7 @@ def test_uniform_predictions_are_a_problem_even_when_right() -> None:
 
 
 def test_random_predictions_stop_where_a_constant_scores_less() -> None:
-    task = TextClassification("mood", ("bad", "good"), 16, metric="macro_f1")
+    task = text_classification("mood", ("bad", "good"), 16, metric="macro_f1")
     stopped = 0
     for seed in range(20):
         gold, predicted = np.random.default_rng(seed).integers(0, 2, (2, 400))
@@ -262,7 +265,7 @@ def test_few_examples_only_warn_of_random_heads() -> None:
 def test_too_few_examples_to_tell_from_a_constant_warn() -> None:
     gold = np.repeat([0, 1], [16, 14])
     predicted = np.where(np.arange(30) % 3 == 0, 1 - gold, gold)
-    task = TextClassification("mood", ("bad", "good"), 16)
+    task = text_classification("mood", ("bad", "good"), 16)
     findings = judge("t", task, texts(gold, task), Predictions(logits_for(predicted, 2)))
 
     assert findings.problems == []
@@ -273,7 +276,7 @@ def test_too_few_examples_to_tell_from_a_constant_warn() -> None:
     ("skill", "problem"), [(1.0, ""), (0.0, "not depend on the text"), (-1.0, "their sign looks flipped")]
 )
 def test_numbers(skill: float, problem: str) -> None:
-    task = Regression("strength", (), 16, center=1.0, scale=2.0)
+    task = regression("strength", 16, center=1.0, scale=2.0)
     gold = np.random.default_rng(0).normal(1, 2, 80)
     values = (1 + skill * (gold - 1))[:, None].astype(np.float32)
     findings = judge("t", task, texts(gold, task), Predictions(values))
@@ -285,7 +288,7 @@ def test_numbers(skill: float, problem: str) -> None:
 
 
 def test_weak_numbers_pass() -> None:
-    task, rng = Regression("strength", (), 16, center=0.0, scale=1.0), np.random.default_rng(0)
+    task, rng = regression("strength", 16, center=0.0, scale=1.0), np.random.default_rng(0)
     for _ in range(20):
         gold, noise = rng.normal(size=(2, 400))
         values = (0.3 * gold + noise)[:, None].astype(np.float32)
@@ -293,7 +296,7 @@ def test_weak_numbers_pass() -> None:
 
 
 def test_several_labels_a_text() -> None:
-    task = MultiLabel("topics", ("a", "b"), 16)
+    task = multi_label("topics", ("a", "b"), 16)
     gold = np.random.default_rng(0).integers(0, 2, (60, 2))
     right = (6.0 * gold - 3).astype(np.float32)
 

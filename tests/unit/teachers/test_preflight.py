@@ -15,7 +15,7 @@ import torch
 from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import ServingConfig
 from pipeline.tasks import Task
-from pipeline.tasks.question_answering import QuestionAnswering
+from pipeline.tasks.question_answering import question_answering
 from students.export import save_task
 from students.student import build_student
 from teachers import preflight as module
@@ -59,8 +59,8 @@ def test_a_model_without_its_head_differs_between_replicas(tiny_model: TinyModel
     folder = tmp_path / "headless"
     shutil.copytree(tiny_model("bert"), folder)
     config = json.loads((folder / "config.json").read_text())
-    config["id2label"] = dict(enumerate(MOODS.labels))
-    config["label2id"] = {label: i for i, label in enumerate(MOODS.labels)}
+    config["id2label"] = dict(enumerate(MOODS.reading.labels))
+    config["label2id"] = {label: i for i, label in enumerate(MOODS.reading.labels)}
     del config["architectures"]  # which would give it away before it is opened
     (folder / "config.json").write_text(json.dumps(config))
     (findings,) = preflight([spec_of(folder)], {"mood": texts(GOLD)}, tmp_path / "cache", on_ray=False)
@@ -72,7 +72,7 @@ def test_a_model_without_its_head_differs_between_replicas(tiny_model: TinyModel
 def test_a_question_answering_teacher_with_a_random_head_stops(tiny_model: TinyModel, tmp_path: Path) -> None:
     from pipeline.models import open_tokenizer
 
-    task, base, rng = QuestionAnswering("answers", 48), tiny_model("bert"), np.random.default_rng(0)
+    task, base, rng = question_answering("answers", 48), tiny_model("bert"), np.random.default_rng(0)
     contexts = [list(rng.permutation(FILLER[6:])[:16]) for _ in range(120)]
     starts = rng.integers(0, 15, 120)
     inputs: dict[str, list[Any]] = {
@@ -80,7 +80,7 @@ def test_a_question_answering_teacher_with_a_random_head_stops(tiny_model: TinyM
         "context": [" ".join(context) for context in contexts],
         "answers": [[context[start + 1]] for context, start in zip(contexts, starts, strict=True)],
     }
-    keys = content_keys(task.kind, {name: inputs[name] for name in task.fields})
+    keys = content_keys(task.kind.name, {name: inputs[name] for name in task.reading.fields})
     examples = Examples("answers", keys, inputs, Ragged.single(np.stack((starts, starts), axis=1) + 2))
     student = build_student(base, [task], seed=3)
     with torch.no_grad():  # a tiny model's states are small: without this all its probabilities are the same

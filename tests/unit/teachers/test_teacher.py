@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,18 +17,19 @@ from numpy.typing import NDArray
 from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
 from pipeline.models import open_tokenizer
-from pipeline.tasks.multi_label import MultiLabel
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks import Task
+from pipeline.tasks.multi_label import multi_label
+from pipeline.tasks.text_classification import text_classification
 from teachers.teacher import Dtype, Teacher, check_teacher, store_key
 from tests.conftest import Architecture, TinyModel, save_tokenizer, texts_of
 
 LABELS = ("bad", "good", "plain")
-TASK = TextClassification("mood", LABELS, 32, "accuracy")
+TASK = text_classification("mood", LABELS, 32, "accuracy")
 TEXTS = [text for label in range(3) for text in texts_of(label, 12)]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 
-def says(folder: Path, task: TextClassification = TASK, texts: Sequence[str] = TEXTS) -> NDArray[np.float32]:
+def says(folder: Path, task: Task = TASK, texts: Sequence[str] = TEXTS) -> NDArray[np.float32]:
     return Teacher(folder, task).label({"text": texts})[0].values
 
 
@@ -75,7 +75,7 @@ def test_labels_are_aligned_by_name(copied: Path, order: tuple[str, ...]) -> Non
     found = says(copied)
     for column, name in enumerate(LABELS):
         assert np.array_equal(found[:, column], expected[:, order.index(name)])
-    shuffled = says(copied, replace(TASK, labels=("good", "bad", "plain")))
+    shuffled = says(copied, text_classification("mood", ("good", "bad", "plain"), 32))
     assert np.array_equal(shuffled, found[:, [1, 0, 2]])
 
 
@@ -110,7 +110,7 @@ def test_dropout_takes_no_part(tiny_model: TinyModel) -> None:
 
 
 def test_texts_are_cut_to_the_tasks_length_and_counted(tiny_model: TinyModel) -> None:
-    task = replace(TASK, max_length=6)
+    task = text_classification("mood", LABELS, 6)
     teacher = Teacher(tiny_model("bert", LABELS), task)
     texts = ["good", "good film is fair", "good film is fair too", "good film is fair and long and long"]
     logits, truncated = teacher.label({"text": texts})
@@ -137,7 +137,7 @@ def test_a_teacher_may_have_a_length_of_its_own(tiny_model: TinyModel) -> None:
     assert [teacher.label({"text": texts})[1] for teacher in (whole, shorter)] == [0, 1]
     np.testing.assert_allclose(
         shorter.label({"text": texts})[0].values,
-        says(folder, replace(TASK, max_length=6), texts),
+        says(folder, text_classification("mood", LABELS, 6), texts),
         atol=1e-6,
     )
     with pytest.raises(TeacherError, match="max_length 41 is more than the model's 40 positions"):
@@ -148,7 +148,7 @@ def test_several_labels_may_mean_one_and_some_none(tiny_model: TinyModel) -> Non
     folder = tiny_model("bert", ("awful", "meh", "fine", "spam"))
     declared = {"awful": "bad", "meh": "bad", "fine": "good", "spam": None}
     found = Teacher(folder, TASK, labels=declared).label({"text": TEXTS})[0].values
-    own = says(folder, replace(TASK, labels=("awful", "meh", "fine", "spam")))
+    own = says(folder, text_classification("mood", ("awful", "meh", "fine", "spam"), 32))
     np.testing.assert_allclose(found[:, 0], np.logaddexp(own[:, 0], own[:, 1]), atol=1e-5)
     np.testing.assert_array_equal(found[:, 1], own[:, 2])
     assert (found[:, 2] == ABSENT).all()  # it knows nothing of `plain`
@@ -174,11 +174,11 @@ def test_another_label_space_is_refused(tiny_model: TinyModel, names: tuple[str,
 def test_a_model_too_short_for_the_task_is_refused(tiny_model: TinyModel, architecture: Architecture) -> None:
     folder = tiny_model(architecture, LABELS, positions=40)
     long = " ".join(["good film"] * 30)
-    logits, truncated = Teacher(folder, replace(TASK, max_length=40)).label({"text": [long]})
+    logits, truncated = Teacher(folder, text_classification("mood", LABELS, 40)).label({"text": [long]})
     assert truncated == 1
     assert np.isfinite(logits.values).all()
     with pytest.raises(TeacherError, match="max_length 41 is more than the model's 40 positions"):
-        Teacher(folder, replace(TASK, max_length=41))
+        Teacher(folder, text_classification("mood", LABELS, 41))
 
 
 # ---------------------------------------------------------------- its name in the store
@@ -224,24 +224,24 @@ def test_the_key_follows_what_the_task_asks(copied: Path) -> None:
     keys = [
         store_key(copied, TASK, "fp32"),
         store_key(copied, TASK, "bf16"),
-        store_key(copied, replace(TASK, max_length=31), "fp32"),
+        store_key(copied, text_classification("mood", LABELS, 31), "fp32"),
         store_key(copied, TASK, "fp32", max_length=30),
         store_key(copied, TASK, "fp32", labels={"bad": "good"}),
         store_key(copied, TASK, "fp32", labels={"bad": None}),
-        store_key(copied, replace(TASK, labels=("good", "bad", "plain")), "fp32"),
+        store_key(copied, text_classification("mood", ("good", "bad", "plain"), 32), "fp32"),
     ]
     assert len(set(keys)) == len(keys)
     assert all(key == key.lower() and int(key, 16) for key in keys)  # hexadecimal, as the store demands
 
 
 def test_a_length_of_its_own_is_a_length(copied: Path) -> None:
-    shorter = store_key(copied, replace(TASK, max_length=20), "fp32")
+    shorter = store_key(copied, text_classification("mood", LABELS, 20), "fp32")
     assert store_key(copied, TASK, "fp32", max_length=20) == shorter
     assert store_key(copied, TASK, "fp32", max_length=32) == store_key(copied, TASK, "fp32")
 
 
 def test_one_label_and_several_labels_map_otherwise(copied: Path) -> None:
-    several, declared = MultiLabel("mood", LABELS, 32), {"bad": "good"}
+    several, declared = multi_label("mood", LABELS, 32), {"bad": "good"}
     assert store_key(copied, several, "fp32") == store_key(copied, TASK, "fp32")  # the same logits
     keys = {store_key(copied, task, "fp32", labels=declared) for task in (several, TASK)}
     assert len(keys) == 2  # sums here, the largest there
@@ -254,7 +254,7 @@ def test_the_key_does_not_follow_the_order_of_a_mapping(copied: Path) -> None:
 
 
 def test_the_key_does_not_follow_what_the_task_is_called_or_scored_by(copied: Path) -> None:
-    other = replace(TASK, name="tone.v2", metric="macro_f1")
+    other = text_classification("tone.v2", LABELS, 32, "macro_f1")
     assert store_key(copied, other, "fp32") == store_key(copied, TASK, "fp32")
 
 

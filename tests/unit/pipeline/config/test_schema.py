@@ -394,7 +394,7 @@ def test_names_must_exist(path: str, value: Any, cause: str, remedy: str) -> Non
 def test_only_text_classification_has_several_problems(kind: str, problem: str) -> None:
     error = refusal(changed({"tasks.movies.kind": kind, "tasks.movies.problem": problem}))
     assert error.cause == f"tasks.movies.problem: {kind} has no {problem}"
-    assert error.remedy == "Only text-classification has several."
+    assert error.remedy == "It has single_label."
     parse_config(changed({"tasks.movies.kind": kind}))
 
 

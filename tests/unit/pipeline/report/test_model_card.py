@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline.config.load import parse_config
 from pipeline.report.model_card import write_model_card
 from pipeline.report.schema import Report
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import text_classification
 from tests.conftest import TinyRun
 from tests.unit.pipeline.hand_results import hand_report
 
-MOOD = TextClassification("mood", ("bad", "good"), 32, "accuracy")
+MOOD = text_classification("mood", ("bad", "good"), 32, "accuracy")
 
 
 def report_of(supervised: float | None) -> Report:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, content_keys
 from pipeline.models import open_tokenizer
+from pipeline.tasks import Task
 from pipeline.tasks.label_columns import Column
-from pipeline.tasks.question_answering import QuestionAnswering
+from pipeline.tasks.question_answering import question_answering
 from pipeline.tasks.spans import word_spans
 from pipeline.tasks.tensors import TensorBatch
 from tests.conftest import FILLER, GOOD
@@ -93,8 +94,8 @@ PAIRS = st.lists(st.tuples(TEXTS, CONTEXTS), min_size=1, max_size=4)
 TOKENIZERS = ("wordpiece-uncased", "wordpiece-cased", "byte-bpe", "unigram", "minilm")
 
 
-def task_of(max_length: int = 64, unanswerable: bool = True, metric: str = "f1") -> QuestionAnswering:
-    return QuestionAnswering("qa", max_length, metric, unanswerable)
+def task_of(max_length: int = 64, unanswerable: bool = True, metric: str = "f1") -> Task:
+    return question_answering("qa", max_length, metric, unanswerable)
 
 
 def columns_of(rows: Sequence[tuple[Any, Any]], starts: Sequence[Any] | None = None) -> dict[str, Column]:
@@ -108,8 +109,8 @@ def columns_of(rows: Sequence[tuple[Any, Any]], starts: Sequence[Any] | None = N
 
 
 def read(rows: Sequence[tuple[Any, Any]], starts: Sequence[Any] | None = None) -> Examples:
-    inputs, labels = task_of().read(columns_of(rows, starts), "train")
-    content = {role: inputs[role] for role in task_of().fields}
+    inputs, labels = task_of().reading.read(columns_of(rows, starts), "train")
+    content = {role: inputs[role] for role in task_of().reading.fields}
     return Examples("qa", content_keys("question-answering", content), inputs, labels)
 
 

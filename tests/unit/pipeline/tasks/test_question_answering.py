@@ -22,19 +22,23 @@ from numpy.typing import NDArray
 from transformers import AutoModel
 
 from pipeline.batch import ABSENT, Examples, Ragged
+from pipeline.config.kinds import QUESTION_ANSWERING
 from pipeline.config.schema import TaskConfig
 from pipeline.data import load_task
 from pipeline.errors import ConfigError, DataError, TeacherError
 from pipeline.losses import LossWeights
 from pipeline.models import open_model, open_tokenizer
-from pipeline.tasks import KINDS, Task, kind_of
+from pipeline.tasks import MAKERS, Task
 from pipeline.tasks import question_answering as module
+from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.question_answering import (
     LONGEST_ANSWER,
     Answer,
-    QuestionAnswering,
+    answers_of,
     best_spans,
+    from_train,
+    question_answering,
     squad_scores,
 )
 from pipeline.tasks.spans import word_spans
@@ -65,10 +69,14 @@ def cells_of(context: str, answers: Any, starts: Any = None) -> list[int]:
 
 def test_it_is_a_task() -> None:
     task: Task = task_of()
-    assert KINDS[task.kind, "single_label"] is QuestionAnswering
+    assert MAKERS[QUESTION_ANSWERING] is from_train
     assert pickle.loads(pickle.dumps(task)) == task  # noqa: S301
-    assert (task.labels, task.columns, task.fields) == ((), ("start", "end"), ("question", "context"))
-    assert task.pipeline is None
+    assert (task.reading.labels, task.head.columns, task.reading.fields) == (
+        (),
+        ("start", "end"),
+        ("question", "context"),
+    )
+    assert task.kind.pipeline is None
 
 
 # ---------------------------------------------------------------- data
@@ -92,8 +100,8 @@ def test_gold_answers_become_cells() -> None:
     assert cells == [[1, 1], [2, 3], [12, 12], [7, 8], [0, 0], [0, 0], [-1, -1], [3, 6]]
     assert examples.inputs["answers"][2:5] == [["1952", "in 1952"], ["Grace wrote"], []]
     assert examples.inputs["answers"][6] == []
-    assert task_of().labelled(examples.labels).tolist() == [True] * 6 + [False, True]
-    assert task_of().counts(examples.inputs).tolist() == [1 + len(word_spans(CONTEXT))] * 8
+    assert task_of().reading.labelled(examples.labels).tolist() == [True] * 6 + [False, True]
+    assert task_of().reading.counts(examples.inputs).tolist() == [1 + len(word_spans(CONTEXT))] * 8
 
 
 def test_an_answer_is_the_words_that_it_touches() -> None:
@@ -115,7 +123,7 @@ def test_starts_tell_occurrences_apart() -> None:
 def test_a_split_without_answers_is_unlabelled() -> None:
     columns = columns_of([(CONTEXT, None)] * 2)
     del columns["answers"]
-    inputs, labels = task_of().read(columns, "unlabelled")
+    inputs, labels = task_of().reading.read(columns, "unlabelled")
     assert labels.values.tolist() == [[-1, -1]] * 2
     assert inputs["answers"] == [[], []]
 
@@ -168,7 +176,7 @@ def test_text_is_compared_as_the_data_set_has_it() -> None:
 def test_a_question_is_text(question: Any) -> None:
     columns = {**columns_of([(CONTEXT, [])]), "question": Column([question])}
     with pytest.raises(DataError, match="row 0 of test: question is"):
-        task_of().read(columns, "test")
+        task_of().reading.read(columns, "test")
 
 
 def config_of(**data: Any) -> TaskConfig:
@@ -176,12 +184,12 @@ def config_of(**data: Any) -> TaskConfig:
 
 
 def test_train_says_whether_there_are_questions_without_an_answer() -> None:
-    def made(*answers: Any) -> QuestionAnswering:
-        return QuestionAnswering.make("qa", config_of(), columns_of([(CONTEXT, one) for one in answers]))
+    def made(*answers: Any) -> Task:
+        return from_train("qa", config_of(), columns_of([(CONTEXT, one) for one in answers]))
 
-    assert made(["Ada"], None, {"text": ["it"]}) == QuestionAnswering("qa", 128, "f1", False)
-    assert made(["Ada"], []).unanswerable
-    assert made(["Ada"], {"text": [], "answer_start": []}).unanswerable
+    assert made(["Ada"], None, {"text": ["it"]}) == question_answering("qa", 128, "f1", False)
+    assert made(["Ada"], []) == question_answering("qa", 128, "f1", True)
+    assert made(["Ada"], {"text": [], "answer_start": []}) == made(["Ada"], [])
     with pytest.raises(DataError, match="row 1 of train"):
         made(["Ada"], "Ada")
 
@@ -189,10 +197,10 @@ def test_train_says_whether_there_are_questions_without_an_answer() -> None:
 def test_make_refuses_what_a_config_cannot_mean() -> None:
     columns = columns_of([(CONTEXT, ["Ada"])])
     with pytest.raises(DataError, match="no label space"):
-        QuestionAnswering.make("qa", config_of(labels=("a", "b")), columns)
+        from_train("qa", config_of(labels=("a", "b")), columns)
     with pytest.raises(ConfigError, match="max_length 12 has no room"):
-        QuestionAnswering.make("qa", config_of(max_length=12), columns)
-    assert kind_of(config_of()).roles(config_of()) == ("question", "context")
+        from_train("qa", config_of(max_length=12), columns)
+    assert config_of().declared.content(()) == ("question", "context")
 
 
 def write_jsonl(file: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -225,7 +233,7 @@ def test_data_sets_load_in_each_form(tmp_path: Path, form: str) -> None:
     }
     columns = {"answers": "answers", "answer_starts": "answer_starts"} if form == "lists" else {}
     data = load_task("qa", config_of(data_files=files, columns=columns, max_length=32))
-    assert data.task == QuestionAnswering("qa", 32, "f1", True)
+    assert data.task == question_answering("qa", 32, "f1", True)
     assert data.splits["train"].labels.values.tolist() == [[1, 1], [0, 0], [-1, -1], [8, 8]]
     assert data.splits["train"].inputs["answers"][3] == ["wrote", "Grace wrote"]
     assert data.splits["validation"].labels.values.tolist() == [[12, 12]]
@@ -243,24 +251,23 @@ def test_the_examples_data_set_loads() -> None:
     files = {split: str(QA / f"{split}.jsonl") for split in ("train", "validation", "test")}
     columns = {"answers": "answers", "answer_starts": "answer_starts"}
     data = load_task("qa", config_of(data_files=files, columns=columns))
-    assert isinstance(data.task, QuestionAnswering)
-    assert data.task.unanswerable
+    assert data.task == question_answering("qa", data.task.head.max_length, unanswerable=True)
     test = data.splits["test"]
-    values = np.full((int(data.task.counts(test.inputs).sum()), 2), -20.0)
-    values[np.cumsum(data.task.counts(test.inputs)) - data.task.counts(test.inputs)] = -10
-    firsts = np.cumsum(data.task.counts(test.inputs)) - data.task.counts(test.inputs)
+    values = np.full((int(data.task.reading.counts(test.inputs).sum()), 2), -20.0)
+    values[np.cumsum(data.task.reading.counts(test.inputs)) - data.task.reading.counts(test.inputs)] = -10
+    firsts = np.cumsum(data.task.reading.counts(test.inputs)) - data.task.reading.counts(test.inputs)
     for side in (0, 1):
         values[firsts + test.labels.values[:, side], side] = 20
-    found = data.task.scores(values, test)
+    found = data.task.scoring.scores(values, test)
     assert found["no_answer_accuracy"] == 1
     assert found["f1"] > 0.9  # some golds end inside a word, some are longer than LONGEST_ANSWER
-    assert data.task.constant_score(test) == pytest.approx((test.labels.values[:, 0] == 0).mean())
+    assert data.task.scoring.constant_score(test) == pytest.approx((test.labels.values[:, 0] == 0).mean())
 
 
 # ---------------------------------------------------------------- values
 
 
-def student_of(tiny_model: TinyModel, task: QuestionAnswering, scale: float = 1.0) -> MultiTaskStudent:
+def student_of(tiny_model: TinyModel, task: Task, scale: float = 1.0) -> MultiTaskStudent:
     """Random weights; `scale`: of the head's."""
     student = MultiTaskStudent(open_model(AutoModel, tiny_model("bert")), [task])
     with torch.random.fork_rng():
@@ -281,7 +288,7 @@ def test_one_token_a_word_in_one_window_is_the_models_own_word(tiny_model: TinyM
     inputs = {"question": ["is it good", "the"], "context": ["the film was very long", "a superb scene"]}
     labelled, truncated = Teacher(folder, task).label(inputs)
     assert truncated == 0
-    model, tokenizer = open_model(task.model_class(), folder), open_tokenizer(folder)
+    model, tokenizer = open_model(model_class(task.kind), folder), open_tokenizer(folder)
     batch = tokenizer(inputs["question"], inputs["context"], padding=True, return_tensors="pt")
     with torch.no_grad():
         output: Any = model(**batch)
@@ -312,7 +319,7 @@ def test_a_teacher_and_a_student_give_the_same_values(tiny_model: TinyModel, tmp
     contexts = [long_context(words, words) for words in (3, 40, 9, 60, 1, 12)]
     inputs = {"question": ["good ?"] * 6, "context": contexts}
     labelled, _ = Teacher(folder, task, tokens_per_batch=100).label(inputs)
-    encoded = task.encode(open_tokenizer(folder), inputs)
+    encoded = task.head.encode(open_tokenizer(folder), inputs)
     said = predict(student, task, encoded, tokens=10_000).numpy()
     np.testing.assert_allclose(said, labelled.values, atol=1e-5)
     assert labelled.offsets.tolist() == [0, *np.cumsum(encoded.counts)]
@@ -321,17 +328,17 @@ def test_a_teacher_and_a_student_give_the_same_values(tiny_model: TinyModel, tmp
 def test_rows_of_several_teachers() -> None:
     task, counts = task_of(), torch.tensor([3, 1, 5])
     values = torch.randn(4, 9, 2, generator=torch.Generator().manual_seed(0))
-    rows = task.rows(values, counts)
+    rows = task.head.rows(values, counts)
     assert rows.shape == (4, 6, 5)
     for k in range(4):
-        assert torch.equal(rows[k], task.rows(values[k], counts))
-        assert torch.equal(task.flat(rows[k], counts), values[k])
+        assert torch.equal(rows[k], task.head.rows(values[k], counts))
+        assert torch.equal(task.head.flat(rows[k], counts), values[k])
     assert torch.equal(rows[1, 4], values[1, 4:9, 0])  # the third example's start
     assert torch.equal(rows[1, 1, :3], values[1, 0:3, 1])  # the first one's end
     assert (rows[1, 1, 3:] == ABSENT).all()
     labels = torch.tensor([[1, 2], [0, 0], [3, 4]])
-    assert task.row_labels(labels, counts).tolist() == [1, 2, 0, 0, 3, 4]
-    assert rows[0].gather(1, task.row_labels(labels, counts)[:, None])[5] == values[0, 4 + 4, 1]
+    assert task.head.row_labels(labels, counts).tolist() == [1, 2, 0, 0, 3, 4]
+    assert rows[0].gather(1, task.head.row_labels(labels, counts)[:, None])[5] == values[0, 4 + 4, 1]
 
 
 # ---------------------------------------------------------------- answers
@@ -387,10 +394,10 @@ def values_of(*spans: tuple[int, int], context: str = CONTEXT, none: float = 0.0
 
 def test_an_answer_is_a_piece_of_the_context() -> None:
     inputs = {"question": ["?"] * 3, "context": [CONTEXT] * 3}
-    said = task_of().answers(values_of((1, 1), (0, 0), (9, 12)), inputs)
+    said = answers_of(values_of((1, 1), (0, 0), (9, 12)), inputs, no_answer=True)
     assert said == [Answer("Ada", 0, 3), Answer("", 0, 0), Answer("a compiler in 1952", 34, 52)]
     spaced = {"question": ["?"], "context": ["  Ada\t  wrote\n it "]}
-    assert task_of().answers(values_of((2, 3), context=spaced["context"][0]), spaced) == [
+    assert answers_of(values_of((2, 3), context=spaced["context"][0]), spaced, no_answer=True) == [
         ("wrote\n it", 8, 17)
     ]
 
@@ -398,12 +405,12 @@ def test_an_answer_is_a_piece_of_the_context() -> None:
 def test_without_unanswerable_questions_there_is_always_an_answer() -> None:
     inputs = {"question": ["?"], "context": [CONTEXT]}
     values = values_of((0, 0), none=50)
-    assert task_of().answers(values, inputs) == [("", 0, 0)]
-    assert task_of(unanswerable=False).answers(values, inputs) != [("", 0, 0)]
+    assert answers_of(values, inputs, no_answer=True) == [("", 0, 0)]
+    assert answers_of(values, inputs, no_answer=False) != [("", 0, 0)]
     tie = values_of((1, 1), none=5)
-    assert task_of().answers(tie, inputs) == [("", 0, 0)]
+    assert answers_of(tie, inputs, no_answer=True) == [("", 0, 0)]
     tie[0, 0] -= 0.01
-    assert task_of().answers(tie, inputs)[0].text == "Ada"
+    assert answers_of(tie, inputs, no_answer=True)[0].text == "Ada"
 
 
 # ---------------------------------------------------------------- metric
@@ -476,7 +483,7 @@ def four() -> tuple[Examples, NDArray[np.float32]]:
 
 def test_scores() -> None:
     examples, values = four()
-    found = task_of().scores(values, examples)
+    found = task_of().scoring.scores(values, examples)
     assert found == pytest.approx(
         {
             "f1": (1 + 2 / 3 + 1 + 0) / 4,
@@ -488,17 +495,17 @@ def test_scores() -> None:
     assert list(found)[:2] == ["f1", "exact_match"]
     for metric in ("f1", "exact_match"):
         task = task_of(metric=metric)
-        sums = task.statistics(values, examples)
+        sums = task.scoring.statistics(values, examples)
         assert sums.shape == (4, 2)
-        assert task.score_of(sums.sum(0)) == pytest.approx(found[metric])
-        assert task.score_of(np.stack((sums[:2].sum(0), sums[2:].sum(0)))).shape == (2,)
-        assert task.constant_score(examples) == 0.5
+        assert task.scoring.score_of(sums.sum(0)) == pytest.approx(found[metric])
+        assert task.scoring.score_of(np.stack((sums[:2].sum(0), sums[2:].sum(0)))).shape == (2,)
+        assert task.scoring.constant_score(examples) == 0.5
     answerable = examples.take(np.array([0, 1]))
-    assert task_of().scores(values[: len(values) // 2], answerable) == pytest.approx(
+    assert task_of().scoring.scores(values[: len(values) // 2], answerable) == pytest.approx(
         {"f1": 5 / 6, "exact_match": 0.5}
     )
-    assert task_of().constant_score(answerable) == 0
-    assert task_of().classified(values, examples) is None
+    assert task_of().scoring.constant_score(answerable) == 0
+    assert task_of().scoring.classified(values, examples) is None
 
 
 def test_scores_do_not_depend_on_the_order_of_examples() -> None:
@@ -508,39 +515,41 @@ def test_scores_do_not_depend_on_the_order_of_examples() -> None:
     ]
     golds = [[" ".join(context.split()[:2])] if i % 3 else [] for i, (context, _) in enumerate(rows)]
     examples = read([(context, gold) for (context, _), gold in zip(rows, golds, strict=True)])
-    counts = task_of().counts(examples.inputs)
+    counts = task_of().reading.counts(examples.inputs)
     said = Ragged.of(np.split(rng.normal(size=(counts.sum(), 2)), np.cumsum(counts)[:-1]))
     order = rng.permutation(20)
     moved = examples.take(order), said.take(order).values
-    assert task_of().scores(said.values, examples) == pytest.approx(task_of().scores(moved[1], moved[0]))
-    statistics = task_of().statistics(said.values, examples)
-    np.testing.assert_array_equal(statistics[order], task_of().statistics(moved[1], moved[0]))
+    assert task_of().scoring.scores(said.values, examples) == pytest.approx(
+        task_of().scoring.scores(moved[1], moved[0])
+    )
+    statistics = task_of().scoring.statistics(said.values, examples)
+    np.testing.assert_array_equal(statistics[order], task_of().scoring.statistics(moved[1], moved[0]))
 
 
 def test_agreement_is_of_spans() -> None:
     examples, values = four()
     other = values_of((1, 1), (7, 8), (0, 0), (2, 2))
-    assert task_of().agreement(values, other, examples) == 0.5
-    assert task_of().agreement(values, values, examples) == 1
+    assert task_of().scoring.agreement(values, other, examples) == 0.5
+    assert task_of().scoring.agreement(values, values, examples) == 1
 
 
 def test_only_labelled_examples_are_scored() -> None:
     examples = read([(CONTEXT, ["Ada"]), (CONTEXT, None)])
     values = values_of((1, 1), (1, 1))
-    for scored in (task_of().scores, task_of().statistics):
+    for scored in (task_of().scoring.scores, task_of().scoring.statistics):
         with pytest.raises(DataError, match="1 of 2 examples to score have no label"):
             scored(values, examples)
     with pytest.raises(DataError):
-        task_of().constant_score(examples)
+        task_of().scoring.constant_score(examples)
 
 
 # ---------------------------------------------------------------- use
 
 
 def test_a_label_mapping() -> None:
-    assert task_of().groups({0: "NEGATIVE", 1: "POSITIVE"}, None, "teachers.big") is None
+    assert task_of().head.groups({0: "NEGATIVE", 1: "POSITIVE"}, None, "teachers.big") is None
     with pytest.raises(TeacherError, match=r"teachers\.big\.labels"):
-        task_of().groups({0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": None}, "teachers.big")
+        task_of().head.groups({0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": None}, "teachers.big")
 
 
 def test_a_new_head_has_two_outputs(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -568,12 +577,12 @@ def test_the_snippet_gives_the_students_own_answer(
     for seed in range(4):
         context = long_context(10, seed)
         own_question = f"question, context = {question!r}, {context!r}"
-        lines = re.sub(r"^question, context = .*$", own_question, task.snippet(), flags=re.MULTILINE)
+        lines = re.sub(r"^question, context = .*$", own_question, task.head.snippet(), flags=re.MULTILINE)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             exec(lines.replace("path/to/this/folder", str(folder)), {})
         inputs = {"question": [question], "context": [context]}
-        (own,) = task.answers(Teacher(folder, task).label(inputs)[0].values, inputs)
+        (own,) = answers_of(Teacher(folder, task).label(inputs)[0].values, inputs, no_answer=unanswerable)
         assert out.getvalue() == f"{own.text or 'no answer'}\n"
         said.append(own.text)
     assert (said[0] == "") == unanswerable
@@ -583,9 +592,9 @@ def test_the_snippet_runs_as_it_stands(tiny_model: TinyModel, tmp_path: Path) ->
     folder = saved(student_of(tiny_model, task_of()), tiny_model, tmp_path / "qa")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(task_of().snippet().replace("path/to/this/folder", str(folder)), {})
+        exec(task_of().head.snippet().replace("path/to/this/folder", str(folder)), {})
     assert out.getvalue().strip()
-    compile(task_of(unanswerable=False).snippet(), "snippet", "exec")
+    compile(task_of(unanswerable=False).head.snippet(), "snippet", "exec")
 
 
 def test_training_lowers_the_loss(tiny_model: TinyModel) -> None:
@@ -600,7 +609,7 @@ def test_training_lowers_the_loss(tiny_model: TinyModel) -> None:
         rows.append((" ".join(filler), [good] if i % 4 else []))
     examples, task = read(rows), task_of(20)
     tokenizer = open_tokenizer(tiny_model())
-    encoded = task.encode(tokenizer, examples.inputs)
+    encoded = task.head.encode(tokenizer, examples.inputs)
     assert len(encoded.offsets) - 1 > 24  # some in windows
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -626,4 +635,4 @@ def test_training_lowers_the_loss(tiny_model: TinyModel) -> None:
     cells = float(np.log(encoded.counts).mean())
     assert losses[0]["hard"] == pytest.approx(cells, rel=0.3)
     said = predict(student, task, encoded, tokens=500).numpy()
-    assert task.scores(said, examples)["f1"] > task.constant_score(examples)
+    assert task.scoring.scores(said, examples)["f1"] > task.scoring.constant_score(examples)

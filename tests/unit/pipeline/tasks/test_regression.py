@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Examples, Ragged
+from pipeline.config.kinds import REGRESSION
 from pipeline.config.schema import TaskConfig
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, hard_squared_error, soft_squared_error, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.report.results import ensemble_values
-from pipeline.tasks import KINDS, Task
+from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
-from pipeline.tasks.regression import Regression
+from pipeline.tasks.regression import NumberHead, from_train, regression
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.step import Aggregation, MicroBatch, loss_inputs, predict
 from students.export import save_task
@@ -34,7 +34,7 @@ from students.student import build_student
 from teachers.teacher import Teacher, store_key
 from tests.conftest import Architecture, TinyModel, texts_of
 
-TASK = Regression("stars", (), 16, center=3.0, scale=2.0)
+TASK = regression("stars", 16, center=3.0, scale=2.0)
 CONFIG = TaskConfig.model_validate(
     {"kind": "text-classification", "problem": "regression", "data": {"path": "json"}}
 )
@@ -62,45 +62,51 @@ def answers(n: int = 200) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 
 def test_it_is_a_task() -> None:
     task: Task = TASK
-    assert KINDS["text-classification", "regression"] is Regression
+    assert MAKERS[REGRESSION] is from_train
     assert pickle.loads(pickle.dumps(task)) == task  # noqa: S301
-    assert (task.metric, task.continuous, task.columns, task.labels) == ("pearson", True, ("value",), ())
-    assert task.row_weight == 1
+    assert (task.scoring.metric, task.kind.continuous, task.head.columns, task.reading.labels) == (
+        "pearson",
+        True,
+        ("value",),
+        (),
+    )
+    assert task.head.row_weight == 1
 
 
 def test_the_scale_is_that_of_the_training_labels() -> None:
-    task = Regression.make("stars", CONFIG, columns_of([1, 2.0, None, 6]))
-    assert task.center == 3.0
-    assert task.scale == pytest.approx(np.std([1, 2, 6]))
+    head = from_train("stars", CONFIG, columns_of([1, 2.0, None, 6])).head
+    assert isinstance(head, NumberHead)
+    assert head.center == 3.0
+    assert head.scale == pytest.approx(np.std([1, 2, 6]))
 
 
 def test_numbers_are_read_as_they_are() -> None:
-    _, labels = TASK.read(columns_of([1, 2.5, None, -3]), "train")
+    _, labels = TASK.reading.read(columns_of([1, 2.5, None, -3]), "train")
     assert labels.values.dtype == np.float64
     np.testing.assert_array_equal(labels.values, [1, 2.5, np.nan, -3])
-    assert TASK.labelled(labels).tolist() == [True, True, False, True]
+    assert TASK.reading.labelled(labels).tolist() == [True, True, False, True]
     columns = columns_of([1])
     del columns["label"]
-    assert not TASK.labelled(TASK.read(columns, "unlabelled")[1]).any()
+    assert not TASK.reading.labelled(TASK.reading.read(columns, "unlabelled")[1]).any()
 
 
 @pytest.mark.parametrize("value", ["4", "", True, math.nan, math.inf, [1.0]])
 def test_what_is_no_number_is_refused_with_its_row(value: object) -> None:
     with pytest.raises(DataError) as caught:
-        TASK.read(columns_of([1.0, value]), "test")
+        TASK.reading.read(columns_of([1.0, value]), "test")
     assert caught.value.cause == f"tasks.stars: row 1 of test: label {value!r} is not a number"
 
 
 @pytest.mark.parametrize("values", [[2, 2, 2.0], [2.0], [None, 1.0], [None]])
 def test_a_single_number_teaches_nothing(values: list[float | None]) -> None:
     with pytest.raises(DataError, match="the same number"):
-        Regression.make("stars", CONFIG, columns_of(values))
+        from_train("stars", CONFIG, columns_of(values))
 
 
 def test_a_label_space_is_refused() -> None:
     data = CONFIG.data.model_copy(update={"labels": ("a", "b")})
     with pytest.raises(DataError, match="regression has no label space"):
-        Regression.make("stars", CONFIG.model_copy(update={"data": data}), columns_of([1, 2]))
+        from_train("stars", CONFIG.model_copy(update={"data": data}), columns_of([1, 2]))
 
 
 # ---------------------------------------------------------------- losses
@@ -111,7 +117,7 @@ def batch_of(labels: Tensor, teachers: Tensor | None = None) -> MicroBatch:
     return MicroBatch(TensorBatch({}, {}, ones, ones), labels, teachers)
 
 
-def losses_of(task: Regression, values: Tensor, labels: Tensor, teachers: Tensor) -> dict[str, float]:
+def losses_of(task: Task, values: Tensor, labels: Tensor, teachers: Tensor) -> dict[str, float]:
     share = Aggregation("mean", torch.full((len(teachers),), 1 / len(teachers)))
     inputs = loss_inputs(task, values, batch_of(labels, teachers), WEIGHTS, share)
     _, terms = task_loss(
@@ -134,8 +140,8 @@ def test_losses_do_not_depend_on_the_unit(scale: float, shift: float) -> None:
     generator = torch.Generator().manual_seed(0)
     values, labels = torch.randn(6, 1, generator=generator), torch.randn(6, generator=generator)
     teachers = torch.randn(2, 6, 1, generator=generator)
-    task = replace(TASK, center=0.0, scale=1.0)
-    other = replace(TASK, center=shift, scale=scale)
+    task = regression("stars", 16)
+    other = regression("stars", 16, center=shift, scale=scale)
     expected = losses_of(task, values, labels, teachers)
     found = losses_of(other, values * scale + shift, labels * scale + shift, teachers * scale + shift)
     assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)  # a large shift costs float32 its digits
@@ -143,7 +149,7 @@ def test_losses_do_not_depend_on_the_unit(scale: float, shift: float) -> None:
 
 def test_half_precision_is_computed_in_float32() -> None:
     """Numbers whose standardised form half precision would round again."""
-    task = replace(TASK, center=1000.3, scale=0.7)
+    task = regression("stars", 16, center=1000.3, scale=0.7)
     teachers = torch.tensor([[[1001.0], [999.5]]]).half()
     values, labels = torch.tensor([[1000.0], [1000.5]]), torch.tensor([1000.0, 1001.0])
     expected = losses_of(task, values, labels, teachers.float())
@@ -159,9 +165,9 @@ def test_examples_without_a_number_have_the_soft_loss_alone() -> None:
 
 def test_rows_and_values_lead_into_each_other() -> None:
     values, counts = torch.randn(4, 1), torch.ones(4, dtype=torch.int64)
-    rows = TASK.rows(values, counts)
+    rows = TASK.head.rows(values, counts)
     assert torch.allclose(rows, (values - 3) / 2)
-    assert torch.allclose(TASK.flat(rows, counts), values)
+    assert torch.allclose(TASK.head.flat(rows, counts), values)
 
 
 def test_an_ensemble_is_the_weighted_mean() -> None:
@@ -175,7 +181,7 @@ def test_an_ensemble_is_the_weighted_mean() -> None:
 
 def test_scores_are_scipys() -> None:
     values, gold = answers()
-    found = TASK.scores(values, examples_of(gold))
+    found = TASK.scoring.scores(values, examples_of(gold))
     assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(values[:, 0], gold).statistic)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(values[:, 0], gold).statistic)
     assert found["mse"] == pytest.approx(np.mean((values[:, 0] - gold) ** 2))
@@ -185,40 +191,44 @@ def test_scores_are_scipys() -> None:
 
 def test_large_numbers_do_not_cancel() -> None:
     values, gold = answers()
-    shifted = TASK.scores(values.astype(np.float64) + 1e7, examples_of(gold + 1e7))
-    assert shifted["pearson"] == pytest.approx(TASK.scores(values, examples_of(gold))["pearson"], abs=1e-9)
+    shifted = TASK.scoring.scores(values.astype(np.float64) + 1e7, examples_of(gold + 1e7))
+    assert shifted["pearson"] == pytest.approx(
+        TASK.scoring.scores(values, examples_of(gold))["pearson"], abs=1e-9
+    )
 
 
 def test_a_constant_answer_correlates_with_nothing() -> None:
     _, gold = answers()
-    found = TASK.scores(np.full((len(gold), 1), 4.0), examples_of(gold))
+    found = TASK.scoring.scores(np.full((len(gold), 1), 4.0), examples_of(gold))
     assert (found["pearson"], found["spearman"]) == (0, 0)
-    assert TASK.constant_score(examples_of(gold)) == 0
+    assert TASK.scoring.constant_score(examples_of(gold)) == 0
 
 
-@pytest.mark.parametrize("metric", Regression.metrics)
+@pytest.mark.parametrize("metric", REGRESSION.selecting)
 def test_the_metric_comes_from_sums_over_examples(metric: str) -> None:
     values, gold = answers()
-    task, examples = replace(TASK, metric=metric), examples_of(gold)
-    sums = task.statistics(values, examples)
-    assert float(task.score_of(sums.sum(0))) == pytest.approx(task.scores(values, examples)[metric])
+    task, examples = regression("stars", 16, metric), examples_of(gold)
+    sums = task.scoring.statistics(values, examples)
+    assert float(task.scoring.score_of(sums.sum(0))) == pytest.approx(
+        task.scoring.scores(values, examples)[metric]
+    )
     twice = np.stack((sums.sum(0), 2 * sums.sum(0)))  # every example twice over
-    assert task.score_of(twice)[1] == pytest.approx(task.score_of(twice)[0])
+    assert task.scoring.score_of(twice)[1] == pytest.approx(task.scoring.score_of(twice)[0])
 
 
 def test_agreement_is_pearsons() -> None:
     values, gold = answers()
     other = (2 * gold - 7)[:, None]
     expected = scipy.stats.pearsonr(values[:, 0], gold).statistic
-    assert TASK.agreement(values, other, examples_of(gold)) == pytest.approx(expected)
-    assert TASK.classified(values, examples_of(gold)) is None
+    assert TASK.scoring.agreement(values, other, examples_of(gold)) == pytest.approx(expected)
+    assert TASK.scoring.classified(values, examples_of(gold)) is None
 
 
 def test_a_missing_number_is_refused() -> None:
     values, gold = answers(4)
     gold[2] = np.nan
     with pytest.raises(DataError, match="1 of 4 examples to score have no label"):
-        TASK.scores(values, examples_of(gold))
+        TASK.scoring.scores(values, examples_of(gold))
 
 
 # ---------------------------------------------------------------- models
@@ -228,12 +238,12 @@ def test_a_missing_number_is_refused() -> None:
 def test_a_new_head_starts_at_the_mean(tiny_model: TinyModel, architecture: Architecture) -> None:
     folder = tiny_model(architecture)
     texts = texts_of(0, 8) + texts_of(1, 8)
-    task = replace(TASK, center=1000.0, scale=5.0)
-    encoded = task.encode(open_tokenizer(folder), {"text": texts})
+    task = regression("stars", 16, center=1000.0, scale=5.0)
+    encoded = task.head.encode(open_tokenizer(folder), {"text": texts})
     said = predict(build_student(folder, [task]), task, encoded, 100)
     assert said.shape == (16, 1)
     assert (said - 1000).abs().max() < 5 * 3
-    plain = predict(build_student(folder, [replace(task, center=0.0, scale=1.0)]), task, encoded, 100)
+    plain = predict(build_student(folder, [regression("stars", 16)]), task, encoded, 100)
     torch.testing.assert_close(said, 5 * plain + 1000, atol=1e-2, rtol=0)  # the same head, in its unit
 
 
@@ -244,12 +254,12 @@ def test_a_teacher_with_labels_is_refused(
     outputs: dict[int, str], declared: dict[str, str | None] | None
 ) -> None:
     with pytest.raises(TeacherError, match=r"teachers\.t: task stars is a regression"):
-        TASK.groups(outputs, declared, "teachers.t")
+        TASK.head.groups(outputs, declared, "teachers.t")
 
 
 def test_the_name_of_the_one_output_does_not_matter() -> None:
-    assert TASK.groups({0: "LABEL_0"}, None, "teachers.t") is None
-    assert TASK.groups({0: "score"}, None, "teachers.t") is None
+    assert TASK.head.groups({0: "LABEL_0"}, None, "teachers.t") is None
+    assert TASK.head.groups({0: "score"}, None, "teachers.t") is None
 
 
 def test_transformers_and_a_teacher_say_what_the_student_says(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -260,7 +270,7 @@ def test_transformers_and_a_teacher_say_what_the_student_says(tiny_model: TinyMo
     with torch.no_grad():
         student.model("stars").classifier.weight.mul_(20)
     texts = texts_of(0, 5) + texts_of(1, 5)
-    values = predict(student, TASK, TASK.encode(tokenizer, {"text": texts}), 100)
+    values = predict(student, TASK, TASK.head.encode(tokenizer, {"text": texts}), 100)
     save_task(student, "stars", tokenizer, tmp_path / "stars")
     _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "stars", output_loading_info=True)
     assert not any(info.values())
@@ -276,4 +286,4 @@ def test_the_training_labels_do_not_name_soft_targets(tiny_model: TinyModel, tmp
     folder = tiny_model("bert")
     save_task(build_student(folder, [TASK]), "stars", open_tokenizer(folder), tmp_path / "stars")
     key = store_key(tmp_path / "stars", TASK, "fp32")
-    assert store_key(tmp_path / "stars", replace(TASK, center=9.0, scale=1.0), "fp32") == key
+    assert store_key(tmp_path / "stars", regression("stars", 16, center=9.0), "fp32") == key

@@ -20,17 +20,20 @@ from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from torch import Tensor
 from transformers import AutoModelForTokenClassification
 
+from pipeline import tasks
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, is_present
+from pipeline.config.kinds import TOKEN_CLASSIFICATION
 from pipeline.config.schema import DataConfig, TaskConfig
 from pipeline.data import load_task
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_model, open_tokenizer, quiet
-from pipeline.tasks import KINDS, Task, kind_of
+from pipeline.tasks import Task
+from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.scores import bootstrap
 from pipeline.tasks.tensors import TensorBatch
-from pipeline.tasks.token_classification import TokenClassification
+from pipeline.tasks.token_classification import from_train, token_classification
 from pipeline.training.step import Aggregation, MicroBatch, accumulate, loss_inputs, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
@@ -44,8 +47,8 @@ MINILM = Path(__file__).parents[4] / ".cache" / "assets" / "minilm-l6"
 CPU = torch.device("cpu")
 
 
-def task_of(labels: Sequence[str] = IOB, max_length: int = 64, metric: str = "f1") -> TokenClassification:
-    return TokenClassification("ner", tuple(labels), max_length, metric)
+def task_of(labels: Sequence[str] = IOB, max_length: int = 64, metric: str = "f1") -> Task:
+    return token_classification("ner", tuple(labels), max_length, metric)
 
 
 def made(
@@ -54,11 +57,11 @@ def made(
     *,
     metric: str | None = None,
     space: tuple[str, ...] | None = None,
-) -> TokenClassification:
+) -> Task:
     """The task that `make` finds in these rows of train."""
     data = DataConfig(path="json", labels=space)
     config = TaskConfig(kind="token-classification", data=data, metric=metric)
-    return TokenClassification.make("ner", config, {"words": Column(words), "labels": labels})
+    return from_train("ner", config, {"words": Column(words), "labels": labels})
 
 
 def gold_of(ids: Sequence[Sequence[int]]) -> Examples:
@@ -76,17 +79,14 @@ def saying(ids: Sequence[Sequence[int]], classes: int) -> NDArray[np.float64]:
 
 def test_it_is_a_task() -> None:
     task: Task = task_of()
-    assert KINDS[task.kind, "single_label"] is TokenClassification
-    assert (
-        kind_of(TaskConfig(kind="token-classification", data=DataConfig(path="json"))) is TokenClassification
-    )
-    assert (task.fields, task.label_roles, task.columns) == (("words",), ("labels",), IOB)
-    assert (task.metrics, task.row_weight, task.continuous) == (("f1", "accuracy"), 1, False)
+    assert tasks.MAKERS[TOKEN_CLASSIFICATION] is from_train
+    assert TaskConfig(kind="token-classification", data=DataConfig(path="json")).declared == task.kind
+    assert (task.reading.fields, task.kind.labels, task.head.columns) == (("words",), ("labels",), IOB)
+    assert (task.kind.selecting, task.head.row_weight, task.kind.continuous) == (("f1", "accuracy"), 1, False)
     assert pickle.loads(pickle.dumps(task)) == task  # noqa: S301
-    assert task.model_class() is AutoModelForTokenClassification
-    assert "problem_type" not in task.head_settings()
-    assert task.head_settings()["label2id"] == {label: i for i, label in enumerate(IOB)}
-    assert task.counts({"words": [["a", "b"], ["c"]]}).tolist() == [2, 1]
+    assert model_class(task.kind) is AutoModelForTokenClassification
+    assert task.head.truncatable(np.array([2, 1])) == 3
+    assert task.reading.counts({"words": [["a", "b"], ["c"]]}).tolist() == [2, 1]
 
 
 # ---------------------------------------------------------------- reading
@@ -104,19 +104,19 @@ def test_it_is_a_task() -> None:
 def test_every_scheme_is_read_and_scored(rows: list[list[str]], entities: list[tuple[str, int, int]]) -> None:
     words = [[f"w{i}" for i in range(len(row))] for row in rows]
     task = made(words, Column(rows))
-    assert task.labels == tuple(sorted({label for row in rows for label in row}))
-    assert task.metric == "f1"
-    inputs, labels = task.read({"words": Column(words), "labels": Column(rows)}, "train")
+    assert task.reading.labels == tuple(sorted({label for row in rows for label in row}))
+    assert task.scoring.metric == "f1"
+    inputs, labels = task.reading.read({"words": Column(words), "labels": Column(rows)}, "train")
     assert inputs == {"words": words}
-    assert [task.labels[i] for i in labels.values] == rows[0]
+    assert [task.reading.labels[i] for i in labels.values] == rows[0]
     assert labels.values.dtype == np.int64
     examples = Examples("ner", np.arange(1, dtype=np.uint64), inputs, labels)
-    right = saying([labels.values.tolist()], len(task.labels))
-    assert task.statistics(right, examples).tolist() == [[len(entities)] * 3 + [len(rows[0])] * 2]
+    right = saying([labels.values.tolist()], len(task.reading.labels))
+    assert task.scoring.statistics(right, examples).tolist() == [[len(entities)] * 3 + [len(rows[0])] * 2]
     first_end = entities[0][2] + 1  # all but the first entity said
-    said = [task.labels.index("O")] * first_end + labels.values[first_end:].tolist()
+    said = [task.reading.labels.index("O")] * first_end + labels.values[first_end:].tolist()
     hits = len(entities) - 1
-    assert task.scores(saying([said], len(task.labels)), examples)["f1"] == pytest.approx(
+    assert task.scoring.scores(saying([said], len(task.reading.labels)), examples)["f1"] == pytest.approx(
         2 * hits / (len(entities) + hits)
     )
 
@@ -124,23 +124,27 @@ def test_every_scheme_is_read_and_scored(rows: list[list[str]], entities: list[t
 def test_class_numbers_are_positions_in_the_data_sets_names() -> None:
     words, names = [["a", "b"], ["c"]], ("O", "B-PER", "I-PER")
     task = made(words, Column([[1, 2], [0]], names))
-    assert task.labels == names
-    _, labels = task.read({"words": Column(words), "labels": Column([[1, 2], [0]], names)}, "test")
+    assert task.reading.labels == names
+    _, labels = task.reading.read({"words": Column(words), "labels": Column([[1, 2], [0]], names)}, "test")
     assert (labels.values.tolist(), labels.offsets.tolist()) == ([1, 2, 0], [0, 2, 3])
     reordered = made(words, Column([[1, 2], [0]], names), space=("I-PER", "B-PER", "O"))
-    _, labels = reordered.read({"words": Column(words), "labels": Column([[1, 2], [0]], names)}, "test")
+    _, labels = reordered.reading.read(
+        {"words": Column(words), "labels": Column([[1, 2], [0]], names)}, "test"
+    )
     assert labels.values.tolist() == [1, 0, 2]
 
 
 def test_rows_without_labels_are_unlabelled() -> None:
     words = Column([["a", "b"], ["c"], ["d", "e"]])
     task = task_of()
-    _, labels = task.read({"words": words, "labels": Column([["O", "B-PER"], None, ["O", "O"]])}, "train")
+    _, labels = task.reading.read(
+        {"words": words, "labels": Column([["O", "B-PER"], None, ["O", "O"]])}, "train"
+    )
     assert labels.values.tolist() == [0, 1, UNLABELLED, 0, 0]
-    assert task.labelled(labels).tolist() == [True, False, True]
-    _, labels = task.read({"words": words}, "unlabelled")
+    assert task.reading.labelled(labels).tolist() == [True, False, True]
+    _, labels = task.reading.read({"words": words}, "unlabelled")
     assert labels.values.tolist() == [UNLABELLED] * 5
-    assert not task.labelled(labels).any()
+    assert not task.reading.labelled(labels).any()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_rows_without_labels_are_unlabelled() -> None:
 def test_what_is_no_sentence_is_refused_by_row(words: Any, labels: Any, cause: str) -> None:
     columns = {"words": Column([["fine"], words]), "labels": Column([["O"], labels])}
     with pytest.raises(DataError) as caught:
-        task_of().read(columns, "train")
+        task_of().reading.read(columns, "train")
     assert caught.value.cause == f"tasks.ner: {cause}"
     assert caught.value.remedy
     if "is not one of" not in cause:  # a label outside the space is only known once there is a space
@@ -174,20 +178,20 @@ def test_what_is_no_sentence_is_refused_by_row(words: Any, labels: Any, cause: s
 def test_a_wrong_label_is_told_behind_unlabelled_rows() -> None:
     columns = {"words": Column([["a", "b"], ["c", "d"]]), "labels": Column([None, ["O", "X"]])}
     with pytest.raises(DataError, match="row 1 of test: label 'X'"):
-        task_of().read(columns, "test")
+        task_of().reading.read(columns, "test")
 
 
 def test_the_metric_is_f1_only_where_there_are_entities() -> None:
     words = [["a", "b"]]
-    assert made(words, Column([["NOUN", "VERB"]])).metric == "accuracy"
-    assert made(words, Column([["O", "B-PER"]])).metric == "f1"
-    assert made(words, Column([["O", "B-PER"]]), metric="accuracy").metric == "accuracy"
+    assert made(words, Column([["NOUN", "VERB"]])).scoring.metric == "accuracy"
+    assert made(words, Column([["O", "B-PER"]])).scoring.metric == "f1"
+    assert made(words, Column([["O", "B-PER"]]), metric="accuracy").scoring.metric == "accuracy"
     with pytest.raises(DataError, match=r"f1 is of entities, and \['NOUN', 'VERB'\]"):
         made(words, Column([["NOUN", "VERB"]]), metric="f1")
     with pytest.raises(DataError, match="not all entity tags"):  # BILOU, which seqeval reads only in part
         made(words, Column([["B-PER", "L-PER"]]))
     mixed = made(words, Column([["B-PER", "L-PER"]]), metric="accuracy")
-    assert "f1" not in mixed.scores(saying([[0, 1]], 2), gold_of([[0, 1]]))
+    assert "f1" not in mixed.scoring.scores(saying([[0, 1]], 2), gold_of([[0, 1]]))
 
 
 def test_a_data_set_is_loaded_with_its_class_names(tmp_path: Path) -> None:
@@ -205,8 +209,8 @@ def test_a_data_set_is_loaded_with_its_class_names(tmp_path: Path) -> None:
     columns = {"words": "tokens", "labels": "tags"}
     data = DataConfig(path=str(tmp_path / "saved"), columns=columns)
     loaded = load_task("ner", TaskConfig(kind="token-classification", data=data))
-    assert loaded.task.labels == IOB
-    assert loaded.task.metric == "f1"
+    assert loaded.task.reading.labels == IOB
+    assert loaded.task.scoring.metric == "f1"
     train = loaded.splits["train"]
     assert train.labels.values[:3].tolist() == [1, 0, 3]
     assert len(train.labels) == len(train)
@@ -223,8 +227,8 @@ def test_json_lines_are_loaded_with_the_labels_found(tmp_path: Path) -> None:
     }
     data = DataConfig(path="json", data_files=files)
     loaded = load_task("ner", TaskConfig(kind="token-classification", data=data))
-    assert loaded.task.labels == ("B-PER", "O")
-    assert loaded.task.metric == "f1"
+    assert loaded.task.reading.labels == ("B-PER", "O")
+    assert loaded.task.scoring.metric == "f1"
     train = loaded.splits["train"]
     assert train.labels.values.tolist() == [0, 1] * 30 + [UNLABELLED] * 2
     assert len(loaded.labelled_train()) == 30
@@ -373,7 +377,7 @@ def test_every_word_is_read_at_its_first_token(
     name: str, sentences: list[list[str]], max_length: int
 ) -> None:
     tokenizer = tokenizer_of(name)
-    encoded = task_of(max_length=max_length).encode(tokenizer, {"words": sentences})
+    encoded = task_of(max_length=max_length).head.encode(tokenizer, {"words": sentences})
     assert encoded.counts.tolist() == list(map(len, sentences))
     lost = 0
     for example, words in enumerate(sentences):
@@ -399,14 +403,14 @@ def test_every_word_is_read_at_its_first_token(
 
 def test_words_that_share_a_token_are_all_read() -> None:
     words = [["new", "york", "is"], ["san", "", "juan"], ["x"]]
-    encoded = task_of().encode(tokenizer_of("joining"), {"words": words})
+    encoded = task_of().head.encode(tokenizer_of("joining"), {"words": words})
     assert list(encoded.spots) == ["word", "word+1", "word+2"]
     assert spotted(encoded, 0) == {0: 0, 1: 0, 2: 0}
     assert spotted(encoded, 1) == {0: 0, 2: 0}  # the empty word is nowhere
     assert encoded.units.tolist() == [3, 2, 1]
     batch = TensorBatch.of(encoded.pad(np.arange(3)), CPU)
     logits = torch.randn(*batch.inputs["input_ids"].shape, 5)
-    values = task_of().read_out(SimpleNamespace(logits=logits), batch)
+    values = task_of().head.read_out(SimpleNamespace(logits=logits), batch)
     assert torch.equal(values[:3], logits[0, 0].expand(3, 5))
     assert (values[4] == ABSENT).all()
 
@@ -420,18 +424,18 @@ def test_truncation_is_counted_by_word(tiny_model: TinyModel) -> None:
         ["good"] * 6 + ["", "\u200b"],  # what has no token was never there
         ["good"] * 7 + ["", "bad"],
     ]
-    encoded = task_of(max_length=8).encode(tokenizer, {"words": sentences})
+    encoded = task_of(max_length=8).head.encode(tokenizer, {"words": sentences})
     assert encoded.truncated == 3 + 1 + 2
     assert encoded.units.tolist() == [6, 6, 6, 6, 6]
     assert encoded.counts.tolist() == [6, 9, 7, 8, 9]
-    assert task_of(max_length=8).encode(tokenizer, {"words": sentences}, 32).truncated == 0
+    assert task_of(max_length=8).head.encode(tokenizer, {"words": sentences}, 32).truncated == 0
 
 
 def test_a_tokenizer_that_cannot_tell_words_is_refused() -> None:
     with pytest.raises(TeacherError, match="which characters"):
-        task_of().encode(SimpleNamespace(is_fast=False), {"words": [["a"]]})
+        task_of().head.encode(SimpleNamespace(is_fast=False), {"words": [["a"]]})
     with pytest.raises(TeacherError, match="from its left"):
-        task_of().encode(SimpleNamespace(is_fast=True, truncation_side="left"), {"words": [["a"]]})
+        task_of().head.encode(SimpleNamespace(is_fast=True, truncation_side="left"), {"words": [["a"]]})
 
 
 # ---------------------------------------------------------------- reading out
@@ -442,14 +446,14 @@ def test_a_tokenizer_that_cannot_tell_words_is_refused() -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_values_are_the_logits_of_those_tokens(name: str, sentences: list[list[str]], seed: int) -> None:
     task = task_of(max_length=12)
-    encoded = task.encode(tokenizer_of(name), {"words": sentences})
+    encoded = task.head.encode(tokenizer_of(name), {"words": sentences})
     rows = np.random.default_rng(seed).permutation(len(sentences))
     if not encoded.lengths[rows].any():
         return  # no token at all, and nothing to pad
     batch = TensorBatch.of(encoded.pad(rows), CPU)
     shape = (*batch.inputs["input_ids"].shape, len(IOB))
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    values = task.read_out(SimpleNamespace(logits=logits), batch)
+    values = task.head.read_out(SimpleNamespace(logits=logits), batch)
     expected = torch.full((int(encoded.counts.sum()), len(IOB)), ABSENT)
     start, read = 0, torch.zeros(shape)
     for row, example in enumerate(rows):
@@ -466,9 +470,7 @@ def test_values_are_the_logits_of_those_tokens(name: str, sentences: list[list[s
     assert torch.equal(gradient, read)
 
 
-def tiny_student(
-    folder: Path, task: TokenClassification, seed: int = 1, noise: float = 0.3
-) -> MultiTaskStudent:
+def tiny_student(folder: Path, task: Task, seed: int = 1, noise: float = 0.3) -> MultiTaskStudent:
     """One that does not say the same of every word."""
     student = build_student(folder, (task,), seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -485,7 +487,7 @@ def test_with_the_models_own_words_it_is_the_direct_path(
     task, folder = task_of(), tiny_model(architecture)
     student, tokenizer = tiny_student(folder, task), open_tokenizer(folder)
     for words in (["The", "xylophone", "was", "brilliantly", "GOOD"], ["so", "dull"]):
-        ours = predict(student, task, task.encode(tokenizer, {"words": [words]}), 64)
+        ours = predict(student, task, task.head.encode(tokenizer, {"words": [words]}), 64)
         direct = tokenizer([words], is_split_into_words=True, return_tensors="pt")
         with torch.inference_mode():
             logits = student("ner", dict(direct)).logits[0]
@@ -498,10 +500,10 @@ def test_values_do_not_depend_on_the_batch(tiny_model: TinyModel) -> None:
     student, tokenizer = tiny_student(folder, task), open_tokenizer(folder)
     rng = np.random.default_rng(0)
     sentences = [rng.choice(FILLER, int(rng.integers(1, 12))).tolist() for _ in range(20)]
-    encoded = task.encode(tokenizer, {"words": sentences})
+    encoded = task.head.encode(tokenizer, {"words": sentences})
     alone = predict(student, task, encoded, 1)
     torch.testing.assert_close(predict(student, task, encoded, 120), alone, atol=1e-5, rtol=1e-5)
-    backwards = predict(student, task, task.encode(tokenizer, {"words": sentences[::-1]}), 1)
+    backwards = predict(student, task, task.head.encode(tokenizer, {"words": sentences[::-1]}), 1)
     pieces = torch.split(backwards, list(map(len, sentences[::-1])))
     assert torch.equal(torch.cat(pieces[::-1]), alone)
 
@@ -538,13 +540,13 @@ def test_a_student_that_is_its_teacher_has_no_soft_loss(
     table = torch.randn(total, len(IOB), generator=torch.Generator().manual_seed(total))
 
     def said(name: str, length: int) -> tuple[Tensor, TensorBatch, NDArray[np.int64]]:
-        encoded = task.encode(tokenizer_of(name), {"words": sentences}, length)
+        encoded = task.head.encode(tokenizer_of(name), {"words": sentences}, length)
         if not encoded.lengths.any():
-            encoded = task.encode(tokenizer_of("uncased"), {"words": sentences}, length)
+            encoded = task.head.encode(tokenizer_of("uncased"), {"words": sentences}, length)
             name = "uncased"
         batch = TensorBatch.of(encoded.pad(np.arange(len(sentences))), CPU)
         output = word_logits(tokenizer_of(name), sentences, table, length)
-        return task.read_out(output, batch), batch, encoded.units
+        return task.head.read_out(output, batch), batch, encoded.units
 
     teacher, _, _ = said(theirs, 10)
     student, batch, units = said(ours, 14)
@@ -600,7 +602,7 @@ def test_a_permuted_teacher_says_the_same(tiny_model: TinyModel, tmp_path: Path)
 def groups(
     theirs: Sequence[str], declared: dict[str, str | None] | None, ours: Sequence[str] = IOB
 ) -> tuple[tuple[int, ...], ...] | None:
-    return task_of(ours).groups(dict(enumerate(theirs)), declared, "teachers.big")
+    return task_of(ours).head.groups(dict(enumerate(theirs)), declared, "teachers.big")
 
 
 def test_entity_types_are_spelt_out() -> None:
@@ -661,7 +663,7 @@ def test_absent_words_stay_absent_when_labels_are_summed() -> None:
     assert found is not None
     values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     values[1] = ABSENT
-    ours = task_of().marginalise(values, found)
+    ours = task_of().head.marginalise(values, found)
     assert not is_present(ours[1]).any()
     assert not is_present(torch.from_numpy(ours.numpy().astype(np.float16))[1]).any()
     expected = values[[0, 2]].softmax(-1)
@@ -687,17 +689,17 @@ def test_scores_are_seqevals(labels: tuple[str, ...], data: st.DataObject) -> No
     gold, said = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
     truth, guess = ([[labels[i] for i in row] for row in ids] for ids in (gold, said))
     examples, values = gold_of(gold), saying(said, len(labels))
-    scores = task_of(labels).scores(values, examples)
+    scores = task_of(labels).scoring.scores(values, examples)
     assert scores["f1"] == pytest.approx(f1_score(truth, guess, zero_division=0))
     assert scores["precision"] == pytest.approx(precision_score(truth, guess, zero_division=0))
     assert scores["recall"] == pytest.approx(recall_score(truth, guess, zero_division=0))
     assert scores["accuracy"] == pytest.approx(accuracy_score(truth, guess))
     for metric in ("f1", "accuracy"):
         task = task_of(labels, metric=metric)
-        statistics = task.statistics(values, examples)
+        statistics = task.scoring.statistics(values, examples)
         assert statistics.shape == (len(gold), 5)
-        assert float(task.score_of(statistics.sum(0))) == scores[metric]
-        (drawn,) = bootstrap([statistics], task.score_of, resamples=8)
+        assert float(task.scoring.score_of(statistics.sum(0))) == scores[metric]
+        (drawn,) = bootstrap([statistics], task.scoring.score_of, resamples=8)
         assert drawn.shape == (8,)
         assert np.isfinite(drawn).all()
 
@@ -707,46 +709,46 @@ def test_words_that_are_not_seen_stand_as_outside() -> None:
     values = saying([[1, 2, 0], [1, 3]], 5)
     values[[1, 3]] = ABSENT  # I-PER, and the wrong B-PER
     task = task_of()
-    scores = task.scores(values, gold)
+    scores = task.scoring.scores(values, gold)
     assert scores["f1"] == pytest.approx(0.5)  # PER 0-0 for PER 0-1, and LOC
     assert scores["accuracy"] == pytest.approx(4 / 5)
     alone = np.exp(4) / (np.exp(4) + 4)
     assert scores["nll"] == pytest.approx(-np.log(alone))
     assert scores["ece"] == pytest.approx(1 - alone)
-    logits, labels = task.classified(values, gold) or ((), ())
+    logits, labels = task.scoring.classified(values, gold) or ((), ())
     assert np.array_equal(logits, values[[0, 2, 4]])
     assert list(labels) == [1, 0, 3]
-    assert task.agreement(values, saying([[1, 0, 0], [0, 3]], 5), gold) == 1
-    assert task.agreement(values, saying([[1, 2, 0], [0, 3]], 5), gold) == 0.8
-    nothing = task.scores(np.full((5, 5), ABSENT), gold)
+    assert task.scoring.agreement(values, saying([[1, 0, 0], [0, 3]], 5), gold) == 1
+    assert task.scoring.agreement(values, saying([[1, 2, 0], [0, 3]], 5), gold) == 0.8
+    nothing = task.scoring.scores(np.full((5, 5), ABSENT), gold)
     assert nothing == {"f1": 0, "precision": 0, "recall": 0, "accuracy": 0.4}
     pos = task_of(POS, metric="accuracy")  # without an O: the first
-    assert pos.scores(np.full((2, 3), ABSENT), gold_of([[0, 1]])) == {"accuracy": 0.5}
+    assert pos.scoring.scores(np.full((2, 3), ABSENT), gold_of([[0, 1]])) == {"accuracy": 0.5}
 
 
 def test_parts_of_speech_have_an_accuracy_only() -> None:
     task, gold = task_of(POS, metric="accuracy"), gold_of([[0, 1, 2], [0]])
     values = saying([[0, 1, 0], [0]], 3)
-    assert task.scores(values, gold).keys() == {"accuracy", "nll", "ece"}
-    assert task.scores(values, gold)["accuracy"] == 0.75
-    assert float(task.score_of(task.statistics(values, gold).sum(0))) == 0.75
-    assert task.constant_score(gold) == 0.5
+    assert task.scoring.scores(values, gold).keys() == {"accuracy", "nll", "ece"}
+    assert task.scoring.scores(values, gold)["accuracy"] == 0.75
+    assert float(task.scoring.score_of(task.scoring.statistics(values, gold).sum(0))) == 0.75
+    assert task.scoring.constant_score(gold) == 0.5
 
 
 def test_a_constant_answer_finds_entities_only_where_most_words_are_one() -> None:
-    assert task_of().constant_score(gold_of([[0, 0, 1], [0]])) == 0
-    assert task_of(metric="accuracy").constant_score(gold_of([[0, 0, 1], [0]])) == 0.75
-    assert task_of().constant_score(gold_of([[1, 1, 0], [1]])) == pytest.approx(2 * 3 / (4 + 3))
+    assert task_of().scoring.constant_score(gold_of([[0, 0, 1], [0]])) == 0
+    assert task_of(metric="accuracy").scoring.constant_score(gold_of([[0, 0, 1], [0]])) == 0.75
+    assert task_of().scoring.constant_score(gold_of([[1, 1, 0], [1]])) == pytest.approx(2 * 3 / (4 + 3))
 
 
 def test_missing_labels_and_nan_are_not_scored() -> None:
     unlabelled = gold_of([[0, 1], [UNLABELLED, UNLABELLED]])
-    for score in (task_of().scores, task_of().statistics):
+    for score in (task_of().scoring.scores, task_of().scoring.statistics):
         with pytest.raises(DataError, match="1 of 2 examples"):
             score(saying([[0, 1], [0, 0]], 5), unlabelled)
     broken = saying([[0, 1]], 5)
     broken[0] = np.nan  # which is not above the bound for being present, and yet no word unseen
-    for score in (task_of().scores, task_of().statistics):
+    for score in (task_of().scoring.scores, task_of().scoring.statistics):
         with pytest.raises(ValueError, match="NaN"):
             score(broken, gold_of([[0, 1]]))
 
@@ -768,7 +770,7 @@ def test_training_lowers_the_loss_with_labels_and_a_teacher_of_other_tokens(
     mpnet = tiny_model("mpnet")
     save_task(tiny_student(mpnet, task), "ner", open_tokenizer(mpnet), teacher_folder)
     soft, _ = Teacher(teacher_folder, task).label(inputs)
-    encoded = task.encode(open_tokenizer(folder), inputs)
+    encoded = task.head.encode(open_tokenizer(folder), inputs)
     student = build_student(folder, (task,))
     rows = np.arange(len(inputs["words"]))
     batch = TensorBatch.of(encoded.pad(rows), CPU)
@@ -815,7 +817,7 @@ def test_plain_transformers_finds_the_students_entities(
     rng = np.random.default_rng(1)
     words = [*GOOD, *FILLER, "xylophone", "Abcdef", "goodly", "Filming", "4x4"]
     sentences = [rng.choice(words, int(rng.integers(1, 9))).tolist() for _ in range(30)]
-    encoded = task.encode(tokenizer, {"words": sentences})
+    encoded = task.head.encode(tokenizer, {"words": sentences})
     with torch.no_grad():  # so that every label is the largest somewhere
         student.model("ner").classifier.bias -= predict(student, task, encoded, 100).mean(0)
     save_task(student, "ner", tokenizer, tmp_path / "ner")
@@ -837,7 +839,7 @@ def test_the_snippet_runs(tiny_model: TinyModel, tmp_path: Path) -> None:
     task, folder = task_of(), tiny_model("bert")
     save_task(tiny_student(folder, task), "ner", open_tokenizer(folder), tmp_path / "ner")
     names: dict[str, Any] = {}
-    lines = task.snippet().replace("path/to/this/folder", str(tmp_path / "ner"))
+    lines = task.head.snippet().replace("path/to/this/folder", str(tmp_path / "ner"))
     exec(lines, names)
     assert names["tag"]("the good film")
     model: Any = open_model(AutoModelForTokenClassification, tmp_path / "ner")

@@ -53,7 +53,7 @@ def cell_by_characters(context: str, start: int, end: int, side: str) -> int:
 def test_every_token_stands_for_its_words(name: str, pairs: list[tuple[str, str]], max_length: int) -> None:
     tokenizer = tokenizer_of(name)
     inputs = inputs_of(pairs)
-    encoded = task_of().encode(tokenizer, inputs, max_length)
+    encoded = task_of().head.encode(tokenizer, inputs, max_length)
     assert np.diff(encoded.offsets).max() <= max_length
     assert encoded.counts.tolist() == [1 + len(word_spans(context)) for _, context in pairs]
     tokens = [len(ids) for ids in tokenizer(inputs["question"], add_special_tokens=False)["input_ids"]]
@@ -89,16 +89,16 @@ def test_probabilities_of_all_cells_sum_to_one(
     name: str, pairs: list[tuple[str, str]], max_length: int
 ) -> None:
     task, inputs = task_of(), inputs_of(pairs)
-    batch = batch_of(task.encode(tokenizer_of(name), inputs, max_length))
-    said = task.read_out(noise(batch), batch)
-    assert said.shape == (int(task.counts(inputs).sum()), 2)
+    batch = batch_of(task.head.encode(tokenizer_of(name), inputs, max_length))
+    said = task.head.read_out(noise(batch), batch)
+    assert said.shape == (int(task.reading.counts(inputs).sum()), 2)
     assert said.dtype == torch.float32
-    rows = task.rows(said, batch.counts)
+    rows = task.head.rows(said, batch.counts)
     probabilities = rows.softmax(-1)
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(2 * len(pairs)))
     longest = torch.arange(rows.shape[-1])
     assert (probabilities * (longest >= batch.counts.repeat_interleave(2)[:, None])).sum() == 0
-    assert torch.equal(task.flat(rows, batch.counts), said)
+    assert torch.equal(task.head.flat(rows, batch.counts), said)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -114,9 +114,9 @@ def test_a_student_that_is_its_teacher_has_no_soft_loss(
 ) -> None:
     """And the hard loss of parts adds up to that of the whole."""
     task, inputs = task_of(), inputs_of(pairs)
-    encoded = task.encode(tokenizer_of(name), inputs, max_length)
+    encoded = task.head.encode(tokenizer_of(name), inputs, max_length)
     batch = batch_of(encoded)
-    said = task.read_out(noise(batch), batch)
+    said = task.head.read_out(noise(batch), batch)
     gold = torch.from_numpy(
         np.random.default_rng(labels).integers(-1, encoded.counts[:, None], (len(pairs), 2))
     )
@@ -149,9 +149,9 @@ def test_models_with_other_tokenizers_and_windows_speak_of_the_same_cells() -> N
         ("unigram", 40),
         ("wordpiece-uncased", 1024),
     ):
-        encoded = task_of().encode(tokenizer_of(name), inputs, length)
+        encoded = task_of().head.encode(tokenizer_of(name), inputs, length)
         batch = batch_of(encoded)
-        said = task_of().read_out(noise(batch), batch)
+        said = task_of().head.read_out(noise(batch), batch)
         counts.append(encoded.counts.tolist())
         assert len(said) == sum(counts[0])
         assert (np.diff(encoded.sequences)[0] > 1) == (length < 1024)
@@ -161,7 +161,9 @@ def test_models_with_other_tokenizers_and_windows_speak_of_the_same_cells() -> N
 @pytest.mark.parametrize("max_length", [13, 17, 32, 64])
 def test_every_word_of_a_long_context_is_seen(tiny_model: TinyModel, max_length: int) -> None:
     tokenizer, context = open_tokenizer(tiny_model()), long_context(500)
-    encoded = task_of().encode(tokenizer, {"question": ["is it good ?"], "context": [context]}, max_length)
+    encoded = task_of().head.encode(
+        tokenizer, {"question": ["is it good ?"], "context": [context]}, max_length
+    )
     assert encoded.truncated == 0
     for side in ("start", "end"):
         assert set(encoded.spots[side].tolist()) == set(range(-1, 501))
@@ -177,12 +179,12 @@ def test_every_word_of_a_long_context_is_seen(tiny_model: TinyModel, max_length:
 def test_a_context_of_a_hundred_thousand_characters_fits(tiny_model: TinyModel) -> None:
     context = long_context(20_000)
     assert len(context) > 90_000
-    encoded = task_of().encode(
+    encoded = task_of().head.encode(
         open_tokenizer(tiny_model()), {"question": ["good ?", "bad ?"], "context": [context, "short"]}, 64
     )
     assert set(encoded.spots["start"].tolist()) == set(range(-1, 20_001))
     batch = batch_of(encoded)
-    said = task_of().read_out(noise(batch), batch)
+    said = task_of().head.read_out(noise(batch), batch)
     assert len(said) == 20_001 + 2
     assert (said > ABSENT).all()
     assert best_spans(said.numpy(), encoded.counts, no_answer=True).shape == (2, 2)
@@ -194,9 +196,9 @@ def test_chunks_are_one_whole(tiny_model: TinyModel, monkeypatch: pytest.MonkeyP
     rows = [(f"{context} good", answers) for context, answers in rows]
     whole = read(rows)
     inputs = {"question": ["good " * (1 + 3 * i) for i in range(12)], "context": whole.inputs["context"]}
-    encoded = task_of().encode(tokenizer, inputs, 24)
+    encoded = task_of().head.encode(tokenizer, inputs, 24)
     monkeypatch.setattr("pipeline.tasks.windows.CHUNK", 100)
-    in_parts = task_of().encode(tokenizer, inputs, 24)
+    in_parts = task_of().head.encode(tokenizer, inputs, 24)
     assert encoded.truncated == in_parts.truncated == 8
     for name in ("offsets", "sequences", "counts"):
         np.testing.assert_array_equal(getattr(encoded, name), getattr(in_parts, name))
@@ -210,12 +212,12 @@ def test_chunks_are_one_whole(tiny_model: TinyModel, monkeypatch: pytest.MonkeyP
 def test_long_questions_are_cut_and_counted(tiny_model: TinyModel) -> None:
     tokenizer = open_tokenizer(tiny_model())
     questions = [" ".join(["good"] * words) for words in (3, 16, 17, 400)]
-    encoded = task_of().encode(tokenizer, {"question": questions, "context": ["a dull plot"] * 4}, 32)
+    encoded = task_of().head.encode(tokenizer, {"question": questions, "context": ["a dull plot"] * 4}, 32)
     assert encoded.truncated == 2
     assert encoded.lengths.tolist() == [9, 22, 22, 22]
     assert questions[3].count("good") == 400
     emoji = tokenizer_of("byte-bpe")  # several tokens a character
-    encoded = task_of().encode(emoji, {"question": ["😀" * 90], "context": ["Paris"]}, 24)
+    encoded = task_of().head.encode(emoji, {"question": ["😀" * 90], "context": ["Paris"]}, 24)
     assert encoded.truncated == 1
     assert encoded.lengths[0] <= 24
 
@@ -226,16 +228,16 @@ class TestRefusals:
     def test_without_room_for_windows(self) -> None:
         for name, least in (("wordpiece-cased", 13), ("byte-bpe", 17)):
             with pytest.raises(ConfigError, match=f"to {least} or more"):
-                task_of().encode(tokenizer_of(name), self.inputs, least - 1)
+                task_of().head.encode(tokenizer_of(name), self.inputs, least - 1)
             long = {"question": ["Who? " * 40], "context": [CONTEXT * 20]}
-            encoded = task_of().encode(tokenizer_of(name), long, least)
+            encoded = task_of().head.encode(tokenizer_of(name), long, least)
             cells = set(encoded.spots["start"].tolist())
             assert cells == set(range(-1, 1 + len(word_spans(CONTEXT * 20))))
 
     def test_a_slow_tokenizer(self) -> None:
         slow = SimpleNamespace(is_fast=False, cls_token_id=1, name_or_path="slow")
         with pytest.raises(TeacherError, match="slow has no offsets"):
-            task_of().encode(slow, self.inputs)
+            task_of().head.encode(slow, self.inputs)
 
     def test_without_a_cls_token(self) -> None:
         from transformers import PreTrainedTokenizerFast
@@ -243,7 +245,7 @@ class TestRefusals:
         backend = tokenizer_of("byte-bpe").backend_tokenizer
         bare = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
         with pytest.raises(TeacherError, match="no CLS token to say"):
-            task_of().encode(bare, self.inputs)
+            task_of().head.encode(bare, self.inputs)
 
     def test_without_a_template_for_it(self) -> None:
         from tokenizers import Tokenizer
@@ -255,7 +257,7 @@ class TestRefusals:
             tokenizer_object=Tokenizer.from_str(json.dumps(state)), pad_token="[PAD]", cls_token="[CLS]"
         )
         with pytest.raises(TeacherError, match="puts no CLS token"):
-            task_of().encode(plain, self.inputs)
+            task_of().head.encode(plain, self.inputs)
 
 
 # ---------------------------------------------------------------- logits

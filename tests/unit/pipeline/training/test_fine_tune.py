@@ -16,6 +16,7 @@ import torch
 from pipeline.batch import UNLABELLED, Ragged
 from pipeline.config.schema import EarlyStoppingConfig, FineTuneConfig, TaskConfig
 from pipeline.data import TaskData, load_task
+from pipeline.tasks.text_classification import text_classification
 from pipeline.training import fine_tune as fine_tuning
 from pipeline.training.fine_tune import TEACHER, WORK, fine_tune, is_finished, teacher_folder
 from pipeline.training.loop import METRICS, read_metrics
@@ -100,10 +101,13 @@ DATA: dict[str, tuple[Callable[[TaskData], TaskData], bool]] = {
         lambda d: replace(d, splits={**d.splits, "train": d.splits["train"].take(np.arange(48)[::-1])}),
         True,
     ),
-    "label names": (lambda d: replace(d, task=replace(d.task, labels=("poor", "fine"))), True),  # type: ignore[type-var]
-    "max_length": (lambda d: replace(d, task=replace(d.task, max_length=30)), True),  # type: ignore[type-var]
+    "label names": (lambda d: replace(d, task=text_classification(d.task.name, ("poor", "fine"), 32)), True),
+    "max_length": (
+        lambda d: replace(d, task=text_classification(d.task.name, d.task.reading.labels, 30)),
+        True,
+    ),
     "test": (lambda d: with_split(d, "test", labels=turned(d.splits["test"].labels)), False),
-    "task's name": (lambda d: replace(d, task=replace(d.task, name="other")), False),  # type: ignore[type-var]
+    "task's name": (lambda d: replace(d, task=replace(d.task, name="other")), False),
 }
 
 
@@ -243,7 +247,7 @@ def test_a_damaged_teacher_is_set_aside_and_made_anew(
 
 
 def test_a_cut_text_is_counted(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:
-    short: Any = replace(data.task, max_length=6)  # type: ignore[type-var]
+    short = text_classification(data.task.name, data.task.reading.labels, 6)
     fine_tune(
         tiny_model("bert"), replace(data, task=short), CONFIG.model_copy(update={"epochs": 1}), tmp_path
     )

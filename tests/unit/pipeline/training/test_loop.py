@@ -20,7 +20,7 @@ from pipeline.errors import DivergedError
 from pipeline.losses import LossWeights
 from pipeline.soft import Dense
 from pipeline.tasks.tensors import TensorBatch
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import ClassHead, ClassScoring, text_classification
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.feed import TaskSet
@@ -337,7 +337,7 @@ def test_auto_means_bf16_where_the_cpu_computes_in_it(
 def script(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     """Makes one task's validation scores these, epoch by epoch."""
     left = list(scores)
-    monkeypatch.setattr(TextClassification, "scores", lambda *_: {"accuracy": left.pop(0)})
+    monkeypatch.setattr(ClassScoring, "scores", lambda *_: {"accuracy": left.pop(0)})
 
 
 def test_early_stopping_keeps_the_best_epochs_weights(
@@ -475,7 +475,7 @@ def test_a_skipped_step_moves_nothing(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class SteepTask(TextClassification):
+class SteepHead(ClassHead):
     """A finite loss with a NaN gradient: 0 · √0."""
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
@@ -484,7 +484,8 @@ class SteepTask(TextClassification):
 
 
 def test_a_nan_gradient_of_a_finite_loss_is_left_out_too(tmp_path: Path) -> None:
-    steep = SteepTask("mood", ("bad", "good"), 16, "accuracy")
+    plain = text_classification("mood", ("bad", "good"), 16)
+    steep = replace(plain, head=SteepHead("mood", 16, ("bad", "good")))
     trainer = trainer_of(
         tmp_path, [task_set(steep, count=6)], settings(epochs=1, tokens_per_batch=99), LossPlan()
     )

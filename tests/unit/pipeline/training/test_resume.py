@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.config.schema import EarlyStoppingConfig
-from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.text_classification import ClassScoring
 from pipeline.training import checkpoint
 from pipeline.training.loop import METRICS, StopWatch, Trainer, read_metrics
 from tests.unit.pipeline.small_training import (
@@ -86,7 +86,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     validate = Trainer._validate
 
     def scripted_validate(self: Trainer, epoch: int) -> None:
-        monkeypatch.setattr(TextClassification, "scores", lambda *_: {"accuracy": SCORES[epoch]})
+        monkeypatch.setattr(ClassScoring, "scores", lambda *_: {"accuracy": SCORES[epoch]})
         validate(self, epoch)
 
     monkeypatch.setattr(Trainer, "_validate", scripted_validate)

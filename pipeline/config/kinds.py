@@ -1,0 +1,144 @@
+"""The task kinds by name: what a config may say of each, and what everything but a kind's own code knows of it.
+
+Declarations only, so that a config is checked without torch. The code of a kind is its file under `pipeline.tasks`,
+which takes its declaration from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import ConfigError
+
+KindName = Literal["text-classification", "token-classification", "question-answering"]
+Problem = Literal["single_label", "multi_label", "regression"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score of a model.
+
+    better: where it is better · shown: ``points`` for a share of 1, printed times 100 with one decimal; ``decimals``
+    for any other number, printed with three.
+    """
+
+    name: str
+    better: Literal["higher", "lower"] = "higher"
+    shown: Literal["points", "decimals"] = "points"
+
+
+NLL = Metric("nll", "lower", "decimals")
+ECE = Metric("ece", "lower", "decimals")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is declared of a task kind.
+
+    name, problem: as a config names it · inputs: columns that make up an example's content · optional_inputs:
+    more of them, read where the config names a column · labels, optional_labels: columns that hold what is true,
+    in the same way · metrics: its scores; the first is the default · auto_class: the class of transformers whose
+    head it uses · outputs: the fields of that class's output that predictions are read from · pipeline: the
+    transformers pipeline that opens an exported folder, None where there is none · truncates: what truncation
+    loses and `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions.
+    """
+
+    name: KindName
+    problem: Problem
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    auto_class: str
+    outputs: tuple[str, ...] = ("logits",)
+    optional_inputs: tuple[str, ...] = ()
+    optional_labels: tuple[str, ...] = ()
+    pipeline: str | None = None
+    truncates: Literal["texts", "words", "questions"] = "texts"
+    continuous: bool = False
+
+    @property
+    def selecting(self) -> tuple[str, ...]:
+        """Names of the metrics that may select and compare models: those of which higher is better."""
+        return tuple(metric.name for metric in self.metrics if metric.better == "higher")
+
+    def content(self, named: Container[str]) -> tuple[str, ...]:
+        """The input columns that are read where a config names columns for the roles `named`."""
+        return (*self.inputs, *(role for role in self.optional_inputs if role in named))
+
+    def truths(self, named: Container[str]) -> tuple[str, ...]:
+        """The label columns that are read where a config names columns for the roles `named`."""
+        return (*self.labels, *(role for role in self.optional_labels if role in named))
+
+
+TEXT_CLASSIFICATION = Kind(
+    "text-classification",
+    "single_label",
+    inputs=("text",),
+    optional_inputs=("text_pair",),
+    labels=("label",),
+    metrics=(Metric("accuracy"), Metric("macro_f1"), NLL, ECE),
+    auto_class="AutoModelForSequenceClassification",
+    pipeline="text-classification",
+)
+MULTI_LABEL = Kind(
+    "text-classification",
+    "multi_label",
+    inputs=("text",),
+    optional_inputs=("text_pair",),
+    labels=("label",),
+    metrics=(Metric("micro_f1"), Metric("macro_f1"), Metric("subset_accuracy"), NLL, ECE),
+    auto_class="AutoModelForSequenceClassification",
+    pipeline="text-classification",
+)
+REGRESSION = Kind(
+    "text-classification",
+    "regression",
+    inputs=("text",),
+    optional_inputs=("text_pair",),
+    labels=("label",),
+    metrics=(
+        Metric("pearson"),
+        Metric("spearman"),
+        Metric("mse", "lower", "decimals"),
+        Metric("mae", "lower", "decimals"),
+    ),
+    auto_class="AutoModelForSequenceClassification",
+    pipeline="text-classification",
+    continuous=True,
+)
+TOKEN_CLASSIFICATION = Kind(
+    "token-classification",
+    "single_label",
+    inputs=("words",),
+    labels=("labels",),
+    metrics=(Metric("f1"), Metric("accuracy"), NLL, ECE),
+    auto_class="AutoModelForTokenClassification",
+    pipeline="token-classification",
+    truncates="words",
+)
+QUESTION_ANSWERING = Kind(
+    "question-answering",
+    "single_label",
+    inputs=("question", "context"),
+    labels=("answers",),
+    optional_labels=("answer_starts",),
+    metrics=(Metric("f1"), Metric("exact_match")),
+    auto_class="AutoModelForQuestionAnswering",
+    outputs=("start_logits", "end_logits"),
+    truncates="questions",
+)
+
+KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+METRICS = {metric.name: metric for kind in KINDS for metric in kind.metrics}
+"""Every metric by its name: a name means the same, and is shown the same, whatever the kind."""
+
+
+def kind_of(name: KindName, problem: Problem) -> Kind:
+    """The kind of a config's `kind` and `problem`. Raises `ConfigError` for a problem that the kind has not."""
+    for kind in KINDS:
+        if (kind.name, kind.problem) == (name, problem):
+            return kind
+    problems = ", ".join(kind.problem for kind in KINDS if kind.name == name)
+    raise ConfigError(f"problem: {name} has no {problem}", f"It has {problems}.")

@@ -1,0 +1,175 @@
+"""What a task of any kind offers, in three facets; each of its users takes the facet that it needs.
+
+What a model predicts for an example is *values*: one row an item, one column a name in `Head.columns` (see
+`pipeline.batch`). What losses and aggregation see is *rows*: (N, D), each row one distribution over D (or, for
+a continuous kind, one number). `Head.rows` and `Head.flat` lead from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import Encoded, Examples, Ragged
+from pipeline.config.kinds import Kind
+from pipeline.tasks.label_columns import Column
+from pipeline.tasks.label_map import Groups
+from pipeline.tasks.tensors import TensorBatch
+
+
+class Reading(Protocol):
+    """Columns of a data set → inputs, and what is true of them."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label space, in order; empty where there is none."""
+        ...
+
+    @property
+    def background(self) -> str | None:
+        """The label of items that are nothing in particular (`O`, where others mark entities), if there is one."""
+        ...
+
+    @property
+    def entity_types(self) -> tuple[str, ...]:
+        """The entity type of each of `labels`, "" for a label outside; empty where labels are no entity tags."""
+        ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The inputs that make up an example's content: its key is made of them. Others are for scores alone."""
+        ...
+
+    def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """Inputs and labels of one split. A split without label columns, and a None among them, is unlabelled.
+
+        Raises `DataError`, naming the row.
+        """
+        ...
+
+    def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
+        """(n,) which examples have labels."""
+        ...
+
+    def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
+        """(n,) items an example."""
+        ...
+
+
+class Head(Protocol):
+    """Examples → token ids → a model's predictions → rows for losses; a teacher's label space → the task's."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the columns of values are called."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a sequence, special tokens counted."""
+        ...
+
+    @property
+    def row_weight(self) -> float:
+        """What one row counts in the loss: 1, or less where an example (or word) has several."""
+        ...
+
+    def attach(self, trunk: Any) -> Any:
+        """A transformers model over `trunk` (shared, not copied), with a new head for the task."""
+        ...
+
+    def encode(
+        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+    ) -> Encoded:
+        """n examples → token ids, at most `max_length` (by default the task's) a sequence."""
+        ...
+
+    def truncatable(self, counts: NDArray[np.int64]) -> int:
+        """How many of what truncation may lose (`Kind.truncates`) there are in examples with `counts` (n,) items."""
+        ...
+
+    def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
+        """(M, C) float32 values of a batch's M items from the model's output."""
+        ...
+
+    def groups(
+        self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
+    ) -> Groups | None:
+        """Which of a teacher's columns stand for each of the task's; None where columns have no names to match.
+
+        Raises `TeacherError`.
+        """
+        ...
+
+    def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
+        """A teacher's own columns → the task's."""
+        ...
+
+    def rows(self, values: Tensor, counts: Tensor) -> Tensor:
+        """(…, M, C) values of examples with `counts` items (m,) → (…, N, D)."""
+        ...
+
+    def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """(N, D) rows → (M, C) values, as `rows` takes them."""
+        ...
+
+    def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
+        """Labels of some examples, end to end → one a row: (N,) int64, `UNLABELLED` for none; a continuous
+        kind's (N,) float32, NaN for none."""
+        ...
+
+    def snippet(self) -> str:
+        """Lines of Python that open an exported folder at ``path/to/this/folder`` and use it."""
+        ...
+
+
+class Scoring(Protocol):
+    """Predictions → scores."""
+
+    @property
+    def metric(self) -> str:
+        """The score that selects and compares models."""
+        ...
+
+    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
+        """Every metric of (M, C) values. Raises `DataError` where a label is missing."""
+        ...
+
+    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+        """(n, S) sums that the metric is made from, by example."""
+        ...
+
+    def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(…,) the metric, of (…, S) sums over examples."""
+        ...
+
+    def constant_score(self, examples: Examples) -> float:
+        """The metric of the best answer that never changes."""
+        ...
+
+    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
+        """Share of answers on which two models agree."""
+        ...
+
+    def classified(
+        self, values: NDArray[np.floating], examples: Examples
+    ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
+        """Logits (N, C) over the label space and gold indices (N,) of what confusion and reliability are drawn
+        from; None where an answer is not one label out of C."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the config. Picklable, free of weights."""
+
+    name: str
+    kind: Kind
+    reading: Reading
+    head: Head
+    scoring: Scoring
