@@ -1,4 +1,4 @@
-"""Writes docs/report.schema.json: the JSON schema of report.json and group.json, out of pipeline/report/schema.py.
+"""Writes docs/report.schema.json: the JSON schema of report.json, group.json and study.json, out of pipeline/report/schema.py.
 
 ::
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from pipeline.report.schema import GroupReport, Record, Report
+from pipeline.report.schema import GroupReport, Record, Report, StudyReport
 
 PAGE = Path(__file__).with_name("report.schema.json")
 WRITTEN: JsonSchemaMode = "serialization"  # every key is required: each is in every file
-MODELS: tuple[type[Record], ...] = (Report, GroupReport)
+MODELS: tuple[type[Record], ...] = (Report, GroupReport, StudyReport)
 
 
 def render() -> str:
-    """The whole file: either layout is valid."""
+    """The whole file: any of these layouts is valid."""
     _, definitions = models_json_schema([(model, WRITTEN) for model in MODELS], title="tutelage reports")
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

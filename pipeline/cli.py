@@ -160,9 +160,9 @@ def tune(
     from tune.run import tune as search
 
     with Display(out) as display:
-        found = search(config, display, register)
+        study = search(config, display, register)
     folder = study_config(config).run_dir
-    for paragraph in verdict(found):
+    for paragraph in verdict(study):
         out.print(paragraph.replace("**", "").replace("`", ""), markup=False)
     out.print(f"\nstudy   {folder / 'study.md'}", markup=False)
     out.print(f"winner  {folder / 'best.yaml'}", markup=False)

@@ -1,10 +1,9 @@
-"""What a study found: trials → study.json, study.md, trials.csv, figures; the live table of trials."""
+"""A study's trials → study.json, study.md, trials.csv, figures; the live table of trials."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from rich.text import Text
 
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
-from pipeline.report.schema import GroupReport, GroupSection, SpreadRecord
+from pipeline.report.schema import GroupReport, GroupSection, OnTest, ScoresOnTest, StudyReport, to_json
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Spread, floor, sign_flip_p
 from pipeline.wide_table import Field, WideTable
 from tune.importance import importance
 from tune.space import modes, student_of
-from tune.study import Trial, best, summary
+from tune.study import Trial, best, records
 
 TRIALS = "trials.csv"
 MARKS = {
@@ -107,27 +106,30 @@ def retention(scores: Mapping[str, float], ensemble: Mapping[str, float]) -> dic
 # ---------------------------------------------------------------- numbers
 
 
-def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -> dict[str, Any]:
-    """study.json's content, without the test."""
+def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -> StudyReport:
+    """What study.json says before the winner is trained again."""
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     forwards, needed = sum(facts.forwards.values()), sum(facts.needed.values())
-    found = summary(name, student_of(config), tune.metrics, modes(config), trials)
-    return {
-        **found,
-        "space": {path: one.model_dump(mode="json") for path, one in tune.space.items()},
-        "algorithm": tune.algorithm,
-        "scheduler": tune.scheduler,
-        "ensemble": dict(facts.ensemble),
-        "importance": importance(tune, trials, tune.metrics[0]),
-        "teacher_forwards": dict(facts.forwards),
-        "soft_targets": dict(facts.needed),
-        "forwards_ratio": forwards / needed if needed else None,
-        "timings_s": dict(facts.timings_s),
-    }
+    return StudyReport(
+        name=name,
+        student=student_of(config),
+        metrics=tuple(tune.metrics),
+        modes=tuple(modes(config)),
+        space={path: one.model_dump(mode="json") for path, one in tune.space.items()},
+        algorithm=tune.algorithm,
+        scheduler=tune.scheduler,
+        trials=records(trials, tune.metrics, modes(config)),
+        ensemble=facts.ensemble,
+        importance=importance(tune, trials, tune.metrics[0]),
+        teacher_forwards=facts.forwards,
+        soft_targets=facts.needed,
+        forwards_ratio=forwards / needed if needed else None,
+        timings_s=facts.timings_s,
+    )
 
 
-def tested(default: GroupReport, winner: GroupReport, student: str) -> dict[str, Any]:
+def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
     """Test scores of the default weights and of the winner, each beside its own supervised baseline.
 
     default, winner: the same student under the same seeds. A baseline is trained with the settings of its student,
@@ -140,20 +142,16 @@ def tested(default: GroupReport, winner: GroupReport, student: str) -> dict[str,
     for name, (before, after) in sections.items():
         old, new = before.students[student], after.students[student]
         gains = [b - a for a, b in zip(old.score.by_seed, new.score.by_seed, strict=True)]
-        rows[name] = {
-            "default": list(old.score.by_seed),
-            "default_supervised": _by_seed(old.supervised),
-            "best": list(new.score.by_seed),
-            "best_supervised": _by_seed(new.supervised),
-            "ensemble": list(before.ensemble.by_seed),
-            "gain": sum(gains) / len(gains),
-            "p": sign_flip_p(gains) if len(gains) > 1 else None,
-        }
-    return {"seeds": list(default.seeds), "runs": [*default.runs, *winner.runs], "scores": rows}
-
-
-def _by_seed(spread: SpreadRecord | None) -> list[float] | None:
-    return None if spread is None else list(spread.by_seed)
+        rows[name] = ScoresOnTest(
+            default=old.score.by_seed,
+            default_supervised=old.supervised.by_seed if old.supervised else None,
+            best=new.score.by_seed,
+            best_supervised=new.supervised.by_seed if new.supervised else None,
+            ensemble=before.ensemble.by_seed,
+            gain=sum(gains) / len(gains),
+            p=sign_flip_p(gains) if len(gains) > 1 else None,
+        )
+    return OnTest(seeds=default.seeds, runs=(*default.runs, *winner.runs), scores=rows)
 
 
 # ---------------------------------------------------------------- files
@@ -161,57 +159,57 @@ def _by_seed(spread: SpreadRecord | None) -> list[float] | None:
 
 def write(
     config: RunConfig, folder: Path, trials: Sequence[Trial], facts: Facts
-) -> tuple[dict[str, Any], list[Path]]:
+) -> tuple[StudyReport, list[Path]]:
     """Writes study.json, study.md, trials.csv and figures/*.png; returns what study.json says, and the files."""
     from tune import figures  # brings in matplotlib
 
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
-    found = build(config, folder.name, trials, facts)
+    study = build(config, folder.name, trials, facts)
     ways = modes(config)
     winner = best(trials, tune.metrics, ways)
     tasks = [name for name in facts.ensemble if name != "macro/score"]
-    drawn = figures.draw(tune, ways[0], trials, winner, found["importance"], facts.curves, tasks)
+    drawn = figures.draw(tune, ways[0], trials, winner, study.importance, facts.curves, tasks)
     files = [write_atomically(folder / FIGURES / name, png) for name, png in drawn.items()]
-    write_atomically(folder / TRIALS, to_csv(found))
-    return found, [*files, folder / TRIALS, *write_page(found, folder)]
+    write_atomically(folder / TRIALS, to_csv(study))
+    return study, [*files, folder / TRIALS, *write_page(study, folder)]
 
 
-def write_page(found: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_page(study: StudyReport, folder: Path) -> list[Path]:
     """study.md and, last, study.json."""
     pictures = sorted(file.name for file in (folder / FIGURES).glob("*.png"))
-    write_atomically(folder / STUDY_PAGE, markdown(found, pictures))
-    write_atomically(folder / STUDY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / STUDY_PAGE, markdown(study, pictures))
+    write_atomically(folder / STUDY, to_json(study))
     return [folder / STUDY_PAGE, folder / STUDY]
 
 
-def to_csv(found: Mapping[str, Any]) -> str:
+def to_csv(study: StudyReport) -> str:
     """A line a trial, scores as shares with every digit."""
-    paths = list(found["space"])
-    names = list(dict.fromkeys(name for trial in found["trials"] for name in trial["scores"]))
+    paths = list(study.space)
+    names = list(dict.fromkeys(name for trial in study.trials for name in trial.scores))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     facts = ("number", "status", "best", "pareto", "epochs", "seconds", "failures", "error")
     writer.writerow([*facts, *paths, *names])
-    for trial in found["trials"]:
-        own = [trial[name] for name in facts]
-        values = [trial["values"].get(path) for path in paths]
-        writer.writerow([*own, *values, *(trial["scores"].get(name) for name in names)])
+    for trial in study.trials:
+        own = [getattr(trial, name) for name in facts]
+        values = [trial.values.get(path) for path in paths]
+        writer.writerow([*own, *values, *(trial.scores.get(name) for name in names)])
     return text.getvalue()
 
 
 # ---------------------------------------------------------------- study.md
 
 
-def markdown(found: Mapping[str, Any], pictures: Sequence[str]) -> str:
+def markdown(study: StudyReport, pictures: Sequence[str]) -> str:
     """study.md's text, with those of `pictures` (file names under figures/) that it knows."""
 
     def picture(name: str, caption: str) -> list[str]:
         return [f"![{caption}](figures/{name})"] if name in pictures else []
 
-    blocks = [f"# {found['name']}", *verdict(found), *_bought(found), "## Trials", _trials(found)]
+    blocks = [f"# {study.name}", *verdict(study), *_bought(study), "## Trials", _trials(study)]
     blocks += picture("parallel.png", "Values and scores of the trials")
-    if found["importance"]:
+    if study.importance:
         blocks += ["## What mattered", *picture("importance.png", "Importance of each value")]
         blocks += [
             "How much of the score's variance over these trials each value explains: few trials, a rough guess."
@@ -223,72 +221,71 @@ def markdown(found: Mapping[str, Any], pictures: Sequence[str]) -> str:
         ]
     if "curves.png" in pictures:
         blocks += ["## Learning curves", *picture("curves.png", "Validation score by epoch")]
-    return "\n\n".join([*blocks, "## Cost", *_cost(found), *picture("cost.png", "Seconds a trial")]) + "\n"
+    return "\n\n".join([*blocks, "## Cost", *_cost(study), *picture("cost.png", "Seconds a trial")]) + "\n"
 
 
-def verdict(found: Mapping[str, Any]) -> list[str]:
+def verdict(study: StudyReport) -> list[str]:
     """A paragraph or two in plain words."""
     counts: dict[str, int] = {}
-    for trial in found["trials"]:
-        counts[trial["status"]] = counts.get(trial["status"], 0) + 1
+    for trial in study.trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
-    winner = next((trial for trial in found["trials"] if trial["best"]), None)
-    lead = f"{len(found['trials'])} trials of **{found['student']}**: {ended or 'none had begun'}."
+    winner = study.winner
+    lead = f"{len(study.trials)} trials of **{study.student}**: {ended or 'none had begun'}."
     if winner is None:
         return [f"{lead} None of them has a score." if counts else lead]
-    scores = ", ".join(f"{one} {measured(one, winner['scores'][one])}" for one in found["metrics"])
-    values = ", ".join(f"`{path}` {shown(value)}" for path, value in winner["values"].items())
-    front = sum(trial["pareto"] for trial in found["trials"])
+    scores = ", ".join(f"{one} {measured(one, winner.scores[one])}" for one in study.metrics)
+    values = ", ".join(f"`{path}` {shown(value)}" for path, value in winner.values.items())
+    front = sum(trial.pareto for trial in study.trials)
     many = f"of {front} on the Pareto front that with the highest macro score"
     place = many if front > 1 else "alone on the Pareto front"
-    which = f", {place}," if _several(found) else ""
-    paragraphs = [f"{lead} The winner{which} is trial {winner['number']}, {scores} on validation: {values}."]
-    if found["scheduler"] == "pbt":
+    which = f", {place}," if _several(study) else ""
+    paragraphs = [f"{lead} The winner{which} is trial {winner.number}, {scores} on validation: {values}."]
+    if study.scheduler == "pbt":
         paragraphs.append(
             "Values of a population change on the way, weights pass from trial to trial: shown are each trial's last "
             "values. `best.yaml` trains with the winner's from the start, which need not give its score again."
         )
-    if "test" in found:
-        paragraphs += [_gain(found["test"]), _owed(found["test"])]
+    if study.test is not None:
+        paragraphs += [_gain(study.test), _owed(study.test)]
     return paragraphs
 
 
-def _several(found: Mapping[str, Any]) -> bool:
+def _several(study: StudyReport) -> bool:
     """Whether the search was for a Pareto front."""
-    return len(found["metrics"]) > 1
+    return len(study.metrics) > 1
 
 
-def _gain(test: Mapping[str, Any]) -> str:
+def _gain(test: OnTest) -> str:
     """What the search bought, in a sentence."""
-    macro, seeds = test["scores"]["macro"], len(test["seeds"])
-    gain, over = signed(macro["gain"]), f"over {seeds} seeds" if seeds > 1 else "with one seed"
-    means = {name: plus_minus(Spread(tuple(macro[name]))) for name in ("default", "best")}
-    text = f"On test, {over}, it scores {means['best']} where the default weights score {means['default']}: "
+    macro, seeds = test.scores["macro"], len(test.seeds)
+    gain, over = signed(macro.gain), f"over {seeds} seeds" if seeds > 1 else "with one seed"
+    means = [plus_minus(Spread(one)) for one in (macro.best, macro.default)]
+    text = f"On test, {over}, it scores {means[0]} where the default weights score {means[1]}: "
     if gain == "0.0":
         return f"{text}the search bought nothing."
     if gain.startswith("−"):
         return f"{text}the search bought nothing, its winner is {gain.removeprefix('−')} points below them."
-    chance = f" (p {p_value(macro['p'])}; {seeds} pairs cannot give less than {p_value(floor(seeds))})"
+    chance = f" (p {p_value(macro.p)}; {seeds} pairs cannot give less than {p_value(floor(seeds))})"
     return f"{text}the search bought {gain} points{chance if seeds > 1 else ', which one seed cannot tell from chance'}."
 
 
-def _owed(test: Mapping[str, Any]) -> str:
+def _owed(test: OnTest) -> str:
     """What default and winner owe to the teachers: each beside the same settings trained on labels alone."""
-    macro, seeds = test["scores"]["macro"], len(test["seeds"])
+    macro, seeds = test.scores["macro"], len(test.seeds)
+    models = (
+        ("the student of the default weights is", macro.default, macro.default_supervised),
+        ("that of the winner is", macro.best, macro.best_supervised),
+    )
     parts = [
-        f"{who} {_beside(macro[name], macro[f'{name}_supervised'])}"
-        for name, who in (
-            ("default", "the student of the default weights is"),
-            ("best", "that of the winner is"),
-        )
-        if macro[f"{name}_supervised"] is not None
+        f"{who} {_beside(scores, supervised)}" for who, scores, supervised in models if supervised is not None
     ]
     if not parts:
         return "Without a supervised baseline nothing here says what the teachers were worth."
     text = f"Beside the same settings trained on labels alone, {' and '.join(parts)}."
-    if macro["best_supervised"] is None:
+    if macro.best_supervised is None:
         return text
-    deltas = [score - base for score, base in zip(macro["best"], macro["best_supervised"], strict=True)]
+    deltas = [score - base for score, base in zip(macro.best, macro.best_supervised, strict=True)]
     sure = f"p {p_value(sign_flip_p(deltas))}" if seeds > 1 else "one seed cannot tell that from chance"
     worth = signed(statistics.fmean(deltas))
     if worth == "0.0":
@@ -308,62 +305,54 @@ def _beside(scores: Sequence[float], supervised: Sequence[float]) -> str:
     return f"{points(abs(delta))} points {where} its supervised baseline ({base})"
 
 
-def _bought(found: Mapping[str, Any]) -> list[str]:
-    if "test" not in found:
+def _bought(study: StudyReport) -> list[str]:
+    if study.test is None:
         return []
     rows = []
-    for name, one in found["test"]["scores"].items():
-        spreads = [None if one[key] is None else Spread(tuple(one[key])) for key in COMPARED]
-        rows.append([name, *map(plus_minus, spreads), signed(one["gain"]), p_value(one["p"])])
-    runs = ", ".join(f"[{run}](../{run}/report.md)" for run in found["test"]["runs"])
+    for name, one in study.test.scores.items():
+        columns = (one.default, one.default_supervised, one.best, one.best_supervised, one.ensemble)
+        spreads = [None if scores is None else Spread(scores) for scores in columns]
+        rows.append([name, *map(plus_minus, spreads), signed(one.gain), p_value(one.p)])
+    runs = ", ".join(f"[{run}](../{run}/report.md)" for run in study.test.runs)
     return [
         "## What the search bought",
-        markdown_table(["on test", *COMPARED.values(), "Δ", "p"], rows),
+        markdown_table(["on test", *COMPARED, "Δ", "p"], rows),
         "Points, mean ± standard deviation over the seeds. Searched: the winner, trained again from `best.yaml`. "
         "Supervised: the same student with the same settings, trained on labels alone. "
         f"Δ: searched − default, p by the paired sign-flip test. Runs: {runs}.",
     ]
 
 
-COMPARED = {
-    "default": "default",
-    "default_supervised": "default, supervised",
-    "best": "searched",
-    "best_supervised": "searched, supervised",
-    "ensemble": "ensemble",
-}
-"""Columns of that table, by their key in study.json."""
+COMPARED = ("default", "default, supervised", "searched", "searched, supervised", "ensemble")
 
 
-def _trials(found: Mapping[str, Any]) -> str:
-    paths, metrics = list(found["space"]), found["metrics"]
+def _trials(study: StudyReport) -> str:
+    paths, metrics = list(study.space), study.metrics
     rows = []
-    for trial in found["trials"]:
-        mark = "**" if trial["best"] else ""
-        scores = [
-            measured(one, trial["scores"][one]) if one in trial["scores"] else NOTHING for one in metrics
-        ]
-        front = ["yes" if trial["pareto"] else NOTHING] if _several(found) else []
-        values = [shown(trial["values"].get(path, NOTHING)) for path in paths]
-        ended = trial["status"] + (f": {trial['error']}" if trial["error"] else "")
-        own = [text.replace("|", "\\|") for text in (f"{mark}{trial['number']}{mark}", ended, *values)]
-        rows.append([*own, *scores, *front, str(trial["epochs"]), f"{trial['seconds']:.0f}"])
-    head = ["trial", "ended", *paths, *metrics, *(["Pareto"] if _several(found) else []), "epochs", "seconds"]
+    for trial in study.trials:
+        mark = "**" if trial.best else ""
+        scores = [measured(one, trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
+        front = ["yes" if trial.pareto else NOTHING] if _several(study) else []
+        values = [shown(trial.values.get(path, NOTHING)) for path in paths]
+        ended = trial.status + (f": {trial.error}" if trial.error else "")
+        own = [text.replace("|", "\\|") for text in (f"{mark}{trial.number}{mark}", ended, *values)]
+        rows.append([*own, *scores, *front, str(trial.epochs), f"{trial.seconds:.0f}"])
+    head = ["trial", "ended", *paths, *metrics, *(["Pareto"] if _several(study) else []), "epochs", "seconds"]
     return markdown_table(head, rows, words=2)
 
 
-def _cost(found: Mapping[str, Any]) -> list[str]:
-    trials, forwards = len(found["trials"]), sum(found["teacher_forwards"].values())
-    needed = sum(found["soft_targets"].values())
-    ratio = NOTHING if found["forwards_ratio"] is None else f"{found['forwards_ratio']:.2f}"
-    spent = sum(trial["seconds"] for trial in found["trials"])
+def _cost(study: StudyReport) -> list[str]:
+    trials, forwards = len(study.trials), sum(study.teacher_forwards.values())
+    needed = sum(study.soft_targets.values())
+    ratio = NOTHING if study.forwards_ratio is None else f"{study.forwards_ratio:.2f}"
+    spent = sum(trial.seconds for trial in study.trials)
     labelled = [
-        [name, f"{count:,}", f"{found['soft_targets'][name]:,}"]
-        for name, count in found["teacher_forwards"].items()
+        [name, f"{count:,}", f"{study.soft_targets[name]:,}"]
+        for name, count in study.teacher_forwards.items()
     ]
     return [
         markdown_table(["teacher", "examples run this time", "soft targets needed"], labelled),
         f"Teacher forwards ÷ (examples × teachers): {ratio}, for {trials} trials: all read the same {needed:,} soft "
         f"targets, {forwards:,} of them computed by this command. {spent:.0f} seconds went into trials, counting "
-        f"those side by side one after another. Ensemble on validation: {percent(found['ensemble']['macro/score'])} macro.",
+        f"those side by side one after another. Ensemble on validation: {percent(study.ensemble['macro/score'])} macro.",
     ]

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.files import write_atomically
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
-from pipeline.report.schema import GroupReport
+from pipeline.report.schema import GroupReport, StudyReport
 from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, trials_folder
 from pipeline.tracking.record import best_metrics, training_began, written_files
 from pipeline.tracking.tracker import Status
@@ -64,7 +64,7 @@ def best_config(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def tune(config: RunConfig, display: Display, register: str | None = None) -> dict[str, Any]:
+def tune(config: RunConfig, display: Display, register: str | None = None) -> StudyReport:
     """The whole study; returns what study.json says. register: name of the winner in MLflow's model registry.
 
     The same command goes on where it stopped. Raises any `TutelageError`; `ExhaustedError` where no trial gave a
@@ -84,7 +84,7 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
         try:
             study.search()
         finally:
-            found = study.write()
+            written = study.write()
         run.stages.begin("test")
         run.stop.check()
         winner = best(study.trials, study.metrics, study.modes)
@@ -98,9 +98,9 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> di
         display.begin(f"the winner, trial {winner.number}, trained again and scored on test")
         chosen = _distil(best_config(config, winner.values), display, register)
         run.stop.listen()
-        found["test"] = report.tested(default, chosen, student)
-        study.conclude(found)
-        return found
+        concluded = written.model_copy(update={"test": report.tested(default, chosen, student)})
+        study.conclude(concluded)
+        return concluded
 
 
 def _distil(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
@@ -193,7 +193,7 @@ class _Study:
             tracker.finish(key, OUTCOMES[trial.status])
             self._begun.discard(trial.number)  # a trial that is interrupted may begin again
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> StudyReport:
         """Writes study.json and all that goes with it, best.yaml included; returns what study.json says."""
         folder, run = self.run.config.run_dir, self.run
         winner = best(self.trials, self.metrics, self.modes)
@@ -211,18 +211,19 @@ class _Study:
             curves={trial.number: curve(training_folder(self.shared, trial)) for trial in self.trials},
             timings_s=run.stages.seconds(),
         )
-        found, files = report.write(self.config, folder, self.trials, facts)
+        study, files = report.write(self.config, folder, self.trials, facts)
         written = [file for file in (folder / BEST_CONFIG, *files) if file.exists()]
         written_files(run.tracker, written)
         run.tracker.metrics("", {f"validation/{name}/ensemble": one for name, one in self.ensemble.items()})
         if winner is not None:
             run.tracker.metrics("", best_metrics(winner.scores))
             run.tracker.tags("", {"best_trial": f"trial-{trial_name(winner.number)}"})
-        return found
+        return study
 
-    def conclude(self, found: Mapping[str, Any]) -> None:
+    def conclude(self, study: StudyReport) -> None:
         """Adds what the search bought on test to study.json and study.md."""
-        written_files(self.run.tracker, report.write_page(found, self.run.config.run_dir))
-        macro = found["test"]["scores"]["macro"]
-        means = {name: statistics.mean(macro[name]) for name in ("default", "best", "ensemble")}
+        written_files(self.run.tracker, report.write_page(study, self.run.config.run_dir))
+        assert study.test is not None, "it is what concludes a study"
+        macro = study.test.scores["macro"]
+        means = {name: statistics.mean(getattr(macro, name)) for name in ("default", "best", "ensemble")}
         self.run.tracker.metrics("", {f"test/macro/{name}": mean for name, mean in means.items()})

@@ -7,14 +7,15 @@ knows which trials to go on with. Its curve is read from the training's own metr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.files import write_atomically
+from pipeline.report.schema import TrialRecord, TrialStatus
 
-Status = Literal["running", "finished", "early-stopped", "failed", "interrupted"]
 ENDED = ("finished", "early-stopped", "failed")
 TRIAL = "trial.json"
 
@@ -25,7 +26,7 @@ class Trial:
 
     number: int
     values: dict[str, Any]
-    status: Status = "running"
+    status: TrialStatus = "running"
     epochs: int = 0
     seconds: float = 0.0
     """Wall-clock, over all launches."""
@@ -109,29 +110,19 @@ def _gain(trial: Trial, metric: str, mode: str) -> float:
     return trial.scores[metric] if mode == "max" else -trial.scores[metric]
 
 
-def summary(
-    name: str,
-    student: str,
-    metrics: Sequence[str],
-    modes: Sequence[str],
-    trials: Sequence[Trial],
-) -> dict[str, Any]:
-    """What study.json says of the trials; `tutelage compare` reads it."""
+def records(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> tuple[TrialRecord, ...]:
+    """The trials as study.json has them. A score that is no finite number is left out."""
     winner = best(trials, metrics, modes)
     front = {trial.number for trial in pareto_front(trials, metrics, modes)}
-    rows: list[Mapping[str, Any]] = [
-        {
-            **asdict(trial),
-            "seconds": round(trial.seconds, 2),
-            "best": winner is not None and trial.number == winner.number,
-            "pareto": trial.number in front,
-        }
+    return tuple(
+        TrialRecord(
+            **{
+                **asdict(trial),
+                "seconds": round(trial.seconds, 2),
+                "scores": {name: score for name, score in trial.scores.items() if isfinite(score)},
+            },
+            best=winner is not None and trial.number == winner.number,
+            pareto=trial.number in front,
+        )
         for trial in trials
-    ]
-    return {
-        "name": name,
-        "student": student,
-        "metrics": list(metrics),
-        "modes": list(modes),
-        "trials": rows,
-    }
+    )

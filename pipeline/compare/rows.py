@@ -7,8 +7,7 @@ evaluated anew; means over seeds and their test are `pipeline.significance`'s.
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +17,7 @@ import yaml
 
 from pipeline.errors import DataError
 from pipeline.report.group import outcome_of
-from pipeline.report.schema import GroupReport, Report, Size, read
+from pipeline.report.schema import GroupReport, Report, Size, StudyReport, read
 from pipeline.run_folder import CONFIG, GROUP, REPORT, STUDY
 from pipeline.significance import Outcome, Spread
 
@@ -102,7 +101,7 @@ def load(names: Sequence[str | Path] = (), runs_dir: Path = RUNS_DIR) -> list[Ro
     reports: list[tuple[Path, Report]] = []
     for file in {file.absolute(): file for file in files}.values():
         if file.name == STUDY:
-            rows += _read(file, _trials)
+            rows += _trials(read(file, StudyReport))
         else:
             reports.append((file, read(file, Report)))
     for members in _groups(reports):
@@ -169,24 +168,6 @@ def _experiments(runs_dir: Path) -> Iterator[tuple[Path, set[str]]]:
 # ---------------------------------------------------------------- one file → rows
 
 
-def _read(file: Path, use: Callable[[Path, Any], T]) -> T:
-    """What `use` makes of a JSON file. Raises `DataError` where it cannot be read or holds something else."""
-    try:
-        return use(file, json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
-        raise DataError(f"{file}: there is no report", remedy) from None
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file}: {error.strerror}", "Give a run folder that you may read."
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, not UTF-8, not ours
-        cause = " ".join(f"{type(error).__name__} {error}".split())
-        raise DataError(
-            f"{file} is not a report: {cause}", "Leave it out, or delete it and run the command that made it."
-        ) from None
-
-
 def _groups(reports: Sequence[tuple[Path, Report]]) -> Iterator[list[tuple[Path, Report]]]:
     """Reports by group; one that belongs to none, or is there alone, by itself.
 
@@ -250,23 +231,21 @@ def _over_seeds(latencies: Sequence[float | None]) -> float | None:
     return fmean(times) if len(times) == len(latencies) else None
 
 
-def _trials(_: Path, study: dict[str, Any]) -> list[Row]:
+def _trials(study: StudyReport) -> list[Row]:
     """A row a trial, scored on validation: by what was searched for and each task's own metric."""
-    rows, shown = [], {MACRO, *study["metrics"], *study["ensemble"]}
-    for trial in study["trials"]:
-        scores = {
-            name: Outcome(Spread((float(score),))) for name, score in trial["scores"].items() if name in shown
-        }
-        told = Trial(
-            study=str(study["name"]),
-            number=int(trial["number"]),
-            status=str(trial["status"]),
-            best=bool(trial["best"]),
-            pareto=bool(trial["pareto"]) if len(study["metrics"]) > 1 else None,
-            epochs=trial["epochs"],
-            seconds=trial["seconds"],
-            values=dict(trial["values"]),
+    rows, shown = [], {MACRO, *study.metrics, *study.ensemble}
+    for one in study.trials:
+        scores = {name: Outcome(Spread((score,))) for name, score in one.scores.items() if name in shown}
+        trial = Trial(
+            study=study.name,
+            number=one.number,
+            status=one.status,
+            best=one.best,
+            pareto=one.pareto if len(study.metrics) > 1 else None,
+            epochs=one.epochs,
+            seconds=one.seconds,
+            values=one.values,
         )
         macro = scores.pop(MACRO, None)
-        rows.append(Row(told.study, str(study["student"]), macro, scores, trial=told))
+        rows.append(Row(study.name, study.student, macro, scores, trial=trial))
     return rows

@@ -1,4 +1,4 @@
-"""The layout of report.json and group.json: what `pipeline.report` writes and everything else reads.
+"""The layout of report.json, group.json and study.json: what `pipeline.report` and `tune.report` write and everything else reads.
 
 Scores are shares (0.862), not points. Mappings are keyed by the names in the run's config. A file of another version
 is refused: `tutelage train` on a finished run evaluates again and writes the file anew, nothing is trained.
@@ -13,13 +13,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DataError
 
 Version = Literal[1]
+TrialStatus = Literal["running", "finished", "early-stopped", "failed", "interrupted"]
 VERSION: Version = 1
 
 
@@ -298,6 +299,89 @@ class GroupReport(Record):
     macro: GroupSection
     p_floor: float
     """The lowest p that so many seeds can give."""
+
+
+class TrialRecord(Record):
+    """One trial of a search."""
+
+    number: int
+    values: Mapping[str, Any]
+    """By dotted path of the config key."""
+    status: TrialStatus
+    epochs: int
+    seconds: float
+    """Wall-clock, over all launches."""
+    scores: Mapping[str, float]
+    """On validation, of the weights it would keep, by macro/score and <task>/<metric>."""
+    failures: int
+    error: str | None
+    best: bool
+    """Whether it is the winner."""
+    pareto: bool
+    """Whether no other trial beats it in one of the metrics without losing in another."""
+
+
+class ScoresOnTest(Record):
+    """Scores on test by seed: the student with the default weights, with the winner's, and each one's own baseline."""
+
+    default: tuple[float, ...]
+    default_supervised: tuple[float, ...] | None
+    """The default's settings, trained on labels alone; null without that baseline."""
+    best: tuple[float, ...]
+    best_supervised: tuple[float, ...] | None
+    """The winner's settings, trained on labels alone; null without that baseline."""
+    ensemble: tuple[float, ...]
+    gain: float
+    """Mean of best − default."""
+    p: float | None
+    """Of the gain: two-sided sign-flip permutation test over the paired seeds; null for one seed."""
+
+
+class OnTest(Record):
+    """What a search bought on test."""
+
+    seeds: tuple[int, ...]
+    runs: tuple[str, ...]
+    """Names of the default's and the winner's runs, whose folders lie beside the study's."""
+    scores: Mapping[str, ScoresOnTest]
+    """By task, and `macro`."""
+
+
+class StudyReport(Record):
+    """study.json: a search."""
+
+    report_version: Version = VERSION
+    """Layout of this file."""
+    name: str
+    student: str
+    """The student that is searched for."""
+    metrics: tuple[str, ...]
+    """What is searched by."""
+    modes: tuple[str, ...]
+    """`max` or `min`, one a metric."""
+    space: Mapping[str, Any]
+    """As in the config, by dotted path."""
+    algorithm: str
+    scheduler: str
+    trials: tuple[TrialRecord, ...]
+    ensemble: Mapping[str, float]
+    """Validation scores of the teachers together."""
+    importance: Mapping[str, float]
+    """Share of the score's variance that each value explains."""
+    teacher_forwards: Mapping[str, int]
+    """Examples that each teacher labelled in this launch."""
+    soft_targets: Mapping[str, int]
+    """Distinct examples that the study needs of each teacher."""
+    forwards_ratio: float | None
+    timings_s: Mapping[str, float]
+    """Seconds by stage, over all launches."""
+    test: OnTest | None = None
+    """Null until the winner has been trained again."""
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """The best trial, if any has a score."""
+        return next((trial for trial in self.trials if trial.best), None)
 
 
 File = TypeVar("File", bound=Record)

@@ -280,16 +280,31 @@ def some_study(name: str = "search") -> dict[str, Any]:
             "scores": {}
             if status == "failed"
             else {"macro/score": 0.80 + number / 100, "movies/accuracy": 0.80 + number / 50},
+            "failures": 0,
+            "error": None,
             "best": number == 2,
             "pareto": number == 2,
         }
         for number, status in enumerate(("finished", "early-stopped", "finished", "failed"))
     ]
     return {
+        "report_version": 1,
         "name": name,
         "student": "half",
         "metrics": ["macro/score"],
         "modes": ["max"],
+        "space": {
+            "loss.temperature": {"uniform": [1, 5]},
+            "loss.annealing": {"choice": ["constant", "linear"]},
+        },
+        "algorithm": "tpe",
+        "scheduler": "asha",
         "ensemble": {"macro/score": 0.9, "movies/accuracy": 0.9},
+        "importance": {},
+        "teacher_forwards": {"large": 0},
+        "soft_targets": {"large": 100},
+        "forwards_ratio": 0.0,
+        "timings_s": {"search": 60.0},
+        "test": None,
         "trials": trials,
     }

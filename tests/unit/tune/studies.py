@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
-from tune.study import Status, Trial
+from pipeline.report.schema import TrialStatus
+from tune.study import Trial
 
 SPACE: dict[str, Any] = {
     "loss.temperature": {"uniform": [1, 8]},
@@ -55,7 +56,7 @@ def search_of(
 def trial_of(
     number: int,
     score: float | None = None,
-    status: Status = "finished",
+    status: TrialStatus = "finished",
     *,
     values: Mapping[str, Any] | None = None,
     scores: Mapping[str, float] | None = None,

@@ -13,9 +13,10 @@ from matplotlib.image import imread
 
 from pipeline.config.schema import TuneConfig
 from pipeline.report.figures import DPI, WIDTH
+from pipeline.report.schema import TrialStatus
 from tests.unit.tune.studies import search_of, trial_of
 from tune.figures import draw
-from tune.study import Status, Trial, best
+from tune.study import Trial, best
 
 SPACE: dict[str, Any] = {
     "loss.temperature": {"loguniform": [1, 8]},
@@ -54,7 +55,7 @@ def some_trials() -> list[Trial]:
             epochs=number + 1,
             seconds=10.0 * number,
         )
-        for number, status in enumerate(get_args(Status))
+        for number, status in enumerate(get_args(TrialStatus))
     ]
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from pipeline.compare.rows import load as compared
 from pipeline.report.build import build as build_report
 from pipeline.report.group import build as build_group
-from pipeline.report.schema import GroupReport
+from pipeline.report.schema import GroupReport, OnTest, StudyReport, read, to_json
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 from tests.unit.tune.studies import search_of, trial_of
 from tune import report
@@ -62,17 +62,20 @@ def some_trials() -> list[Trial]:
     ]  # fmt: skip
 
 
-def found_of(trials: list[Trial] | None = None, facts: Facts = FACTS, **tune: Any) -> dict[str, Any]:
+def study_of(trials: list[Trial] | None = None, facts: Facts = FACTS, **tune: Any) -> StudyReport:
     """study.json's content, as a later launch reads it."""
-    config = search_of(SPACE, **tune)
-    content = build(config, "run-study", some_trials() if trials is None else trials, facts)
-    found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
-    return found
+    content = build(search_of(SPACE, **tune), "run-study", some_trials() if trials is None else trials, facts)
+    return StudyReport.model_validate_json(to_json(content))
+
+
+def concluded(test: OnTest) -> StudyReport:
+    """A study whose winner has been scored on test."""
+    return study_of().model_copy(update={"test": test})
 
 
 def on_test(
     default: list[int], winner: list[int], supervised: int | None = 700, best_supervised: int | None = 720
-) -> dict[str, Any]:
+) -> OnTest:
     """The `test` section; how many of 1,000 each has right, a seed each; baselines have the same for every seed."""
 
     def group(name: str, right: list[int], base: int | None) -> GroupReport:
@@ -92,25 +95,25 @@ def on_test(
 
 
 def test_numbers_by_hand() -> None:
-    found = found_of()
-    assert (found["name"], found["student"]) == ("run-study", "half")
-    assert found["space"] == {
+    study = study_of()
+    assert (study.name, study.student) == ("run-study", "half")
+    assert study.space == {
         "loss.temperature": {"uniform": [1.0, 8.0]},
         "students.half.layers": {"choice": [1, [0, 3]]},
     }
-    assert (found["algorithm"], found["scheduler"]) == ("tpe", "asha")
-    assert found["ensemble"] == FACTS.ensemble
-    assert found["forwards_ratio"] == 0.5
-    assert found["timings_s"] == {"label": 12.35, "search": 99.0}
-    assert [row["best"] for row in found["trials"]] == [False, True, False, False]
-    assert found["importance"] == {}  # three scores
+    assert (study.algorithm, study.scheduler) == ("tpe", "asha")
+    assert study.ensemble == FACTS.ensemble
+    assert study.forwards_ratio == 0.5
+    assert study.timings_s == {"label": 12.35, "search": 99.0}
+    assert [row.best for row in study.trials] == [False, True, False, False]
+    assert study.importance == {}  # three scores
 
 
 def test_a_study_without_soft_targets_has_no_ratio() -> None:
     facts = Facts(FACTS.ensemble, {}, {}, {}, {})
-    found = found_of(facts=facts)
-    assert found["forwards_ratio"] is None
-    assert "Teacher forwards ÷ (examples × teachers): –" in markdown(found, [])
+    study = study_of(facts=facts)
+    assert study.forwards_ratio is None
+    assert "Teacher forwards ÷ (examples × teachers): –" in markdown(study, [])
 
 
 def test_retention_is_of_the_ensemble() -> None:
@@ -125,22 +128,22 @@ def test_retention_is_of_the_ensemble() -> None:
 
 def test_the_gain_is_the_winners_over_the_default() -> None:
     test = on_test([800, 810, 790], [820, 800, 800])
-    assert test["seeds"] == [0, 1, 2]
-    assert test["runs"] == [*(f"run-seed{n}" for n in range(3)), *(f"run-best-seed{n}" for n in range(3))]
-    row = test["scores"]["movies"]
-    assert row == test["scores"]["macro"]  # of a single task
-    assert (row["default"], row["best"]) == ([0.8, 0.81, 0.79], [0.82, 0.8, 0.8])
-    assert (row["default_supervised"], row["best_supervised"]) == ([0.7] * 3, [0.72] * 3)
-    assert row["ensemble"] == [0.9] * 3
-    assert row["gain"] == pytest.approx(0.02 / 3)
-    assert row["p"] == 0.75  # 2, −1 and 1: of 8 choices of signs only 2, 1, 1 is further off
+    assert test.seeds == (0, 1, 2)
+    assert test.runs == (*(f"run-seed{n}" for n in range(3)), *(f"run-best-seed{n}" for n in range(3)))
+    row = test.scores["movies"]
+    assert row == test.scores["macro"]  # of a single task
+    assert (row.default, row.best) == ((0.8, 0.81, 0.79), (0.82, 0.8, 0.8))
+    assert (row.default_supervised, row.best_supervised) == ((0.7,) * 3, (0.72,) * 3)
+    assert row.ensemble == (0.9,) * 3
+    assert row.gain == pytest.approx(0.02 / 3)
+    assert row.p == 0.75  # 2, −1 and 1: of 8 choices of signs only 2, 1, 1 is further off
 
 
 def test_without_baseline_and_with_one_seed() -> None:
     test = on_test([800], [810], supervised=None, best_supervised=None)
-    row = test["scores"]["macro"]
-    assert (row["default_supervised"], row["best_supervised"], row["p"]) == (None, None, None)
-    assert "nothing here says what the teachers were worth" in verdict({**found_of(), "test": test})[-1]
+    row = test.scores["macro"]
+    assert (row.default_supervised, row.best_supervised, row.p) == (None, None, None)
+    assert "nothing here says what the teachers were worth" in verdict(concluded(test))[-1]
 
 
 # ---------------------------------------------------------------- in words
@@ -151,15 +154,15 @@ def test_a_search_for_several_metrics_says_who_is_on_the_front() -> None:
         trial_of(number, score, values={"loss.temperature": 2.0, "students.half.layers": 1}, scores={"movies/ece": ece})
         for number, (score, ece) in enumerate([(0.8, 0.1), (0.9, 0.2), (0.7, 0.3)])
     ]  # fmt: skip
-    found = found_of(trials, metric=["macro/score", "movies/ece"], scheduler="none")
-    (text,) = verdict(found)
+    study = study_of(trials, metric=["macro/score", "movies/ece"], scheduler="none")
+    (text,) = verdict(study)
     assert "The winner, of 2 on the Pareto front that with the highest macro score, is trial 1" in text
     assert "macro/score 90.0, movies/ece 0.200 on validation" in text
-    alone = found_of(trials[:1], metric=["macro/score", "movies/ece"], scheduler="none")
+    alone = study_of(trials[:1], metric=["macro/score", "movies/ece"], scheduler="none")
     assert "The winner, alone on the Pareto front, is trial 0" in verdict(alone)[0]
     lines = [
         line
-        for line in markdown(found, []).splitlines()
+        for line in markdown(study, []).splitlines()
         if line.startswith(("| trial", "| 0", "| **1**", "| 2"))
     ]
     assert [line.split(" | ")[4:7] for line in lines] == [
@@ -186,7 +189,7 @@ def test_a_search_for_several_metrics_says_who_is_on_the_front() -> None:
     ],
 )  # fmt: skip
 def test_what_the_search_bought(default: list[int], winner: list[int], words: str) -> None:
-    _, bought, _ = verdict({**found_of(), "test": on_test(default, winner)})
+    _, bought, _ = verdict(concluded(on_test(default, winner)))
     assert bought.startswith("On test, ")
     assert words in bought
 
@@ -206,30 +209,30 @@ def test_what_the_search_bought(default: list[int], winner: list[int], words: st
 def test_each_student_stands_beside_its_own_baseline(
     default: list[int], winner: list[int], baselines: tuple[int | None, int | None], words: str
 ) -> None:
-    *_, owed = verdict({**found_of(), "test": on_test(default, winner, *baselines)})
+    *_, owed = verdict(concluded(on_test(default, winner, *baselines)))
     assert owed.startswith("Beside the same settings trained on labels alone, ")
     assert words in owed
 
 
 def test_verdict_counts_and_names_the_winner() -> None:
-    assert verdict(found_of()) == [
+    assert verdict(study_of()) == [
         "4 trials of **half**: 2 finished, 1 early-stopped, 1 failed. The winner is trial 1, macro/score 84.5 on "
         "validation: `loss.temperature` 3.142, `students.half.layers` [0, 3]."
     ]
 
 
 def test_verdict_of_a_study_that_was_interrupted_at_once() -> None:
-    assert verdict(found_of([])) == ["0 trials of **half**: none had begun."]
+    assert verdict(study_of([])) == ["0 trials of **half**: none had begun."]
 
 
 def test_verdict_says_what_a_populations_values_are() -> None:
-    _, words = verdict(found_of(scheduler="pbt", algorithm="random"))
+    _, words = verdict(study_of(scheduler="pbt", algorithm="random"))
     assert "last values" in words
 
 
 def test_verdict_without_a_winner() -> None:
     lost = [trial_of(0, status="failed", error="lost"), trial_of(1, status="interrupted")]
-    assert verdict(found_of(lost)) == [
+    assert verdict(study_of(lost)) == [
         "2 trials of **half**: 1 failed, 1 interrupted. None of them has a score."
     ]
 
@@ -242,8 +245,8 @@ def tables(page: str) -> list[str]:
 
 
 def test_page() -> None:
-    found = {**found_of(), "test": on_test([800, 810], [820, 810])}
-    page = markdown(found, ["parallel.png", "pareto.png", "curves.png", "cost.png", "importance.png"])
+    study = concluded(on_test([800, 810], [820, 810]))
+    page = markdown(study, ["parallel.png", "pareto.png", "curves.png", "cost.png", "importance.png"])
     assert page.startswith("# run-study\n\n4 trials of **half**")
     assert (
         "| trial | ended | loss.temperature | students.half.layers | macro/score | epochs | seconds |" in page
@@ -272,23 +275,23 @@ def test_page() -> None:
 
 def test_a_value_with_a_pipe_keeps_its_table_whole() -> None:
     trials = [trial_of(0, 0.8, values={"loss.temperature": 1.0, "students.half.layers": "/data/a|b"})]
-    assert r"| **0** | finished | 1 | /data/a\|b | 80.0 |" in markdown(found_of(trials), [])
+    assert r"| **0** | finished | 1 | /data/a\|b | 80.0 |" in markdown(study_of(trials), [])
 
 
 def test_page_of_a_study_that_came_to_nothing() -> None:
-    page = markdown(found_of([trial_of(0, status="failed", error="lost", values={})]), [])
+    page = markdown(study_of([trial_of(0, status="failed", error="lost", values={})]), [])
     assert "None of them has a score." in page
     assert "| 0 | failed: lost | – | – | – | 0 | 0 |" in page
     assert "## Learning curves" not in page
     assert "What the search bought" not in page
-    assert markdown(found_of([]), []).startswith("# run-study\n\n0 trials of **half**")
+    assert markdown(study_of([]), []).startswith("# run-study\n\n0 trials of **half**")
 
 
 def test_what_mattered_is_told_where_it_is_known() -> None:
-    found = {**found_of(), "importance": {"loss.temperature": 1.0}}
-    assert "![Importance of each value](figures/importance.png)" in markdown(found, ["importance.png"])
-    assert "few trials, a rough guess" in markdown(found, [])
-    assert "importance.png" not in markdown(found_of(), ["importance.png"])  # an earlier launch's
+    study = study_of().model_copy(update={"importance": {"loss.temperature": 1.0}})
+    assert "![Importance of each value](figures/importance.png)" in markdown(study, ["importance.png"])
+    assert "few trials, a rough guess" in markdown(study, [])
+    assert "importance.png" not in markdown(study_of(), ["importance.png"])  # an earlier launch's
 
 
 # ---------------------------------------------------------------- files
@@ -297,7 +300,7 @@ def test_what_mattered_is_told_where_it_is_known() -> None:
 def test_csv_has_every_digit() -> None:
     trials = some_trials()
     trials[0].scores["movies/nll"] = 0.123456789
-    lines = list(csv.DictReader(io.StringIO(to_csv(found_of(trials)))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(study_of(trials)))))
     assert [line["number"] for line in lines] == ["0", "1", "2", "3"]
     assert lines[0]["movies/nll"] == "0.123456789"
     assert lines[1]["loss.temperature"] == "3.14159265"
@@ -309,17 +312,17 @@ def test_csv_has_every_digit() -> None:
 
 def test_files_are_written_and_compare_reads_them(tmp_path: Path) -> None:
     folder = tmp_path / "run-study"
-    found, files = write(search_of(SPACE), folder, some_trials(), FACTS)
+    study, files = write(search_of(SPACE), folder, some_trials(), FACTS)
     assert {file.relative_to(folder).as_posix() for file in files} == {
         *("study.json", "study.md", "trials.csv"),
         *(f"figures/{name}.png" for name in ("parallel", "cost", "curves", "pareto")),
     }
     assert files[-1].name == "study.json"  # what makes the folder a study's comes last
-    assert json.loads((folder / "study.json").read_text()) == json.loads(json.dumps(found))
+    assert read(folder / "study.json", StudyReport) == study
     assert "figures/parallel.png" in (folder / "study.md").read_text()
     assert [row.trial.number for row in compared([folder]) if row.trial] == [1, 0, 2, 3]
 
-    write_page({**found, "test": on_test([800], [810])}, folder)
+    write_page(study.model_copy(update={"test": on_test([800], [810])}), folder)
     assert "## What the search bought" in (folder / "study.md").read_text()
     assert "figures/parallel.png" in (folder / "study.md").read_text()
     assert json.loads((folder / "study.json").read_text())["test"]["scores"]["macro"]["default"] == [0.8]

@@ -14,11 +14,11 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomically
+from pipeline.report.schema import TrialStatus
 from tests.unit.pipeline.tracked import Kept
 from tests.unit.tune.studies import SPACE, search_of, trial_of
 from tune.run import _refuse_another_search, _Study, best_config, study_config
 from tune.space import with_values
-from tune.study import Status
 from tune.trial import Shared
 
 VALUES = {"loss.temperature": 4.5, "loss.task_weights.movies": 2.0, "students.half.layers": [0, 3]}
@@ -66,7 +66,7 @@ def test_values_that_cannot_be_are_refused() -> None:
 
 @pytest.mark.parametrize("status", ["finished", "early-stopped"])
 def test_a_trial_has_the_scores_of_the_weights_it_keeps_once_it_has_ended(
-    tmp_path: Path, status: Status
+    tmp_path: Path, status: TrialStatus
 ) -> None:
     """The same columns for all: trials are compared by them."""
     config, tracker = search_of(), Kept()

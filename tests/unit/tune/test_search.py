@@ -29,6 +29,7 @@ from ray.tune.utils import flatten_dict
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import DivergedError, TeacherError
+from pipeline.report.schema import TrialStatus
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.result import write_result
 from tests.unit.tune.studies import search_of, trial_of
@@ -49,7 +50,7 @@ from tune.search import (
     training_folder,
 )
 from tune.space import distributions
-from tune.study import Status, Trial, load
+from tune.study import Trial, load
 from tune.trial import Shared
 
 SPACE: dict[str, Any] = {
@@ -263,7 +264,7 @@ def test_what_is_suggested_is_in_the_space_and_json() -> None:
 def test_interrupted_trials_are_handed_out_again_under_their_own_numbers() -> None:
     earlier = _Optuna(search_of(SPACE), [])
     begun = points_by(earlier, 4)
-    statuses: tuple[Status, ...] = ("interrupted", "finished", "running", "failed")
+    statuses: tuple[TrialStatus, ...] = ("interrupted", "finished", "running", "failed")
     trials = [
         trial_of(point["number"], 0.5, status, values=json.loads(json.dumps(point["values"])))
         for point, status in zip(begun, statuses, strict=True)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline.compare.columns import select
 from pipeline.compare.rows import load as compared
-from tests.unit.pipeline.hand_results import save_study
+from pipeline.report.schema import TrialStatus
+from tests.unit.pipeline.hand_results import save_study, some_study
 from tests.unit.tune.studies import trial_of
-from tune.study import Status, Trial, best, folder_of, load, pareto_front, save, summary
+from tune.study import Trial, best, folder_of, load, pareto_front, records, save
 
 MACRO = ("macro/score",)
 PAIR = ("movies/accuracy", "movies/ece")
@@ -58,7 +59,7 @@ def test_a_trial_that_ran_when_the_study_was_killed_goes_on(tmp_path: Path) -> N
         ("failed", True),
     ],
 )
-def test_which_trials_are_not_gone_on_with(status: Status, ended: bool) -> None:
+def test_which_trials_are_not_gone_on_with(status: TrialStatus, ended: bool) -> None:
     assert trial_of(0, status=status).ended == ended
 
 
@@ -155,9 +156,10 @@ def test_what_has_no_score_is_not_on_the_front() -> None:
 # ---------------------------------------------------------------- what compare reads
 
 
-def some_summary(trials: list[Trial]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(summary("run-study", "half", MACRO, ["max"], trials)))
-    return {**found, "ensemble": {"macro/score": 0.95, "movies/accuracy": 0.95}}
+def study_of(trials: list[Trial]) -> dict[str, Any]:
+    """study.json's content."""
+    rows = [one.model_dump(mode="json") for one in records(trials, MACRO, ["max"])]
+    return {**some_study("run-study"), "trials": rows}
 
 
 def test_compare_reads_what_a_study_says(tmp_path: Path) -> None:
@@ -173,33 +175,35 @@ def test_compare_reads_what_a_study_says(tmp_path: Path) -> None:
         trial_of(2, 0.7, "early-stopped", epochs=1),
         trial_of(3, status="failed", error="lost", values={}),
     ]
-    rows = compared([save_study(tmp_path / "run-study", some_summary(trials))])
+    rows = compared([save_study(tmp_path / "run-study", study_of(trials))])
     assert [(row.run, row.student, row.split) for row in rows] == [("run-study", "half", "validation")] * 4
-    told = [row.trial for row in rows if row.trial]
-    assert [one.number for one in told] == [1, 0, 2, 3]  # best first, the failed one last
-    assert [one.best for one in told] == [True, False, False, False]
-    assert [one.status for one in told] == ["finished", "finished", "early-stopped", "failed"]
-    assert told[1].values == {"loss.temperature": 2.0, "students.half.layers": [0, 3]}
-    assert (told[1].epochs, told[1].seconds) == (4, 10.12)
+    trial_rows = [row.trial for row in rows if row.trial]
+    assert [one.number for one in trial_rows] == [1, 0, 2, 3]  # best first, the failed one last
+    assert [one.best for one in trial_rows] == [True, False, False, False]
+    assert [one.status for one in trial_rows] == ["finished", "finished", "early-stopped", "failed"]
+    assert trial_rows[1].values == {"loss.temperature": 2.0, "students.half.layers": [0, 3]}
+    assert (trial_rows[1].epochs, trial_rows[1].seconds) == (4, 10.12)
     (best_row,) = select(rows, ["best=yes"])
     assert best_row.macro is not None
     assert best_row.macro.score.mean == 0.9
     assert list(best_row.tasks) == ["movies/accuracy"]
 
 
-def test_a_summary_says_which_are_best_and_on_the_front() -> None:
+def test_records_say_which_are_best_and_on_the_front() -> None:
     trials = [trial_of(0, 0.8), trial_of(1, 0.9), replace(trial_of(2, 0.9), failures=1)]
-    found = some_summary(trials)
-    assert (found["name"], found["student"], found["metrics"], found["modes"]) == (
-        "run-study",
-        "half",
-        ["macro/score"],
-        ["max"],
-    )
-    assert [(row["number"], row["best"], row["pareto"]) for row in found["trials"]] == [
+    rows = records(trials, MACRO, ["max"])
+    assert [(row.number, row.best, row.pareto) for row in rows] == [
         (0, False, False),
         (1, True, True),
         (2, False, True),
     ]
-    assert found["trials"][2]["failures"] == 1
-    assert some_summary([])["trials"] == []
+    assert rows[2].failures == 1
+    assert records([], MACRO, ["max"]) == ()
+
+
+def test_a_score_that_is_no_number_costs_no_study() -> None:
+    trial = trial_of(0, 0.8)
+    trial.scores["movies/nll"] = float("nan")
+    (row,) = records([trial], MACRO, ["max"])
+    assert "movies/nll" not in row.scores
+    assert row.scores["macro/score"] == 0.8

@@ -324,7 +324,7 @@ def test_a_corrupt_report_is_named(runs: Path, content: bytes) -> None:
     [
         ("group.json", '{"report_version": 1, "runs": 3}'),
         ("study.json", "[]"),
-        ("study.json", '{"name": "search", "trials": [{"number": 1}]}'),
+        ("study.json", '{"report_version": 1, "name": "search", "trials": [{"number": 1}]}'),
         ("study.json", "{"),
     ],
 )

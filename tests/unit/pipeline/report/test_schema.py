@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.report.build import build
 from pipeline.report.group import build as build_group
 from pipeline.report.schema import Report, read, to_json
-from tests.unit.pipeline.hand_results import numbers_and_marks, seeds_of, some_run
+from tests.unit.pipeline.hand_results import numbers_and_marks, seeds_of, some_run, some_study
 
 
 @pytest.mark.parametrize("run", [some_run, numbers_and_marks])
@@ -35,6 +35,7 @@ def test_files_follow_the_published_schema() -> None:
     published = validator(json.loads(report_schema.render()))
     for content in (reports[0], build_group("several", reports)):
         published.validate(json.loads(to_json(content)))
+    published.validate(some_study())
     odd = json.loads(to_json(reports[0]))
     del odd["macro"]
     assert not published.is_valid(odd)
