@@ -26,6 +26,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.prepare import Inputs, prepare, teacher_specs
 from pipeline.run_folder import job_folder
 from pipeline.soft import Dense
+from pipeline.training.baseline import PLAIN
 from pipeline.training.feed import TaskSet
 from pipeline.training.jobs import new_plan, start_folder, task_sets, train_job
 from pipeline.training.result import RESULT
@@ -73,7 +74,9 @@ def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -
     student = plan.students[job.student]
     start = start_folder(student, inputs.teachers)
     sets = [live(config, one, teachers) for one in task_sets(plan, start, job.student, None)]
-    train_job(plan, job, start, sets, Workers(), lambda: False, student.train, lambda epochs, scores: None)
+    train_job(
+        plan, job, start, sets, Workers(), lambda: False, {PLAIN: student.train}, lambda epochs, scores: None
+    )
     result = json.loads((job_folder(plan.run_dir, job) / RESULT).read_text(encoding="utf-8"))
     return [float(seconds) for seconds in result["epoch_seconds"]]
 

@@ -40,6 +40,7 @@ from pipeline.stop import StopSignals
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Role, Tracker
 from pipeline.training import jobs as training
+from pipeline.training.baseline import LONGER, PLAIN
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.loop import METRICS, read_metrics
 from teachers.checks import Findings, refuse
@@ -289,21 +290,24 @@ def in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
 def _show_jobs(run: Run, jobs: list[Job]) -> None:
     run.stages.tick()
     for job in jobs:
-        _show_progress(run.display, job.name, job_folder(run.config.run_dir, job) / METRICS)
+        folder = job_folder(run.config.run_dir, job)
+        files = [folder / METRICS, folder / LONGER / METRICS, folder / PLAIN / METRICS]
+        file = next(
+            filter(Path.exists, files), files[0]
+        )  # a baseline may try two schedules, one after the other
+        _show_progress(run.display, job.name, file, final=file == files[0])
         if training.is_finished(run.config.run_dir, job):
             run.display.end(job.name, "stopped early")
 
 
-def _show_progress(display: Display, what: str, file: Path) -> None:
+def _show_progress(display: Display, what: str, file: Path, *, final: bool = True) -> None:
     points = read_metrics(file)
     if not points:
         return
     scores = [p["metrics"]["macro/score"] for p in points if "macro/score" in p["metrics"]]
     note = f"validation {100 * scores[-1]:.1f}" if scores else ""
     last = points[-1]
-    if (
-        last["step"] < last["total"] or "macro/score" in last["metrics"]
-    ):  # the last step's score comes after it
+    if last["step"] < last["total"] or (final and "macro/score" in last["metrics"]):  # its score comes last
         display.bar(what, last["step"], last["total"], note)
 
 

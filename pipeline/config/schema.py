@@ -451,7 +451,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     """How the students are trained."""
     baselines: tuple[Literal["supervised"], ...] = ("supervised",)
-    """`supervised`: each student again from the same start, on labels alone."""
+    """`supervised`: each student again from the same start, on labels alone. Where some text is unlabelled, it is trained by `train.epochs` over the labelled examples and by as many as its student's steps allow; the better one on validation is kept."""
     store: StoreConfig = StoreConfig()
     """Where soft targets are kept."""
     tracking: TrackingConfig = TrackingConfig()

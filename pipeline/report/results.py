@@ -24,6 +24,7 @@ from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
 from pipeline.stages import Stages
 from pipeline.tasks import Task
+from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
 from teachers.aggregation import ensemble
@@ -187,6 +188,8 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
         notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
     if result["status"] == "early_stopped":
         notes.append(f"{job.name}: stopped early, weights of epoch {result['best_epoch'] + 1} kept")
+    if "schedules" in result:
+        notes.append(schedule_note(job.name, result["schedules"]["kept"], result["schedules"]["tried"]))
     if job.mode == "distilled":
         cut = {task: count for task, count in result["truncated"].items() if count}
         notes += [

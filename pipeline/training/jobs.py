@@ -33,11 +33,11 @@ from pipeline.data import TaskData
 from pipeline.files import write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder
+from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LossPlan, Report, StopWatch, Trainer
+from pipeline.training.loop import METRICS, LossPlan, Progress, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
-from pipeline.training.schedule import Schedule
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
@@ -97,15 +97,18 @@ def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, sco
         if should_stop() and workers.world == 1:
             return
         settings = plan.students[job.student]
-        folder, train = start_folder(settings, plan.teacher_folders), settings.train
+        folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
         distilled = job.mode == "distilled"
-
         own = sets_of(job, folder, distilled)
         if not distilled and any(
             len(d.labelled_train()) < len(d.splits["train"]) for d in plan.data.values()
         ):
-            train = same_budget(train, own, sets_of(job, folder, True), plan.seed)
-        if train_job(plan, job, folder, own, workers, should_stop, train, report) == "interrupted":
+            labelled, every = (
+                {one.task.name: one.train.lengths for one in sets}
+                for sets in (own, sets_of(job, folder, True))
+            )
+            schedules = baseline_schedules(settings.train, labelled, every, plan.seed)
+        if train_job(plan, job, folder, own, workers, should_stop, schedules, report) == "interrupted":
             return
 
 
@@ -116,12 +119,60 @@ def train_job(
     sets: Sequence[TaskSet],
     workers: Workers,
     should_stop: Callable[[], bool],
-    train: TrainConfig,
+    schedules: Mapping[str, TrainConfig],
     report: Report,
 ) -> str:
-    """One job from its last checkpoint to its result; returns the training's status."""
-    settings, target = plan.students[job.student], job_folder(plan.run_dir, job)
-    tasks = [task_set.task for task_set in sets]
+    """One job from its last checkpoint to its result; returns the training's status.
+
+    schedules: by name; of several, each trains in a folder of its own inside the job's, and the one with the best
+    validation score is kept.
+    """
+    target = job_folder(plan.run_dir, job)
+    folders = {name: target / name if len(schedules) > 1 else target for name in schedules}
+
+    def fit(name: str) -> tuple[MultiTaskStudent, Progress]:
+        train = schedules[name]
+        return _fit(plan, job, folder, sets, workers, should_stop, train, report, folders[name])
+
+    scores: dict[str, float] = {}
+    for name in schedules:
+        student, progress = fit(name)
+        if progress.status == "interrupted":
+            return progress.status
+        scores[name] = progress.best_score
+    kept = best_schedule(scores)
+    if kept != name:
+        student, progress = fit(kept)  # read from its last checkpoint: nothing is trained
+    facts = asdict(progress)
+    if len(schedules) > 1:
+        tried = [{"name": one, "epochs": schedules[one].epochs, "score": scores[one]} for one in schedules]
+        facts["schedules"] = {"kept": kept, "tried": tried}
+        if workers.rank == 0:
+            write_atomically(target / METRICS, (folders[kept] / METRICS).read_bytes())
+    if not plan.trial:
+        _test(plan, job, folder, student, sets, workers, facts)
+    elif workers.rank == 0:
+        write_result(target, facts)
+    if workers.rank == 0:
+        remove_checkpoints(target)
+        for name in schedules:
+            shutil.rmtree(target / name, ignore_errors=True)
+    return progress.status
+
+
+def _fit(
+    plan: Plan,
+    job: Job,
+    folder: Path,
+    sets: Sequence[TaskSet],
+    workers: Workers,
+    should_stop: Callable[[], bool],
+    train: TrainConfig,
+    report: Report,
+    target: Path,
+) -> tuple[MultiTaskStudent, Progress]:
+    """One student trained by one schedule, from the last checkpoint in `target` if there is one."""
+    settings, tasks = plan.students[job.student], [task_set.task for task_set in sets]
     student = build_student(folder, tasks, layers=settings.layers, dropout=train.dropout, seed=plan.seed)
     feed = Feed(
         sets,
@@ -132,16 +183,8 @@ def train_job(
         workers=workers,
     )
     losses = loss_plan(settings.loss, job.mode)
-    progress = Trainer(student, feed, train, losses, target, should_stop=should_stop, report=report).fit()
-    if progress.status == "interrupted":
-        return progress.status
-    if plan.trial:
-        if workers.rank == 0:
-            write_result(target, asdict(progress))
-            remove_checkpoints(target)
-    else:
-        _test(plan, job, folder, student, sets, workers, asdict(progress))
-    return progress.status
+    trainer = Trainer(student, feed, train, losses, target, should_stop=should_stop, report=report)
+    return student, trainer.fit()
 
 
 def _test(
@@ -189,7 +232,6 @@ def _finish(
             exports[task] = fingerprint(exported)
         result = {**result, "saved": exports}
     write_result(folder, result, predictions)
-    remove_checkpoints(folder)
 
 
 def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> list[TaskSet]:
@@ -210,20 +252,6 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
         aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))
         sets.append(TaskSet.of(data, tokenizer, lengths[name], stored, aggregation))
     return sets
-
-
-def same_budget(
-    train: TrainConfig, labelled: Sequence[TaskSet], every: Sequence[TaskSet], seed: int
-) -> TrainConfig:
-    """`train` with as many epochs of the labelled examples as take the steps of its epochs of every example: a
-    baseline may not lose for having been trained less."""
-
-    def steps(sets: Sequence[TaskSet]) -> int:
-        lengths = {task_set.task.name: task_set.train.lengths for task_set in sets}
-        return Schedule(lengths, train.tokens_per_batch, train.task_sampling, seed).steps_per_epoch
-
-    epochs = max(1, round(train.epochs * steps(every) / steps(labelled)))
-    return train.model_copy(update={"epochs": epochs})
 
 
 def loss_plan(loss: LossConfig, mode: Mode) -> LossPlan:

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.batch import UNLABELLED, Drawn
 from pipeline.config.load import parse_config
-from pipeline.config.resolved import Job, jobs_of, student_settings
+from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.models import open_tokenizer
@@ -26,11 +26,12 @@ from pipeline.report.results import task_results
 from pipeline.run_folder import job_folder
 from pipeline.saved import score_student, score_table
 from pipeline.soft import SoftTargets
-from pipeline.training.feed import TaskSet
+from pipeline.training import jobs as training
+from pipeline.training.baseline import LONGER, PLAIN
 from pipeline.training.fine_tune import TEACHER, fine_tune
-from pipeline.training.jobs import new_plan, read_result, same_budget, task_sets, train_jobs
+from pipeline.training.jobs import Plan, is_finished, new_plan, read_result, task_sets, train_jobs
 from pipeline.training.loop import METRICS, read_metrics
-from pipeline.training.schedule import Schedule
+from pipeline.training.result import RESULT
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
@@ -38,6 +39,7 @@ from teachers.store import Store
 from teachers.teacher import Teacher, store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of
 from tests.unit.pipeline.hand_results import some_facts
+from tests.unit.pipeline.small_training import StopAfter, same_bits
 
 Row = dict[str, Any]
 SIZES = {"train": 96, "validation": 32, "test": 48}
@@ -232,43 +234,93 @@ def test_unlabelled_examples_teach_by_the_soft_loss_alone(
     np.testing.assert_allclose(soft.values, expected.values, rtol=2e-3)
 
 
-def test_a_baseline_takes_as_many_steps_as_its_student(
-    half_labelled: tuple[RunConfig, dict[str, TaskData], dict[str, str]], tmp_path: Path
+HalfLabelled = tuple[RunConfig, dict[str, TaskData], dict[str, str]]
+BASELINE = Job("small", "supervised")
+
+
+def baseline_plan(half_labelled: HalfLabelled, folder: Path, runs: str, *, plain: bool = False) -> Plan:
+    """A plan of the supervised baseline alone; `plain`: where the unlabelled examples do not exist."""
+    config, data, keys = half_labelled
+    if plain:
+        mood = data["mood"]
+        data = {"mood": replace(mood, splits={**mood.splits, "train": mood.labelled_train()})}
+    config = config.model_copy(update={"name": runs})
+    return replace(new_plan(config, data, keys, {"big": str(folder / "teacher")}), jobs=[BASELINE])
+
+
+def test_a_baseline_chooses_between_its_own_epochs_and_its_students_steps(
+    half_labelled: HalfLabelled, tmp_path: Path
 ) -> None:
     config, data, keys = half_labelled
     plan = new_plan(config, data, keys, {"big": str(tmp_path / "teacher")})
     train_jobs(plan, Workers())
-    steps = {}
-    for job in jobs_of(config):
-        result, _ = read_result(plan.run_dir, job)
-        steps[job.mode] = result["step"]
-        names = {
-            name for line in read_metrics(job_folder(plan.run_dir, job) / METRICS) for name in line["metrics"]
-        }
-        assert ("loss/soft/mood" in names) == (job.mode == "distilled")
-    longest = max(steps.values())
-    assert abs(steps["distilled"] - steps["supervised"]) <= 0.2 * longest
+    (distilled, _), (baseline, predictions) = (read_result(plan.run_dir, job) for job in jobs_of(config))
+    assert "schedules" not in distilled
+    plain, longer = baseline["schedules"]["tried"]
+    assert (plain["name"], plain["epochs"], longer["name"]) == (PLAIN, config.train.epochs, LONGER)
+    assert longer["epochs"] > plain["epochs"]
+    assert baseline["step"] <= distilled["step"]
+    assert baseline["best_score"] == max(plain["score"], longer["score"])
+    without = baseline_plan(half_labelled, tmp_path, "without", plain=True)
+    train_jobs(without, Workers())
+    alone, alone_predictions = read_result(without.run_dir, BASELINE)
+    assert "schedules" not in alone  # nothing is unlabelled: nothing changes
+    assert plain["score"] == alone["best_score"] <= baseline["best_score"]
+    kept = baseline["schedules"]["kept"] == PLAIN
+    assert same_bits(predictions, alone_predictions) == kept
+    folder = job_folder(plan.run_dir, BASELINE)
+    assert sorted(path.name for path in folder.iterdir()) == [METRICS, "predictions.safetensors", RESULT]
+    assert read_metrics(folder / METRICS)[-1]["step"] == baseline["step"]
+    names = {name for line in read_metrics(folder / METRICS) for name in line["metrics"]}
+    assert "loss/hard/mood" in names
+    assert "loss/soft/mood" not in names
 
 
-def test_same_budget_rounds_epochs(
-    half_labelled: tuple[RunConfig, dict[str, TaskData], dict[str, str]],
+def test_a_plain_schedule_that_wins_is_what_it_was_before_the_longer_one(
+    half_labelled: HalfLabelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, data, keys = half_labelled
-    plan = new_plan(config, data, keys, {"big": "nowhere"})
-    folder = Path(config.students["small"].model or "")
-    every = task_sets(plan, folder, "small", Store(config.store_path))
-    labelled_sets = task_sets(plan, folder, "small", None)
-    train = student_settings(config, "small").train
-    assert same_budget(train, labelled_sets, labelled_sets, 0) == train
+    monkeypatch.setattr(training, "best_schedule", lambda scores: PLAIN)
+    both, alone = (
+        baseline_plan(half_labelled, tmp_path, name, plain=name == "alone") for name in ("both", "alone")
+    )
+    for plan in (both, alone):
+        train_jobs(plan, Workers())
+    (kept, predictions), (expected, expected_predictions) = (
+        read_result(plan.run_dir, BASELINE) for plan in (both, alone)
+    )
+    assert same_bits(predictions, expected_predictions)
+    assert {**expected, "epoch_seconds": 0, "predictions": 0, "schedules": kept["schedules"]} == {
+        **kept,
+        "epoch_seconds": 0,
+        "predictions": 0,
+    }
 
-    def steps(sets: list[TaskSet], epochs: int) -> int:
-        lengths = {each.task.name: each.train.lengths for each in sets}
-        return epochs * Schedule(lengths, train.tokens_per_batch, train.task_sampling, 0).steps_per_epoch
 
-    more = same_budget(train, labelled_sets, every, 0)
-    assert more.epochs > train.epochs
-    difference = steps(labelled_sets, more.epochs) - steps(every, train.epochs)
-    assert abs(difference) <= steps(labelled_sets, 1) / 2
+@pytest.mark.parametrize("kept", [PLAIN, LONGER])
+def test_a_baseline_resumes_in_either_schedule(
+    half_labelled: HalfLabelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    monkeypatch.setattr(training, "best_schedule", lambda scores: kept)
+    whole = baseline_plan(half_labelled, tmp_path, "whole")
+    train_jobs(whole, Workers())
+    stopped = baseline_plan(half_labelled, tmp_path, "stopped")
+    folder = job_folder(stopped.run_dir, BASELINE)
+    plain_steps = 0
+    for steps, begun in ((2, [PLAIN]), (0, [LONGER, PLAIN])):  # in the first one, then in the second
+        with monkeypatch.context() as patch:
+            calls = steps or plain_steps + 2
+            patch.setattr(training, "StopWatch", lambda file, calls=calls: StopAfter(calls + 1))
+            train_jobs(stopped, Workers())
+        assert sorted(path.name for path in folder.iterdir()) == begun
+        assert not is_finished(stopped.run_dir, BASELINE)
+        plain_steps = read_metrics(folder / PLAIN / METRICS)[-1]["total"]
+        torch.rand(3)
+    train_jobs(stopped, Workers())
+    (expected, expected_predictions), (resumed, predictions) = (
+        read_result(plan.run_dir, BASELINE) for plan in (whole, stopped)
+    )
+    assert same_bits(predictions, expected_predictions)
+    assert {**resumed, "epoch_seconds": 0} == {**expected, "epoch_seconds": 0}
 
 
 # ---------------------------------------------------------------- a length for each model
