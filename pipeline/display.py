@@ -25,7 +25,8 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._ids: dict[str, TaskID] = {}
-        self._printed, self._printed_at = "", time.monotonic()
+        self._printed: dict[str, str] = {}
+        self._printed_at = time.monotonic()
         self._ended: set[str] = set()
         self._stage: StageProgress | None = None
         self._headline = ""
@@ -72,6 +73,7 @@ class Display:
                 self._bars.remove_task(bar)
             self._ids.clear()
             self._ended.clear()
+            self._printed.clear()
             self._stage, self._headline = None, ""
         self.line(title)
 
@@ -87,7 +89,7 @@ class Display:
         with self._lock:
             self._advance(what, done, total)
             if self._is_line_due():
-                self._progress_line(f"{what}: {done}/{total}")
+                self._progress_line(what, f"{done}/{total}")
 
     def _advance(self, what: str, done: int, total: int) -> None:
         if self._stage is not None:
@@ -98,14 +100,14 @@ class Display:
     def _is_line_due(self) -> bool:
         return not self.console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_EVERY_S
 
-    def _progress_line(self, text: str) -> None:
+    def _progress_line(self, what: str, text: str) -> None:
         """What a line of progress says where there is no terminal: one item, and the whole stage."""
-        if text == self._printed:  # nothing has moved
+        if self._printed.get(what) == text:  # it has not moved
             return
         now = time.monotonic()
-        self._printed, self._printed_at = text, now
+        self._printed[what], self._printed_at = text, now
         counts = "" if self._stage is None else self._stage.counts(now)
-        self.line(f"  {text}{f' ({counts})' if counts else ''}")
+        self.line(f"  {what}: {text}{f' ({counts})' if counts else ''}")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Where `what` stands; at its end the bar becomes a line."""
@@ -120,12 +122,12 @@ class Display:
                 self._bars.update(
                     self._ids[what], completed=done, total=total, note=note, visible=not finished
                 )
-            text = f"{what}: {done}/{total}{f', {note}' if note else ''}"
+            text = f"{done}/{total}{f', {note}' if note else ''}"
             if finished:
                 self._ended.add(what)
-                self.line(f"  {text}")
+                self.line(f"  {what}: {text}")
             elif self._is_line_due():
-                self._progress_line(text)
+                self._progress_line(what, text)
 
     def end(self, what: str, note: str) -> None:
         """Ends a bar that will not reach its total, for instance by early stopping."""

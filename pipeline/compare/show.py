@@ -199,16 +199,25 @@ def _part(rows: Sequence[Row]) -> dict[str, Any]:
     charts = [_chart(task, [(row, row.tasks.get(task)) for row in rows]) for task in tasks]
     if len(tasks) > 1:
         charts.insert(0, _chart("All tasks", [(row, row.macro) for row in rows]))
-    return {"title": _title(rows), "columns": columns(rows), "rows": rows, "charts": charts}
+    return {
+        "title": _title(rows),
+        "columns": columns(rows),
+        "rows": rows,
+        "charts": charts,
+        "seeds": any(row.seeds > 1 for row in rows),
+    }
 
 
 @dataclass(frozen=True)
 class Bar:
-    """who: `student`, `supervised` or `ensemble` · width: percent of the whole · text: beside it."""
+    """who: `student`, `supervised` or `ensemble` · width: percent of the whole · text: beside it · left, span: where
+    the standard deviation over seeds begins, and how wide it is to both sides together, in percent; 0 wide for one seed."""
 
     who: str
     width: float
     text: str
+    left: float
+    span: float
 
 
 def _chart(title: str, outcomes: Sequence[tuple[Row, Outcome | None]]) -> dict[str, Any]:
@@ -235,5 +244,10 @@ def _chart(title: str, outcomes: Sequence[tuple[Row, Outcome | None]]) -> dict[s
 
 
 def _bar(metric: str, who: str, spread: Spread) -> Bar:
-    width = 100 * min(1.0, max(0.0, spread.mean))  # a correlation may be negative
-    return Bar(who, round(width, 2), plus_minus(spread, partial(measured, metric)))
+    def percent_of_track(share: float) -> float:  # a correlation may be negative
+        return round(100 * min(1.0, max(0.0, share)), 2)
+
+    sd = spread.sd or 0.0
+    low, high = percent_of_track(spread.mean - sd), percent_of_track(spread.mean + sd)
+    text = plus_minus(spread, partial(measured, metric))
+    return Bar(who, percent_of_track(spread.mean), text, low, round(high - low, 2))

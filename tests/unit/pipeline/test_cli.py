@@ -347,7 +347,7 @@ def test_33_and_34_one_launch_a_folder_and_one_config_too(tiny_run: TinyRun, tmp
         )
     refusal = [
         f"error: {begun} was begun with something else: seed: 4 → 0; loss.temperature: 3.0 → 2.0",
-        f"  Give the run another name (name=…), put it back as it was, or remove {begun}.",
+        f"  Give this one another name (name=…), put it back as it was, or remove {begun}.",
         "exit 2",
     ]
     assert done.stderr.splitlines() == [

@@ -90,7 +90,10 @@ def test_without_a_terminal_a_line_every_so_often_says_how_far_the_stage_is(cloc
                 display.bar(name, 1 + second, 101, "validation 80.0")
         clock.now = 200
         display.bar("teacher a", 71, 101)
-        display.bar("teacher a", 71, 101)  # nothing has moved: no line
+        for now in (300.0, 400.0):  # nothing has moved: no line of `a`, one of `b`
+            clock.now = now
+            display.bar("teacher a", 71, 101)
+            display.bar("teacher b", 71, 101)
         display.bar("teacher a", 101, 101)
         display.end("teacher b", "stopped early")
     assert file.getvalue().splitlines() == [
@@ -98,6 +101,7 @@ def test_without_a_terminal_a_line_every_so_often_says_how_far_the_stage_is(cloc
         "  teacher a: 31/101, validation 80.0 (0 of 2 teachers, 61 of 202 steps, about 1 min left)",
         "  teacher a: 61/101, validation 80.0 (0 of 2 teachers, 121 of 202 steps, about 40 s left)",
         "  teacher a: 71/101 (0 of 2 teachers, 142 of 202 steps, about 2 min left)",
+        "  teacher b: 71/101 (0 of 2 teachers, 142 of 202 steps)",
         "  teacher a: 101/101",
         "  teacher b: stopped early",
     ]

@@ -304,7 +304,11 @@ def test_html_has_students_teachers_and_bars(runs: Path, several: list[Row]) -> 
         *("student: 80.0", "supervised: 70.0", "ensemble: 90.0"),
         *("student: 81.0 ± 1.0", "supervised: 70.0", "ensemble: 90.0"),
     ]
-    widths = [value for name, value in page.attributes if name == "style"]
+    styles = [value for name, value in page.attributes if name == "style"]
+    (whisker,) = [value for value in styles if value and "left" in value]
+    assert whisker == "left: 80.0%; width: 2.0%"  # 81.0 ± 1.0; the baselines of all seeds are the same
+    assert "whiskers" in text
+    widths = [value for value in styles if value != whisker]
     assert len(widths) == len(labels)  # of one task, so there are no bars of the mean over tasks
     assert widths[labels.index("student: 85.0")] == "width: 85.0%"
 
