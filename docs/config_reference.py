@@ -48,7 +48,7 @@ INTRO = """\
 # Config reference
 
 Every key of a run's YAML file. A key that is not here is refused with the nearest name, a value of another type too, and
-so is a key that stands twice. `tutelage check RUN.yaml` prints the whole config with every default filled in.
+so is a key that stands twice. `tutelage check --full RUN.yaml` prints the whole config with every default filled in.
 
 - `<task>`, `<teacher>`, `<student>` are names of your choice: letters, digits, `_`, `.` and `-`, at most 64, the first a letter
   or a digit.

@@ -16,8 +16,8 @@ from rich.console import Console
 from pipeline.cluster import lock_private_ray
 from pipeline.config.load import load_config
 from pipeline.config.schema import RunConfig, Split
-from pipeline.config.view import notes, to_yaml
-from pipeline.errors import TutelageError
+from pipeline.config.view import to_yaml
+from pipeline.errors import Errors, TutelageError
 
 if TYPE_CHECKING:
     from pipeline.prepare import Inputs
@@ -52,29 +52,35 @@ def check(
         bool,
         typer.Option("--teachers", help="Ask the teachers that are ready a few hundred validation examples."),
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print the whole config, every default filled in, as well.")
+    ] = False,
 ) -> None:
-    """Resolve and validate a config, its data and models, without Ray; print the resolved config."""
-    from pipeline.prepare import prepare
+    """Check a config, its data and models, without Ray; show every error at once, or a summary."""
+    from pipeline.check import check_local_files, summary
 
-    config = load_config(run, overrides or [])
-    _check_space(config)
-    out.print(to_yaml(config), markup=False)
-    inputs = prepare(config)
-    waiting = set(inputs.to_fine_tune())
-    for name, data in inputs.data.items():
-        counts = ", ".join(f"{len(examples)} {split}" for split, examples in data.splits.items())
-        labels = f"; labels {', '.join(data.task.reading.labels)}" if data.task.reading.labels else ""
-        out.print(f"# task {name}: {counts}{labels}", markup=False)
-        for note in data.notes:
-            out.print(f"# {note}", markup=False)
-    for name, teacher in config.teachers.items():
-        state = "to be fine-tuned" if name in waiting else f"ready in {inputs.teachers[name]}"
-        out.print(f"# teacher {name} of {teacher.task}: {state}", markup=False)
-    for note in notes(config):
-        out.print(f"# {note}", markup=False)
-    if teachers:
-        _check_teachers(config, inputs)
-    out.print("# ok")
+    errors = Errors(lambda number, error: _show_error(error, number))
+    with errors:
+        config = load_config(run, overrides or [], errors)
+        check_local_files(config, errors)  # before torch is imported
+        from pipeline.prepare import prepare
+
+        with errors:
+            _check_space(config)
+        inputs = prepare(config, errors)
+        mark = ""
+        if full:
+            out.print(to_yaml(config), markup=False)
+            mark = "# "  # so that all of it is YAML
+        for line in summary(config, inputs):
+            out.print(f"{mark}{line}", markup=False)
+        if teachers:
+            _check_teachers(config, inputs)
+        out.print(f"{mark}ok")
+    if errors.kept:
+        count = len(errors.kept)
+        print(f"{count} error{'s' if count > 1 else ''} in {run}", file=sys.stderr)
+        raise typer.Exit(2)
 
 
 def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
@@ -89,7 +95,7 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     waiting = inputs.to_fine_tune()
     specs = teacher_specs(config, inputs, [name for name in config.teachers if name not in waiting])
     for name in waiting:
-        out.print(f"# teacher {name} is looked at once it is fine-tuned", markup=False)
+        out.print(f"# teacher {name} can be asked once it is fine-tuned", markup=False)
     if not specs:
         return
     validation = {name: data.splits["validation"] for name, data in inputs.data.items()}
@@ -314,7 +320,13 @@ def main() -> NoReturn:
 
 def _fail(cause: str, remedy: str, code: int) -> NoReturn:
     """Ends the process; called while an exception is handled."""
+    _show_error(TutelageError(cause, remedy))
+    sys.exit(code)
+
+
+def _show_error(error: TutelageError, number: int | None = None) -> None:
+    """Two lines on stderr; called while an exception is handled."""
     if "--debug" in sys.argv[1:]:
         traceback.print_exc()
-    print(f"error: {' '.join(cause.split())}\n  {' '.join(remedy.split())}", file=sys.stderr)
-    sys.exit(code)
+    head = "error" if number is None else f"error {number}"
+    print(f"{head}: {' '.join(error.cause.split())}\n  {' '.join(error.remedy.split())}", file=sys.stderr)

@@ -111,9 +111,15 @@ def _check_path(where: str, data: DataConfig) -> None:
     if name is not None and not path.is_dir():
         remedy = f"Write path: {name}; the ending of a file says the rest."
         raise DataError(f"{where}.path: there is no format {data.path!r}", remedy)
-    looks_local = path.is_absolute() or data.path.startswith((".", "~")) or data.path.count("/") > 1
-    if looks_local and not path.is_dir() and "://" not in data.path:
+    if is_local(data.path) and not path.is_dir():
         raise DataError(f"{where}.path: no folder {data.path}", missing_remedy(path))
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path and cannot be an id of the hub, which has one slash at most."""
+    return "://" not in name and (
+        Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    )
 
 
 def ending(file: str) -> str:

@@ -20,13 +20,17 @@ reaches the terminal whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class TutelageError(Exception):
-    """Base of all: `cause` says what is wrong, `remedy` what to do about it (one line each)."""
+    """Base of all: `cause` says what is wrong, `remedy` what to do about it (one line each).
+
+    others: errors that the same check raised together with this one.
+    """
 
     exit_code = 1
+    others: tuple[TutelageError, ...] = ()
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause, remedy)  # both in args: pickling rebuilds the error from them
@@ -101,3 +105,33 @@ def one_of(names: Sequence[str]) -> str:
     """``a``, ``a or b``, ``a, b or c``: one or more names that a remedy offers."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
+
+
+class Errors:
+    """The errors of checks that do not need one another's results, so that all of them can be shown at once.
+
+    ``with errors:`` stands around each check. With `show`, an error is kept, shown, and the program goes on after
+    the block; without it, the first error is raised as usual.
+    """
+
+    def __init__(self, show: Callable[[int, TutelageError], None] | None = None) -> None:
+        self.kept: list[TutelageError] = []
+        self._show = show
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        """Keeps an error about what the user gave, and its `others`, each once, where they are to be shown."""
+        if self._show is None or not isinstance(error, TutelageError) or error.exit_code != 2:
+            return False
+        for one in (error, *error.others):
+            if all(one.args != other.args for other in self.kept):
+                self.kept.append(one)
+                self._show(len(self.kept), one)
+        return True
+
+    def stop(self) -> None:
+        """Raises the first error that was kept, if there is one: what follows needs what has failed."""
+        if self.kept:
+            raise self.kept[0]

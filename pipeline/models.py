@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data_files import broken_json, is_local, missing_remedy
 from pipeline.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ def resolve(model: str, revision: str | None, where: str) -> Path:
             f"{where}: {model} has no safetensors weights",
             "Save it again with save_pretrained; pickled weights are refused.",
         )
+    broken = broken_json(str(folder / "config.json"))
+    if broken is not None:
+        raise TeacherError(f"{where}: {broken}", "The folder is damaged: save or fetch the model again.")
     return folder
 
 
 def _download(model: str, revision: str | None, where: str) -> Path:
+    folder = Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -48,7 +53,9 @@ def _download(model: str, revision: str | None, where: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TeacherError(
             f"{where}: no model {model!r}: not a folder here, and the hub did not give it ({reason})",
-            "Check the name, the network or HF_TOKEN; `make demo` fetches the examples' models.",
+            missing_remedy(folder)
+            if is_local(model)
+            else "Check the name, the network, or HF_TOKEN where the model is private.",
         ) from None
 
 

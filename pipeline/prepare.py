@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster import check_gpus
-from pipeline.config.resolved import absolute_model, student_settings, task_aggregation
+from pipeline.config.resolved import StudentSettings, absolute_model, student_settings, task_aggregation
 from pipeline.config.schema import RunConfig, needs_labels, strategies
-from pipeline.data import TaskData, load_tasks
-from pipeline.errors import ConfigError, TeacherError, one_of
+from pipeline.data import TaskData, load_task
+from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, teacher_folder
 from pipeline.training.jobs import start_folder
@@ -52,111 +52,123 @@ class Inputs:
         ]
 
 
-def prepare(config: RunConfig) -> Inputs:
-    """Loads and checks. Raises `ConfigError`, `DataError` or `TeacherError`, all of them exit code 2."""
-    check_gpus(config)
-    bases = {
-        name: resolve(absolute_model(teacher.model), teacher.revision, f"teachers.{name}")
-        for name, teacher in config.teachers.items()
-    }
+def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
+    """Loads and checks. Raises `ConfigError`, `DataError` or `TeacherError`, all of them exit code 2; `errors` gets
+    the others as well, of every task, teacher and student that can be checked beside them."""
+    errors = errors or Errors()
+    with errors:
+        check_gpus(config)
     students = {name: student_settings(config, name) for name in config.students}
-    starts = {name: start_folder(settings, bases) for name, settings in students.items()}
-    tokenizers = {folder: open_tokenizer(folder) for folder in (*bases.values(), *starts.values())}
-    data = load_tasks(config)
+    bases, starts, tokenizers = _open_models(config, students, errors)
+    data: dict[str, TaskData] = {}
+    for name, own in config.tasks.items():
+        with errors:
+            data[name] = load_task(name, own)
     teachers: dict[str, Path] = {}
     for name, teacher in config.teachers.items():
-        task, where = data[teacher.task].task, f"teachers.{name}"
-        if teacher.fine_tune is None:
-            check_teacher(bases[name], task, where, teacher.max_length, teacher.labels)
-            teachers[name] = bases[name]
-        else:
-            check_length(bases[name], teacher.max_length or task.head.max_length, where)
-            if teacher.labels is not None:
-                raise ConfigError(
-                    f"{where}.labels: a teacher that is fine-tuned learns the task's labels", "Remove labels."
-                )
-            folder = teacher_folder(
-                config.teachers_dir,
-                name,
-                bases[name],
-                data[teacher.task],
-                teacher.fine_tune,
-                teacher.max_length,
-            )
-            teachers[name] = folder / TEACHER
+        if bases.get(name) in tokenizers and teacher.task in data:
+            with errors:
+                teachers[name] = _served_from(config, name, bases[name], data[teacher.task])
+                _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length)
     for name, student in students.items():
-        try:
-            layer_indices(student.layers, open_config(starts[name]).num_hidden_layers)
-        except ConfigError as error:
-            raise ConfigError(f"students.{name}.{error.cause}", error.remedy) from None
-        for length in student.lengths.values():
-            check_length(starts[name], length, f"students.{name}")
-    _check_known(config, data, bases)
-    _check_tokenizers(config, data, bases, starts, tokenizers)
-    _check_labels(config, data)
+        if starts.get(name) in tokenizers:
+            with errors:
+                _check_student(student, starts[name])
+                for task, task_data in data.items():
+                    _try_tokenizer(tokenizers[starts[name]], task_data, student.lengths[task])
+    for task, task_data in data.items():
+        if teachers.keys() >= set(config.teachers_of(task)):
+            with errors:
+                _check_known(config, task_data, bases)
+        with errors:
+            _check_labels(config, task, task_data)
+    errors.stop()
     return Inputs(data, bases, teachers)
 
 
-def _check_labels(config: RunConfig, data: Mapping[str, TaskData]) -> None:
-    """Strategies that look at labels have them: `pipeline.config.load` knows of data.unlabelled, not of null labels."""
-    for task, task_data in data.items():
-        strategy, train = task_aggregation(config, task).strategy, task_data.splits["train"]
-        missing = len(train) - len(task_data.labelled_train())
-        if missing and needs_labels(strategy):
-            others = one_of(strategies(task_data.task.kind, labelled=False))
-            raise ConfigError(
-                f"tasks.{task}: strategy {strategy} needs labels, {missing} of {len(train)} examples of train have none",
-                f"Set tasks.{task}.aggregation.strategy to {others}, or leave those examples out.",
-            )
-
-
-def _check_tokenizers(
-    config: RunConfig,
-    data: Mapping[str, TaskData],
-    bases: Mapping[str, Path],
-    starts: Mapping[str, Path],
-    tokenizers: Mapping[Path, Any],
-) -> None:
-    """Every model can read its tasks' examples: one of each is tried."""
-
-    def read(task: str, folder: Path, length: int | None) -> None:
-        one = data[task].splits["validation"].take(np.array([0]))
-        data[task].task.head.encode(tokenizers[folder], one.inputs, length)
-
+def _open_models(
+    config: RunConfig, students: Mapping[str, StudentSettings], errors: Errors
+) -> tuple[dict[str, Path], dict[str, Path], dict[Path, Any]]:
+    """Folders of the teachers and of what the students start from, by name, and tokenizers by folder; `errors` gets
+    what cannot be opened, which is left out."""
+    bases: dict[str, Path] = {}
+    starts: dict[str, Path] = {}
+    tokenizers: dict[Path, Any] = {}
     for name, teacher in config.teachers.items():
-        read(teacher.task, bases[name], teacher.max_length)
-    for name, student in config.students.items():
-        for task in config.tasks:
-            read(task, starts[name], student.max_length.get(task))
+        with errors:
+            bases[name] = resolve(absolute_model(teacher.model), teacher.revision, f"teachers.{name}")
+    for name, student in students.items():
+        if student.init_from is None or student.init_from in bases:
+            with errors:
+                starts[name] = start_folder(student, bases)
+    for folder in dict.fromkeys((*bases.values(), *starts.values())):
+        with errors:
+            open_config(folder)  # what is wrong with it would be taken for a fault of the tokenizer
+            tokenizers[folder] = open_tokenizer(folder)
+    return bases, starts, tokenizers
 
 
-def _check_known(config: RunConfig, data: Mapping[str, TaskData], bases: Mapping[str, Path]) -> None:
+def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Path:
+    """The folder that a teacher is served from. Raises where it does not suit its task."""
+    teacher, where = config.teachers[name], f"teachers.{name}"
+    if teacher.fine_tune is None:
+        check_teacher(base, data.task, where, teacher.max_length, teacher.labels)
+        return base
+    check_length(base, teacher.max_length or data.task.head.max_length, where)
+    if teacher.labels is not None:
+        raise ConfigError(
+            f"{where}.labels: a teacher that is fine-tuned learns the task's labels", "Remove labels."
+        )
+    folder = teacher_folder(config.teachers_dir, name, base, data, teacher.fine_tune, teacher.max_length)
+    return folder / TEACHER
+
+
+def _check_student(student: StudentSettings, start: Path) -> None:
+    """Its layers and lengths are there in the model that it starts from."""
+    try:
+        layer_indices(student.layers, open_config(start).num_hidden_layers)
+    except ConfigError as error:
+        raise ConfigError(f"students.{student.name}.{error.cause}", error.remedy) from None
+    for length in student.lengths.values():
+        check_length(start, length, f"students.{student.name}")
+
+
+def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None) -> None:
+    """The tokenizer can read the task's examples: one is tried."""
+    data.task.head.encode(tokenizer, data.splits["validation"].take(np.array([0])).inputs, length)
+
+
+def _check_labels(config: RunConfig, task: str, data: TaskData) -> None:
+    """A strategy that looks at labels has them: `pipeline.config.load` knows of data.unlabelled, not of null labels."""
+    strategy, train = task_aggregation(config, task).strategy, data.splits["train"]
+    missing = len(train) - len(data.labelled_train())
+    if missing and needs_labels(strategy):
+        others = one_of(strategies(data.task.kind, labelled=False))
+        raise ConfigError(
+            f"tasks.{task}: strategy {strategy} needs labels, {missing} of {len(train)} examples of train have none",
+            f"Set tasks.{task}.aggregation.strategy to {others}, or leave those examples out.",
+        )
+
+
+def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -> None:
     """Every label of a task is known to one of its teachers: else they would unteach it."""
-    for task in config.tasks:
-        unknown: set[str] = set(data[task].task.reading.labels)
-        for name, weight in task_aggregation(config, task).weights.items():
-            teacher = config.teachers[name]
-            if weight == 0:
-                continue
-            if teacher.fine_tune is not None:
-                unknown.clear()
-                continue
-            groups = check_teacher(
-                bases[name], data[task].task, f"teachers.{name}", teacher.max_length, teacher.labels
-            )
-            if groups is None:
-                unknown.clear()
-            else:
-                unknown -= {
-                    label
-                    for label, group in zip(data[task].task.reading.labels, groups, strict=True)
-                    if group
-                }
-        if unknown:
-            raise TeacherError(
-                f"tasks.{task}: no teacher knows {sorted(unknown)} of {list(data[task].task.reading.labels)}",
-                "Add a teacher that does, map a label of a teacher's to it, or leave the label out of the data.",
-            )
+    task = data.task
+    unknown: set[str] = set(task.reading.labels)
+    for name, weight in task_aggregation(config, task.name).weights.items():
+        teacher = config.teachers[name]
+        if weight == 0:
+            continue
+        if teacher.fine_tune is not None:
+            return
+        groups = check_teacher(bases[name], task, f"teachers.{name}", teacher.max_length, teacher.labels)
+        if groups is None:
+            return
+        unknown -= {label for label, group in zip(task.reading.labels, groups, strict=True) if group}
+    if unknown:
+        raise TeacherError(
+            f"tasks.{task.name}: no teacher knows {sorted(unknown)} of {list(task.reading.labels)}",
+            "Add a teacher that does, map a label of a teacher's to it, or leave the label out of the data.",
+        )
 
 
 def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None = None) -> list[TeacherSpec]:

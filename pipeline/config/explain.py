@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.config.redact import redact
 from pipeline.errors import ConfigError
@@ -32,19 +33,32 @@ def _merge(base: Any, keys: Any) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> ConfigError:
-    """The first of pydantic's complaints as one line of cause and one of remedy."""
-    first = error.errors()[0]
-    loc, known = _walk(model, first["loc"])
+    """Pydantic's complaints as errors, one a key: the first of them, with the rest as its `others`."""
+    complaints: dict[str, ConfigError] = {}
+    for details in error.errors():
+        path, complaint = _complaint(details, model, prefix)
+        complaints.setdefault(path, complaint)  # a union complains once a member
+    first, *others = complaints.values()
+    first.others = tuple(others)
+    return first
+
+
+def _complaint(
+    details: ErrorDetails, model: type[BaseModel], prefix: tuple[str, ...]
+) -> tuple[str, ConfigError]:
+    """The key's dotted path, and what is wrong there."""
+    loc, known = _walk(model, details["loc"])
     path = ".".join((*prefix, *loc)) or "the config"
-    if first["type"] == "extra_forbidden":
+    if details["type"] == "extra_forbidden":
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
-        return ConfigError(f"{path}: unknown key", remedy)
-    if first["type"] == "missing":
-        return ConfigError(f"{path}: missing", "Add the key; docs/config.md says what it holds.")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], dict) else f" (given: {redact(path, first['input'])!r})"
-    return ConfigError(f"{path}: {message}{value}", "Change the value; docs/config.md lists what is allowed.")
+        return path, ConfigError(f"{path}: unknown key", remedy)
+    if details["type"] == "missing":
+        return path, ConfigError(f"{path}: missing", "Add the key; docs/config.md says what it holds.")
+    message = str(details["msg"]).removeprefix("Value error, ")
+    value = "" if isinstance(details["input"], dict) else f" (given: {redact(path, details['input'])!r:.200})"
+    remedy = "Change the value; docs/config.md lists what is allowed."
+    return path, ConfigError(f"{path}: {message}{value}", remedy)
 
 
 def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ from omegaconf.errors import (
 )
 from pydantic import ValidationError
 
-from pipeline.config.explain import explain
+from pipeline.config.explain import explain, overlay
 from pipeline.config.resolved import student_settings, task_aggregation
 from pipeline.config.schema import LONGEST_NAME, RunConfig, Strategy, strategies
-from pipeline.errors import ConfigError, one_of
+from pipeline.errors import ConfigError, Errors, one_of
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), errors: Errors | None = None) -> RunConfig:
     """Read a YAML file, lay `key.path=value` overrides over it, validate the whole.
 
-    Raises `ConfigError` with the path of the wrong key and, for an unknown key, the nearest name.
+    Raises `ConfigError` with the path of the wrong key and, for an unknown key, the nearest name; `errors` gets the
+    other errors as well.
     """
     file = Path(path)
     try:
@@ -51,7 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
         cause = " ".join(str(error).split()) or "not a mapping of keys to values"
         raise ConfigError(f"{file}: {cause}", _remedy(error)) from None
-    return parse_config(data)
+    return parse_config(data, errors)
 
 
 def _remedy(error: Exception) -> str:
@@ -71,14 +72,24 @@ def _remedy(error: Exception) -> str:
             return "Write the config as `key: value` lines; docs/config.md lists the keys."
 
 
-def parse_config(data: Any) -> RunConfig:
-    """Validate a config given as plain dicts and lists. Raises `ConfigError`."""
+def parse_config(data: Any, errors: Errors | None = None) -> RunConfig:
+    """Validate a config given as plain dicts and lists. Raises `ConfigError`; `errors` gets the others as well."""
+    errors = errors or Errors()
     try:
         config = RunConfig.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise explain(error, RunConfig, ()) from None
-    _check_references(config)
-    _check_seeds(config)
+    for where, name, names in _references(config):
+        with errors:
+            _known(where, name, names)
+    for task in config.tasks:
+        with errors:
+            _check_task(task, config)
+    for student in config.students:
+        _check_student(student, config, errors)
+    with errors:
+        _check_seeds(config)
+    errors.stop()
     return config
 
 
@@ -94,35 +105,50 @@ def _dotlist(overrides: Sequence[str]) -> Any:
 GROUP_KEYS = {"workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker", "max_failures"}
 
 
-def _check_references(config: RunConfig) -> None:
-    """Names that must exist elsewhere in the config."""
+def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """Where a name stands that must exist elsewhere in the config, the name, and the names that there are."""
     for name, teacher in config.teachers.items():
-        _known(f"teachers.{name}.task", teacher.task, config.tasks)
-    for task in config.tasks:
-        if not config.teachers_of(task):
-            raise ConfigError(
-                f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
-            )
-        _check_kind(task, config, task_aggregation(config, task).strategy)
-        own = config.tasks[task].aggregation.get("teacher_weights", {})
-        for name in (*config.aggregation.teacher_weights, *own):
-            _known(f"aggregation.teacher_weights.{name}", name, config.teachers)
-        for name in own:
-            ours = dict.fromkeys(config.teachers_of(task))
-            _known(f"tasks.{task}.aggregation.teacher_weights.{name}", name, ours)
+        yield f"teachers.{name}.task", teacher.task, config.tasks
+    for name in config.aggregation.teacher_weights:
+        yield f"aggregation.teacher_weights.{name}", name, config.teachers
+    for task, own in config.tasks.items():
+        for name in own.aggregation.get("teacher_weights", {}):
+            ours = config.teachers_of(task) if name in config.teachers else config.teachers
+            yield f"tasks.{task}.aggregation.teacher_weights.{name}", name, ours
+    for key in ("task_weights", "task_temperatures"):
+        for task in getattr(config.loss, key):
+            yield f"loss.{key}.{task}", task, config.tasks
     for name, student in config.students.items():
         if student.init_from is not None:
-            _known(f"students.{name}.init_from", student.init_from, config.teachers)
-        student_settings(config, name)  # checks the overlays
-        for key in sorted(GROUP_KEYS & student.train.keys()):
+            yield f"students.{name}.init_from", student.init_from, config.teachers
+        for key in ("task_weights", "task_temperatures"):
+            for task in student.loss.get(key, {}):
+                yield f"students.{name}.loss.{key}.{task}", task, config.tasks
+        for task in student.max_length:
+            yield f"students.{name}.max_length.{task}", task, config.tasks
+
+
+def _check_task(task: str, config: RunConfig) -> None:
+    """A task has a teacher, and its aggregation is valid and suits its kind."""
+    if not config.teachers_of(task):
+        raise ConfigError(
+            f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
+        )
+    _check_kind(task, config, task_aggregation(config, task).strategy)
+
+
+def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
+    """A student's own keys are valid, and none of them is of the worker group."""
+    own = config.students[name].train
+    with errors:
+        overlay(config.train, own, ("students", name, "train"))
+    with errors:
+        student_settings(config, name)
+    for key in sorted(GROUP_KEYS & own.keys()):
+        with errors:
             raise ConfigError(
                 f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
             )
-        for key in ("task_weights", "task_temperatures"):
-            for task in (*getattr(config.loss, key), *student.loss.get(key, {})):
-                _known(f"loss.{key}.{task}", task, config.tasks)
-        for task in student.max_length:
-            _known(f"students.{name}.max_length.{task}", task, config.tasks)
 
 
 def _check_seeds(config: RunConfig) -> None:
@@ -157,7 +183,7 @@ def _check_kind(task: str, config: RunConfig, strategy: Strategy) -> None:
         raise ConfigError(cause, others)
 
 
-def _known(path: str, name: str, names: Mapping[str, object]) -> None:
+def _known(path: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}."

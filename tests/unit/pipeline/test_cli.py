@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def changed(run: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         place = place.setdefault(section, {})
     place[leaf] = value
     return run
+
+
+def numbered(error: str) -> list[tuple[str, str]]:
+    """Causes and remedies as `check` numbers them, before their count; and nothing else."""
+    assert "Traceback" not in error
+    *lines, count = error.splitlines()
+    causes, remedies = lines[::2], lines[1::2]
+    assert [cause.split(": ", 1)[0] for cause in causes] == [f"error {i + 1}" for i in range(len(causes))]
+    assert all(remedy.startswith("  ") for remedy in remedies)
+    assert count.startswith(f"{len(causes)} error")
+    return [(c.split(": ", 1)[1], r.strip()) for c, r in zip(causes, remedies, strict=True)]
 
 
 def two_lines(error: str) -> tuple[str, str]:
@@ -131,7 +143,8 @@ def test_our_errors_are_two_lines_and_their_exit_code(
     monkeypatch.setattr(cli, "load_config", fail)
     code, out, err = tutelage(*arguments)
     assert (code, out) == (error_class.exit_code, "")
-    assert two_lines(err) == ("the cause, over two lines", "the remedy")
+    shown = numbered(err)[0] if arguments[0] == "check" and code == 2 else two_lines(err)
+    assert shown == ("the cause, over two lines", "the remedy")
 
 
 def test_other_errors_are_two_lines_and_exit_code_1(
@@ -165,32 +178,120 @@ def test_debug_may_stand_anywhere_and_adds_the_traceback(
     code, _, err = tutelage(*arguments[:place], "--debug", *arguments[place:])
     assert code == 2
     assert "Traceback" in err
-    assert two_lines("\n".join(err.splitlines()[-2:]))[0].startswith("cannot read")
+    assert numbered("\n".join(err.splitlines()[-3:]))[0][0].startswith("cannot read")
 
 
 # ---------------------------------------------------------------- check
 
 
-def test_check_prints_the_resolved_config_and_what_it_found(
-    tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path
-) -> None:
+def test_check_prints_a_summary(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run(aggregation={"teacher_weights": {"mood-bert": 3.0}})
-    code, out, err = tutelage("check", written(tmp_path, run), "train.epochs=4", "loss.hard=1.4")
+    bert, distilbert = run["teachers"]["mood-bert"]["model"], run["teachers"]["mood-distilbert"]["model"]
+    code, out, err = tutelage("check", written(tmp_path, run), "loss.hard=1.4")
     assert (code, err) == (0, "")
-    expected = changed(changed(run, "train.epochs", 4), "loss.hard", 1.4)
-    assert load_config(written(tmp_path, out)) == parse_config(expected)  # what is no YAML is a comment
-    assert out.splitlines()[-9:] == [
-        "# task mood: 48 train, 16 validation, 16 test; labels bad, good",
-        "# task tone: 48 train, 16 validation, 16 test; labels bad, good, plain",
-        "# teacher mood-bert of mood: to be fine-tuned",
-        "# teacher mood-distilbert of mood: to be fine-tuned",
-        "# teacher tone-bert of tone: to be fine-tuned",
-        "# teacher weights of mood normalised to sum to 1: mood-bert 0.75, mood-distilbert 0.25",
-        "# loss weights of cut normalised to sum to 1: hard 0.667, soft 0.333",
-        "# loss weights of bare normalised to sum to 1: hard 0.667, soft 0.333",
-        "# ok",
+    wide = max(len(bert), len(distilbert))
+    assert out.splitlines() == [
+        "run tiny: 2 tasks, 3 teachers, 2 students",
+        "task  mood  text-classification  48 train, 16 validation, 16 test  2 labels: bad, good",
+        "task  tone  text-classification  48 train, 16 validation, 16 test  3 labels: bad, good, plain",
+        f"teacher  mood-bert        of mood  {bert:{wide}}  to be fine-tuned",
+        f"teacher  mood-distilbert  of mood  {distilbert:{wide}}  to be fine-tuned",
+        f"teacher  tone-bert        of tone  {bert:{wide}}  to be fine-tuned",
+        f"student  cut   {'from mood-bert':{len(run['students']['bare']['model']) + 5}}  1 layer",
+        f"student  bare  from {run['students']['bare']['model']}",
+        "note: teacher weights of mood normalised to sum to 1: mood-bert 0.75, mood-distilbert 0.25",
+        "note: loss weights of cut normalised to sum to 1: hard 0.667, soft 0.333",
+        "note: loss weights of bare normalised to sum to 1: hard 0.667, soft 0.333",
+        "ok",
     ]
     assert not (tmp_path / "runs").exists()
+
+
+def test_check_in_full_is_the_resolved_config(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    code, out, err = tutelage("check", "--full", written(tmp_path, run), "train.epochs=4")
+    assert (code, err) == (0, "")
+    assert load_config(written(tmp_path, out)) == parse_config(changed(run, "train.epochs", 4))
+    assert "# run tiny: 2 tasks, 3 teachers, 2 students" in out.splitlines()
+    assert out.splitlines()[-1] == "# ok"
+
+
+def test_check_shows_every_error_of_the_config(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = changed(tiny_run(), "loss.temprature", 2)
+    run = changed(run, "train.epochs", 0)
+    run = changed(run, "students.cut.layers", [3, 1])
+    code, out, err = tutelage("check", written(tmp_path, run))
+    assert (code, out) == (2, "")
+    assert {cause.split(":")[0] for cause, _ in numbered(err)} == {
+        "loss.temprature",
+        "train.epochs",
+        "students.cut",
+    }
+
+
+def test_check_shows_every_name_that_is_wrong(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = changed(tiny_run(), "teachers.tone-bert.task", "tonne")
+    run = changed(run, "students.cut.init_from", "mood-bart")
+    run = changed(run, "students.bare.train", {"workers": 2, "epoch": 1, "learning_rte": 1})
+    run = changed(run, "students.bare.loss", {"temprature": 1})
+    run = changed(run, "seeds", [1, 1])
+    code, _, err = tutelage("check", written(tmp_path, run))
+    assert code == 2
+    assert [cause.split(":")[0] for cause, _ in numbered(err)] == [
+        "teachers.tone-bert.task",
+        "students.cut.init_from",
+        "tasks.tone",
+        "students.bare.train.epoch",
+        "students.bare.train.learning_rte",
+        "students.bare.loss.temprature",
+        "students.bare.train.workers",
+        "seeds",
+    ]
+
+
+def test_check_shows_every_error_of_data_and_models(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    run = tiny_run()
+    mood, tone = (run["tasks"][task]["data"]["data_files"] for task in ("mood", "tone"))
+    Path(mood["train"]).write_text("text,label\ngood,good\nbad,bad,worse\n")
+    write_csv(Path(tone["train"]), [{"text": "good", "label": "good"}, {"text": "bad", "label": " good"}])
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model("bert"), broken)
+    (broken / "config.json").write_text('{"model_type": "bert",}')
+    run = changed(run, "teachers.tone-bert.model", str(broken))
+    run = changed(run, "students.bare.model", "/no/such/folder")
+    code, out, err = tutelage("check", written(tmp_path, run))
+    assert (code, out) == (2, "")
+    assert [cause for cause, _ in numbered(err)] == [
+        f"{mood['train']}:3: 3 fields, the header has 2: text, label",
+        f"teachers.tone-bert: {broken / 'config.json'}:1:23: Expecting property name enclosed in double quotes",
+        *[cause for cause, _ in numbered(err) if cause.startswith("students.bare: no model")],
+        "tasks.tone: labels of train that differ by case or blanks alone: 'good' 1 times, ' good' 1 times; see row 1",
+    ]
+    assert len(numbered(err)) == 4
+
+
+def test_train_stops_at_the_first_error(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = changed(changed(tiny_run(), "loss.temprature", 2), "train.epochs", 0)
+    code, _, err = tutelage("train", written(tmp_path, run))
+    assert code == 2
+    two_lines(err)
+
+
+def test_errors_of_the_config_and_of_files_come_before_torch(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run()
+    file = Path(run["tasks"]["mood"]["data"]["data_files"]["train"])
+    file.write_bytes(b"text,label\ncaf\xe9,bad\n")
+    script = (
+        "import sys\nfrom pipeline import check, cli, errors\n"
+        "from pipeline.config.load import load_config\nkept = errors.Errors(lambda number, error: None)\n"
+        "check.check_local_files(load_config(sys.argv[1], (), kept), kept)\n"
+        "print(kept.kept[0].cause, [name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script, str(written(tmp_path, run))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{file}:2: not UTF-8 []"
 
 
 def test_check_brings_in_neither_ray_nor_mlflow(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -202,7 +303,7 @@ def test_check_brings_in_neither_ray_nor_mlflow(tiny_run: TinyRun, tmp_path: Pat
     command = [sys.executable, "-c", script, "check", str(written(tmp_path, tiny_run()))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-2:] == ["# ok", "[]"]
+    assert done.stdout.splitlines()[-2:] == ["ok", "[]"]
 
 
 # ---------------------------------------------------------------- faults, by their rows
@@ -210,7 +311,7 @@ def test_check_brings_in_neither_ray_nor_mlflow(tiny_run: TinyRun, tmp_path: Pat
 
 def test_secrets_are_not_printed(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run(tracking={"uri": "https://me:hunter2@mlflow", "enabled": False})
-    code, out, err = tutelage("check", written(tmp_path, run))
+    code, out, err = tutelage("check", "--full", written(tmp_path, run))
     assert code == 0
     assert "https://***@mlflow" in out
     assert "hunter2" not in out + err
@@ -219,7 +320,7 @@ def test_secrets_are_not_printed(tutelage: Tutelage, tiny_run: TinyRun, tmp_path
 def refused(tutelage: Tutelage, run: object, folder: Path, *overrides: str) -> tuple[str, str]:
     code, _, err = tutelage("check", written(folder, run), *overrides)
     assert code == 2
-    return two_lines(err)
+    return numbered(err)[0]
 
 
 def test_20_label_space_mismatch(
@@ -239,7 +340,7 @@ def test_20_permuted_labels_are_fine(
     teacher = {"task": "mood", "model": str(tiny_model("bert", ("good", "bad")))}
     code, out, _ = tutelage("check", written(tmp_path, changed(tiny_run(), "teachers.mood-bert", teacher)))
     assert code == 0
-    assert f"# teacher mood-bert of mood: ready in {teacher['model']}" in out
+    assert re.search(rf"^teacher  mood-bert +of mood  {teacher['model']} +ready$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("text", ["", "text,label\n"])
@@ -304,7 +405,9 @@ def test_30_no_gpu(
 def test_35_no_such_teacher(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path, model: str) -> None:
     cause, remedy = refused(tutelage, tiny_run(), tmp_path, f"teachers.mood-bert.model={model}")
     assert cause.startswith(f"teachers.mood-bert: no model '{model}'")
-    assert remedy.startswith("Check the name, the network")
+    assert remedy.startswith(
+        "Relative paths start" if model.startswith("/") else "Check the name, the network"
+    )
 
 
 # Runs commands one after another in one process, for Ray's import is slow; tells how each ended.

@@ -351,7 +351,7 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
         (
             "tasks.movies.aggregation.teacher_weights.qqq",
             1,
-            "aggregation.teacher_weights.qqq: there is no 'qqq'",
+            "tasks.movies.aggregation.teacher_weights.qqq: there is no 'qqq'",
             "Known: movies-big, movies-tiny, tweets-big.",
         ),
         (
@@ -376,7 +376,7 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
         (
             "students.tiny.loss.task_weights.tweet",
             1,
-            "loss.task_weights.tweet: there is no 'tweet'",
+            "students.tiny.loss.task_weights.tweet: there is no 'tweet'",
             "Did you mean 'tweets'?",
         ),
     ],
