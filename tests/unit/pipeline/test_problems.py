@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,8 @@ from teachers.store import Store
 from teachers.teacher import Teacher, store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of
 from tests.unit.pipeline.hand_results import some_facts
-from tests.unit.pipeline.small_training import StopAfter, same_bits
+from tests.unit.pipeline.small_training import StopAfter, finish, python, same_bits
+from tests.unit.pipeline.training import two_workers
 
 Row = dict[str, Any]
 SIZES = {"train": 96, "validation": 32, "test": 48}
@@ -321,6 +323,26 @@ def test_a_baseline_resumes_in_either_schedule(
     )
     assert same_bits(predictions, expected_predictions)
     assert {**resumed, "epoch_seconds": 0} == {**expected, "epoch_seconds": 0}
+
+
+def test_two_workers_choose_the_schedule_that_one_chooses(
+    half_labelled: HalfLabelled, tmp_path: Path
+) -> None:
+    alone, both = (baseline_plan(half_labelled, tmp_path, name) for name in ("alone", "both"))
+    train_jobs(alone, Workers())
+    (tmp_path / "plan.pickle").write_bytes(pickle.dumps(both))
+    processes = [python(two_workers.jobs_worker, rank, 2, tmp_path) for rank in range(2)]
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        for process in processes:
+            process.kill()
+    (expected, _), (result, _) = (read_result(plan.run_dir, BASELINE) for plan in (alone, both))
+    tried = [schedule["score"] for schedule in expected["schedules"]["tried"]]
+    assert [one["score"] for one in result["schedules"]["tried"]] == pytest.approx(tried, abs=1e-3)
+    assert result["schedules"]["kept"] == expected["schedules"]["kept"]
+    assert result["best_score"] == pytest.approx(expected["best_score"], abs=1e-3)
 
 
 # ---------------------------------------------------------------- a length for each model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from pipeline.batch import Drawn
 from pipeline.soft import Dense
 from pipeline.training.feed import TaskSet
+from pipeline.training.jobs import train_jobs
 from pipeline.training.loop import Trainer
 from pipeline.training.step import Workers, predict
 from tests.unit.pipeline.small_training import (
@@ -109,6 +111,16 @@ def run(training: Callable[[Path, Workers], Trainer], folder: Path, workers: Wor
         file = folder / f"{training.__name__}-{workers.rank}.json"
         file.write_text(json.dumps(facts))
     return {**weights_of(trainer.student), "says": says.clone()}
+
+
+def jobs_worker(rank: str, world: str, folder: str) -> None:
+    """One worker of `world`, in a process of its own: the trainings of the plan in `folder`/plan.pickle."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=int(world)
+    )
+    plan = pickle.loads(Path(folder, "plan.pickle").read_bytes())  # noqa: S301  # our own, of this test
+    train_jobs(plan, Workers(int(rank), int(world)))
+    dist.destroy_process_group()
 
 
 def worker(rank: str, world: str, folder: str) -> None:
