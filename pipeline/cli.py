@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from pipeline.cluster import lock_private_ray
 from pipeline.config.load import load_config
+from pipeline.config.redact import redact_text
 from pipeline.config.schema import RunConfig, Split
 from pipeline.config.view import to_yaml
 from pipeline.errors import Errors, TutelageError
@@ -38,10 +41,19 @@ PIPED = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 out = Console(highlight=False, soft_wrap=True, width=PIPED)
 
 
+class _WithoutSecrets(logging.Formatter):
+    """Whatever a message is made from, no secret is printed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_text(super().format(record))
+
+
 @app.callback()
 def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
     logging.getLogger().setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_WithoutSecrets("%(levelname)s: %(message)s"))
 
 
 @app.command()
@@ -296,6 +308,7 @@ def _config_of(student: Path) -> Path:
 def main() -> NoReturn:
     """The console script: runs a command; an error becomes two lines on stderr and its exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # it may stand anywhere
+    signal.signal(signal.SIGTERM, _terminate)  # until a run takes it; SIGINT is Python's KeyboardInterrupt
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:  # typer takes Ctrl-C for itself and says nothing
@@ -307,6 +320,8 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", "Run the same command again.", 130)
+    except _Terminated:
+        _fail("stopped by SIGTERM", "Run the same command again.", 75)
     except Exception as error:
         if hasattr(error, "show"):  # click's usage errors explain themselves
             error.show()
@@ -318,6 +333,14 @@ def main() -> NoReturn:
         )
 
 
+class _Terminated(BaseException):
+    """SIGTERM; as KeyboardInterrupt, no `except Exception` of a library's takes it for an error of its own."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
 def _fail(cause: str, remedy: str, code: int) -> NoReturn:
     """Ends the process; called while an exception is handled."""
     _show_error(TutelageError(cause, remedy))
@@ -327,6 +350,7 @@ def _fail(cause: str, remedy: str, code: int) -> NoReturn:
 def _show_error(error: TutelageError, number: int | None = None) -> None:
     """Two lines on stderr; called while an exception is handled."""
     if "--debug" in sys.argv[1:]:
-        traceback.print_exc()
+        print(redact_text(traceback.format_exc()), file=sys.stderr)
     head = "error" if number is None else f"error {number}"
-    print(f"{head}: {' '.join(error.cause.split())}\n  {' '.join(error.remedy.split())}", file=sys.stderr)
+    lines = f"{head}: {' '.join(error.cause.split())}\n  {' '.join(error.remedy.split())}"
+    print(redact_text(lines), file=sys.stderr)

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,11 +24,17 @@ NO_CLUSTER = "Start it, mend the address, set RAY_AUTH_MODE=token if it asks for
 
 
 def lock_private_ray(config: RunConfig) -> None:
-    """Gives the private local Ray a token of its own, so that nobody else on the network can use its ports.
+    """Keeps the private local Ray, and gloo in its workers, on loopback, and gives it a token of its own.
 
-    Ray reads it when it is imported: to be called before. A mode that the user has set is left alone.
+    Ray reads both when it is imported: to be called before. What the user has set is left alone.
     """
-    if config.cluster.address is None and "RAY_AUTH_MODE" not in os.environ:
+    if config.cluster.address is not None:
+        return
+    # despite its name it is read on every system; ray.init(_node_ip_address="127.0.0.1") is replaced by the
+    # machine's address in Ray 2.60, and all but the dashboard then listen on every interface
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from pipeline.config.redact import redact_text
 from pipeline.progress import StageProgress
 
 PLAIN_EVERY_S = 30.0
@@ -64,7 +65,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(redact_text(text), markup=False)
 
     def begin(self, title: str) -> None:
         """A line that stays, after which bars of the same names may run once more."""

@@ -7,8 +7,10 @@ from typing import Any
 
 USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
 SECRET_QUERY = re.compile(
-    r"([?&](?:[^=&#]*(?:token|secret|password|signature|key)|sig)=)[^&#]+", re.IGNORECASE
+    r"([?&](?:[^=&#\s]*(?:token|secret|password|passwd|credential|signature|key|auth)|sig)=)[^&#\s'\"]+",
+    re.IGNORECASE,
 )
+USER_INFO_IN_TEXT = re.compile(r"(?<=://)[^/?#\s'\"]*@|(?<![\w/.])[^\s/:@'\"]+:[^\s/@'\"]+@(?=[\w\[])")
 SECRET = re.compile(r"token(?!s_per_batch)|secret|password|(^|[._-])key($|[._-])|api_?key", re.IGNORECASE)
 
 
@@ -23,3 +25,8 @@ def redact(path: str, value: Any) -> Any:
     if "://" not in value:
         return value
     return SECRET_QUERY.sub(r"\1***", USER_INFO.sub("***@", value))
+
+
+def redact_text(text: str) -> str:
+    """`text`, a message to be printed or logged, without ``user:password@`` and without secrets in URLs' queries."""
+    return SECRET_QUERY.sub(r"\1***", USER_INFO_IN_TEXT.sub("***@", text))

@@ -19,7 +19,6 @@ Not covered: operations still queued when the process dies (the resumed driver q
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections import deque
@@ -29,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipeline.config.redact import redact
+from pipeline.config.redact import redact, redact_text
 from pipeline.config.schema import RunConfig
 from pipeline.tracking.calls import METRICS_A_BATCH, Calls, batches
 from pipeline.tracking.spool import Ledger, Point, Tail, unsent
@@ -325,6 +324,6 @@ def _clean(tags: Tags) -> dict[str, str]:
 
 
 def _shown(error: Exception) -> str:
-    """The error's first line, short, no user info of a URL in it."""
+    """The error's first line, short, no secrets in it."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r"//[^/@\s]+@", "//***@", line)[:200]
+    return redact_text(line)[:200]

@@ -305,6 +305,17 @@ def run_worker(payload: dict[str, Any]) -> None:
             raise  # the others may be waiting for this one
 
 
+def _alone() -> Any:
+    """Torch settings of a group of one: no process group, whose store would listen on every interface."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class Alone(TorchConfig):
+        backend_cls = Backend
+
+    return Alone()
+
+
 def run_worker_group(
     plan: Plan,
     *,
@@ -322,6 +333,10 @@ def run_worker_group(
 
     train, failure = plan.group, _failure_file(plan.run_dir, plan.launch_id)
     resources = {"CPU": plan.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
+    if train.workers == 1:
+        torch_config: TorchConfig = _alone()
+    else:
+        torch_config = TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo")
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"plan": [ray.put(plan)], "report": report},
@@ -330,7 +345,7 @@ def run_worker_group(
             use_gpu=train.gpus_per_worker > 0,
             resources_per_worker={name: amount for name, amount in resources.items() if amount},
         ),
-        torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo"),
+        torch_config=torch_config,
         run_config=ray.train.RunConfig(
             name=plan.launch_id,
             storage_path=str(ray_folder(plan.run_dir)),

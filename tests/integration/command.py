@@ -112,6 +112,23 @@ def processes_of(session: int) -> dict[int, str]:
     return found
 
 
+def listening(session: int) -> set[str]:
+    """Addresses, in the kernel's notation, at which the processes of a session listen for TCP; on Linux only."""
+    sockets = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, address, _, state, *rest = line.split()
+            if state == "0A":
+                sockets[f"socket:[{rest[5]}]"] = address
+    addresses = set()
+    for pid in processes_of(session):
+        with suppress(FileNotFoundError, PermissionError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    addresses |= {sockets.get(str(descriptor.readlink()), "")} - {""}
+    return addresses
+
+
 def all_processes() -> dict[int, tuple[int, str, str]]:
     """Process id → parent's id, state and title, of every process there is."""
     listing = subprocess.run(

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.training.loop import METRICS
 from tests.conftest import TinyModel
-from tests.integration.command import BIN, Command, started, tutelage, wait_until
+from tests.integration.command import BIN, TUTELAGE, Command, listening, started, tutelage, wait_until
 from tests.integration.conftest import MakeRun, csv_section
 
 pytestmark = pytest.mark.integration
@@ -105,6 +107,32 @@ def test_a_run_on_a_cluster_that_was_there(head: tuple[Command, str], workplace:
         return [title for title in ray.left() if re.search("TeacherActor|_fine_tune_task|RayTrain", title)]
 
     wait_until(lambda: not ours(), lambda: f"left on the cluster: {ours()}", 20)
+
+
+LOOPBACK = re.compile(r"(0100007F|0{16}(FFFF|0{4})0000(0100007F|01000000)):")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what listens")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_private_ray_listens_on_loopback_alone(workplace: Path, workers: int) -> None:
+    """From its start through labelling until students train."""
+    name = f"private-{workers}"
+    options = (f"name={name}", f"train.workers={workers}", "train.epochs=1000")
+    curve = workplace / "runs" / name / "checkpoints" / "cut-distilled" / METRICS
+    elsewhere: set[str] = set()
+    seen: set[str] = set()
+    with started(TUTELAGE, "train", "run.yaml", *options, cwd=workplace) as command:
+
+        def trains() -> bool:
+            seen.update(listening(command.process.pid))
+            elsewhere.update(address for address in seen if not LOOPBACK.match(address))
+            return command.ended() or (curve.exists() and curve.stat().st_size > 0)
+
+        wait_until(trains, lambda: command.output, 240)
+        assert not command.ended(), command.output
+    assert len(seen) > 5
+    # PyTorch's store, by which two workers meet, listens on every interface: it takes no address
+    assert len(elsewhere) == (0 if workers == 1 else 1), elsewhere
 
 
 def test_no_cluster_at_the_address(workplace: Path) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from filelock import FileLock
 from pipeline import cli
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.view import to_yaml
-from pipeline.errors import TutelageError
+from pipeline.errors import DataError, TutelageError
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,9 +39,14 @@ def tutelage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's: the command makes its own
         capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
         printed = capsys.readouterr()
         code = caught.value.code
         return code if isinstance(code, int) else 0, printed.out, printed.err
@@ -158,6 +165,37 @@ def test_other_errors_are_two_lines_and_exit_code_1(
     assert code == 1
     assert two_lines(err)[0] == "unexpected RuntimeError: boom and more"
     assert "--debug" in two_lines(err)[1]
+
+
+def test_sigterm_before_a_run_has_begun_is_exit_code_75(
+    tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminate(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:  # as libraries do that take every error for their own
+            pytest.fail("swallowed")
+
+    monkeypatch.setattr(cli, "load_config", terminate)
+    code, out, err = tutelage("train", "run.yaml")
+    assert (code, out) == (75, "")
+    assert two_lines(err) == ("stopped by SIGTERM", "Run the same command again.")
+
+
+@pytest.mark.parametrize("error_class", [DataError, RuntimeError])
+def test_no_secret_is_printed_whatever_raises_or_logs_it(
+    tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch, error_class: Callable[..., Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        logging.getLogger("elsewhere").warning("GET %s", "https://me:hunter2@host/?token=hunter2")
+        raise error_class("no data at https://me:hunter2@host/x.csv", "see me:hunter2@host?api_key=hunter2")
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    _, out, err = tutelage("check", "run.yaml", "--debug")
+    assert "https://***@host/x.csv" in err
+    assert "https://***@host/?token=***" in err
+    assert "hunter2@" not in out + err
+    assert "=hunter2" not in out + err.replace('"', "")
 
 
 def test_ctrl_c_is_exit_code_130(tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch) -> None:
