@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -287,7 +286,7 @@ def compare(
 def ui(run: RunFile, overrides: Overrides = None) -> None:
     """Open MLflow on the run's store, on this machine only."""
     from pipeline.tracking.database import database_lock, ensure_database
-    from pipeline.tracking.uri import artifact_root, runs_page, ui_command
+    from pipeline.tracking.uri import artifact_root, runs_page, serve, ui_command
 
     config = load_config(run, overrides or [])
     command = ui_command(config)
@@ -295,7 +294,7 @@ def ui(run: RunFile, overrides: Overrides = None) -> None:
         with database_lock(artifacts):  # a kill of the server while it makes its tables would spoil the file
             ensure_database(config.tracking_uri)
     out.print(f"runs at {runs_page(config, int(command[-1]))}", markup=False)
-    raise typer.Exit(subprocess.call(command))
+    raise typer.Exit(serve(command))
 
 
 def _config_of(student: Path) -> Path:

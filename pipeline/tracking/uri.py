@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +22,7 @@ from pipeline.tracking.spool import Ledger
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+STOP_S = 10.0  # for the server to end when it is asked to
 QUIET = {  # before MLflow is imported; what the user has set stays
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -62,6 +67,36 @@ def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", config.tracking_uri]
     command += ["--default-artifact-root", str(root), "--workers", "1"]
     return [*command, "--host", "127.0.0.1", "--port", str(free_port(port))]
+
+
+def serve(command: Sequence[str]) -> int:
+    """Runs the server of `ui_command` until it ends; returns its exit code, or 75 after SIGTERM and SIGHUP, 130 after
+    SIGINT.
+
+    Each of them ends all of the server's processes, which have a group of their own: SIGTERM, on which the server
+    ends without a traceback, and SIGKILL for what still runs `STOP_S` later.
+    """
+    signals: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in numbers}
+    server = subprocess.Popen(command, start_new_session=True)
+    try:
+        while server.poll() is None and not signals:
+            time.sleep(0.2)
+        _signal_group(server.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=STOP_S)
+    finally:
+        _signal_group(server.pid, signal.SIGKILL)
+        code = server.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if not signals else 130 if signals[0] == signal.SIGINT else 75
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def runs_page(config: RunConfig, port: int) -> str:

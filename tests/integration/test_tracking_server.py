@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from examples.mlflow_server import is_well
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
+from pipeline.config.view import to_yaml
 from pipeline.tracking.tracker import open_tracker
 from pipeline.tracking.uri import ui_command
-from tests.integration.command import wait_until
+from tests.integration.command import TUTELAGE, Command, all_processes, descendants, started, wait_until
 from tests.integration.serving import serving
 
 pytestmark = [
@@ -95,3 +99,28 @@ def test_points_are_replayed_when_the_server_is_back(
         assert capsys.readouterr().out == "", "MLflow prints nothing among the progress"
         assert client.get_run(outcome.run_ids[""]).info.status == "KILLED"
         assert [artifact.path for artifact in client.list_artifacts(outcome.run_ids[""])] == ["report.md"]
+
+
+def test_a_signal_to_the_command_ends_its_server(tmp_path: Path) -> None:
+    """The whole server: MLflow starts processes of its own below the one that the command starts."""
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config(tmp_path, uri=None)))
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        with started(TUTELAGE, "ui", file.name, cwd=tmp_path) as command:
+            pids: set[int] = set()
+
+            def serves(command: Command = command, pids: set[int] = pids) -> bool:
+                pids.update(descendants(command.process.pid))
+                address = re.search(r"http://127\.0\.0\.1:\d+", command.output)
+                return command.ended() or (address is not None and is_well(address[0]))
+
+            wait_until(serves, lambda: command.output, 120)
+            assert len(pids) > 1, command.output
+            command.send(number)
+            assert command.wait(30) == code, command.output
+            wait_until(
+                lambda pids=pids: not pids & all_processes().keys(),  # type: ignore[misc]
+                lambda pids=pids: str([all_processes().get(pid) for pid in pids]),  # type: ignore[misc]
+                10,
+            )
+            assert "Traceback" not in command.output
