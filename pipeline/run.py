@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.threads import faster_threads
 from teachers.checks import Findings, refuse
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import preflight
@@ -266,6 +267,7 @@ def _train_students(run: Run) -> None:
     folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
     plan = training.new_plan(config, run.inputs.data, run.keys, folders)
     if jobs:
+        plan = replace(plan, threads=_threads(run, plan.cpus))
         in_thread(lambda: training.run_worker_group(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
     points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]
@@ -274,6 +276,20 @@ def _train_students(run: Run) -> None:
 
 def _record_job(run: Run, job: Job) -> None:
     record.job_began(run.tracker, run.config, job, job_folder(run.config.run_dir, job) / METRICS)
+
+
+def _threads(run: Run, cpus: float) -> int:
+    """Threads of each training worker on the CPUs of this machine, fewer than CPUs where that is faster now."""
+    threads, train = max(1, int(cpus)), run.config.train
+    if run.config.cluster.address is not None or train.gpus_per_worker or train.cpus_per_worker is not None:
+        return threads  # another machine, or no matter, or the user has decided
+    faster, seconds = faster_threads(threads)
+    if faster < threads:
+        run.display.line(
+            f"training with {faster} thread a worker: on this machine, as busy as it is, {threads} threads take "
+            f"{seconds[threads] / seconds[faster]:.1f} times as long"
+        )
+    return faster
 
 
 def in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:

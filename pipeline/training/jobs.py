@@ -52,7 +52,8 @@ class Plan:
     `init_from` · launch_id: of this start of the worker group · group: the run's `train`, which says how many
     workers there are and what each needs · cpus: of each worker · stop: the file that asks
     trainings to end, while it exists · trial: a search's trial, which is seen by validation alone: no test
-    predictions, no exported student, and its epochs are reported to the search.
+    predictions, no exported student, and its epochs are reported to the search · threads: of each worker, by default
+    one a CPU.
     """
 
     run_dir: Path
@@ -69,6 +70,7 @@ class Plan:
     cpus: float
     stop: Path
     trial: bool = False
+    threads: int | None = None
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
@@ -295,7 +297,7 @@ def run_worker(payload: dict[str, Any]) -> None:
     failure = _failure_file(plan.run_dir, plan.launch_id)
     if failure.exists():
         return
-    torch.set_num_threads(max(1, int(plan.cpus)))
+    torch.set_num_threads(plan.threads or max(1, int(plan.cpus)))
     workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
         train_jobs(plan, workers, report or (lambda epochs, scores: None))

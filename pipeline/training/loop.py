@@ -254,7 +254,11 @@ class Trainer:
                 self.folder,
                 self.progress.step,
                 {name: group for name, group in tensors.items() if group},
-                {"progress": asdict(self.progress), "window": window},
+                {
+                    "progress": asdict(self.progress),
+                    "window": window,
+                    "threads": torch.get_num_threads(),
+                },
             )
         if status is not None:
             self.progress.status = status
@@ -265,6 +269,8 @@ class Trainer:
         if found is None:
             return
         self.progress = Progress(**found.state["progress"])
+        # sums that threads share depend on their number
+        torch.set_num_threads(found.state.get("threads", torch.get_num_threads()))
         self._window = defaultdict(list, found.state["window"])
         self._load_weights(found.tensors["model"])
         self.best = dict(found.tensors.get("best", {}))

@@ -219,6 +219,18 @@ def test_damaged_lines_of_metrics_are_left_out_with_a_warning(
     assert warning.startswith(f"{file}: ")
 
 
+def test_a_resumed_training_takes_the_threads_that_it_was_begun_with(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        begin(tmp_path, "adamw", StopAfter(3)).fit()
+        torch.set_num_threads(before)
+        begin(tmp_path, "adamw", StopAfter(1)).fit()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_stop_file_is_seen(tmp_path: Path) -> None:
     watch = StopWatch(tmp_path / "STOP")
     assert not watch()

@@ -1,0 +1,31 @@
+"""The number of threads: what is clearly faster now, and nothing left changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.training.threads import chosen, faster_threads
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"),
+    [({2: 0.5, 1: 0.07}, 1), ({2: 0.04, 1: 0.07}, 2), ({2: 0.08, 1: 0.07}, 2), ({8: 0.09, 1: 0.07}, 1)],
+)
+def test_fewer_threads_are_taken_where_they_are_clearly_faster(
+    seconds: dict[int, float], threads: int
+) -> None:
+    assert chosen(seconds) == threads
+
+
+def test_nothing_is_measured_where_there_is_no_choice() -> None:
+    assert faster_threads(1) == (1, {})
+
+
+def test_both_are_measured_and_nothing_is_left_changed() -> None:
+    before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    threads, seconds = faster_threads(before + 1)
+    assert seconds.keys() == {before + 1, 1}
+    assert all(value > 0 for value in seconds.values())
+    assert threads == chosen(seconds)
+    assert (torch.get_num_threads(), torch.is_grad_enabled()) == (before, gradients)
