@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import notes
-from pipeline.data_files import check_files, source_of
+from pipeline.data_files import check_files, is_local, source_of
 from pipeline.errors import Errors
 from pipeline.models import resolve
 
@@ -33,7 +33,7 @@ def check_local_files(config: RunConfig, errors: Errors) -> None:
         (f"students.{name}", student.model) for name, student in config.students.items() if student.model
     ]
     for where, model in models:
-        if Path(model).is_dir():
+        if Path(model).is_dir() or is_local(model):
             with errors:
                 resolve(model, None, where)
 

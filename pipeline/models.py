@@ -24,6 +24,8 @@ def resolve(model: str, revision: str | None, where: str) -> Path:
     Raises `TeacherError`, naming `where`, if there is none, or none with safetensors weights.
     """
     folder = Path(model)
+    if not folder.is_dir() and is_local(model):
+        raise TeacherError(f"{where}: no model {model!r}: there is no such folder", missing_remedy(folder))
     if not folder.is_dir():
         folder = _download(model, revision, where)
     if not (folder / "config.json").is_file():
@@ -42,7 +44,6 @@ def resolve(model: str, revision: str | None, where: str) -> Path:
 
 
 def _download(model: str, revision: str | None, where: str) -> Path:
-    folder = Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -53,9 +54,7 @@ def _download(model: str, revision: str | None, where: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TeacherError(
             f"{where}: no model {model!r}: not a folder here, and the hub did not give it ({reason})",
-            missing_remedy(folder)
-            if is_local(model)
-            else "Check the name, the network, or HF_TOKEN where the model is private.",
+            "Check the name, the network, or HF_TOKEN where the model is private.",
         ) from None
 
 

@@ -50,9 +50,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), errors: Errors 
     except RecursionError:
         raise ConfigError(f"{file}: nested too deep to be read", "A config is a few levels deep.") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
-        cause = " ".join(str(error).split()) or "not a mapping of keys to values"
-        raise ConfigError(f"{file}: {cause}", _remedy(error)) from None
+        raise ConfigError(f"{file}: {_cause(error)}", _remedy(error)) from None
     return parse_config(data, errors)
+
+
+def _cause(error: Exception) -> str:
+    """An error of YAML or OmegaConf on one line, with the key where it is known."""
+    if isinstance(error, OmegaConfBaseException):
+        line, key = str(error).partition("\n")[0], error.full_key
+        return f"{key}: {line}" if key and key not in line else line
+    return " ".join(str(error).split()) or "not a mapping of keys to values"
 
 
 def _remedy(error: Exception) -> str:

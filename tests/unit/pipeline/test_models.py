@@ -68,6 +68,17 @@ def test_no_config(folder: Path) -> None:
     assert refusal(folder).cause == f"{WHERE}: {folder} has no config.json"
 
 
+def test_a_damaged_config_is_named_by_line_and_column(folder: Path) -> None:
+    (folder / "config.json").write_text('{\n "model_type": "bert",\n}')
+    assert refusal(folder).cause.startswith(f"{WHERE}: {folder / 'config.json'}:3:1: ")
+
+
+def test_a_folder_that_is_missing_is_answered_with_the_nearest(folder: Path) -> None:
+    error = refusal(folder.parent / "modell")
+    assert error.cause == f"{WHERE}: no model '{folder.parent / 'modell'}': there is no such folder"
+    assert error.remedy.startswith(f"Did you mean {folder}?")
+
+
 def test_pickled_weights_are_refused(folder: Path) -> None:
     state = {"weight": torch.ones(3)}
     (folder / "model.safetensors").unlink()

@@ -203,7 +203,7 @@ def test_a_config_cannot_be_changed() -> None:
         ("name: a\nloss:\n  hard: 1\n  hard: 2\n", "duplicate key hard"),
         ("tasks:\n  movies: {}\n  tweets: {}\n  movies: {}\n", "duplicate key movies"),
         ("name: [1\n", "line 1"),
-        ("name: ${nobody}\n", "'nobody' not found"),
+        ("loss: {hard: '${nobody}'}\n", "loss.hard: Interpolation key 'nobody' not found\n"),
         ("name: ???\n", "Missing mandatory value: name"),
         ("- name\n", "not a mapping"),
         ("5\n", "not a mapping"),
