@@ -140,7 +140,7 @@ def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData]
     tokenizer = open_tokenizer(ASSETS / folder)
     sets = [task_set(tokenizer, data, store if distilled else None) for data in tasks]
     model = build_student(ASSETS / folder, [one.task for one in sets], layers=layers)
-    losses = LossPlan(hard=0.3, soft=0.7, temperature=2.0) if distilled else LossPlan()
+    losses = LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0) if distilled else LossPlan()
     config = TrainConfig(epochs=1000, tokens_per_batch=TOKENS, checkpoint_steps=10**9)
     return Trainer(model, Feed(sets, TOKENS), config, losses, Path(tempfile.mkdtemp(dir=scratch)))
 

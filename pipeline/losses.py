@@ -1,17 +1,19 @@
 """What a student minimises: pure functions from logits, labels and targets to a number.
 
-A hard loss compares the student with the labels, a soft loss with its teachers' aggregated soft targets.
-Both give one value an example, in nats; `task_loss` weighs, masks and sums them. Everything is computed in
-float32, whatever the logits' dtype. There are two pairs: one for distributions (every kind of classification,
-of texts, words or an answer's start and end) and one for numbers.
+A task's loss is a sum of terms, each with a name and a weight. The ``hard`` term compares the student with the
+labels, the ``soft`` term with its teachers' aggregated soft targets. A term gives one value a row, in nats (for
+numbers, squared); `task_loss` weighs, masks and sums them. Everything is computed in float32, whatever the logits'
+dtype. A task's head names its terms: `DISTRIBUTION_LOSSES` for every kind of classification (of texts, words or an
+answer's start and end), `NUMBER_LOSSES` for numbers.
 
 Not here: how several teachers become one target (`teachers.aggregation`) and how tasks are drawn
-(`pipeline.data`).
+(`pipeline.training.schedule`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,22 +23,16 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from pipeline.batch import UNLABELLED
 
-HardLoss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, labels) → (N,) float32, 0 for an unlabelled example."""
-SoftLoss = Callable[[Tensor, Tensor, float], Tensor]
-"""(logits, target at the temperature, temperature) → (N,) float32."""
-
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part of a task's loss counts at this step.
+    """How much each term of a task's loss counts at this step.
 
-    hard, soft: the two losses' weights, summing to 1 (the config normalises them, `annealed` keeps the sum) ·
-    temperature: of teachers and student in the soft loss, > 0 · task: weight of the whole task.
+    terms: weight by term; the config normalises their sum to 1, and `annealed` keeps it; a term that is not named
+    has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task.
     """
 
-    hard: float
-    soft: float
+    terms: Mapping[str, float]
     temperature: float
     task: float = 1.0
 
@@ -48,7 +44,7 @@ class LossInputs:
     logits: (N, C) the student's, any float dtype · labels: (N,) int64, `UNLABELLED` where there is none ·
     target: (N, C) float, the teachers' probabilities at the temperature; None without teachers ·
     valid: (N,) float, what a row counts: usually 1, and 0 for a row that only fills the batch (its other values:
-    any finite ones) · taught: (N,) float, 0 for a row on which no teacher had a word; None for all 1.
+    any finite ones) · taught: (N,) float, 0 for a row on which no teacher has a prediction; None for all 1.
     """
 
     logits: Tensor
@@ -58,13 +54,26 @@ class LossInputs:
     taught: Tensor | None = None
 
 
-def annealed(
-    hard: float, soft: float, progress: float, annealing: Literal["constant", "linear"]
-) -> tuple[float, float]:
-    """The weights (hard, soft) when `progress` of the training, in [0, 1], is done; their sum does not change.
+@dataclass(frozen=True)
+class LossTerm:
+    """One part of a task's loss.
 
-    ``linear``: the soft weight falls in a straight line to 0 and the hard weight takes what it loses. From
-    hard = 0, soft = 1 this is teacher annealing (BAM, arXiv:1907.04829): λ·CE(y) + (1 − λ)·soft loss, with
+    name: of its weight and of its curve · needs: what the rows must have for it; rows without do not count · rows:
+    (inputs, temperature) → (N,) float32, a pure function.
+    """
+
+    name: str
+    needs: Literal["labels", "targets"]
+    rows: Callable[[LossInputs, float], Tensor]
+
+
+def annealed(
+    weights: Mapping[str, float], progress: float, annealing: Literal["constant", "linear"]
+) -> dict[str, float]:
+    """The terms' weights when `progress` of the training, in [0, 1], is done; their sum does not change.
+
+    ``linear``: every weight but the hard one falls in a straight line to 0, and the hard one takes what they lose.
+    From hard = 0, soft = 1 this is teacher annealing (BAM, arXiv:1907.04829): λ·CE(y) + (1 − λ)·soft loss, with
     λ = progress, which at temperature 1 has the gradient of the cross-entropy to BAM's target
     λ·y + (1 − λ)·p_T.
 
@@ -73,8 +82,10 @@ def annealed(
     if not 0 <= progress <= 1:
         raise ValueError(f"progress {progress} is outside [0, 1]")
     if annealing == "constant":
-        return hard, soft
-    return hard + soft * progress, soft * (1 - progress)
+        return dict(weights)
+    others = {name: weight for name, weight in weights.items() if name != "hard"}
+    hard = weights.get("hard", 0.0) + sum(others.values()) * progress
+    return {"hard": hard} | {name: weight * (1 - progress) for name, weight in others.items()}
 
 
 def hard_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,41 +118,59 @@ def soft_squared_error(values: Tensor, target: Tensor, temperature: float) -> Te
     return torch.square(values.float() - target).squeeze(-1)
 
 
+DISTRIBUTION_LOSSES = (
+    LossTerm("hard", "labels", lambda inputs, _: hard_cross_entropy(inputs.logits, inputs.labels)),
+    LossTerm("soft", "targets", lambda inputs, t: soft_kl(inputs.logits, _target(inputs), t)),
+)
+NUMBER_LOSSES = (
+    LossTerm("hard", "labels", lambda inputs, _: hard_squared_error(inputs.logits, inputs.labels)),
+    LossTerm("soft", "targets", lambda inputs, t: soft_squared_error(inputs.logits, _target(inputs), t)),
+)
+
+
+def uses_targets(terms: Sequence[LossTerm], weights: LossWeights) -> bool:
+    """Whether any term that needs targets has a weight other than 0."""
+    return any(term.needs == "targets" and weights.terms.get(term.name) for term in terms)
+
+
 def task_loss(
     inputs: LossInputs,
     weights: LossWeights,
     normaliser: float,
-    *,
-    hard_loss: HardLoss = hard_cross_entropy,
-    soft_loss: SoftLoss = soft_kl,
+    terms: Sequence[LossTerm] = DISTRIBUTION_LOSSES,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One task's loss: the scalar to differentiate, and its unweighted terms, detached, for the log.
 
-    total = task · (hard · Σ hard_i + soft · Σ soft_i) / normaliser, terms = {"hard": Σ hard_i / normaliser,
-    "soft": Σ soft_i / normaliser}, sums over the valid rows. `normaliser`: how many valid rows the whole step
-    has, over all its micro-batches and workers, so that totals and terms of the parts simply add up to those
-    of the whole. With a soft weight of 0 the soft term is not computed and is absent from the terms.
+    total = task · Σ_term weight · Σ_i term_i / normaliser, and of each term Σ_i term_i / normaliser by name; sums
+    over the valid rows. `normaliser`: how many valid rows the whole step has, over all its micro-batches and
+    workers, so that totals and terms of the parts simply add up to those of the whole. A term that needs targets and
+    has weight 0 is not computed, and absent from what is returned; one that needs labels is, for its curve.
 
-    Raises ValueError for a soft weight without a target (never silently the hard loss alone), a target of
-    another shape than the logits, or a normaliser that is not above 0.
+    Raises ValueError for a weight of a term that is not there, a term that needs targets where there are none (never
+    silently the hard loss alone), a target of another shape than the logits, or a normaliser that is not above 0.
     """
     if not normaliser > 0:
         raise ValueError(f"normaliser {normaliser} must be above 0")
-    terms = {"hard": (hard_loss(inputs.logits, inputs.labels) * inputs.valid).sum() / normaliser}
-    total = weights.hard * terms["hard"]
-    if weights.soft != 0:
-        target = _target(inputs, weights.soft)
-        soft = soft_loss(inputs.logits, target, weights.temperature)
-        counted = inputs.valid if inputs.taught is None else inputs.valid * inputs.taught
-        terms["soft"] = (soft * counted).sum() / normaliser
-        total = total + weights.soft * terms["soft"]
-    return weights.task * total, {name: term.detach() for name, term in terms.items()}
+    unknown = set(weights.terms) - {term.name for term in terms}
+    if unknown:
+        raise ValueError(f"no loss term is called {min(unknown)!r}; there are {[t.name for t in terms]}")
+    sums: dict[str, Tensor] = {}
+    for term in terms:
+        if term.needs == "targets" and not weights.terms.get(term.name):
+            continue
+        counted = inputs.valid
+        if term.needs == "targets" and inputs.taught is not None:
+            counted = counted * inputs.taught
+        sums[term.name] = (term.rows(inputs, weights.temperature) * counted).sum() / normaliser
+    weighted = [weights.terms.get(name, 0.0) * value for name, value in sums.items()]
+    total = functools.reduce(torch.add, weighted)
+    return weights.task * total, {name: value.detach() for name, value in sums.items()}
 
 
-def _target(inputs: LossInputs, soft: float) -> Tensor:
+def _target(inputs: LossInputs) -> Tensor:
     """The inputs' target, which there must be."""
     if inputs.target is None:
-        raise ValueError(f"the soft loss has weight {soft} and there is no target")
+        raise ValueError("a loss term needs targets and there is no target")
     if inputs.target.shape != inputs.logits.shape:
         shapes = f"{tuple(inputs.target.shape)} does not fit logits {tuple(inputs.logits.shape)}"
         raise ValueError(f"target {shapes}")

@@ -29,6 +29,7 @@ from torch import Tensor
 from pipeline.batch import UNLABELLED, Encoded, Examples, Ragged, flat_index, token_budget_batches
 from pipeline.config.kinds import QUESTION_ANSWERING as KIND
 from pipeline.errors import DataError, TeacherError
+from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
 from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
@@ -146,6 +147,7 @@ class SpanHead:
     """See `pipeline.tasks.task.Head`."""
 
     row_weight: ClassVar[float] = 0.5
+    losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
     columns: ClassVar[tuple[str, ...]] = SIDES
 
     task: str

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.batch import Examples, Ragged
 from pipeline.config.kinds import REGRESSION as KIND
 from pipeline.errors import DataError, TeacherError
+from pipeline.losses import NUMBER_LOSSES, LossTerm
 from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
@@ -85,6 +86,7 @@ class NumberReading(TextReading):
 class NumberHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
 
+    losses: ClassVar[tuple[LossTerm, ...]] = NUMBER_LOSSES
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     center: float = 0.0
     scale: float = 1.0

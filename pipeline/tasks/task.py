@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.batch import Encoded, Examples, Ragged
 from pipeline.config.kinds import Kind
+from pipeline.losses import LossTerm
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
@@ -77,6 +78,11 @@ class Head(Protocol):
     @property
     def row_weight(self) -> float:
         """What one row counts in the loss: 1, or less where an example (or word) has several."""
+        ...
+
+    @property
+    def losses(self) -> tuple[LossTerm, ...]:
+        """The terms of its rows' loss."""
         ...
 
     def attach(self, trunk: Any) -> Any:

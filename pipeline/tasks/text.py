@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.batch import Encoded
 from pipeline.errors import DataError
+from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.tensors import TensorBatch
 
@@ -43,6 +44,8 @@ class TextReading:
 @dataclass(frozen=True)
 class TextHead:
     """One row of outputs a text, which is also its row in the losses; a kind adds what the outputs mean."""
+
+    losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
 
     task: str
     max_length: int

@@ -25,6 +25,7 @@ from torch import Tensor
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, flat_index, is_present
 from pipeline.config.kinds import TOKEN_CLASSIFICATION as KIND
 from pipeline.errors import DataError, TeacherError
+from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
 from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
 from pipeline.tasks.label_map import Groups, label_groups, marginalise, match_declared
@@ -133,6 +134,7 @@ class TokenHead:
     """See `pipeline.tasks.task.Head`."""
 
     row_weight: ClassVar[float] = 1.0
+    losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
 
     task: str
     max_length: int

@@ -260,9 +260,8 @@ def loss_plan(loss: LossConfig, mode: Mode) -> LossPlan:
     """What a training minimises: the student's loss, or, for a baseline, labels alone with the same task weights."""
     if mode == "supervised":
         return LossPlan(task_weights=loss.task_weights)
-    return LossPlan(
-        loss.hard, loss.soft, loss.temperature, loss.annealing, loss.task_weights, loss.task_temperatures
-    )
+    weights = {"hard": loss.hard, "soft": loss.soft}
+    return LossPlan(weights, loss.temperature, loss.annealing, loss.task_weights, loss.task_temperatures)
 
 
 def parameter_count(student: MultiTaskStudent) -> int:

@@ -39,10 +39,9 @@ DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """Weights of the losses before annealing; hard and soft sum to 1. The default is training on labels alone."""
+    """Weights of the loss terms before annealing; they sum to 1. The default is training on labels alone."""
 
-    hard: float = 1.0
-    soft: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=lambda: {"hard": 1.0})
     temperature: float = 1.0
     annealing: Literal["constant", "linear"] = "constant"
     task_weights: Mapping[str, float] = field(default_factory=dict)
@@ -50,9 +49,9 @@ class LossPlan:
 
     def at(self, task: str, progress: float) -> LossWeights:
         """The weights for a task when `progress` in [0, 1] of the training is done."""
-        hard, soft = annealed(self.hard, self.soft, progress, self.annealing)
+        weights = annealed(self.weights, progress, self.annealing)
         temperature = self.task_temperatures.get(task, self.temperature)
-        return LossWeights(hard, soft, temperature, self.task_weights.get(task, 1.0))
+        return LossWeights(weights, temperature, self.task_weights.get(task, 1.0))
 
 
 @dataclass

@@ -15,15 +15,7 @@ from torch import Tensor
 
 from pipeline.batch import UNLABELLED, Encoded, flat_index, is_present, token_budget_batches
 from pipeline.config.schema import Strategy
-from pipeline.losses import (
-    LossInputs,
-    LossWeights,
-    hard_cross_entropy,
-    hard_squared_error,
-    soft_kl,
-    soft_squared_error,
-    task_loss,
-)
+from pipeline.losses import LossInputs, LossWeights, task_loss, uses_targets
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
 from students.student import MultiTaskStudent
@@ -87,18 +79,15 @@ def accumulate(
     """Adds the gradient of this worker's share of a step to the student's.
 
     normaliser: what the whole step counts (see `Encoded.units`), over all workers and micro-batches. Returns
-    this worker's share of ``total``, ``hard`` and, with teachers, ``soft``, detached scalars: summed over
+    this worker's share of ``total`` and of each term by name (see `task_loss`), detached scalars: summed over
     workers they are the step's losses.
     """
     sums: dict[str, Tensor] = {}
-    losses = (
-        (hard_squared_error, soft_squared_error) if task.kind.continuous else (hard_cross_entropy, soft_kl)
-    )
     for batch in batches:
         with autocast:
             output = student(task.name, batch.tokens.inputs)
         inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
-        total, terms = task_loss(inputs, weights, normaliser, hard_loss=losses[0], soft_loss=losses[1])
+        total, terms = task_loss(inputs, weights, normaliser, task.head.losses)
         total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
             sums[name] = sums[name] + value if name in sums else value
@@ -108,17 +97,17 @@ def accumulate(
 def loss_inputs(
     task: Task, values: Tensor, batch: MicroBatch, weights: LossWeights, aggregation: Aggregation | None
 ) -> LossInputs:
-    """What the loss of a micro-batch is made from; values (M, C): what the student says about its items.
+    """What the loss of a micro-batch is made from; values (M, C): the student's predictions.
 
     A row of which the student sees nothing (a word that its tokenizer drops) does not count; where it does
-    not see some of a row's columns, the target is what the teachers say about the others.
+    not see some of a row's columns, the target is the teachers' distribution over the others.
     """
     counts = batch.tokens.counts
     logits = task.head.rows(values, counts)
     labels = task.head.row_labels(batch.labels, counts)
     valid = logits.new_full((len(logits),), 0.0 if batch.filler else task.head.row_weight)
     target = taught = None
-    if batch.teachers is not None and aggregation is not None and weights.soft > 0:
+    if batch.teachers is not None and aggregation is not None and uses_targets(task.head.losses, weights):
         teachers = task.head.rows(batch.teachers.float(), counts)
         target = aggregate(
             teachers,
@@ -136,9 +125,9 @@ def loss_inputs(
         hidden = ~seen.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         labels = labels.masked_fill(hidden, UNLABELLED)
     if target is not None and aggregation is not None:
-        heard = is_present(teachers[aggregation.weights.to(teachers.device) > 0])
-        if not bool(heard.all() & seen.all()):
-            taught = heard.any(dim=-1).any(dim=0).to(valid)
+        present = is_present(teachers[aggregation.weights.to(teachers.device) > 0])
+        if not bool(present.all() & seen.all()):
+            taught = present.any(dim=-1).any(dim=0).to(valid)
             target = target * seen
             kept = target.sum(dim=-1)
             taught = taught * (kept > 0)

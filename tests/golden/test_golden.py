@@ -56,7 +56,7 @@ def numbers() -> Numbers:
             found[f"aggregate {strategy} T={temperature:g}"] = target
             found[f"soft_kl {strategy} T={temperature:g}"] = soft_kl(student, target, temperature)
     inputs = LossInputs(student, some_labels, found["aggregate mean T=2"], torch.tensor(VALID))
-    total, terms = task_loss(inputs, LossWeights(0.3, 0.7, 2.0, task=1.5), normaliser=3.0)
+    total, terms = task_loss(inputs, LossWeights({"hard": 0.3, "soft": 0.7}, 2.0, task=1.5), normaliser=3.0)
     found |= {"task_loss": total} | {f"task_loss {name}": term for name, term in terms.items()}
     return {name: [round(value, 8) for value in tensor.flatten().tolist()] for name, tensor in found.items()}
 

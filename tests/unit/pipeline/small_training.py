@@ -35,7 +35,7 @@ VOCABULARY, TELLING, FILLER = (
     4,
     10,
 )  # ids: a label's telling token is TELLING + label, filler from FILLER on
-DISTIL = LossPlan(hard=0.3, soft=0.7, temperature=2.0)
+DISTIL = LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0)
 
 torch.set_num_threads(1)  # the models are tiny and the tests start several processes
 

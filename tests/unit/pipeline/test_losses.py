@@ -18,7 +18,10 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, on
 
 from pipeline.batch import ABSENT, UNLABELLED
 from pipeline.losses import (
+    DISTRIBUTION_LOSSES,
+    NUMBER_LOSSES,
     LossInputs,
+    LossTerm,
     LossWeights,
     annealed,
     hard_cross_entropy,
@@ -30,6 +33,7 @@ from pipeline.losses import (
 
 PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: the machine may be busy
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 7))
+BOTH = {"hard": 0.3, "soft": 0.7}
 TEMPERATURES = st.floats(0.25, 32)
 
 
@@ -126,20 +130,26 @@ def test_losses_compute_in_float32() -> None:
 
 
 def test_constant_annealing_keeps_the_weights() -> None:
-    assert annealed(0.3, 0.7, 0.9, "constant") == (0.3, 0.7)
+    assert annealed(BOTH, 0.9, "constant") == BOTH
 
 
 @PROPERTY
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_linear_annealing_keeps_the_sum(hard: float, progress: float) -> None:
-    now_hard, now_soft = annealed(hard, 1 - hard, progress, "linear")
-    assert now_hard + now_soft == pytest.approx(1)
-    assert now_soft == pytest.approx((1 - hard) * (1 - progress))
+    now = annealed({"hard": hard, "soft": 1 - hard}, progress, "linear")
+    assert sum(now.values()) == pytest.approx(1)
+    assert now["soft"] == pytest.approx((1 - hard) * (1 - progress))
 
 
 def test_linear_annealing_ends_without_soft_loss() -> None:
-    assert annealed(0.3, 0.7, 0.0, "linear") == (0.3, 0.7)
-    assert annealed(0.3, 0.7, 1.0, "linear") == (1.0, 0.0)
+    assert annealed(BOTH, 0.0, "linear") == BOTH
+    assert annealed(BOTH, 1.0, "linear") == {"hard": 1.0, "soft": 0.0}
+
+
+def test_linear_annealing_hands_every_other_term_over_to_the_labels() -> None:
+    weights = {"soft": 0.5, "hard": 0.2, "hidden": 0.3}
+    assert annealed(weights, 0.5, "linear") == pytest.approx({"hard": 0.6, "soft": 0.25, "hidden": 0.15})
+    assert annealed({"soft": 1.0}, 0.25, "linear") == {"hard": 0.25, "soft": 0.75}
 
 
 def test_linear_annealing_from_soft_alone_is_bam() -> None:
@@ -147,8 +157,8 @@ def test_linear_annealing_from_soft_alone_is_bam() -> None:
     progress, labels = 0.4, torch.tensor([0, 2, 1])
     target = softmax(gaussian(3, 3, seed=1), dim=-1)
     logits = gaussian(3, 3).requires_grad_()
-    hard, soft = annealed(0.0, 1.0, progress, "linear")
-    total, _ = task_loss(LossInputs(logits, labels, target, torch.ones(3)), LossWeights(hard, soft, 1.0), 1.0)
+    weights = annealed({"hard": 0.0, "soft": 1.0}, progress, "linear")
+    total, _ = task_loss(LossInputs(logits, labels, target, torch.ones(3)), LossWeights(weights, 1.0), 1.0)
     bam = progress * one_hot(labels, 3).float() + (1 - progress) * target
     expected = torch.autograd.grad(cross_entropy(logits, bam, reduction="sum"), logits)[0]
     assert torch.allclose(torch.autograd.grad(total, logits)[0], expected, atol=1e-6)
@@ -157,7 +167,7 @@ def test_linear_annealing_from_soft_alone_is_bam() -> None:
 @pytest.mark.parametrize("progress", [-0.01, 1.01, math.nan])
 def test_annealing_refuses_progress_outside_the_training(progress: float) -> None:
     with pytest.raises(ValueError, match="progress"):
-        annealed(0.3, 0.7, progress, "linear")
+        annealed(BOTH, progress, "linear")
 
 
 # ---------------------------------------------------------------- task loss
@@ -169,7 +179,7 @@ def test_task_loss_is_the_weighted_sum_over_valid_rows() -> None:
     rows = inputs.valid.bool()
     hard = hard_cross_entropy(inputs.logits, inputs.labels)[rows].sum() / 9
     soft = soft_kl(inputs.logits, inputs.target, 2.0)[rows].sum() / 9
-    total, terms = task_loss(inputs, LossWeights(0.3, 0.7, 2.0, task=1.5), 9)
+    total, terms = task_loss(inputs, LossWeights(BOTH, 2.0, task=1.5), 9)
     assert torch.allclose(total, 1.5 * (0.3 * hard + 0.7 * soft))
     assert set(terms) == {"hard", "soft"}
     assert torch.allclose(terms["hard"], hard)
@@ -181,7 +191,7 @@ def test_task_loss_is_the_weighted_sum_over_valid_rows() -> None:
 @given(st.lists(st.integers(0, 12), max_size=4))
 def test_parts_add_up_to_the_whole(cuts: list[int]) -> None:
     """Whatever way a step is cut into micro-batches and workers: loss, terms and gradient are the same."""
-    inputs, weights, normaliser = some_inputs(), LossWeights(0.3, 0.7, 2.0), 9.0
+    inputs, weights, normaliser = some_inputs(), LossWeights(BOTH, 2.0), 9.0
     assert inputs.target is not None
     logits = inputs.logits.clone().requires_grad_()
     edges = [0, *sorted(cuts), 12]
@@ -203,40 +213,58 @@ def test_parts_add_up_to_the_whole(cuts: list[int]) -> None:
 def test_padding_rows_have_no_gradient() -> None:
     inputs = some_inputs()
     inputs.logits.requires_grad_()
-    total, _ = task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)
+    total, _ = task_loss(inputs, LossWeights(BOTH, 2.0), 9)
     (gradient,) = torch.autograd.grad(total, inputs.logits)
     assert torch.equal(gradient.abs().sum(-1) > 0, inputs.valid.bool())
 
 
 def test_no_soft_weight_needs_no_target_and_computes_no_soft_loss() -> None:
-    def never(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    def never(inputs: LossInputs, temperature: float) -> Tensor:
         raise AssertionError("computed")
 
+    terms = (DISTRIBUTION_LOSSES[0], LossTerm("soft", "targets", never))
     whole = some_inputs()
     for target in (whole.target, None):
         inputs = LossInputs(whole.logits, whole.labels, target, whole.valid)
-        total, terms = task_loss(inputs, LossWeights(1.0, 0.0, 2.0), 9, soft_loss=never)
-        assert set(terms) == {"hard"}
-        assert torch.equal(total.detach(), terms["hard"])
+        for weights in ({"hard": 1.0, "soft": 0.0}, {"hard": 1.0}):
+            total, sums = task_loss(inputs, LossWeights(weights, 2.0), 9, terms)
+            assert set(sums) == {"hard"}
+            assert torch.equal(total.detach(), sums["hard"])
+
+
+def test_a_term_of_ones_own_counts_with_its_weight_and_is_returned_by_name() -> None:
+    inputs, size = some_inputs(), LossTerm("size", "labels", lambda inputs, _: inputs.logits.square().sum(-1))
+    terms = (*DISTRIBUTION_LOSSES, size)
+    without, _ = task_loss(inputs, LossWeights(BOTH, 2.0, task=1.5), 9)
+    total, sums = task_loss(inputs, LossWeights({**BOTH, "size": 0.1}, 2.0, task=1.5), 9, terms)
+    expected = (inputs.logits.square().sum(-1) * inputs.valid).sum() / 9
+    assert list(sums) == ["hard", "soft", "size"]
+    assert torch.allclose(sums["size"], expected)
+    assert torch.allclose(total, without + 1.5 * 0.1 * expected)
+
+
+def test_the_weight_of_a_term_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="no loss term is called 'hidden'"):
+        task_loss(some_inputs(), LossWeights({**BOTH, "hidden": 0.1}, 2.0), 9)
 
 
 def test_soft_weight_without_target_is_refused() -> None:
     whole = some_inputs()
     with pytest.raises(ValueError, match="no target"):
-        task_loss(LossInputs(whole.logits, whole.labels, None, whole.valid), LossWeights(0.3, 0.7, 2.0), 9)
+        task_loss(LossInputs(whole.logits, whole.labels, None, whole.valid), LossWeights(BOTH, 2.0), 9)
 
 
 def test_target_of_another_shape_is_refused() -> None:
     whole = some_inputs()
     inputs = LossInputs(whole.logits, whole.labels, torch.full((1, 4), 0.25), whole.valid)  # would broadcast
     with pytest.raises(ValueError, match="does not fit"):
-        task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)
+        task_loss(inputs, LossWeights(BOTH, 2.0), 9)
 
 
 @pytest.mark.parametrize("normaliser", [0.0, -1.0, math.nan])
 def test_normaliser_must_be_above_zero(normaliser: float) -> None:
     with pytest.raises(ValueError, match="normaliser"):
-        task_loss(some_inputs(), LossWeights(0.3, 0.7, 2.0), normaliser)
+        task_loss(some_inputs(), LossWeights(BOTH, 2.0), normaliser)
 
 
 def test_rows_that_nobody_taught_have_the_hard_loss_alone() -> None:
@@ -244,19 +272,19 @@ def test_rows_that_nobody_taught_have_the_hard_loss_alone() -> None:
     assert inputs.target is not None
     taught = torch.ones(12)
     taught[[0, 5]] = 0
-    total, terms = task_loss(replace(inputs, taught=taught), LossWeights(0.3, 0.7, 2.0), 9)
+    total, terms = task_loss(replace(inputs, taught=taught), LossWeights(BOTH, 2.0), 9)
     soft = soft_kl(inputs.logits, inputs.target, 2.0)
     assert torch.allclose(terms["soft"], (soft * inputs.valid * taught).sum() / 9)
-    assert torch.equal(terms["hard"], task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)[1]["hard"])
-    everybody, _ = task_loss(replace(inputs, taught=torch.ones(12)), LossWeights(0.3, 0.7, 2.0), 9)
-    assert torch.equal(everybody, task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)[0])
+    assert torch.equal(terms["hard"], task_loss(inputs, LossWeights(BOTH, 2.0), 9)[1]["hard"])
+    everybody, _ = task_loss(replace(inputs, taught=torch.ones(12)), LossWeights(BOTH, 2.0), 9)
+    assert torch.equal(everybody, task_loss(inputs, LossWeights(BOTH, 2.0), 9)[0])
     assert not torch.equal(total, everybody)
 
 
 def test_a_rows_share_scales_its_loss() -> None:
     inputs = some_inputs()
-    whole, _ = task_loss(inputs, LossWeights(0.3, 0.7, 2.0), 9)
-    third, _ = task_loss(replace(inputs, valid=inputs.valid / 3), LossWeights(0.3, 0.7, 2.0), 9)
+    whole, _ = task_loss(inputs, LossWeights(BOTH, 2.0), 9)
+    third, _ = task_loss(replace(inputs, valid=inputs.valid / 3), LossWeights(BOTH, 2.0), 9)
     assert torch.allclose(3 * third, whole)
 
 
@@ -324,6 +352,6 @@ def test_numbers_bring_their_own_losses() -> None:
     inputs = LossInputs(
         torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 0.0]), torch.tensor([[3.0], [2.0]]), torch.ones(2)
     )
-    weights = LossWeights(0.5, 0.5, 1.0)
-    total, _ = task_loss(inputs, weights, 2, hard_loss=hard_squared_error, soft_loss=soft_squared_error)
+    weights = LossWeights({"hard": 0.5, "soft": 0.5}, 1.0)
+    total, _ = task_loss(inputs, weights, 2, NUMBER_LOSSES)
     assert float(total) == 0.5 * (1 + 4) / 2 + 0.5 * (4 + 0) / 2

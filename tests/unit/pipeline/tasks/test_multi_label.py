@@ -135,9 +135,11 @@ def batch_of(values: Tensor, labels: Tensor, teachers: Tensor | None = None) -> 
 
 def test_the_hard_loss_is_the_mean_binary_cross_entropy() -> None:
     values, labels = gaussian(7, 3).requires_grad_(), (gaussian(7, 3, seed=1) > 0).long()
-    inputs = loss_inputs(TASK, values, batch_of(values, labels), LossWeights(1.0, 0.0, 1.0), None)
+    inputs = loss_inputs(
+        TASK, values, batch_of(values, labels), LossWeights({"hard": 1.0, "soft": 0.0}, 1.0), None
+    )
     assert inputs.logits.shape == (21, 2)
-    total, _ = task_loss(inputs, LossWeights(1.0, 0.0, 1.0), 7)
+    total, _ = task_loss(inputs, LossWeights({"hard": 1.0, "soft": 0.0}, 1.0), 7)
     expected = BCEWithLogitsLoss()(values, labels.float())
     assert torch.allclose(total, expected)
     own, theirs = (torch.autograd.grad(loss, values)[0] for loss in (total, expected))
@@ -148,7 +150,7 @@ def test_the_hard_loss_is_the_mean_binary_cross_entropy() -> None:
 def test_the_soft_loss_is_the_bernoullis_divergence(temperature: float) -> None:
     values, teacher = gaussian(7, 3), gaussian(1, 7, 3, seed=1)
     labels = torch.full((7, 3), UNLABELLED)
-    weights = LossWeights(0.0, 1.0, temperature)
+    weights = LossWeights({"hard": 0.0, "soft": 1.0}, temperature)
     aggregation = Aggregation("mean", torch.ones(1))
     inputs = loss_inputs(TASK, values, batch_of(values, labels, teacher), weights, aggregation)
     _, terms = task_loss(inputs, weights, 7)
@@ -159,7 +161,7 @@ def test_the_soft_loss_is_the_bernoullis_divergence(temperature: float) -> None:
 
 def test_the_soft_loss_is_zero_where_student_is_teacher() -> None:
     values = gaussian(7, 3)
-    weights, labels = LossWeights(0.3, 0.7, 3.0), torch.full((7, 3), UNLABELLED)
+    weights, labels = LossWeights({"hard": 0.3, "soft": 0.7}, 3.0), torch.full((7, 3), UNLABELLED)
     batch = batch_of(values, labels, values.unsqueeze(0))
     _, terms = task_loss(
         loss_inputs(TASK, values, batch, weights, Aggregation("mean", torch.ones(1))), weights, 7
@@ -220,7 +222,10 @@ def test_a_teacher_that_lacks_a_label_does_not_say_no(strategy: Strategy) -> Non
     first[:, 1] = ABSENT
     labels = torch.ones(5, 3, dtype=torch.int64)
     batch = batch_of(second, labels, torch.stack((first, second)))
-    aggregation, weights = Aggregation(strategy, torch.tensor([0.9, 0.1])), LossWeights(0.5, 0.5, 2.0)
+    aggregation, weights = (
+        Aggregation(strategy, torch.tensor([0.9, 0.1])),
+        LossWeights({"hard": 0.5, "soft": 0.5}, 2.0),
+    )
     inputs = loss_inputs(TASK, second, batch, weights, aggregation)
     assert inputs.target is not None
     alone = torch.softmax(TASK.head.rows(second, batch.tokens.counts) / 2.0, dim=-1)
@@ -233,7 +238,7 @@ def test_a_label_that_no_teacher_knows_has_the_hard_loss_alone() -> None:
     teacher, values = gaussian(5, 3), gaussian(5, 3, seed=1)
     teacher[:, 2] = ABSENT
     labels = torch.ones(5, 3, dtype=torch.int64)
-    weights = LossWeights(0.5, 0.5, 2.0)
+    weights = LossWeights({"hard": 0.5, "soft": 0.5}, 2.0)
     batch = batch_of(values, labels, teacher.unsqueeze(0))
     inputs = loss_inputs(TASK, values, batch, weights, Aggregation("mean", torch.ones(1)))
     assert inputs.taught is not None

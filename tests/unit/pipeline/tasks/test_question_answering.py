@@ -626,7 +626,9 @@ def test_training_lowers_the_loss(tiny_model: TinyModel) -> None:
     losses: list[dict[str, float]] = []
     for _ in range(40):
         optimizer.zero_grad()
-        terms = accumulate(student, task, [micro], LossWeights(0.5, 0.5, 2.0), aggregation, 24, autocast)
+        terms = accumulate(
+            student, task, [micro], LossWeights({"hard": 0.5, "soft": 0.5}, 2.0), aggregation, 24, autocast
+        )
         optimizer.step()
         losses.append({name: float(term) for name, term in terms.items()})
     for name in ("total", "hard", "soft"):

@@ -21,7 +21,7 @@ from pipeline.batch import Examples, Ragged
 from pipeline.config.kinds import REGRESSION
 from pipeline.config.schema import TaskConfig
 from pipeline.errors import DataError, TeacherError
-from pipeline.losses import LossWeights, hard_squared_error, soft_squared_error, task_loss
+from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.report.results import ensemble_values
 from pipeline.tasks import MAKERS, Task
@@ -38,7 +38,7 @@ TASK = regression("stars", 16, center=3.0, scale=2.0)
 CONFIG = TaskConfig.model_validate(
     {"kind": "text-classification", "problem": "regression", "data": {"path": "json"}}
 )
-WEIGHTS = LossWeights(0.3, 0.7, 4.0)
+WEIGHTS = LossWeights({"hard": 0.3, "soft": 0.7}, 4.0)
 
 
 def columns_of(labels: Sequence[Any]) -> dict[str, Column]:
@@ -120,9 +120,7 @@ def batch_of(labels: Tensor, teachers: Tensor | None = None) -> MicroBatch:
 def losses_of(task: Task, values: Tensor, labels: Tensor, teachers: Tensor) -> dict[str, float]:
     share = Aggregation("mean", torch.full((len(teachers),), 1 / len(teachers)))
     inputs = loss_inputs(task, values, batch_of(labels, teachers), WEIGHTS, share)
-    _, terms = task_loss(
-        inputs, WEIGHTS, len(values), hard_loss=hard_squared_error, soft_loss=soft_squared_error
-    )
+    _, terms = task_loss(inputs, WEIGHTS, len(values), task.head.losses)
     return {name: float(term) for name, term in terms.items()}
 
 

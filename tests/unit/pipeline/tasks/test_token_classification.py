@@ -553,7 +553,7 @@ def test_a_student_that_is_its_teacher_has_no_soft_loss(
     labels = torch.zeros(total, dtype=torch.int64)
 
     def soft(target: Tensor) -> tuple[float, Tensor, Tensor | None]:
-        weights = LossWeights(0.0, 1.0, temperature)
+        weights = LossWeights({"hard": 0.0, "soft": 1.0}, temperature)
         micro = MicroBatch(batch, labels, target[None])
         inputs = loss_inputs(task, student, micro, weights, Aggregation("mean", torch.ones(1)))
         return float(task_loss(inputs, weights, 1.0)[1]["soft"]), inputs.valid, inputs.taught
@@ -783,7 +783,7 @@ def test_training_lowers_the_loss_with_labels_and_a_teacher_of_other_tokens(
             student,
             task,
             [micro],
-            LossWeights(0.5, 0.5, 2.0),
+            LossWeights({"hard": 0.5, "soft": 0.5}, 2.0),
             Aggregation("mean", torch.ones(1)),
             float(encoded.units.sum()),
             torch.autocast("cpu", enabled=False),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.batch import ABSENT, Encoded
 from pipeline.errors import ConfigError, TeacherError
-from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
+from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.tasks.question_answering import best_spans
 from pipeline.tasks.spans import word_spans
@@ -120,7 +120,7 @@ def test_a_student_that_is_its_teacher_has_no_soft_loss(
     gold = torch.from_numpy(
         np.random.default_rng(labels).integers(-1, encoded.counts[:, None], (len(pairs), 2))
     )
-    weights = LossWeights(0.5, 0.5, temperature)
+    weights = LossWeights({"hard": 0.5, "soft": 0.5}, temperature)
     parts = said.split(encoded.counts.tolist())
 
     def losses(rows: list[int]) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def test_a_student_that_is_its_teacher_has_no_soft_loss(
         micro = MicroBatch(batch_of(encoded, rows), gold[rows], torch.stack((part, part)))
         aggregation = Aggregation("mean", torch.tensor([0.25, 0.75]))
         inputs = loss_inputs(task, part, micro, weights, aggregation)
-        return task_loss(inputs, weights, len(pairs), hard_loss=hard_cross_entropy, soft_loss=soft_kl)[1]
+        return task_loss(inputs, weights, len(pairs))[1]
 
     whole = losses(list(range(len(pairs))))
     assert whole["soft"].abs() < 1e-4 * temperature**2

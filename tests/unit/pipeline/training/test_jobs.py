@@ -130,10 +130,12 @@ def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: T
     weights, temperatures = {"mood": 1.5, "tone": 0.5}, {"mood": 4.0, "tone": 1.5}
     cut, own = (student_settings(config, name).loss for name in ("cut", "own"))
     plan = loss_plan(cut, "distilled")
-    assert plan == LossPlan(0.25, 0.75, 4.0, "constant", weights, temperatures)
+    assert plan == LossPlan({"hard": 0.25, "soft": 0.75}, 4.0, "constant", weights, temperatures)
     assert [plan.at(task, 0.5).temperature for task in ("mood", "tone")] == [4.0, 1.5]
-    assert loss_plan(own, "distilled") == LossPlan(0.0, 1.0, 4.0, "linear", weights, temperatures)
-    assert loss_plan(own, "supervised") == LossPlan(1.0, 0.0, task_weights=weights)
+    assert loss_plan(own, "distilled") == LossPlan(
+        {"hard": 0.0, "soft": 1.0}, 4.0, "linear", weights, temperatures
+    )
+    assert loss_plan(own, "supervised") == LossPlan(task_weights=weights)
 
 
 def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(config: RunConfig) -> None:

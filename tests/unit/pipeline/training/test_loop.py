@@ -235,12 +235,12 @@ def test_annealing_hands_the_soft_weight_over_to_the_labels(
     trainer = trainer_of(tmp_path, two_tasks(), settings(epochs=2), plan)
     trainer.fit()
     total = trainer.total_steps
-    assert [each.weights.soft for each in seen] == pytest.approx(
+    assert [each.weights.terms["soft"] for each in seen] == pytest.approx(
         [0.7 * (1 - k / total) for k in range(total)]
     )
-    assert [each.weights.hard + each.weights.soft for each in seen] == pytest.approx([1.0] * total)
+    assert [sum(each.weights.terms.values()) for each in seen] == pytest.approx([1.0] * total)
     assert {(each.task, each.weights.task) for each in seen} == {("mood", 1.5), ("tone.v2", 0.5)}
-    assert plan.at("mood", 1.0) == LossWeights(1.0, 0.0, 2.0, 1.5)
+    assert plan.at("mood", 1.0) == LossWeights({"hard": 1.0, "soft": 0.0}, 2.0, 1.5)
 
 
 def test_a_supervised_plan_logs_no_soft_loss_and_a_distilled_one_does(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_student_of_soft_targets_alone_comes_to_answer_as_its_teacher(tmp_path
     says = predict(teacher, sets.task, sets.train, 256).numpy().astype(np.float16)
     taught = replace(sets, sources=[FixedTargets(says)], aggregation=Aggregation("mean", torch.ones(1)))
     config = settings(epochs=25, learning_rate=3e-3, tokens_per_batch=128)
-    trainer = trainer_of(tmp_path, [taught], config, LossPlan(0.0, 1.0, 2.0), dropout=0.0)
+    trainer = trainer_of(tmp_path, [taught], config, LossPlan({"hard": 0.0, "soft": 1.0}, 2.0), dropout=0.0)
     trainer.fit()
     losses = curve(tmp_path, "loss/soft/mood")
     assert losses[-1] < 0.1 * losses[0]
@@ -300,7 +300,7 @@ def test_a_student_that_is_its_teacher_stays_where_it_is(tmp_path: Path) -> None
         aggregation=Aggregation("mean", torch.ones(1)),
     )
     config = settings(**PLAIN, epochs=1, optimizer="sgd", learning_rate=0.1, momentum=0)
-    trainer = trainer_of(tmp_path, [taught], config, LossPlan(0.0, 1.0, 4.0), dropout=0.0)
+    trainer = trainer_of(tmp_path, [taught], config, LossPlan({"hard": 0.0, "soft": 1.0}, 4.0), dropout=0.0)
     before = weights_of(trainer.student)
     trainer.fit()
     assert max(map(abs, curve(tmp_path, "loss/soft/mood"))) < 4**2 * 1e-6

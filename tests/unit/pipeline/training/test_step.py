@@ -29,7 +29,7 @@ from students.student import MultiTaskStudent
 from teachers.aggregation import aggregate
 from tests.unit.pipeline.small_training import largest_difference, student_of, task_of, task_set
 
-WEIGHTS = LossWeights(hard=0.3, soft=0.7, temperature=2.0)
+WEIGHTS = LossWeights({"hard": 0.3, "soft": 0.7}, temperature=2.0)
 CPU = torch.device("cpu")
 FULL = torch.autocast("cpu", enabled=False)
 STRATEGIES: tuple[Strategy, ...] = ("mean", "log_mean", "confidence", "entropy", "best")
@@ -89,7 +89,7 @@ def test_task_weight_scales_the_gradient() -> None:
     sets = task_set(count=8, teachers=1)
     part = [micro_batch(sets, np.arange(8))]
     once, terms = gradients(sets, part, 8)
-    thrice, weighted = gradients(sets, part, 8, LossWeights(0.3, 0.7, 2.0, task=3.0))
+    thrice, weighted = gradients(sets, part, 8, LossWeights({"hard": 0.3, "soft": 0.7}, 2.0, task=3.0))
     assert largest_difference(thrice, {name: 3 * g for name, g in once.items()}) < 2e-7
     assert weighted["total"] == pytest.approx(3 * terms["total"])
     assert weighted["hard"] == pytest.approx(terms["hard"])  # the terms are logged unweighted
@@ -97,14 +97,16 @@ def test_task_weight_scales_the_gradient() -> None:
 
 def test_labels_alone_need_no_teachers_and_log_no_soft_term() -> None:
     sets = task_set(count=8)
-    _, terms = gradients(sets, [micro_batch(sets, np.arange(8))], 8, LossWeights(1.0, 0.0, 1.0))
+    _, terms = gradients(
+        sets, [micro_batch(sets, np.arange(8))], 8, LossWeights({"hard": 1.0, "soft": 0.0}, 1.0)
+    )
     assert terms.keys() == {"total", "hard"}
     assert terms["total"] == terms["hard"] == pytest.approx(np.log(2), abs=0.3)
 
 
 def test_soft_weight_zero_ignores_the_teachers() -> None:
     with_teachers, without = task_set(count=8, teachers=2), task_set(count=8)
-    weights = LossWeights(1.0, 0.0, 2.0)
+    weights = LossWeights({"hard": 1.0, "soft": 0.0}, 2.0)
     a, _ = gradients(with_teachers, [micro_batch(with_teachers, np.arange(8))], 8, weights)
     b, _ = gradients(without, [micro_batch(without, np.arange(8))], 8, weights)
     assert largest_difference(a, b) == 0
@@ -225,7 +227,7 @@ def test_one_task_leaves_the_other_heads_alone() -> None:
         student,
         sets[1].task,
         [micro_batch(sets[1], np.arange(4))],
-        LossWeights(1.0, 0.0, 1.0),
+        LossWeights({"hard": 1.0, "soft": 0.0}, 1.0),
         None,
         4,
         FULL,
