@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -321,15 +322,31 @@ def main() -> NoReturn:
         _fail("interrupted", "Run the same command again.", 130)
     except _Terminated:
         _fail("stopped by SIGTERM", "Run the same command again.", 75)
+    except OSError as error:
+        _fail(*_of_files(error))
     except Exception as error:
         if hasattr(error, "show"):  # click's usage errors explain themselves
             error.show()
             sys.exit(getattr(error, "exit_code", 2))
-        _fail(
-            f"unexpected {type(error).__name__}: {error}",
-            "Run again with --debug for the traceback, and report it.",
-            1,
-        )
+        _fail(*_unexpected(error))
+
+
+def _unexpected(error: Exception) -> tuple[str, str, int]:
+    remedy = "Run again with --debug for the traceback, and report it."
+    return f"unexpected {type(error).__name__}: {error}", remedy, 1
+
+
+def _of_files(error: OSError) -> tuple[str, str, int]:
+    """Cause, remedy and exit code where the disk is full, or a file or folder is not what it must be."""
+    where = "" if error.filename is None else f"{error.filename}: "
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk is full", "Free some space and run the same command again.", 4
+    if where and isinstance(
+        error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError
+    ):
+        remedy = "Give another folder (runs_dir, store.path, --to), or move what is in the way."
+        return f"{where}{error.strerror}", remedy, 2
+    return _unexpected(error)
 
 
 class _Terminated(BaseException):

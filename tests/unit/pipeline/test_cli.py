@@ -167,6 +167,38 @@ def test_other_errors_are_two_lines_and_exit_code_1(
     assert "--debug" in two_lines(err)[1]
 
 
+def test_a_folder_that_is_none_is_two_lines(
+    tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where runs_dir, the store or a run folder is a file, or its lock a folder."""
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.touch()
+    folder.mkdir()
+    for fail, where in (
+        (lambda *_: (file / "x").mkdir(), file / "x"),
+        (lambda *_: file.mkdir(), file),
+        (lambda *_: folder.open("w"), folder),
+    ):
+        monkeypatch.setattr(cli, "load_config", fail)
+        code, _, err = tutelage("train", "run.yaml")
+        assert code == 2
+        assert two_lines(err)[0].startswith(f"{where}: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_two_lines_and_exit_code_4(
+    tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        with open("/dev/full", "w") as stream:  # noqa: PTH123
+            stream.write("x")
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    code, _, err = tutelage("train", "run.yaml")
+    assert code == 4
+    assert two_lines(err)[0] == "the disk is full"
+
+
 def test_sigterm_before_a_run_has_begun_is_exit_code_75(
     tutelage: Tutelage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
