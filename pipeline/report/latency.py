@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,10 +29,27 @@ OVERLOAD = 2.0  # load average ÷ cores; this run's own training, which ended ju
 
 
 def latencies(config: RunConfig, inputs: Inputs) -> Latencies:
-    """Every student's exported folders and every teacher, task by task, on this machine's CPU in fp32.
+    """Every student's exported folders and every teacher, task by task, on one thread of this machine's CPU, in fp32.
 
-    An answer is one example alone, tokenizer included. All models of a task are in memory at once.
+    An answer is one example alone, tokenizer included. All models of a task are in memory at once. With more threads than
+    free cores PyTorch's threads wait for each other, and a small model's answer takes tens of times as long.
     """
+    with _one_thread():
+        tasks = _by_task(config, inputs)
+    return Latencies(tasks=tasks, busy=busy(tasks, os.getloadavg()[0], os.cpu_count() or 1))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _by_task(config: RunConfig, inputs: Inputs) -> dict[str, TaskLatencies]:
     tasks = {}
     for name, data in inputs.data.items():
         test = data.splits["test"]
@@ -46,11 +64,7 @@ def latencies(config: RunConfig, inputs: Inputs) -> Latencies:
             students={model: times["student", model] for model in students},
             teachers={model: times["teacher", model] for model in teachers},
         )
-    return Latencies(
-        tasks=tasks,
-        threads=torch.get_num_threads(),
-        busy=busy(tasks, os.getloadavg()[0], os.cpu_count() or 1),
-    )
+    return tasks
 
 
 def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Teacher]:

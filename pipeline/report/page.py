@@ -239,7 +239,7 @@ def _cost_section(report: Report) -> list[str]:
         markdown_table(
             ["task", "model", "ms an example", "median", "faster"], _latency_rows(report), words=2
         ),
-        f"One example alone, tokenizer included, on this machine's CPU ({report.latency.threads} threads). Students and "
+        "One example alone, tokenizer included, on one thread of this machine's CPU. Students and "
         "teachers answer the same test examples in turn, in many rounds: of each example the fastest round, mean over "
         "the examples; median: of the rounds. Faster: than the task's teachers one after another.",
         *([f"Note: {text}"] if (text := busy_note(report)) else []),

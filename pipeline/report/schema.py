@@ -127,7 +127,7 @@ class Sizes(Record):
 
 
 class Latency(Record):
-    """Milliseconds that a model takes for one example alone, tokenizer included, on the CPU of the machine that
+    """Milliseconds that a model takes for one example alone, tokenizer included, on one thread of the CPU that
     evaluated the run. Each example is answered in many rounds; both are means over the same few test examples."""
 
     best_ms: float
@@ -147,8 +147,6 @@ class Latencies(Record):
     """Latencies by task."""
 
     tasks: Mapping[str, TaskLatencies]
-    threads: int
-    """Threads of PyTorch that each answer could use."""
     busy: str | None
     """Why these times cannot be trusted, in words; null where nothing disturbed them."""
 

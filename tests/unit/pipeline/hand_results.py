@@ -173,7 +173,7 @@ def some_latencies(
         task: TaskLatencies(students=dict.fromkeys(students, student), teachers=dict.fromkeys(names, teacher))
         for task, names in teachers.items()
     }
-    return Latencies(tasks=tasks, threads=2, busy=None)
+    return Latencies(tasks=tasks, busy=None)
 
 
 def some_facts(

@@ -150,7 +150,7 @@ def test_speed_is_compared_task_by_task() -> None:
         some_latencies({task: list(tasks[task].teachers)}, student_ms=own, teacher_ms=theirs)
         for task, own, theirs in (("movies", 1.0, 4.0), ("tweets", 10.0, 20.0))
     )
-    latency = Latencies(tasks={**short.tasks, **long.tasks}, threads=1, busy=None)
+    latency = Latencies(tasks={**short.tasks, **long.tasks}, busy=None)
     report = build(tasks, replace(facts, latency=latency))
     ratios = report.versus_teachers["half"]
     assert ratios.times_faster_by_task == {"movies": 2 * 4.0 / 1.0, "tweets": 2 * 20.0 / 10.0}

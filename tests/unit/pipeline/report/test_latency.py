@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config.load import parse_config
 from pipeline.models import open_tokenizer
@@ -113,12 +114,19 @@ def test_students_and_teachers_are_timed_on_the_same_texts_of_each_task(
 
     def recorded(self: Teacher, rows: Any) -> Any:
         (text,) = rows["text"]  # one example alone
+        assert torch.get_num_threads() == 1
         layers = len(self.model.bert.encoder.layer)
         texts.setdefault((self.task.name, layers), set()).add(text)
         return label(self, rows)
 
     monkeypatch.setattr(Teacher, "label", recorded)
-    times = latencies(config, inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        times = latencies(config, inputs)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     for task, models in times.tasks.items():
         assert texts[task, 1] == texts[task, 2]  # the student has one layer, the teacher two
         assert 0 < len(texts[task, 1]) <= EXAMPLES
