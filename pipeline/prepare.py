@@ -36,12 +36,14 @@ class Inputs:
 
     def fingerprints(self, config: RunConfig) -> dict[str, str]:
         """Content of all that the config only names: a run may not go on when any of it has changed."""
-        found = {f"tasks.{name}.data": data.fingerprint() for name, data in self.data.items()}
-        found |= {f"teachers.{name}.model": fingerprint(folder) for name, folder in self.bases.items()}
+        contents = {f"tasks.{name}.data": data.fingerprint() for name, data in self.data.items()}
+        contents |= {f"teachers.{name}.model": fingerprint(folder) for name, folder in self.bases.items()}
         for name, student in config.students.items():
             if student.model is not None:
-                found[f"students.{name}.model"] = fingerprint(resolve(student.model, student.revision, name))
-        return found
+                contents[f"students.{name}.model"] = fingerprint(
+                    resolve(student.model, student.revision, name)
+                )
+        return contents
 
     def to_fine_tune(self) -> list[str]:
         """Teachers that are not there yet."""

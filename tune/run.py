@@ -52,7 +52,7 @@ def study_config(config: RunConfig) -> RunConfig:
 
 
 def best_config(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """A complete config that makes the winner with `tutelage train`: the searched student with the values found."""
+    """A complete config that makes the winner with `tutelage train`: the searched student with the winner's values."""
     student, changed = student_of(config), with_values(config, values)
     return changed.model_copy(
         update={
@@ -104,7 +104,7 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
 
 
 def _distil(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
-    """Trains the config as `tutelage train` does; what its seeds found, also of a single one."""
+    """Trains the config as `tutelage train` does; returns the group report of its seeds, also of a single one."""
     if config.seeds:
         return groups.distil_seeds(config, display, register=register)
     return group_report.build(config.name, [runs.distil(config, display, register=register)])

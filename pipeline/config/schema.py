@@ -33,8 +33,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
-LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path, or what may stand for one (a hub id, a URL, a format's name); `~` is the home folder."""
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # or what may stand for one: a hub id, a URL
 Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
 
 
@@ -477,7 +476,7 @@ class RunConfig(Strict):
 
     @property
     def preflight_dir(self) -> Path:
-        """What preflight found of teachers, shared by runs."""
+        """Preflight's findings on each teacher, shared by runs."""
         return Path(self.runs_dir) / "_preflight"
 
     @property
