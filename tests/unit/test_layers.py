@@ -29,6 +29,8 @@ LIGHT = (
     "pipeline.config.explain",
     "pipeline.config.load",
     "pipeline.errors",
+    "pipeline.check",
+    "pipeline.data_files",
     "pipeline.batch",
     "pipeline.soft",
     "pipeline.tracking.uri",
