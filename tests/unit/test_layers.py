@@ -43,6 +43,7 @@ LIGHT = (
 HEAVY = frozenset({"torch", "ray", "mlflow", "transformers"})
 CORE = (
     "pipeline.losses",
+    "pipeline.events",
     "pipeline.training.step",
     "pipeline.tasks",
     *(f"pipeline.tasks.{path.stem}" for path in sorted((ROOT / "pipeline" / "tasks").glob("[!_]*.py"))),
