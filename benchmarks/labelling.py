@@ -26,11 +26,11 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import ServingConfig
 from pipeline.data import TaskData
 from pipeline.models import open_tokenizer
+from pipeline.predictor import Predictor
 from students.export import save_task
 from students.student import build_student
 from teachers.pool import CHUNK, Chunk, TeacherPool, length_sorted_chunks
 from teachers.spec import TeacherSpec
-from teachers.teacher import Teacher
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def compare(folder: Path, data: TaskData, threads: int, arguments: argparse.Name
         {"text": [texts["text"][i] for i in rows]}
         for rows in length_sorted_chunks(texts, np.arange(len(examples)))
     ]
-    teacher = Teacher(folder, data.task)
+    teacher = Predictor(folder, data.task)
     for replicas in (1, threads):
         serving = ServingConfig(replicas=replicas, cpus=threads / replicas)
         pool = TeacherPool(TeacherSpec("t", str(folder), None, data.task, serving, "aa"), replicas)
@@ -102,14 +102,14 @@ def pooled_seconds(pool: TeacherPool, chunks: Sequence[Chunk]) -> float:
     return time.perf_counter() - started
 
 
-def bare(teacher: Teacher, texts: dict[str, list[str]]) -> float:
+def bare(teacher: Predictor, texts: dict[str, list[str]]) -> float:
     started = time.perf_counter()
-    teacher.label(texts)
+    teacher.predict(texts)
     return time.perf_counter() - started
 
 
 @torch.inference_mode()
-def naive(teacher: Teacher, texts: list[str]) -> float:
+def naive(teacher: Predictor, texts: list[str]) -> float:
     started = time.perf_counter()
     for i in range(0, len(texts), 32):
         batch = teacher.tokenizer(
@@ -125,10 +125,10 @@ def ray_data(folder: Path, data: TaskData, texts: dict[str, list[str]], actors: 
     class Label:
         def __init__(self) -> None:
             torch.set_num_threads(1)
-            self.teacher = Teacher(folder, data.task)
+            self.teacher = Predictor(folder, data.task)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return {"logits": self.teacher.label({"text": [str(text) for text in batch["text"]]})[0].values}
+            return {"logits": self.teacher.predict({"text": [str(text) for text in batch["text"]]})[0].values}
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()

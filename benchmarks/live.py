@@ -23,6 +23,7 @@ from pipeline.batch import Drawn
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
+from pipeline.predictor import Predictor
 from pipeline.prepare import Inputs, prepare, teacher_specs
 from pipeline.run_folder import job_folder
 from pipeline.soft import Dense
@@ -32,7 +33,6 @@ from pipeline.training.jobs import new_plan, start_folder, task_sets, train_job
 from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
-from teachers.teacher import Teacher
 
 
 class LiveTeacher:
@@ -40,7 +40,7 @@ class LiveTeacher:
 
     def __init__(self, spec: TeacherSpec) -> None:
         self.seconds = 0.0
-        self.teacher = Teacher(
+        self.teacher = Predictor(
             Path(spec.model),
             spec.task,
             dtype=spec.serving.dtype,
@@ -52,7 +52,7 @@ class LiveTeacher:
     def targets(self, batch: Drawn) -> Dense:
         """The teacher's soft targets of the batch, as the store would have them."""
         started = time.perf_counter()
-        soft, _ = self.teacher.label(batch.inputs)
+        soft, _ = self.teacher.predict(batch.inputs)
         self.seconds += time.perf_counter() - started
         return soft.half()
 

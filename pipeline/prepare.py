@@ -15,11 +15,12 @@ from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.data import TaskData, load_task
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
+from pipeline.predictor import check_model
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, teacher_folder
 from pipeline.training.jobs import start_folder
 from students.layer_init import layer_indices
 from teachers.spec import TeacherSpec
-from teachers.teacher import check_teacher, store_key
+from teachers.teacher import store_key
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Pa
     """The folder that a teacher is served from. Raises where it does not suit its task."""
     teacher, where = config.teachers[name], f"teachers.{name}"
     if teacher.fine_tune is None:
-        check_teacher(base, data.task, where, teacher.max_length, teacher.labels)
+        check_model(base, data.task, where, teacher.max_length, teacher.labels)
         return base
     check_length(base, teacher.max_length or data.task.head.max_length, where)
     if teacher.labels is not None:
@@ -162,7 +163,7 @@ def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -
             continue
         if teacher.fine_tune is not None:
             return
-        groups = check_teacher(bases[name], task, f"teachers.{name}", teacher.max_length, teacher.labels)
+        groups = check_model(bases[name], task, f"teachers.{name}", teacher.max_length, teacher.labels)
         if groups is None:
             return
         unknown -= {label for label, group in zip(task.reading.labels, groups, strict=True) if group}

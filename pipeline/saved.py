@@ -1,4 +1,4 @@
-"""Saved students: scored, copied out."""
+"""Saved students: scoring, export."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from pathlib import Path
 from pipeline.config.schema import RunConfig, Split
 from pipeline.data import load_task
 from pipeline.errors import ConfigError
+from pipeline.predictor import Predictor
 from pipeline.wide_table import Field, WideTable
 from students.export import export_onnx
-from teachers.teacher import Teacher
 
 
 def score_student(student: Path, config: RunConfig, split: Split) -> dict[str, dict[str, float]]:
-    """Every metric of every task that the student's folder holds, on `split`."""
-    found: dict[str, dict[str, float]] = {}
+    """By task of the student's folder: the number of ``examples`` of `split`, and every metric on them, as shares."""
+    scores: dict[str, dict[str, float]] = {}
     for name, task_config in config.tasks.items():
         folder = _task_folder(student, config, name)
         data = load_task(name, task_config)
         examples = data.splits[split]
         lengths = config.students[student.name].max_length if student.name in config.students else {}
-        answers = Teacher(folder, data.task, max_length=lengths.get(name))  # like any teacher's
-        values, _ = answers.label(examples.inputs)
-        found[name] = {"examples": len(examples), **data.task.scoring.scores(values.values, examples)}
-    return found
+        predictions, _ = Predictor(folder, data.task, max_length=lengths.get(name)).predict(examples.inputs)
+        scores[name] = {
+            "examples": len(examples),
+            **data.task.scoring.scores(predictions.values, examples),
+        }
+    return scores
 
 
-def score_table(student: str, split: Split, found: dict[str, dict[str, float]]) -> WideTable:
-    """`score_student`'s result for a terminal; kinds differ in their metrics, so it has a line a metric."""
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
+def score_table(student: str, split: Split, scores: dict[str, dict[str, float]]) -> WideTable:
+    """`score_student`'s result for a terminal. Kinds differ in their metrics, so each metric has a line."""
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
 
     def shown(name: str, value: float | None) -> str:
         return "" if value is None else f"{value:,.0f}" if name == "examples" else f"{value:.4f}"
 
     fields = [Field("metric", names, words=True, key=True)]
     fields += [
-        Field(task, [shown(name, values.get(name)) for name in names]) for task, values in found.items()
+        Field(task, [shown(name, values.get(name)) for name in names]) for task, values in scores.items()
     ]
     return WideTable(fields, f"{student} on {split}")
 

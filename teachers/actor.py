@@ -1,4 +1,4 @@
-"""TeacherActor: a thin Ray shell over `Teacher`. All logic is in teachers.teacher, where tests reach it."""
+"""TeacherActor: a thin Ray shell over `Predictor`, whose file has all of the logic, where tests reach it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from ray.actor import ActorHandle
 
 from pipeline.models import resolve
+from pipeline.predictor import Predictor
 from pipeline.soft import Soft
 from teachers.spec import TeacherSpec
-from teachers.teacher import Teacher
 
 
 class TeacherActor:
@@ -21,7 +21,7 @@ class TeacherActor:
 
     def __init__(self, spec: TeacherSpec) -> None:
         torch.set_num_threads(max(1, int(spec.serving.cpus)))
-        self._teacher = Teacher(
+        self._teacher = Predictor(
             resolve(spec.model, spec.revision, f"teachers.{spec.name}"),
             spec.task,
             dtype=spec.serving.dtype,
@@ -33,16 +33,16 @@ class TeacherActor:
         )
 
     def ready(self) -> int:
-        """Process id, once the model is loaded."""
+        """The actor's process id; answers once the model is loaded."""
         return os.getpid()
 
-    def label(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Soft, int]:
-        """See `Teacher.label`."""
-        return self._teacher.label(inputs)
+    def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Soft, int]:
+        """See `Predictor.predict`."""
+        return self._teacher.predict(inputs)
 
 
 def start(spec: TeacherSpec) -> ActorHandle[Any]:
-    """A new replica; restarts are the pool's business, so that a hang and a death are handled alike."""
+    """A new replica. Ray restarts none: the pool does, so that it handles a hanging replica and a dead one alike."""
     options = {
         "num_cpus": spec.serving.cpus,
         "num_gpus": spec.serving.gpus,

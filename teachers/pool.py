@@ -96,7 +96,7 @@ class TeacherPool:
                     if not replica.calls:
                         replica.heard = time.monotonic()
                     position = waiting.popleft()
-                    replica.calls[replica.actor.label.remote(chunks[position])] = position
+                    replica.calls[replica.actor.predict.remote(chunks[position])] = position
 
     def _collect(self, waiting: deque[int]) -> Iterator[tuple[int, Labelled]]:
         """Waits up to a second for answers and hands them out; replaces replicas that died."""

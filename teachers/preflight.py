@@ -23,10 +23,10 @@ from pipeline.batch import Examples
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.files import write_atomically
 from pipeline.models import resolve
+from pipeline.predictor import Predictor
 from teachers.checks import Findings, Predictions, judge, relative_difference, with_agreement
 from teachers.random_heads import HEAD_EXAMPLES, HEADS, random_head_scores
 from teachers.spec import TeacherSpec, requested
-from teachers.teacher import Teacher
 
 SAMPLE = 400  # validation examples; 2.5 points of standard error
 TWICE = 40  # of them, predicted by a second replica as well
@@ -41,8 +41,8 @@ def sample_of(validation: Examples) -> Examples:
 def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cpu") -> Predictions:
     """The teacher's predictions on `sample`, those of a second replica compared, and random heads' scores."""
 
-    def replica() -> Teacher:
-        return Teacher(
+    def replica() -> Predictor:
+        return Predictor(
             folder,
             spec.task,
             dtype=spec.serving.dtype,
@@ -56,8 +56,8 @@ def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cp
     inputs = {name: sample.inputs[name] for name in spec.task.reading.fields}
     some = {name: column[:TWICE] for name, column in inputs.items()}
     first = replica()
-    logits, truncated = first.label(inputs)
-    difference = relative_difference(first.label(some)[0].values, replica().label(some)[0].values)
+    logits, truncated = first.predict(inputs)
+    difference = relative_difference(first.predict(some)[0].values, replica().predict(some)[0].values)
     has_items = bool((logits.counts > 1).any())
     heads = random_head_scores(first, sample) if has_items else np.empty(0)
     return Predictions(logits.values, truncated, difference, heads)

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
+from pipeline.predictor import Predictor
 from teachers.checks import score
-from teachers.teacher import Teacher
 
 HEADS = 8  # their mean and standard deviation make the bound
 HEAD_EXAMPLES = 100  # of the sample: the encoder's states of all of them are in memory at once
@@ -29,7 +29,7 @@ class _Replay(torch.nn.Module):
         return next(self.outputs)
 
 
-def random_head_scores(teacher: Teacher, sample: Examples) -> NDArray[np.float64]:
+def random_head_scores(teacher: Predictor, sample: Examples) -> NDArray[np.float64]:
     """(`HEADS`,) the task's metric on the sample's first `HEAD_EXAMPLES` under random heads, the same ones each time.
 
     The encoder runs once. The teacher's head is overwritten, so it must not be used afterwards. Empty for a model
@@ -43,7 +43,7 @@ def random_head_scores(teacher: Teacher, sample: Examples) -> NDArray[np.float64
     inputs = {name: some.inputs[name] for name in teacher.task.reading.fields}
     outputs: list[Any] = []
     hook = encoder.register_forward_hook(lambda *call: outputs.append(call[-1]))
-    teacher.label(inputs)
+    teacher.predict(inputs)
     hook.remove()
     head = [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{prefix}.")]
     scores = []
@@ -52,7 +52,7 @@ def random_head_scores(teacher: Teacher, sample: Examples) -> NDArray[np.float64
         for parameter in head:
             _redraw(parameter, generator)
         setattr(model, prefix, _Replay(outputs))
-        scores.append(score(teacher.task, teacher.label(inputs)[0].values, some))
+        scores.append(score(teacher.task, teacher.predict(inputs)[0].values, some))
     setattr(model, prefix, encoder)
     return np.array(scores)
 

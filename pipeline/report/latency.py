@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData
+from pipeline.predictor import Predictor
 from pipeline.prepare import Inputs
 from pipeline.report.schema import Latencies, Latency, TaskLatencies
 from pipeline.run_folder import student_folder
-from teachers.teacher import Teacher
 
 Key = TypeVar("Key")
 EXAMPLES = 8
@@ -29,10 +29,12 @@ OVERLOAD = 2.0  # load average ÷ cores; this run's own training, which ended ju
 
 
 def latencies(config: RunConfig, inputs: Inputs) -> Latencies:
-    """Every student's exported folders and every teacher, task by task, on one thread of this machine's CPU, in fp32.
+    """Latencies of every student's exported folders and of every teacher, task by task, on one thread of this machine's
+    CPU, in fp32.
 
-    An answer is one example alone, tokenizer included. All models of a task are in memory at once. With more threads than
-    free cores PyTorch's threads wait for each other, and a small model's answer takes tens of times as long.
+    What is timed is the prediction for one example alone, tokenizer included. All models of a task are in memory at
+    once. With more threads than free cores PyTorch's threads wait for each other, and a small model takes tens of
+    times as long.
     """
     with _one_thread():
         tasks = _by_task(config, inputs)
@@ -55,11 +57,10 @@ def _by_task(config: RunConfig, inputs: Inputs) -> dict[str, TaskLatencies]:
         test = data.splits["test"]
         rows = [test.take(np.array([row])).inputs for row in range(min(EXAMPLES, len(test)))]
         students, teachers = _students(config, name, data), _teachers(config, inputs, name)
-        models = {("student", model): teacher for model, teacher in students.items()}
-        models |= {("teacher", model): teacher for model, teacher in teachers.items()}
-        times = measure(
-            {key: teacher.label for key, teacher in models.items()}, rows, SECONDS / len(inputs.data)
-        )
+        models = {("student", student): predictor for student, predictor in students.items()}
+        models |= {("teacher", teacher): predictor for teacher, predictor in teachers.items()}
+        predicts = {key: predictor.predict for key, predictor in models.items()}
+        times = measure(predicts, rows, SECONDS / len(inputs.data))
         tasks[name] = TaskLatencies(
             students={model: times["student", model] for model in students},
             teachers={model: times["teacher", model] for model in teachers},
@@ -67,19 +68,19 @@ def _by_task(config: RunConfig, inputs: Inputs) -> dict[str, TaskLatencies]:
     return tasks
 
 
-def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Teacher]:
-    """The exported folders, opened as a teacher's is, so that all are timed alike."""
+def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Predictor]:
+    """By student, its exported folder of the task."""
     return {
-        name: Teacher(
+        name: Predictor(
             student_folder(config.run_dir, name, task), data.task, max_length=student.max_length.get(task)
         )
         for name, student in config.students.items()
     }
 
 
-def _teachers(config: RunConfig, inputs: Inputs, task: str) -> dict[str, Teacher]:
+def _teachers(config: RunConfig, inputs: Inputs, task: str) -> dict[str, Predictor]:
     return {
-        name: Teacher(
+        name: Predictor(
             inputs.teachers[name],
             inputs.data[task].task,
             max_length=teacher.max_length,

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from pipeline.config.load import load_config
 from pipeline.data import load_task
-from teachers.teacher import Teacher
+from pipeline.predictor import Predictor
 from tests.conftest import BAD, FILLER, GOOD, Architecture, TinyModel
 from tests.integration.command import Command, tutelage
 
@@ -168,8 +168,8 @@ def test_saved_folders_answer_as_the_student_did(done: tuple[Path, Command], tas
     settings = load_config(folder / "run.yaml")
     data = load_task(task, settings.tasks[task])
     length = settings.students["cut"].max_length.get(task)
-    saved = Teacher(folder / "runs/kinds/students/cut" / task, data.task, max_length=length)
-    answers, _ = saved.label(data.splits["test"].inputs)
+    saved = Predictor(folder / "runs/kinds/students/cut" / task, data.task, max_length=length)
+    answers, _ = saved.predict(data.splits["test"].inputs)
     predicted = load_file(folder / "runs/kinds/checkpoints/cut-distilled/predictions.safetensors")[task]
 
     np.testing.assert_allclose(answers.values, predicted, atol=2e-4)

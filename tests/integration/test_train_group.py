@@ -19,6 +19,7 @@ from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.errors import DivergedError
+from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder
 from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
@@ -27,7 +28,7 @@ from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS
 from pipeline.training.step import Workers
 from teachers.store import Store
-from teachers.teacher import Teacher, store_key
+from teachers.teacher import store_key
 from tests.conftest import TinyModel
 from tests.integration.command import descendants
 from tests.integration.conftest import MakeRun
@@ -54,7 +55,7 @@ class Bench:
             data = self.data[teacher.task]
             self.keys[name] = store_key(Path(teacher.model), data.task, "fp32")
             for examples in data.all_examples():
-                logits, _ = Teacher(Path(teacher.model), data.task).label(examples.inputs)
+                logits, _ = Predictor(Path(teacher.model), data.task).predict(examples.inputs)
                 store.append(self.keys[name], SoftTargets(examples.keys, logits))
 
     def plan(self, name: str, *students: str, workers: int = 1) -> Plan:

@@ -44,6 +44,7 @@ HEAVY = frozenset({"torch", "ray", "mlflow", "transformers"})
 CORE = (
     "pipeline.losses",
     "pipeline.events",
+    "pipeline.predictor",
     "pipeline.training.step",
     "pipeline.tasks",
     *(f"pipeline.tasks.{path.stem}" for path in sorted((ROOT / "pipeline" / "tasks").glob("[!_]*.py"))),
@@ -208,7 +209,7 @@ def test_circles_are_seen() -> None:
 
 def test_imports_for_type_checkers_are_arrows() -> None:
     assert "pipeline.prepare" in arrows()["pipeline.cli"]  # below `if TYPE_CHECKING`
-    assert "teachers.teacher" in arrows()["teachers.actor"]
+    assert "pipeline.predictor" in arrows()["teachers.actor"]
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -19,6 +19,7 @@ from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data import TaskData, load_tasks
 from pipeline.models import open_tokenizer
+from pipeline.predictor import Predictor
 from pipeline.prepare import prepare
 from pipeline.report.build import build
 from pipeline.report.model_card import write_model_card
@@ -37,7 +38,7 @@ from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
 from teachers.store import Store
-from teachers.teacher import Teacher, store_key
+from teachers.teacher import store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of
 from tests.unit.pipeline.hand_results import some_facts
 from tests.unit.pipeline.small_training import StopAfter, finish, python, same_bits
@@ -120,13 +121,13 @@ def labelled(config: RunConfig, data: dict[str, TaskData], folders: dict[str, Pa
     keys, store = {}, Store(config.store_path)
     for name, folder in folders.items():
         task_data = data[config.teachers[name].task]
-        teacher = Teacher(folder, task_data.task)
+        teacher = Predictor(folder, task_data.task)
         keys[name] = store_key(folder, task_data.task, "fp32")
         for examples in task_data.all_examples():
             rows = store.missing(keys[name], examples.keys)
             some = examples.take(rows)
             if len(some):
-                soft, _ = teacher.label(some.inputs)
+                soft, _ = teacher.predict(some.inputs)
                 store.append(keys[name], SoftTargets(some.keys, soft))
     return keys
 
@@ -184,7 +185,7 @@ def test_a_pair_is_answered_as_transformers_does(tiny_model: TinyModel, tmp_path
         student.model("mood").classifier.weight.mul_(20)
     save_task(student, "mood", open_tokenizer(tiny_model("bert")), tmp_path / "saved")
     test = data.splits["test"].inputs
-    said, _ = Teacher(tmp_path / "saved", data.task).label(test)
+    said, _ = Predictor(tmp_path / "saved", data.task).predict(test)
     pairs = [
         {"text": text, "text_pair": pair} for text, pair in zip(test["text"], test["text_pair"], strict=True)
     ]
@@ -232,7 +233,9 @@ def test_unlabelled_examples_teach_by_the_soft_loss_alone(
     assert np.isfinite(supervised.examples.labels.values).all()
     assert np.isnan(distilled.examples.labels.values).sum() == 48
     soft = distilled.sources[0].targets(Drawn(train, np.array([95])))
-    expected, _ = Teacher(tmp_path / "teacher", data["mood"].task).label(train.take(np.array([95])).inputs)
+    expected, _ = Predictor(tmp_path / "teacher", data["mood"].task).predict(
+        train.take(np.array([95])).inputs
+    )
     np.testing.assert_allclose(soft.values, expected.values, rtol=2e-3)
 
 

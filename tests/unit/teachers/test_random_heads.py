@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.models import open_tokenizer
+from pipeline.predictor import Predictor
 from students.export import save_task
 from students.student import build_student
 from teachers.random_heads import HEAD_EXAMPLES, HEADS, random_head_scores
-from teachers.teacher import Teacher
 from tests.conftest import Architecture, TinyModel
 from tests.unit.teachers.preflight_samples import ENTITIES, tags
 
@@ -19,14 +19,14 @@ SAMPLE = tags(0, 130)[0]
 
 
 @pytest.fixture(params=["bert", "distilbert", "modernbert"])
-def teacher(request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path: Path) -> Teacher:
+def teacher(request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path: Path) -> Predictor:
     architecture: Architecture = request.param
     base = tiny_model(architecture)
     save_task(build_student(base, [ENTITIES]), "entities", open_tokenizer(base), tmp_path / "teacher")
-    return Teacher(tmp_path / "teacher", ENTITIES, tokens_per_batch=1024)
+    return Predictor(tmp_path / "teacher", ENTITIES, tokens_per_batch=1024)
 
 
-def test_heads_differ_and_come_again(teacher: Teacher) -> None:
+def test_heads_differ_and_come_again(teacher: Predictor) -> None:
     scores = random_head_scores(teacher, SAMPLE)
 
     assert scores.shape == (HEADS,)
@@ -35,7 +35,7 @@ def test_heads_differ_and_come_again(teacher: Teacher) -> None:
     assert random_head_scores(teacher, SAMPLE).tolist() == scores.tolist()
 
 
-def test_the_encoder_runs_once_and_is_as_before(teacher: Teacher) -> None:
+def test_the_encoder_runs_once_and_is_as_before(teacher: Predictor) -> None:
     encoder = getattr(teacher.model, teacher.model.base_model_prefix)
     weights = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     rows = []
@@ -50,7 +50,7 @@ def test_the_encoder_runs_once_and_is_as_before(teacher: Teacher) -> None:
 
 
 def test_a_model_without_an_encoder_apart_has_no_scores(
-    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    teacher: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(teacher.model), "base_model_prefix", "")
 

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.config.load import parse_config
 from pipeline.models import open_tokenizer
+from pipeline.predictor import Predictor
 from pipeline.prepare import prepare
 from pipeline.report import latency
 from pipeline.report.latency import EXAMPLES, FEWEST_ROUNDS, ROUNDS, busy, latencies, measure
@@ -19,7 +20,6 @@ from pipeline.report.schema import Latency, TaskLatencies
 from pipeline.run_folder import student_folder
 from students.export import save_task
 from students.student import build_student
-from teachers.teacher import Teacher
 from tests.conftest import TinyModel, TinyRun
 
 
@@ -110,16 +110,16 @@ def test_students_and_teachers_are_timed_on_the_same_texts_of_each_task(
             student_folder(config.run_dir, "bare", task),
         )
     texts: dict[tuple[str, int], set[str]] = {}
-    label = Teacher.label
+    predict = Predictor.predict
 
-    def recorded(self: Teacher, rows: Any) -> Any:
+    def recorded(self: Predictor, rows: Any) -> Any:
         (text,) = rows["text"]  # one example alone
         assert torch.get_num_threads() == 1
         layers = len(self.model.bert.encoder.layer)
         texts.setdefault((self.task.name, layers), set()).add(text)
-        return label(self, rows)
+        return predict(self, rows)
 
-    monkeypatch.setattr(Teacher, "label", recorded)
+    monkeypatch.setattr(Predictor, "predict", recorded)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

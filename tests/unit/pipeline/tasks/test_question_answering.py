@@ -28,6 +28,7 @@ from pipeline.data import load_task
 from pipeline.errors import ConfigError, DataError, TeacherError
 from pipeline.losses import LossWeights
 from pipeline.models import open_model, open_tokenizer
+from pipeline.predictor import Predictor
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks import question_answering as module
 from pipeline.tasks.heads import model_class
@@ -45,7 +46,6 @@ from pipeline.tasks.spans import word_spans
 from pipeline.training.step import Aggregation, MicroBatch, accumulate, predict
 from students.export import save_task
 from students.student import MultiTaskStudent
-from teachers.teacher import Teacher
 from tests.conftest import FILLER, GOOD, TinyModel
 from tests.unit.pipeline.tasks.questions import (
     ASSETS,
@@ -286,7 +286,7 @@ def test_one_token_a_word_in_one_window_is_the_models_own_word(tiny_model: TinyM
     task = task_of()
     folder = saved(student_of(tiny_model, task), tiny_model, tmp_path / "qa")
     inputs = {"question": ["is it good", "the"], "context": ["the film was very long", "a superb scene"]}
-    labelled, truncated = Teacher(folder, task).label(inputs)
+    labelled, truncated = Predictor(folder, task).predict(inputs)
     assert truncated == 0
     model, tokenizer = open_model(model_class(task.kind), folder), open_tokenizer(folder)
     batch = tokenizer(inputs["question"], inputs["context"], padding=True, return_tensors="pt")
@@ -303,22 +303,22 @@ def test_a_context_that_fits_is_read_alike_at_any_max_length(tiny_model: TinyMod
     task = task_of()
     folder = saved(student_of(tiny_model, task), tiny_model, tmp_path / "qa")
     inputs = {"question": ["was it good ?"], "context": ["the unaffable story of a film, warm-hearted"]}
-    said = [Teacher(folder, task, max_length=length).label(inputs)[0].values for length in (48, 56, 64)]
+    said = [Predictor(folder, task, max_length=length).predict(inputs)[0].values for length in (48, 56, 64)]
     np.testing.assert_array_equal(said[0], said[1])
     np.testing.assert_array_equal(said[0], said[2])
-    in_windows = Teacher(folder, task, max_length=20).label(inputs)[0].values
+    in_windows = Predictor(folder, task, max_length=20).predict(inputs)[0].values
     assert in_windows.shape == said[0].shape
     assert (in_windows > ABSENT).all()
 
 
 def test_a_teacher_and_a_student_give_the_same_values(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """In any batches: `Teacher.label` and `predict` on one model."""
+    """In any batches: `Predictor.predict` and `predict` on one model."""
     task = task_of(20)
     student = student_of(tiny_model, task)
     folder = saved(student, tiny_model, tmp_path / "qa")
     contexts = [long_context(words, words) for words in (3, 40, 9, 60, 1, 12)]
     inputs = {"question": ["good ?"] * 6, "context": contexts}
-    labelled, _ = Teacher(folder, task, tokens_per_batch=100).label(inputs)
+    labelled, _ = Predictor(folder, task, tokens_per_batch=100).predict(inputs)
     encoded = task.head.encode(open_tokenizer(folder), inputs)
     said = predict(student, task, encoded, tokens=10_000).numpy()
     np.testing.assert_allclose(said, labelled.values, atol=1e-5)
@@ -582,7 +582,7 @@ def test_the_snippet_gives_the_students_own_answer(
         with contextlib.redirect_stdout(out):
             exec(lines.replace("path/to/this/folder", str(folder)), {})
         inputs = {"question": [question], "context": [context]}
-        (own,) = answers_of(Teacher(folder, task).label(inputs)[0].values, inputs, no_answer=unanswerable)
+        (own,) = answers_of(Predictor(folder, task).predict(inputs)[0].values, inputs, no_answer=unanswerable)
         assert out.getvalue() == f"{own.text or 'no answer'}\n"
         said.append(own.text)
     assert (said[0] == "") == unanswerable

@@ -23,6 +23,7 @@ from pipeline.config.schema import TaskConfig
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_tokenizer
+from pipeline.predictor import Predictor
 from pipeline.report.results import ensemble_values
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
@@ -31,7 +32,7 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.step import Aggregation, MicroBatch, loss_inputs, predict
 from students.export import save_task
 from students.student import build_student
-from teachers.teacher import Teacher, store_key
+from teachers.teacher import store_key
 from tests.conftest import Architecture, TinyModel, texts_of
 
 TASK = regression("stars", 16, center=3.0, scale=2.0)
@@ -275,7 +276,7 @@ def test_transformers_and_a_teacher_say_what_the_student_says(tiny_model: TinyMo
     answer: Any = pipeline("text-classification", str(tmp_path / "stars"))
     np.testing.assert_allclose([row["score"] for row in answer(texts)], values[:, 0], atol=1e-4)
     assert {row["label"] for row in answer(texts)} == {"value"}
-    found, truncated = Teacher(tmp_path / "stars", TASK).label({"text": texts})
+    found, truncated = Predictor(tmp_path / "stars", TASK).predict({"text": texts})
     np.testing.assert_allclose(found.values, values, atol=1e-4)
     assert truncated == 0
 

@@ -28,6 +28,7 @@ from pipeline.data import load_task
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_model, open_tokenizer, quiet
+from pipeline.predictor import Predictor
 from pipeline.tasks import Task
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_columns import Column
@@ -37,7 +38,6 @@ from pipeline.tasks.token_classification import from_train, token_classification
 from pipeline.training.step import Aggregation, MicroBatch, accumulate, loss_inputs, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
-from teachers.teacher import Teacher
 from tests.conftest import FILLER, GOOD, Architecture, TinyModel
 
 IOB = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -586,7 +586,7 @@ def test_a_permuted_teacher_says_the_same(tiny_model: TinyModel, tmp_path: Path)
     said = []
     for name, model in (("plain", student), ("permuted", permuted)):
         save_task(model, "ner", tokenizer, tmp_path / name)
-        values, truncated = Teacher(tmp_path / name, task_of(max_length=32)).label(inputs)
+        values, truncated = Predictor(tmp_path / name, task_of(max_length=32)).predict(inputs)
         assert truncated == 50
         assert values.counts.tolist() == [4, 80]
         said.append(values.values)
@@ -769,7 +769,7 @@ def test_training_lowers_the_loss_with_labels_and_a_teacher_of_other_tokens(
     teacher_folder, folder = tmp_path / "teacher", tiny_model("bert", layers=1)
     mpnet = tiny_model("mpnet")
     save_task(tiny_student(mpnet, task), "ner", open_tokenizer(mpnet), teacher_folder)
-    soft, _ = Teacher(teacher_folder, task).label(inputs)
+    soft, _ = Predictor(teacher_folder, task).predict(inputs)
     encoded = task.head.encode(open_tokenizer(folder), inputs)
     student = build_student(folder, (task,))
     rows = np.arange(len(inputs["words"]))

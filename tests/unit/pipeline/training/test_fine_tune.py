@@ -16,11 +16,11 @@ import torch
 from pipeline.batch import UNLABELLED, Ragged
 from pipeline.config.schema import EarlyStoppingConfig, FineTuneConfig, TaskConfig
 from pipeline.data import TaskData, load_task
+from pipeline.predictor import Predictor
 from pipeline.tasks.text_classification import text_classification
 from pipeline.training import fine_tune as fine_tuning
 from pipeline.training.fine_tune import TEACHER, WORK, fine_tune, is_finished, teacher_folder
 from pipeline.training.loop import METRICS, read_metrics
-from teachers.teacher import Teacher
 from tests.conftest import CsvTask, TinyModel
 from tests.unit.pipeline.small_training import StopAfter
 
@@ -187,7 +187,7 @@ def test_a_teacher_is_a_plain_folder_that_has_learnt(
     assert opened.config.id2label == {0: "bad", 1: "good"}
     assert progress.best_score > 0.8
     test = data.splits["test"]
-    logits, _ = Teacher(folder / TEACHER, data.task).label(test.inputs)
+    logits, _ = Predictor(folder / TEACHER, data.task).predict(test.inputs)
     assert (logits.values.argmax(1) == test.labels.values).mean() > 0.8
     facts = json.loads((folder / "fine_tune.json").read_text())
     assert facts["validation_score"] == progress.best_score

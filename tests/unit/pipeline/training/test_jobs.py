@@ -20,6 +20,7 @@ from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.data import load_tasks
 from pipeline.errors import CorruptError
+from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder, stop_file
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training import jobs as training
@@ -39,7 +40,7 @@ from pipeline.training.result import RESULT
 from pipeline.training.step import Workers
 from students.student import build_student
 from teachers.store import Store
-from teachers.teacher import Teacher, store_key
+from teachers.teacher import store_key
 from tests.conftest import TinyModel, TinyRun
 from tests.unit.pipeline.small_training import StopAfter, same_bits
 
@@ -82,7 +83,7 @@ def plan_of(config: RunConfig, *, label: bool = True, sign: int = 1) -> Plan:
     store = Store(config.store_path)
     for name, task in TEACHERS.items():
         examples = data[task].splits["train"]
-        logits, _ = Teacher(Path(folders[name]), data[task].task).label(examples.inputs)
+        logits, _ = Predictor(Path(folders[name]), data[task].task).predict(examples.inputs)
         if label:
             scaled = Dense(Ragged.single(sign * 30 * logits.values), LABELS[task])
             store.append(keys[name], SoftTargets(examples.keys, scaled))
@@ -149,8 +150,8 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
     texts = plan.data["mood"].splits["train"].inputs["text"]
     rows = np.array([40, 0, 7])
     for source, name in zip(mood.sources, ("mood-bert", "mood-distilbert"), strict=True):
-        teacher = Teacher(Path(plan.teacher_folders[name]), mood.task)
-        logits, _ = teacher.label({"text": [texts[row] for row in rows]})
+        teacher = Predictor(Path(plan.teacher_folders[name]), mood.task)
+        logits, _ = teacher.predict({"text": [texts[row] for row in rows]})
         np.testing.assert_allclose(
             source.targets(Drawn(mood.examples, rows)).values, 30 * logits.values, rtol=2e-3, atol=1e-3
         )
@@ -203,7 +204,7 @@ def test_all_trainings_end_with_results(config: RunConfig) -> None:
     for job in (CUT, BARE):  # the saved students are those that were scored
         for name, logits in predictions(plan, job).items():
             folder = plan.run_dir / "students" / job.student / name
-            found, _ = Teacher(folder, plan.data[name].task).label(plan.data[name].splits["test"].inputs)
+            found, _ = Predictor(folder, plan.data[name].task).predict(plan.data[name].splits["test"].inputs)
             np.testing.assert_allclose(found.values, logits.numpy(), atol=1e-5, rtol=0)
 
 

@@ -1,0 +1,107 @@
+"""One frozen model with its own tokenizer: examples → raw predictions. A teacher is one, and so is a saved student.
+
+Plain PyTorch: actors and commands only wrap it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pipeline.batch import Ragged, flat_index, token_budget_batches
+from pipeline.errors import TeacherError
+from pipeline.models import check_length, open_config, open_model, open_tokenizer
+from pipeline.soft import Dense
+from pipeline.tasks import Task
+from pipeline.tasks.heads import model_class
+from pipeline.tasks.label_map import Groups
+from pipeline.tasks.tensors import TensorBatch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+class Predictor:
+    """A Hugging Face model folder, opened to predict one task's examples.
+
+    Columns are matched by name: column c of the predictions belongs to ``task.head.columns[c]``, in whatever order
+    the model has its labels. labels: the model's label name → the task's, for names that differ (see
+    `pipeline.tasks.label_map`) · max_length: tokens a sequence, by default the task's · where: the model's key in the
+    config, for errors.
+
+    Raises `TeacherError` if the label spaces differ or the model has too few positions.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        *,
+        dtype: Dtype = "fp32",
+        tokens_per_batch: int = 4096,
+        device: str = "cpu",
+        max_length: int | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        where: str | None = None,
+    ) -> None:
+        self.groups = check_model(folder, task, where or str(folder), max_length, labels)
+        self.task, self.tokens_per_batch, self.device = task, tokens_per_batch, torch.device(device)
+        self.max_length = max_length or task.head.max_length
+        self.tokenizer = open_tokenizer(folder)
+        model: Any = open_model(model_class(task.kind), folder, dtype=DTYPES[dtype])
+        self.model = model.to(self.device)
+
+    @torch.inference_mode()
+    def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Dense, int]:
+        """(M, C) float32 predictions of n examples, in their order, and how many of the examples were truncated.
+
+        Batches are sorted by length and cut by padded tokens; the same examples in the same order give the
+        same bytes.
+        """
+        encoded = self.task.head.encode(self.tokenizer, inputs, self.max_length)
+        starts = np.concatenate(([0], np.cumsum(encoded.counts)))
+        values = torch.empty(int(starts[-1]), len(self.task.head.columns))
+        # the longest examples first: memory peaks in the first batch, not in the last
+        order = np.argsort(encoded.lengths, kind="stable")[::-1]
+        for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_batch):
+            batch = TensorBatch.of(encoded.pad(rows), self.device)
+            predictions = self.task.head.read_out(self.model(**batch.inputs), batch)
+            if self.groups is not None:
+                predictions = self.task.head.marginalise(predictions, self.groups)
+            values[torch.from_numpy(flat_index(starts[rows], encoded.counts[rows]))] = predictions.cpu()
+        return Dense(Ragged(values.numpy(), starts), self.task.head.columns), encoded.truncated
+
+
+def check_model(
+    folder: Path,
+    task: Task,
+    where: str,
+    max_length: int | None = None,
+    labels: Mapping[str, str | None] | None = None,
+) -> Groups | None:
+    """For each column of the task, the model's columns that stand for it; None where the columns have no label names.
+
+    Reads the model's config only. Arguments as in `Predictor`. Raises `TeacherError` if the model's head, label space
+    or length does not fit the task.
+    """
+    _check_head(folder, task, where)
+    id2label = {int(column): str(name) for column, name in (open_config(folder).id2label or {}).items()}
+    groups = task.head.groups(id2label, labels, where)
+    check_length(folder, max_length or task.head.max_length, where)
+    return groups
+
+
+def _check_head(folder: Path, task: Task, where: str) -> None:
+    """Raises `TeacherError` for a model of another class: it would get a random head. A config that names no class
+    passes; preflight then refuses a random head by its score."""
+    head = task.kind.auto_class.removeprefix("AutoModel")
+    architectures = open_config(folder).architectures or []
+    if architectures and not any(name.endswith(head) for name in architectures):
+        raise TeacherError(
+            f"{where}: {folder} is a {' or '.join(architectures)}, {task.kind.name} needs a …{head}",
+            "Give a model that was trained for the task, or add `fine_tune` to make one of it.",
+        )
