@@ -117,7 +117,7 @@ def _number(
     """A column of numbers; `show` need not know of missing ones."""
 
     def shown(row: Row) -> str:
-        return NOTHING if (found := value(row)) is None else show(found)
+        return NOTHING if (known := value(row)) is None else show(known)
 
     return Column(name, title, value, shown, ascending=ascending, optional=optional, csv=csv)
 
@@ -201,12 +201,12 @@ def _setting(path: str) -> Column:
     """A key that a search gave values to."""
 
     def value(row: Row) -> Value:
-        found = row.trial.values.get(path) if row.trial else None
-        plain = found is None or (isinstance(found, str | int | float) and not isinstance(found, bool))
-        return found if plain else json.dumps(found)
+        setting = row.trial.values.get(path) if row.trial else None
+        plain = setting is None or (isinstance(setting, str | int | float) and not isinstance(setting, bool))
+        return setting if plain else json.dumps(setting)
 
-    def show(found: Value) -> str:
-        return f"{found:.4g}" if isinstance(found, float) else str(found)
+    def show(setting: Value) -> str:
+        return f"{setting:.4g}" if isinstance(setting, float) else str(setting)
 
     return _number(path, path, value, show, ascending=True)
 
@@ -282,8 +282,8 @@ def _find(name: str, known: Sequence[Column]) -> Column:
     for column in known:
         for one in (column.name, column.title, column.name.removeprefix("macro/")):
             by_name.setdefault(one.casefold(), column)
-    if (found := by_name.get(name.strip().casefold())) is not None:
-        return found
+    if (match := by_name.get(name.strip().casefold())) is not None:
+        return match
     near = difflib.get_close_matches(name.casefold(), by_name, n=1, cutoff=0.5)
     hint = (
         f"Did you mean {by_name[near[0]].name!r}?"

@@ -124,8 +124,8 @@ def _files(name: str | Path, runs_dir: Path) -> list[Path]:
         return known
     if path.is_file():
         return _members(path) if path.name == GROUP else [path]
-    if found := [file for folder in _experiment(str(name), runs_dir) for file in _within(folder)]:
-        return found
+    if files := [file for folder in _experiment(str(name), runs_dir) for file in _within(folder)]:
+        return files
     if path.exists() or len(path.parts) != 1:
         remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
         raise DataError(f"{path / REPORT if path.suffix != '.json' else path}: there is no report", remedy)
@@ -159,10 +159,10 @@ def _experiments(runs_dir: Path) -> Iterator[tuple[Path, set[str]]]:
     for folder in sorted(path for path in runs_dir.glob("*") if _within(path)):
         try:
             config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-            told = [config["name"], (config.get("tracking") or {}).get("experiment")]
+            names = [config["name"], (config.get("tracking") or {}).get("experiment")]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-            told = []  # without a config that can be read it has its folder's name alone
-        yield folder, {folder.name, *(str(name) for name in told if name is not None)}
+            names = []  # without a config that can be read it has its folder's name alone
+        yield folder, {folder.name, *(str(name) for name in names if name is not None)}
 
 
 # ---------------------------------------------------------------- one file → rows

@@ -295,9 +295,9 @@ def _dots(
 def _classified(
     results: TaskResults, values: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    found = results.task.scoring.classified(values, results.test)
-    assert found is not None, "draw has asked"
-    return found
+    classified = results.task.scoring.classified(values, results.test)
+    assert classified is not None, "`draw` calls this for no other kinds"
+    return classified
 
 
 # ---------------------------------------------------------------- scatter
@@ -305,13 +305,13 @@ def _classified(
 
 def _scatter(task: str, results: TaskResults, student: str, colour: str) -> Figure:
     """A regression's predictions by gold value."""
-    gold, said = results.test.labels.values, results.students[student][:, 0]
-    low, high = float(min(gold.min(), said.min())), float(max(gold.max(), said.max()))
+    gold, predicted = results.test.labels.values, results.students[student][:, 0]
+    low, high = float(min(gold.min(), predicted.min())), float(max(gold.max(), predicted.max()))
     figure = blank(4.6, 4.2)
     axes = figure.add_subplot()
     axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=":")
     alpha = float(np.clip(300 / len(gold), 0.08, 0.8))
-    axes.scatter(gold, said, s=9, color=colour, alpha=alpha, linewidths=0)
+    axes.scatter(gold, predicted, s=9, color=colour, alpha=alpha, linewidths=0)
     axes.grid()
     axes.set_xlabel("gold")
     axes.set_ylabel("predicted")

@@ -38,7 +38,7 @@ PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "n
 def task_results(
     config: RunConfig, data: Mapping[str, TaskData], keys: Mapping[str, str]
 ) -> dict[str, TaskResults]:
-    """Everybody's outputs on the test splits: teachers' from the store, students' from their jobs."""
+    """Every model's predictions on the test splits: teachers' from the store, students' from their jobs."""
     store = Store(config.store_path)
     outputs = {job: read_result(config.run_dir, job)[1] for job in jobs_of(config)}
     return {
@@ -55,7 +55,7 @@ def _one_task(
     outputs: Mapping[Job, Mapping[str, torch.Tensor]],
 ) -> TaskResults:
     task, test, strategy = data.task, data.splits["test"], task_aggregation(config, name).strategy
-    teachers, together = _said(config, name, data, keys, store, "test")
+    teachers, together = _predictions(config, name, data, keys, store, "test")
     by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
     for job, values in outputs.items():
         by_mode[job.mode][job.student] = values[name].numpy()
@@ -80,16 +80,16 @@ def ensemble_scores(
     """The ensembles' scores by ``<task>/<metric>``, and ``macro/score``, their mean."""
     store, scores = Store(config.store_path), {}
     for name, task_data in data.items():
-        _, together = _said(config, name, task_data, keys, store, split)
+        _, together = _predictions(config, name, task_data, keys, store, split)
         metric = task_data.task.scoring.metric
         scores[f"{name}/{metric}"] = task_data.task.scoring.scores(together, task_data.splits[split])[metric]
     return {**scores, "macro/score": statistics.mean(scores.values())}
 
 
-def _said(
+def _predictions(
     config: RunConfig, name: str, data: TaskData, keys: Mapping[str, str], store: Store, split: Split
 ) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
-    """What each of a task's teachers says of a split, out of the store, and what they say together: (M, C) each."""
+    """(M, C) predictions of each of a task's teachers on a split, out of the store, and of their ensemble."""
     task, examples, weights = data.task, data.splits[split], task_aggregation(config, name).weights
     counts = task.reading.counts(examples.inputs)
     teachers: dict[str, NDArray[np.floating]] = {
@@ -109,14 +109,16 @@ def ensemble_values(
     strategy: Strategy,
     weights: Mapping[str, float],
 ) -> NDArray[np.floating]:
-    """(M, C) what a task's teachers, each (M, C), say together of examples with `counts` items."""
+    """(M, C) predictions of the ensemble of teachers, each (M, C), on examples with `counts` items."""
     stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
     share = torch.tensor(list(weights.values()))
     rows = task.head.rows(stacked, items)
     together = ensemble(rows, strategy=strategy, weights=share, continuous=task.kind.continuous)
     if not task.kind.continuous:
-        spoken = is_present(rows).any(dim=-1).any(dim=0)  # else nobody has a word on it, nor the ensemble
-        together = (together * spoken.unsqueeze(-1)).log().clamp(min=ABSENT)
+        present = (
+            is_present(rows).any(dim=-1).any(dim=0)
+        )  # where no teacher has a value, the ensemble has none
+        together = (together * present.unsqueeze(-1)).log().clamp(min=ABSENT)
     return task.head.flat(together, items).numpy()
 
 
