@@ -24,7 +24,7 @@ from pipeline.tasks.text import flat_columns, pads_of
 
 SIDES = ("start", "end")
 CHUNK = 1 << 20
-"""Characters that are told in Python lists of tokens at once."""
+"""Characters that are held as Python lists of tokens at once."""
 
 words_of = lru_cache(maxsize=64)(word_spans)
 """`word_spans`, remembered: the questions of a context usually stand together."""
@@ -143,7 +143,7 @@ def _shortened(tokenizer: Any, questions: list[str], limit: int) -> tuple[list[s
     plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     long = [i for i, ids in enumerate(tokenizer(questions, **plain)["input_ids"]) if len(ids) > limit]
     for i in long:
-        while True:  # text that is cut may be told in other tokens than before
+        while True:  # text that is cut may have other tokens than before
             spans = tokenizer(questions[i], return_offsets_mapping=True, **plain)["offset_mapping"]
             if len(spans) <= limit:
                 break
@@ -153,7 +153,7 @@ def _shortened(tokenizer: Any, questions: list[str], limit: int) -> tuple[list[s
 
 def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_length: int) -> _Part:
     """Token ids of the questions with their contexts, and the cells that tokens stand for."""
-    told = tokenizer(
+    encoded = tokenizer(
         questions,
         contexts,
         truncation="only_second",
@@ -163,14 +163,14 @@ def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_leng
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    lengths = np.fromiter(map(len, told["input_ids"]), dtype=np.int64, count=len(told["input_ids"]))
+    lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(encoded["input_ids"]))
     total = int(lengths.sum())
-    columns = flat_columns(told, lengths)
-    parts = chain.from_iterable(window.sequence_ids for window in told.encodings)
+    columns = flat_columns(encoded, lengths)
+    parts = chain.from_iterable(window.sequence_ids for window in encoded.encodings)
     part = np.fromiter(parts, dtype=np.float64, count=total)  # NaN: a special token
-    ends = chain.from_iterable(chain.from_iterable(told["offset_mapping"]))
+    ends = chain.from_iterable(chain.from_iterable(encoded["offset_mapping"]))
     characters = np.fromiter(ends, dtype=np.int64, count=2 * total).reshape(-1, 2)
-    owners = np.asarray(told["overflow_to_sample_mapping"], dtype=np.int64)
+    owners = np.asarray(encoded["overflow_to_sample_mapping"], dtype=np.int64)
 
     words, inside = Words.of(contexts), part == 1
     spots = np.full((total, 2), -1, dtype=np.int32)
@@ -193,18 +193,23 @@ def cell_logits(logits: Tensor, spots: Tensor, batch: TensorBatch) -> Tensor:
     A cell is `ABSENT` where no token stands for it, and the token's own logit, bit for bit, where one does.
     """
     window, token = (spots >= 0).nonzero(as_tuple=True)
-    said, width = logits[window, token], int(batch.counts.max())
-    seen, of = torch.unique(window * width + spots[window, token], return_inverse=True)
-    # logsumexp over each window's tokens of a cell, exact where there is one
-    top = said.new_full(seen.shape, -torch.inf).scatter_reduce(0, of, said.detach(), "amax")
-    mass = torch.zeros_like(top).index_add(0, of, (said - top[of]).exp())
-    told = top + mass.log()
+    width = int(batch.counts.max())
+    place, some = window * width + spots[window, token], logits[window, token]
+    if bool((place.diff() < 0).any()):  # a tokenizer whose tokens do not follow the text
+        place, order = torch.sort(place, stable=True)
+        some = some[order]
+    seen, run, lengths = torch.unique_consecutive(place, return_inverse=True, return_counts=True)
+    # logsumexp over each window's tokens of a cell, exact where there is one. By runs, because `index_add` adds in no
+    # fixed order on CUDA: with three tokens or more, two replicas of one teacher would differ in the last bits
+    top = torch.segment_reduce(some.detach(), "max", lengths=lengths, unsafe=True)
+    mass = torch.segment_reduce((some - top[run]).exp(), "sum", lengths=lengths, unsafe=True)
+    pooled = top + mass.log()
     # over windows: the largest of a word's, the smallest of no answer's
     starts = item_starts(batch.counts)
     cell = starts[batch.owners[seen // width]] + seen % width
-    sign = told.new_ones(int(batch.counts.sum()))
+    sign = pooled.new_ones(int(batch.counts.sum()))
     sign[starts] = -1
     cells = torch.full_like(sign, ABSENT).scatter_reduce(
-        0, cell, told * sign[cell], "amax", include_self=False
+        0, cell, pooled * sign[cell], "amax", include_self=False
     )
     return cells * sign

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.batch import ABSENT, Encoded
 from pipeline.errors import ConfigError, TeacherError
@@ -304,3 +306,26 @@ def test_values_have_gradients() -> None:
     said.sum().backward()
     assert logits.grad is not None
     assert logits.grad[spots < 0].abs().sum() == 0
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_tokens_of_a_word_are_added_in_a_fixed_order() -> None:
+    """On CUDA these add in the order in which threads arrive, so that equal inputs give other bits each time."""
+    batch = TensorBatch({}, {}, torch.tensor([0]), torch.tensor([3]))
+    with Recorder() as recorder:
+        cell_logits(torch.randn(1, 8), torch.tensor([[0, 1, 1, 1, 1, 2, 2, 2]]), batch)
+    assert "segment_reduce" in recorder.names
+    assert not {"index_add", "index_add_", "scatter_add", "scatter_add_", "bincount"} & recorder.names
