@@ -22,12 +22,13 @@ def store_key(
 ) -> str:
     """Name of this teacher's soft targets in the store: a hash of all that decides them but the example.
 
-    Weights, tokenizer and config by content; kind, columns, max_length, dtype and label mapping by value, and
-    with a mapping the class that sums or chooses among what it maps.
+    Weights, tokenizer and config by content; kind, the version of how it reads a text, columns, max_length, dtype and
+    label mapping by value, and with a mapping the problem, which sums or chooses among what it maps.
     """
     facts: list[Any] = [
         fingerprint(folder),
         task.kind.name,
+        task.head.version,
         list(task.head.columns),
         max_length or task.head.max_length,
         dtype,

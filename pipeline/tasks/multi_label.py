@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -91,6 +91,8 @@ class MultiLabelReading(TextReading):
 @dataclass(frozen=True)
 class MultiLabelHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
+
+    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
 
     columns: tuple[str, ...]
     fields: tuple[str, ...] = FIELDS

@@ -146,6 +146,7 @@ class QuestionReading:
 class SpanHead:
     """See `pipeline.tasks.task.Head`."""
 
+    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
     row_weight: ClassVar[float] = 0.5
     losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
     columns: ClassVar[tuple[str, ...]] = SIDES

@@ -86,6 +86,7 @@ class NumberReading(TextReading):
 class NumberHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
 
+    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
     losses: ClassVar[tuple[LossTerm, ...]] = NUMBER_LOSSES
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     center: float = 0.0

@@ -66,6 +66,12 @@ class Head(Protocol):
     """Examples → token ids → a model's predictions → rows for losses; a teacher's label space → the task's."""
 
     @property
+    def version(self) -> int:
+        """Part of the key of stored soft targets. A kind raises it where its `encode`, `read_out` or `marginalise`, or
+        what they call, gives other values for the same model and the same text; older targets are then not used."""
+        ...
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """What the columns of values are called."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,8 @@ class ClassReading(TextReading):
 @dataclass(frozen=True)
 class ClassHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
+
+    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
 
     columns: tuple[str, ...]
     fields: tuple[str, ...] = FIELDS

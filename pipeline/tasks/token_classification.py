@@ -133,6 +133,7 @@ class TokenReading:
 class TokenHead:
     """See `pipeline.tasks.task.Head`."""
 
+    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
     row_weight: ClassVar[float] = 1.0
     losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
 

@@ -7,11 +7,15 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.tasks.multi_label import multi_label
-from pipeline.tasks.text_classification import text_classification
+from pipeline.tasks.multi_label import MultiLabelHead, multi_label
+from pipeline.tasks.question_answering import SpanHead, question_answering
+from pipeline.tasks.regression import NumberHead, regression
+from pipeline.tasks.text_classification import ClassHead, text_classification
+from pipeline.tasks.token_classification import TokenHead, token_classification
 from teachers.teacher import store_key
 from tests.conftest import TinyModel, save_tokenizer
 
@@ -85,6 +89,23 @@ def test_the_key_follows_what_the_task_asks(copied: Path) -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert all(key == key.lower() and int(key, 16) for key in keys)  # hexadecimal, as the store demands
+
+
+@pytest.mark.parametrize("head", [ClassHead, MultiLabelHead, NumberHead, TokenHead, SpanHead])
+def test_another_way_of_reading_a_text_is_another_key(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, head: Any
+) -> None:
+    tasks = (
+        TASK,
+        multi_label("mood", LABELS, 32),
+        regression("mood", 32),
+        token_classification("mood", LABELS, 32),
+        question_answering("mood", 32),
+    )
+    (task,) = (task for task in tasks if type(task.head) is head)
+    before = store_key(copied, task, "fp32")
+    monkeypatch.setattr(head, "version", head.version + 1)
+    assert store_key(copied, task, "fp32") != before
 
 
 def test_a_length_of_its_own_is_a_length(copied: Path) -> None:
