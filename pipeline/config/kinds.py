@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 
 KindName = Literal["text-classification", "token-classification", "question-answering"]
 Problem = Literal["single_label", "multi_label", "regression"]
+DEFAULT_PROBLEM: Problem = "single_label"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.kinds import Kind, KindName, Problem, kind_of
+from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
 
 LONGEST_NAME = 64
 Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$")]
@@ -114,7 +114,7 @@ class TaskConfig(Strict):
 
     kind: KindName
     """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none."""
-    problem: Problem = "single_label"
+    problem: Problem = DEFAULT_PROBLEM
     """Of text-classification: one label, a list of any number of labels, or a number."""
     data: DataConfig
     """Its examples."""

@@ -25,6 +25,7 @@ SCRIPTS = sorted(
 )
 
 LIGHT = (
+    "pipeline.config.kinds",
     "pipeline.config.schema",
     "pipeline.config.explain",
     "pipeline.config.load",
@@ -244,3 +245,71 @@ def test_the_probe_sees_what_a_module_brings_in() -> None:
     assert report["json"] == ""
     assert report["pipeline.errors"] == "brings in pipeline"
     assert report["no_such_module"].startswith("cannot be imported")
+
+
+# ---------------------------------------------------------------- kinds
+
+DECLARED = "pipeline/config/kinds.py"
+TRANSFORMERS_PIPELINES = (
+    "pipeline/tracking/model.py"  # named as transformers names them, with MLflow's signatures
+)
+KIND_MODULES = {
+    f"pipeline.tasks.{name}"
+    for name in (
+        "text_classification",
+        "multi_label",
+        "regression",
+        "token_classification",
+        "question_answering",
+    )
+}
+
+
+def kind_words() -> set[str]:
+    """Words that name one kind or a few: kinds, problems, columns read on request, what truncation loses."""
+    from pipeline.config.kinds import KINDS
+
+    words: set[str] = {"words"}
+    for kind in KINDS:
+        words |= {kind.name, kind.problem, *kind.optional_inputs, *kind.optional_labels}
+    return words
+
+
+def named_kinds(tree: ast.AST, words: set[str]) -> list[tuple[int, str]]:
+    """(line, word) where code, not prose, has one of `words` as a string."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        (node.lineno, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and id(node) not in prose and node.value in words
+    ]
+
+
+def outside_the_kinds() -> list[Path]:
+    tasks = ROOT / "pipeline" / "tasks"
+    known = {ROOT / DECLARED, ROOT / TRANSFORMERS_PIPELINES}
+    return [path for path in SOURCES if path not in known and tasks not in path.parents]
+
+
+def test_nothing_else_knows_a_kind_by_name() -> None:
+    elsewhere = {
+        path.relative_to(ROOT).as_posix(): named
+        for path in outside_the_kinds()
+        if (named := named_kinds(ast.parse(path.read_text(encoding="utf-8")), kind_words()))
+    }
+    assert elsewhere == {}
+
+
+def test_nothing_else_imports_a_kind() -> None:
+    elsewhere = [
+        (path.relative_to(ROOT).as_posix(), line)
+        for path in outside_the_kinds()
+        for line, name in imports(path)
+        if any(name == module or name.startswith(f"{module}.") for module in KIND_MODULES)
+    ]
+    assert elsewhere == []
+
+
+def test_a_kind_named_in_code_is_seen_and_in_prose_is_not() -> None:
+    tree = ast.parse('"""regression"""\nif task.lost == "words":\n    kind = "regression"')
+    assert named_kinds(tree, {"words", "regression"}) == [(2, "words"), (3, "regression")]
