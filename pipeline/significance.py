@@ -16,6 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
+from pipeline.config.kinds import Better
+
 ALPHA = 0.05
 CLEAR_GAP = (
     0.005  # the ensemble must be this far above a supervised baseline for "gap recovered" to mean anything
@@ -58,14 +60,28 @@ def pairs_needed(alpha: float = ALPHA) -> int:
     return next(pairs for pairs in range(1, 1000) if floor(pairs) < alpha)
 
 
-def retention(score: float, ensemble: float) -> float | None:
-    """score ÷ ensemble; None where the ensemble scores nothing."""
+def retention(score: float, ensemble: float, better: Better = "higher") -> float | None:
+    """score ÷ ensemble; None where the ensemble scores nothing.
+
+    Where lower is `better`, of an error bounded by 1, such as a word error rate: (1 − score) ÷ (1 − ensemble).
+    """
+    if better == "lower":
+        score, ensemble = 1 - score, 1 - ensemble
     return score / ensemble if ensemble > 0 else None
 
 
-def gap_recovered(score: float, supervised: float | None, ensemble: float) -> float | None:
-    """(score − supervised) ÷ (ensemble − supervised); None without a baseline or with no clear gap to recover."""
-    if supervised is None or ensemble - supervised < CLEAR_GAP:
+def gap_recovered(
+    score: float, supervised: float | None, ensemble: float, better: Better = "higher"
+) -> float | None:
+    """(score − supervised) ÷ (ensemble − supervised); None without a baseline or with no clear gap to recover.
+
+    Where lower is `better`, of 1 − error, as for `retention`.
+    """
+    if supervised is None:
+        return None
+    if better == "lower":
+        score, supervised, ensemble = 1 - score, 1 - supervised, 1 - ensemble
+    if ensemble - supervised < CLEAR_GAP:
         return None
     return (score - supervised) / (ensemble - supervised)
 

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 
 KindName = Literal["text-classification", "token-classification", "question-answering"]
 Problem = Literal["single_label", "multi_label", "regression"]
+Better = Literal["higher", "lower"]
 DEFAULT_PROBLEM: Problem = "single_label"
 
 
@@ -26,7 +27,7 @@ class Metric:
     """
 
     name: str
-    better: Literal["higher", "lower"] = "higher"
+    better: Better = "higher"
     shown: Literal["points", "decimals"] = "points"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.kinds import METRICS
 from pipeline.files import write_atomically
 from pipeline.report.page import markdown
 from pipeline.report.schema import (
@@ -94,8 +95,8 @@ def _task(results: TaskResults) -> TaskReport:
         students[name] = TaskStudentScores(
             score=score,
             supervised=supervised,
-            retention=retention(score, ensemble),
-            gap_recovered=gap_recovered(score, supervised, ensemble),
+            retention=retention(score, ensemble, METRICS[metric].better),
+            gap_recovered=gap_recovered(score, supervised, ensemble, METRICS[metric].better),
             delta_error=None if difference is None else float(difference.std()),
             agreement=task.scoring.agreement(values, results.ensemble, test),
             ece=metrics.students[name].get("ece"),

@@ -129,3 +129,11 @@ def test_a_baseline_that_is_missing_once_is_missing() -> None:
 def test_a_score_alone() -> None:
     outcome = Outcome(Spread((0.7,)))
     assert (outcome.delta, outcome.p, outcome.retention, outcome.gap_recovered) == (None,) * 4
+
+
+def test_ratios_of_an_error_are_of_one_minus_it() -> None:
+    assert retention(0.2, 0.1, "lower") == pytest.approx(0.8 / 0.9)
+    assert retention(0.2, 1.0, "lower") is None
+    assert gap_recovered(0.2, 0.3, 0.1, "lower") == pytest.approx(0.5)
+    assert gap_recovered(0.2, 0.1, 0.3, "lower") is None  # the ensemble errs more than the baseline
+    assert gap_recovered(0.2, None, 0.1, "lower") is None
