@@ -102,7 +102,7 @@ def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> 
         row = int(np.searchsorted(np.cumsum(counts), item, side="right"))
         problem = f'it predicts NaN or Inf on example "{_excerpt(task, sample, row)}"'
         return replace(findings, problems=[problem])
-    rows = task.head.rows(torch.from_numpy(np.ascontiguousarray(values)).float(), torch.from_numpy(counts))
+    rows = task.head.rows(torch.from_numpy(values.astype(np.float32)), torch.from_numpy(counts))
     chance = predictions.random_head_scores
     if (counts == 1).all():
         chance = shuffled_scores(task, values, sample)
