@@ -17,12 +17,11 @@ from students.student import MultiTaskStudent
 
 
 def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path) -> None:
-    """Writes the task's model and tokenizer to `folder` (replaced whole), as `from_pretrained` reads them."""
+    """Replaces `folder` by the task's model and tokenizer, in the form that `from_pretrained` reads."""
     model = student.model(task)
     with torch.device("meta"):
-        expected = (
-            type(model)(model.config).state_dict().keys()
-        )  # a shared encoder may hold a pooler the class has not
+        # the shared encoder may have a pooler that this class of models lacks
+        expected = type(model)(model.config).state_dict().keys()
     state = {name: tensor for name, tensor in model.state_dict().items() if name in expected}
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -33,25 +32,23 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
 
 
 def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:
-    """Writes `target`/model.onnx with dynamic batch and length; returns the largest difference of its outputs.
+    """Writes `target`/model.onnx with dynamic batch and length; returns the largest absolute difference of its outputs
+    from PyTorch's, on a padded batch of two.
 
-    The difference is measured by ONNX Runtime on a padded batch of two. Raises `ConfigError` where the
-    `onnx` extra is not installed and `DataError` if the two disagree.
+    Raises `ConfigError` where the `onnx` extra is not installed and `DataError` if the difference exceeds 1e-3.
     """
-    absent = [
+    missing = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
     ]
-    if absent:
+    if missing:
         raise ConfigError(
-            f"--onnx needs {', '.join(absent)}",
+            f"--onnx needs {', '.join(missing)}",
             "Install the project's extra, from its folder: pip install -e '.[onnx]'.",
         )
     import onnxruntime
 
-    model, tokenizer = (
-        open_model(model_class(kind), model_folder, attn_implementation="eager"),
-        open_tokenizer(model_folder),
-    )
+    model = open_model(model_class(kind), model_folder, attn_implementation="eager")
+    tokenizer = open_tokenizer(model_folder)
     outputs = list(kind.outputs)
     batch = dict(tokenizer(["a first text of some length", "another"], padding=True, return_tensors="pt"))
     target.mkdir(parents=True, exist_ok=True)
@@ -71,10 +68,10 @@ def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:
     with torch.no_grad():
         expected = model(**batch)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    found = session.run(outputs, {name: tensor.numpy() for name, tensor in batch.items()})
+    exported = session.run(outputs, {name: tensor.numpy() for name, tensor in batch.items()})
     difference = max(
-        float((torch.from_numpy(one) - expected[name]).abs().max())
-        for name, one in zip(outputs, found, strict=True)
+        float((torch.from_numpy(output) - expected[name]).abs().max())
+        for name, output in zip(outputs, exported, strict=True)
     )
     if difference > 1e-3:
         raise DataError(

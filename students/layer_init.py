@@ -1,4 +1,4 @@
-"""Student layers from a teacher's: any encoder whose layers stand in one ModuleList."""
+"""A student's layers, copied from a teacher's, for any encoder that has its layers in one ModuleList."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def layer_indices(layers: int | Sequence[int] | None, total: int) -> list[int]:
-    """Which of `total` layers to keep: `layers` of them evenly spaced with the last pinned
-    (Distil-Whisper, arXiv 2311.00430), those named, or all for None. Raises `ConfigError` if there are too few.
+    """Indices of the layers to keep, out of `total`, ascending for a number or None.
+
+    layers: a number keeps that many, evenly spaced, always with the last one (Distil-Whisper, arXiv 2311.00430); a
+    sequence keeps those indices; None keeps all. Raises `ConfigError` if the model has fewer layers.
     """
     if layers is None:
         return list(range(total))
@@ -38,7 +40,10 @@ def layer_indices(layers: int | Sequence[int] | None, total: int) -> list[int]:
 
 
 def truncate(encoder: PreTrainedModel, layers: int | Sequence[int] | None) -> PreTrainedModel:
-    """A new encoder with the chosen layers of `encoder`; embeddings, norms and pooler are copied whole."""
+    """A new encoder with the chosen layers of `encoder`, which keeps its embeddings, norms and pooler.
+
+    layers: see `layer_indices`. Raises `ConfigError` where they do not fit the encoder.
+    """
     path, total = _layer_list(encoder)
     kept = layer_indices(layers, total)
     config = copy.deepcopy(encoder.config)
@@ -66,7 +71,7 @@ def truncate(encoder: PreTrainedModel, layers: int | Sequence[int] | None) -> Pr
 
 
 def _layer_list(encoder: PreTrainedModel) -> tuple[str, int]:
-    """Path and length of the encoder's list of layers."""
+    """The name of the encoder's ModuleList of layers among its modules, and its length."""
     total = encoder.config.num_hidden_layers
     for path, module in encoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == total:

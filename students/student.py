@@ -36,7 +36,7 @@ class MultiTaskStudent(nn.Module):
         return self.models[self._position[task]]
 
     def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Any:
-        """The task's model's own output; inputs as the tokenizer gives them, (S, length) int64."""
+        """The output of the task's Hugging Face model. inputs: what the tokenizer returns, (S, length) int64 each."""
         return self.model(task)(**inputs)
 
 
@@ -48,13 +48,16 @@ def build_student(
     dropout: float | None = None,
     seed: int = 0,
 ) -> MultiTaskStudent:
-    """A student on the encoder in `folder`, cut to `layers`, with new heads drawn from `seed`."""
+    """A student with the encoder in `folder`, cut to `layers`, and new heads drawn at random from `seed`.
+
+    layers: see `students.layer_init.layer_indices` · dropout: of every dropout module, None for the model's own.
+    """
     from transformers import AutoModel
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = open_config(folder)
-        if dropout is not None:  # it is read when modules are made
+        if dropout is not None:  # modules read it when they are made
             set_dropout(config, dropout)
         encoder = open_model(AutoModel, folder, config=config)
         if layers is not None:
@@ -63,7 +66,7 @@ def build_student(
 
 
 def set_dropout(config: Any, dropout: float) -> None:
-    """Sets every dropout that a model's config knows."""
+    """Sets every dropout probability that a model's config has."""
     for name, value in config.to_dict().items():
         if name.endswith(("dropout", "dropout_prob")) and isinstance(value, int | float):
             setattr(config, name, dropout)

@@ -13,15 +13,14 @@ strategy       target                                                           
 ``best``       w = one-hot at the lowest CE(y, p_k)                                            yes
 =============  ==================================================================  ============  ======
 
-CE and H are taken at temperature 1: who is trusted does not depend on how soft the target is. A teacher of
-weight 0 takes no part whatever the strategy: it is not among the K. A single teacher's target is its own
-softmax(z / T), bit for bit.
+CE and H are computed at temperature 1, so w_k does not depend on T. A teacher of weight 0 is not among the K,
+whatever the strategy. The target of a single teacher is its own softmax(z / T), bit for bit.
 
-A teacher may have no word on a label (`ABSENT` in its column: probability 0, and in ``log_mean`` no vote on it)
-or on a whole row (all columns `ABSENT`): it is then not among the K for that row.
+A teacher may lack a label: its column is `ABSENT`, its probability 0, and in ``log_mean`` it has no vote on that
+label. A teacher with all columns of a row `ABSENT` predicts nothing for the row: it is not among the K there.
 
-Continuous rows (N, 1) are numbers: targets are Σ_k w_k z_k, w as above with squared errors for CE; ``log_mean``
-and ``entropy`` do not exist for them.
+Continuous rows (N, 1) are numbers: the target is Σ_k w_k z_k, with w as above and squared errors instead of CE.
+``log_mean`` and ``entropy`` do not exist for them.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ def aggregate(
 
     logits: (K, N, C) raw soft targets, any float dtype, finite · weights: (K,) ≥ 0, summing to 1 ·
     temperature: > 0 · labels: (N,) int64, or float where `continuous`, or None where the strategy needs none.
-    A row on which no teacher has a word gets a target of no meaning: the caller leaves it out.
+    The target of a row without any teacher is meaningless: the caller leaves the row out.
 
-    Raises ValueError for weights that do not fit, and for a strategy that needs labels when there are none
-    or any is missing; also with one teacher, so that whether a config is right does not depend on weights.
+    Raises ValueError for weights that do not fit, and for a strategy that needs labels where any is missing. It does
+    so with one teacher too, so that a config is right or wrong whatever its weights.
     """
     missing = labels is None or bool((labels.isnan() if continuous else labels == UNLABELLED).any())
     if needs_labels(strategy) and missing:
         raise ValueError(f"strategy {strategy!r} needs the label of every example")
-    logits, weights = _taking_part(logits.float(), weights)
+    logits, weights = _with_weight(logits.float(), weights)
     if continuous:
         return (_number_shares(logits, strategy, weights, labels).unsqueeze(-1) * logits).sum(dim=0)
     if len(logits) == 1:
@@ -64,36 +63,36 @@ def aggregate(
     whole = bool(present.all())
     if strategy == "log_mean":
         return product_of_experts(logits, weights, temperature, None if whole else present)
-    speaking = None if whole else present.any(dim=-1)
+    predicting = None if whole else present.any(dim=-1)
     match strategy:
         case "mean":
             shares = mean_shares(logits, weights)
         case "confidence":
-            losses = _silenced(_label_losses(logits, labels), speaking, -torch.inf)
+            losses = _masked(_label_losses(logits, labels), predicting, -torch.inf)
             shares = confidence_shares(losses, weights)
         case "entropy":
-            shares = entropy_shares(logits, weights, speaking)
+            shares = entropy_shares(logits, weights, predicting)
         case "best":
-            shares = best_shares(_silenced(_label_losses(logits, labels), speaking, torch.inf))
-    if speaking is not None:
-        shares = _among(speaking, shares, weights)
+            shares = best_shares(_masked(_label_losses(logits, labels), predicting, torch.inf))
+    if predicting is not None:
+        shares = _among(predicting, shares, weights)
     return (shares.unsqueeze(-1) * softmax(logits / temperature, dim=-1)).sum(dim=0)
 
 
 def ensemble(logits: Tensor, *, strategy: Strategy, weights: Tensor, continuous: bool = False) -> Tensor:
-    """(N, C) float32 probabilities at temperature 1: what a task's teachers answer together, without labels.
+    """(N, C) float32 probabilities at temperature 1: the prediction of a task's teachers together, without labels.
 
-    For evaluation, where the labels are what is asked: strategies that need labels are scored by the weighted
-    mean of their teachers, the others as themselves. Arguments as in `aggregate`.
+    For evaluation, which must not see labels: a strategy that needs labels is replaced by the weighted mean of the
+    teachers, every other strategy is used as it is. Arguments as in `aggregate`.
     """
-    blind: Strategy = "mean" if needs_labels(strategy) else strategy
+    unlabelled: Strategy = "mean" if needs_labels(strategy) else strategy
     return aggregate(
-        logits, strategy=blind, weights=weights, temperature=1.0, labels=None, continuous=continuous
+        logits, strategy=unlabelled, weights=weights, temperature=1.0, labels=None, continuous=continuous
     )
 
 
 def mean_shares(logits: Tensor, weights: Tensor) -> Tensor:
-    """(K, N): every example weighs its teachers by the config alone (the usual ensemble, arXiv:1503.02531)."""
+    """(K, N): for every row the weights (K,) of the config (the usual ensemble, arXiv:1503.02531)."""
     return weights.unsqueeze(-1).expand(logits.shape[:2])
 
 
@@ -102,7 +101,7 @@ def product_of_experts(
 ) -> Tensor:
     """(N, C): the weighted geometric mean of the teachers' probabilities, renormalised (arXiv:1503.02531).
 
-    present: (K, N, C) which labels each teacher knows, None for all; a label is voted on by those who know it.
+    present: (K, N, C) which labels each teacher has, None for all; only teachers that have a label vote on it.
     """
     log_probabilities = log_softmax(logits / temperature, dim=-1)
     votes = weights.view(-1, 1, 1)
@@ -115,39 +114,39 @@ def product_of_experts(
 
 
 def confidence_shares(losses: Tensor, weights: Tensor) -> Tensor:
-    """(K, N): teachers weigh less the worse they do on the label (CA-MKD, arXiv:2201.00007).
+    """(K, N): the higher a teacher's loss on the label, the lower its share (CA-MKD, arXiv:2201.00007).
 
-    losses: (K, N) cross-entropies. confidence_k = (1 − softmax_k(losses)) / (K − 1), which sums to 1; times
-    the config's weights, renormalised. Between 0 and 1 / (K − 1) each: with equal weights no teacher of three
-    gets more than half. The paper weighs one soft loss a teacher; one soft loss to the mixture has the same
-    gradient, and is 0 when the student reaches the mixture.
+    losses: (K, N) cross-entropies. confidence_k = (1 − softmax_k(losses)) / (K − 1), which sums to 1; it is
+    multiplied by the config's weights and renormalised. Each confidence is between 0 and 1 / (K − 1): with equal
+    weights no teacher of three gets more than half. The paper has one weighted soft loss for each teacher. One soft
+    loss to the mixture has the same gradient, and is 0 when the student reaches the mixture.
     """
     confidence = (1 - softmax(losses, dim=0)) / (len(losses) - 1)
     return _normalised(weights.unsqueeze(-1) * confidence)
 
 
-def entropy_shares(logits: Tensor, weights: Tensor, speaking: Tensor | None = None) -> Tensor:
-    """(K, N): teachers weigh less the less sure they are, no labels needed.
+def entropy_shares(logits: Tensor, weights: Tensor, predicting: Tensor | None = None) -> Tensor:
+    """(K, N): the higher a teacher's entropy, the lower its share; needs no labels.
 
     1 − H_k / Σ_j H_j with H the entropy at temperature 1, times the config's weights, renormalised: EBKD as
-    CA-MKD's authors implement it (arXiv:2201.00007's code), but summing to 1. Where no teacher has any
-    entropy, the config's weights. speaking: (K, N) who has a word on a row at all, None for everybody.
+    CA-MKD's authors implement it (arXiv:2201.00007's code), but summing to 1. Where every H is 0, the config's
+    weights. predicting: (K, N) which teachers have a prediction for a row, None for all.
     """
     entropies = torch.special.entr(softmax(logits, dim=-1)).sum(dim=-1)
-    if speaking is not None:
-        entropies = entropies * speaking
+    if predicting is not None:
+        entropies = entropies * predicting
     total = entropies.sum(dim=0)
-    unsure = torch.where(total > 0, entropies / total, 0.0)
-    return _normalised(weights.unsqueeze(-1) * (1 - unsure))
+    uncertainty = torch.where(total > 0, entropies / total, 0.0)
+    return _normalised(weights.unsqueeze(-1) * (1 - uncertainty))
 
 
 def best_shares(losses: Tensor) -> Tensor:
-    """(K, N) one-hot: the teacher with the lowest of the losses (K, N), the first of equals."""
+    """(K, N) one-hot: 1 for the teacher with the lowest loss of a row of `losses` (K, N), the first of equal ones."""
     return one_hot(losses.argmin(dim=0), len(losses)).T.to(losses.dtype)
 
 
 def _number_shares(numbers: Tensor, strategy: Strategy, weights: Tensor, labels: Tensor | None) -> Tensor:
-    """(K, N) shares of teachers that say one number each, (K, N, 1)."""
+    """(K, N) shares of teachers that predict one number a row; numbers: (K, N, 1)."""
     match strategy:
         case "mean":
             return mean_shares(numbers, weights)
@@ -161,28 +160,28 @@ def _number_shares(numbers: Tensor, strategy: Strategy, weights: Tensor, labels:
             raise ValueError(f"strategy {strategy!r} is not made for numbers")
 
 
-def _silenced(losses: Tensor, speaking: Tensor | None, value: float) -> Tensor:
-    """Losses (K, N), `value` where a teacher has no word."""
-    return losses if speaking is None else losses.masked_fill(~speaking, value)
+def _masked(losses: Tensor, predicting: Tensor | None, value: float) -> Tensor:
+    """The losses (K, N), with `value` where a teacher has no prediction."""
+    return losses if predicting is None else losses.masked_fill(~predicting, value)
 
 
-def _among(speaking: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
-    """Shares (K, N) of those who speak, summing to 1 over them; the config's weights where those shares are 0."""
-    shares = torch.where(speaking, torch.nan_to_num(shares), 0.0)
-    fallback = weights.unsqueeze(-1) * speaking
+def _among(predicting: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    """(K, N) shares renormalised over the teachers that predict a row; the config's weights where their shares are 0."""
+    shares = torch.where(predicting, torch.nan_to_num(shares), 0.0)
+    fallback = weights.unsqueeze(-1) * predicting
     shares = torch.where(shares.sum(dim=0) > 0, shares, fallback)
     return shares / shares.sum(dim=0).clamp(min=torch.finfo(shares.dtype).tiny)
 
 
-def _taking_part(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and weights of the teachers whose weight is not 0."""
+def _with_weight(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (K', N, C) and weights (K',) of the teachers whose weight is not 0."""
     weights = weights.to(logits)
     if weights.shape != logits.shape[:1]:
         raise ValueError(f"{tuple(weights.shape)} weights do not fit logits {tuple(logits.shape)}")
     if bool((weights < 0).any()) or not abs(float(weights.sum()) - 1) <= 1e-4:  # `not`: NaN is refused too
         raise ValueError(f"teacher weights {weights.tolist()} must be 0 or more and sum to 1")
-    taking_part = weights > 0
-    return logits[taking_part], weights[taking_part]
+    used = weights > 0
+    return logits[used], weights[used]
 
 
 def _label_losses(logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,12 +1,12 @@
 """Is a teacher worth distilling? The judgement, from its predictions on a sample of validation examples.
 
-Pure functions, without Ray and without files; `teachers.preflight` makes the predictions. What is certain is a
-problem and stops a run; what is only likely is a warning.
+Pure functions, without Ray and without files; `teachers.preflight` makes the predictions. A fault that is certain is
+a problem and stops the run; a fault that is only likely is a warning.
 
-Random predictions, with which a score is compared, are the teacher's own predictions in random order: a permutation
-test, sound for every kind whose examples have one item each. Where an example has several items (words, positions of
-a context), even an untrained model prefers some of them by their looks, so the comparison is there with the same
-model under random heads.
+A score is compared with that of random predictions. Where each example has one item, these are the teacher's own
+predictions in random order: a permutation test. Where an example has several items (words, positions of a context),
+they are predictions of the same model under random heads, because even an untrained model prefers some items by
+their form.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REPLICAS = (
 CERTAIN, LIKELY = 1e-6, 1e-3  # p-values below which permuted names are a problem, and a warning
 SHUFFLES = 100  # random orders of the predictions: their standard deviation to 7%
 ENOUGH = 100  # examples from which "no better than random heads" is a problem, not a warning
-FEW = 3  # examples of a class under another name below which they say nothing of it
+FEW = 3  # fewest examples of a class under another name that count as a renaming
 NAMED = 12  # permuted names that a message lists
 SELF_LOSS = 1e-3  # nats at temperature 1: what float16 may cost
 TEMPERATURE = 2.0
@@ -43,7 +43,7 @@ TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one teacher predicts on the sample, and what else only its model can tell.
+    """What one teacher predicts on the sample, and what else only its model can measure.
 
     values: (M, C) float32 · truncated: examples (of a sentence, words) that lost tokens ·
     replica_difference: see `relative_difference` · random_head_scores: (k,) float64, the metric of the same model
@@ -60,12 +60,12 @@ class Predictions:
 class Findings:
     """How good one teacher is on the sample.
 
-    score: the task's metric · majority: that of the best constant prediction · chance: mean of that of random
+    score: the task's metric · majority: the metric of the best constant prediction · chance: the mean metric of random
     predictions, None where there are none · entropy: mean over rows of the entropy ÷ ln(classes), None for numbers
-    · ece: None where a prediction is not one label out of C · self_loss: the soft loss of the teacher to its own
-    stored targets · replica_difference: see `relative_difference` · truncated: share of the examples (words, for
-    token-classification) · agreement: with each other teacher of the task · problems: why it should not be
-    distilled · warnings: why perhaps it should not.
+    · ece: expected calibration error, None where a prediction is not one label out of C · self_loss: the soft loss of
+    the teacher to its own stored targets · replica_difference: see `relative_difference` · truncated: share of the
+    examples (words, for token-classification) · agreement: with each other teacher of the task, by name · problems:
+    why it should not be distilled · warnings: why perhaps it should not.
     """
 
     teacher: str
@@ -87,14 +87,14 @@ class Findings:
 
 @dataclass(frozen=True)
 class Flag:
-    """Something wrong with a teacher. certain: whether it is a problem rather than a warning."""
+    """Something wrong with a teacher. certain: True makes it a problem, False a warning."""
 
     text: str
     certain: bool = True
 
 
 def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> Findings:
-    """`Findings` of the teacher `name`; its `agreement` is left empty, see `with_agreement`."""
+    """The `Findings` of the teacher `name`; `with_agreement` fills in `agreement`, which is empty here."""
     values, counts = predictions.values, task.reading.counts(sample.inputs)
     findings = Findings(teacher=name, task=task.name, metric=task.scoring.metric, examples=len(sample))
     if not np.isfinite(values).all():
@@ -130,7 +130,7 @@ def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> 
 
 
 def score(task: Task, values: NDArray[np.floating], sample: Examples) -> float:
-    """The task's metric of (M, C) values."""
+    """The task's metric of (M, C) predictions on the sample."""
     return float(task.scoring.score_of(task.scoring.statistics(values, sample).sum(0)))
 
 
@@ -142,7 +142,7 @@ def _prediction_flags(
     chance: NDArray[np.float64],
     findings: Findings,
 ) -> list[Flag]:
-    """The first certain reason why the predictions are no good, or else every likely one."""
+    """The first certain fault of the predictions, or else every likely one."""
     likely = []
     for names, counts in _names_compared(task, values, sample):
         flag = permuted_flag(names, counts)
@@ -161,8 +161,10 @@ def _prediction_flags(
 
 
 def relative_difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Largest |a − b| of two replicas' (M, C) values ÷ the standard deviation of those that are present; 0 where all
-    are equal, infinite where equal values have become different ones."""
+    """Largest |a − b| of two replicas' (M, C) values ÷ the standard deviation of the values that are present.
+
+    0 where a equals b; infinite where they differ and that standard deviation is 0.
+    """
     a, b = a.astype(np.float64), b.astype(np.float64)
     difference = float(np.abs(a - b).max())
     if difference == 0:
@@ -192,10 +194,10 @@ def _self_loss_flags(findings: Findings) -> list[Flag]:
 def _self_loss(
     task: Task, values: NDArray[np.floating], rows: torch.Tensor, counts: NDArray[np.int64]
 ) -> float:
-    """Mean soft loss of the teacher, as a student, to what the store would keep of it."""
+    """Mean soft loss of the teacher's predictions, in the student's place, to their own float16 copy in the store."""
     with np.errstate(over="ignore"):
-        kept = torch.from_numpy(values.astype(np.float16).astype(np.float32))
-    stored = task.head.rows(kept, torch.from_numpy(counts))
+        stored_values = torch.from_numpy(values.astype(np.float16).astype(np.float32))
+    stored = task.head.rows(stored_values, torch.from_numpy(counts))
     target = aggregate(
         stored.unsqueeze(0),
         strategy="mean",
@@ -216,12 +218,15 @@ def _self_loss(
 def permuted_flag(names: Sequence[str], counts: NDArray[np.int64]) -> Flag | None:
     """A flag where some of `names` (K,) look permuted in `counts` (K, K): row = gold, column = predicted.
 
-    The one-to-one renaming that agrees with most examples is an assignment problem. Of the names that it changes,
-    those count that have at least `FEW` examples, and more than half of theirs, under the other name. Were a name's own
-    examples as frequent as those under the other one, each would be a fair coin: the p-value is that coin's. A problem
-    needs `CERTAIN`, of names that only change places among each other: a weak teacher that takes one class for a
-    similar one predicts that one's own examples right, and closes no cycle. A warning needs `LIKELY`, of names whose
-    predictions are also mostly the one class's: a teacher that predicts a few classes for everything is not warned of.
+    The one-to-one renaming that agrees with most examples is the solution of an assignment problem. A name that it
+    changes counts if at least `FEW` of its examples, and more than half of them, are predicted under the other name.
+    The p-value is that of a fair coin: each example is predicted under its own name or under the other one, with equal
+    probability.
+
+    A problem needs p < `CERTAIN`, over names that change places among each other, in closed cycles. A weak teacher may
+    take one class for a similar one, but it predicts the similar one's examples right, which closes no cycle. A warning
+    needs p < `LIKELY`, over names whose new name is predicted mostly for them: otherwise a teacher that predicts a few
+    classes for everything would be warned of.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -242,7 +247,7 @@ def permuted_flag(names: Sequence[str], counts: NDArray[np.int64]) -> Flag | Non
 
 
 def _closed(moved: NDArray[np.bool_], other: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Which of the names that `moved` (K,) are on a cycle of `other` (K,) on which all have moved."""
+    """(K,) of the names in `moved` (K,), those on a cycle of the renaming `other` (K,) whose names are all in `moved`."""
     closed = moved.copy()
     for _ in closed:  # a cycle loses its members one after another, K steps at most
         closed &= closed[other]
@@ -250,7 +255,7 @@ def _closed(moved: NDArray[np.bool_], other: NDArray[np.intp]) -> NDArray[np.boo
 
 
 def _p_of_renaming(counts: NDArray[np.int64], moved: NDArray[np.bool_], other: NDArray[np.intp]) -> float:
-    """P(as many examples or more have the other name | own and other are equally frequent); 1 where none moved."""
+    """p: the probability of so many renamed examples, or more, if own and other name were equally likely; 1 without any."""
     from scipy.stats import binom
 
     named = np.flatnonzero(moved)
@@ -262,8 +267,11 @@ def _p_of_renaming(counts: NDArray[np.int64], moved: NDArray[np.bool_], other: N
 def _names_compared(
     task: Task, values: NDArray[np.floating], sample: Examples
 ) -> list[tuple[tuple[str, ...], NDArray[np.int64]]]:
-    """Names that a teacher may have permuted, each set with its counts, gold × predicted: entity types over the words
-    that are in an entity for both, whatever their place in it; labels."""
+    """Sets of names (K,) that a teacher may have permuted, each with its counts (K, K), gold × predicted.
+
+    Entity types, where the task has several: counted over words that are in an entity both in gold and in the
+    prediction, at any place of it. Then the labels.
+    """
     classified = task.scoring.classified(values, sample)
     if classified is None or not len(classified[1]):
         return []
@@ -279,7 +287,7 @@ def _names_compared(
 
 
 def shuffled_scores(task: Task, values: NDArray[np.floating], sample: Examples) -> NDArray[np.float64]:
-    """(`SHUFFLES`,) the metric of (n, C) values given to the examples in random order, always the same orders."""
+    """(`SHUFFLES`,) metrics of the predictions (n, C) in random orders of the rows; every call uses the same orders."""
     rng = np.random.default_rng(0)
     return np.array([score(task, rng.permutation(values), sample) for _ in range(SHUFFLES)])
 
@@ -297,7 +305,7 @@ def _chance_flag(
     chance: NDArray[np.float64],
     findings: Findings,
 ) -> Flag | None:
-    """Whether constant predictions, or random ones, score as well."""
+    """A flag where the teacher's score is not clearly above that of constant predictions, or of random ones."""
     from pipeline.shown import points
 
     several = bool((task.reading.counts(sample.inputs) > 1).any())
@@ -325,11 +333,11 @@ def _chance_flag(
 
 
 def _entropy(rows: torch.Tensor) -> float:
-    """Mean over rows (N, D) of the entropy ÷ ln of the columns that are present; rows of one column are left out."""
+    """Mean over rows (N, D) of the entropy ÷ ln(columns present); rows with fewer than two of them are left out."""
     choices = is_present(rows).sum(dim=-1)
     entropies = torch.special.entr(torch.softmax(rows, dim=-1)).sum(dim=-1)
-    some = choices > 1
-    return float((entropies[some] / choices[some].log()).mean()) if bool(some.any()) else 0.0
+    several = choices > 1
+    return float((entropies[several] / choices[several].log()).mean()) if bool(several.any()) else 0.0
 
 
 def _excerpt(task: Task, sample: Examples, row: int) -> str:
@@ -346,7 +354,7 @@ def with_agreement(
     tasks: Mapping[str, Task],
     samples: Mapping[str, Examples],
 ) -> list[Findings]:
-    """The findings, each with its agreement with the task's other teachers. values: (M, C) by teacher."""
+    """The findings, each with `agreement` filled in. values: by teacher, its predictions (M, C)."""
     shares: dict[str, dict[str, float]] = {one.teacher: {} for one in findings}
     for a, b in combinations(findings, 2):
         finite = np.isfinite(values[a.teacher]).all() and np.isfinite(values[b.teacher]).all()
@@ -358,8 +366,10 @@ def with_agreement(
 
 
 def refuse(findings: Sequence[Findings], warn_only: Callable[[str], bool]) -> list[str]:
-    """One warning for each teacher that has any, or that may go on in spite of problems; raises `TeacherError` for
-    the first that may not."""
+    """The warnings: a line for each teacher with warnings, or with problems that `warn_only` (teacher's name) allows.
+
+    Raises `TeacherError` for the first teacher with problems that it does not allow.
+    """
     stopping = [one for one in findings if one.problems and not warn_only(one.teacher)]
     if stopping:
         first, more = stopping[0], len(stopping) - 1

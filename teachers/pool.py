@@ -1,7 +1,7 @@
-"""Labelling: start replicas, fan examples out, bound what is in flight, time out, replace, fill the store.
+"""Labelling: starts replicas, sends them examples, limits the calls in flight, replaces replicas, fills the store.
 
-Ray Data's actor pool does much of this, as fast (see benchmarks/README.md); what it has not is the time-out on a
-hanging call, the naming of the teacher that cannot be served, and work that is on disk within a minute.
+Ray Data's actor pool does much of this, as fast (see benchmarks/README.md). It lacks a time-out for a hanging call,
+an error that names the teacher that cannot be served, and soft targets that are on disk within a minute.
 """
 
 from __future__ import annotations
@@ -32,22 +32,27 @@ SHARD = 8192  # examples a shard of the store, or
 SHARD_VALUES = 8_000_000  # numbers, if that is sooner: 16 MB
 FLUSH_S = 60.0  # labelled examples are on disk after at most this long
 Chunk = Mapping[str, Sequence[Any]]
+"""Examples of one call: by field, a text (or words) of each."""
 Labelled = tuple[Soft, int]
+"""Soft targets of a chunk, and how many of its examples were truncated: see `Predictor.predict`."""
 
 
 @dataclass(eq=False)
 class _Replica:
+    """One actor. ready: the start that is waited for, None once it has started · calls: position of the chunk by call ·
+    last_result: `time.monotonic` of its latest result or, before any, of its start or first waiting call."""
+
     actor: ActorHandle[Any]
     ready: ray.ObjectRef[int] | None
     calls: dict[ray.ObjectRef[Any], int] = field(default_factory=dict)
-    heard: float = field(default_factory=time.monotonic)
+    last_result: float = field(default_factory=time.monotonic)
 
 
 class TeacherPool:
-    """The replicas of one teacher, open for one `map`, or for as many `run`s as are wanted.
+    """The replicas of one teacher, open for one `map`, or from `open` to `close` for any number of `run`s.
 
-    A replica that dies, or does not answer for `timeout_s`, is replaced and its calls are made again, at most
-    `restarts` times; then, or when no replica starts within `timeout_s`, `ExhaustedError` names the teacher.
+    A replica that dies, or returns nothing for `timeout_s`, is replaced and its calls are made again. After more than
+    `restarts` replacements, or when no replica starts within `timeout_s`, `ExhaustedError` names the teacher.
     """
 
     def __init__(self, spec: TeacherSpec, replicas: int) -> None:
@@ -56,7 +61,7 @@ class TeacherPool:
         self._replicas: list[_Replica] = []
 
     def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
-        """(position, what the teacher says) of each chunk, in the order in which they are done."""
+        """(position, soft targets and truncated examples) of each chunk, in the order in which they are done."""
         try:
             self.open(min(self._wanted, len(chunks)))
             yield from self.run(chunks)
@@ -74,7 +79,7 @@ class TeacherPool:
         self._replicas = []
 
     def run(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
-        """`map`, on replicas that are open and stay so."""
+        """As `map`, on open replicas, which stay open."""
         waiting = deque(range(len(chunks)))
         done = 0
         while done < len(chunks):
@@ -94,18 +99,18 @@ class TeacherPool:
             for replica in self._replicas:
                 if replica.ready is None and len(replica.calls) <= depth and waiting:
                     if not replica.calls:
-                        replica.heard = time.monotonic()
+                        replica.last_result = time.monotonic()
                     position = waiting.popleft()
                     replica.calls[replica.actor.predict.remote(chunks[position])] = position
 
     def _collect(self, waiting: deque[int]) -> Iterator[tuple[int, Labelled]]:
-        """Waits up to a second for answers and hands them out; replaces replicas that died."""
+        """Waits up to a second for results and yields them; replaces replicas that died."""
         owners = {ref: replica for replica in self._replicas for ref in replica.calls}
         owners |= {replica.ready: replica for replica in self._replicas if replica.ready is not None}
         finished, _ = ray.wait(list(owners), num_returns=1, timeout=1.0)
         for ref in finished:
             replica = owners[ref]
-            if replica not in self._replicas:  # replaced while handling an earlier answer
+            if replica not in self._replicas:  # replaced while an earlier result was handled
                 continue
             try:
                 result = ray.get(ref, timeout=self.spec.serving.timeout_s)
@@ -114,7 +119,7 @@ class TeacherPool:
                 continue
             except RayTaskError as error:
                 raise self._explain(error) from None
-            replica.heard = time.monotonic()
+            replica.last_result = time.monotonic()
             if ref == replica.ready:
                 replica.ready = None
             else:
@@ -122,10 +127,10 @@ class TeacherPool:
 
     def _check_time(self, waiting: deque[int]) -> None:
         limit, now = self.spec.serving.timeout_s, time.monotonic()
-        for replica in [r for r in self._replicas if r.calls and now - r.heard > limit]:
+        for replica in [r for r in self._replicas if r.calls and now - r.last_result > limit]:
             self._replace(replica, waiting, f"no answer for {limit:g} s")
         starting = all(replica.ready is not None for replica in self._replicas)
-        if starting and now - max(replica.heard for replica in self._replicas) > limit:
+        if starting and now - max(replica.last_result for replica in self._replicas) > limit:
             raise ExhaustedError(
                 f"teacher {self.spec.name}: no replica started within {limit:g} s; one asks for "
                 f"{_shown(requested(self.spec.serving))}, the cluster has {_shown(ray.cluster_resources())}",
@@ -155,7 +160,7 @@ class TeacherPool:
 
 @dataclass
 class Labelling:
-    """What was done for one teacher in this run."""
+    """What labelling did for one teacher in this run."""
 
     forwards: int = 0
     """Examples that went through the teacher."""
@@ -166,7 +171,8 @@ class Labelling:
 
 
 class Room:
-    """Lets pools in while their replicas fit the cluster, so that waiting for one's turn is not a time-out."""
+    """The cluster's free resources. A pool enters only when its replicas fit, so that its time-outs do not include
+    the wait for other pools."""
 
     def __init__(self, resources: Mapping[str, float]) -> None:
         self._free = dict(resources)
@@ -174,8 +180,11 @@ class Room:
         self._changed = threading.Condition()
 
     def enter(self, request: Mapping[str, float], count: int) -> int:
-        """Waits until one replica fits; returns how many of `count` do. One that never would is let in alone:
-        an autoscaler may make room, or the pool's time-out says what is missing."""
+        """Waits until one replica fits; returns how many of `count` replicas do.
+
+        A replica that does not fit the empty cluster enters when no other pool is inside: an autoscaler may add
+        nodes, or the pool's time-out names the missing resources.
+        """
         with self._changed:
             while (fitting := self._fitting(request, count)) == 0 and self._inside:
                 self._changed.wait()
@@ -184,7 +193,7 @@ class Room:
             return admitted
 
     def leave(self, request: Mapping[str, float], count: int) -> None:
-        """Gives back what `count` replicas had."""
+        """Frees the resources of `count` replicas."""
         with self._changed:
             self._take(request, -count, -1)
             self._changed.notify_all()
@@ -194,7 +203,7 @@ class Room:
         return max(0, min([count, *rooms]))
 
     def _autoscaled(self, request: Mapping[str, float]) -> bool:
-        """Whether the cluster has none of something asked for: only an autoscaler can bring it."""
+        """Whether the cluster lacks a requested resource altogether: only an autoscaler can add it."""
         return any(amount and name not in self._free for name, amount in request.items())
 
     def _take(self, request: Mapping[str, float], count: int, pools: int) -> None:
@@ -210,39 +219,41 @@ def fill_store(
     on_progress: Callable[[str, int, int], None] = lambda teacher, done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Labelling]:
-    """Labels what the store lacks, each teacher on its task's `examples`; pools run side by side where they fit.
+    """Computes the soft targets that the store lacks, of each teacher for its task's `examples`; returns what it did,
+    by teacher. Pools run at the same time where they fit the cluster.
 
-    `on_progress` gets (teacher, examples labelled, examples to label) from several threads. When
-    `should_stop` turns true, what is labelled by then is stored and the rest is left. Raises the first error
-    of any teacher after the others have stored theirs.
+    `on_progress` gets (teacher, examples labelled, examples to label) from several threads. Once `should_stop`
+    returns true, the soft targets computed so far are stored and no more are computed. Raises the first error of any
+    teacher, after the other teachers have stored theirs.
     """
     room = Room(ray.cluster_resources())
     failed = threading.Event()
 
-    def one(spec: TeacherSpec) -> Labelling:
+    def fill(spec: TeacherSpec) -> Labelling:
         if should_stop() or failed.is_set():
             return Labelling()
         try:
-            return _label_one(
+            return _fill_for_teacher(
                 spec,
                 examples[spec.task.name],
-                store,
-                room,
-                on_progress,
-                lambda: should_stop() or failed.is_set(),
+                store=store,
+                room=room,
+                on_progress=on_progress,
+                should_stop=lambda: should_stop() or failed.is_set(),
             )
         except BaseException:
             failed.set()
             raise
 
     with ThreadPoolExecutor(max_workers=len(specs)) as threads:
-        futures = {spec.name: threads.submit(one, spec) for spec in specs}
+        futures = {spec.name: threads.submit(fill, spec) for spec in specs}
     return {name: future.result() for name, future in futures.items()}
 
 
-def _label_one(
+def _fill_for_teacher(
     spec: TeacherSpec,
     splits: Sequence[Examples],
+    *,
     store: Store,
     room: Room,
     on_progress: Callable[[str, int, int], None],
@@ -282,8 +293,8 @@ def _label_one(
 def length_sorted_chunks(
     texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """`rows` by falling text length, cut into calls: batches of like length, the longest first so that the
-    last ones to finish are short."""
+    """`rows` (n,) by descending text length, cut into chunks of `CHUNK`: a chunk's texts are of similar length, and
+    the longest come first, so that the last calls are short. texts: by field, of all rows."""
     lengths = np.array([sum(_characters(column[i]) for column in texts.values()) for i in rows])
     ordered = rows[np.argsort(-lengths, kind="stable")]
     return [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
@@ -294,7 +305,7 @@ def _characters(field: str | Sequence[str]) -> int:
 
 
 class _ShardWriter:
-    """Gathers labelled chunks into shards of the store."""
+    """Gathers chunks of soft targets into shards of the store."""
 
     def __init__(
         self, store: Store, spec: TeacherSpec, keys: NDArray[np.uint64], texts: Mapping[str, Sequence[Any]]
@@ -305,7 +316,8 @@ class _ShardWriter:
         self._since = time.monotonic()
 
     def add(self, rows: NDArray[np.int64], targets: Soft) -> None:
-        """Raises `BadTargetsError` for NaN or Inf, once the good chunks before are on disk."""
+        """Adds the soft targets of `rows` (n,). Raises `BadTargetsError` for NaN or Inf, after the earlier chunks are on
+        disk."""
         finite = np.isfinite(targets.values).all()
         if not finite:
             self.flush()
@@ -316,7 +328,7 @@ class _ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is gathered as one shard."""
+        """Writes the gathered soft targets as one shard."""
         self._since = time.monotonic()
         if not self._rows:
             return
@@ -336,10 +348,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def _shown(resources: Mapping[str, float]) -> str:
-    """Resources in words, without Ray's own node markers."""
-    own = {
-        n: v
-        for n, v in resources.items()
-        if v and ":" not in n and n not in ("memory", "object_store_memory")
-    }
-    return ", ".join(f"{value:g} {name}" for name, value in own.items()) or "nothing"
+    """`2 CPU, 1 GPU`: the resources that are not 0, without memory and Ray's own node markers."""
+    amounts = [
+        f"{amount:g} {name}"
+        for name, amount in resources.items()
+        if amount and ":" not in name and name not in ("memory", "object_store_memory")
+    ]
+    return ", ".join(amounts) or "nothing"

@@ -1,8 +1,8 @@
 """Preflight: every teacher's predictions on a few hundred validation examples, before anything is labelled.
 
-`predict` is plain PyTorch; `preflight` runs it as Ray tasks with the teachers' own resources, or here where there
-is no Ray. Predictions are kept under ``<runs_dir>/_preflight``, so that a warm run opens no teacher again; the
-judgement (`teachers.checks`) is made anew each time.
+`predict` is plain PyTorch; `preflight` runs it as Ray tasks with the teachers' own resources, or in this process where
+there is no Ray. Predictions are kept under ``<runs_dir>/_preflight``, so that a warm run opens no teacher again. The
+judgement (`teachers.checks`) is computed again each time.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ FORMAT = 1  # of the cached predictions; raise it where they are made in another
 
 
 def sample_of(validation: Examples) -> Examples:
-    """The examples that teachers predict: the validation split's with the smallest keys, in a fixed order."""
+    """The examples that teachers predict: the `SAMPLE` ones of validation with the smallest keys, by ascending key."""
     return validation.take(np.argsort(validation.keys, kind="stable")[:SAMPLE])
 
 
 def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cpu") -> Predictions:
-    """The teacher's predictions on `sample`, those of a second replica compared, and random heads' scores."""
+    """The teacher's predictions on `sample`, their difference to those of a second replica, and random heads' scores."""
 
     def replica() -> Predictor:
         return Predictor(
@@ -54,10 +54,10 @@ def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cp
         )
 
     inputs = {name: sample.inputs[name] for name in spec.task.reading.fields}
-    some = {name: column[:TWICE] for name, column in inputs.items()}
+    few = {name: column[:TWICE] for name, column in inputs.items()}
     first = replica()
     logits, truncated = first.predict(inputs)
-    difference = relative_difference(first.predict(some)[0].values, replica().predict(some)[0].values)
+    difference = relative_difference(first.predict(few)[0].values, replica().predict(few)[0].values)
     has_items = bool((logits.counts > 1).any())
     heads = random_head_scores(first, sample) if has_items else np.empty(0)
     return Predictions(logits.values, truncated, difference, heads)
@@ -74,19 +74,21 @@ def preflight(
     on_ray: bool,
     check: Callable[[], None] = lambda: None,
 ) -> list[Findings]:
-    """Every teacher's findings, of predictions from `cache` or made now; blocks. Raises what a teacher raised, and
-    what `check`, called about twice a second, does."""
+    """Every teacher's findings, from predictions that are in `cache` or are computed now; blocks.
+
+    Raises the error of any teacher, and any error of `check`, which is called about twice a second.
+    """
     samples = {task: sample_of(examples) for task, examples in validation.items()}
     files = {spec.name: _file(cache, spec, samples[spec.task.name]) for spec in specs}
     predictions = {spec.name: _cached(files[spec.name], spec, samples[spec.task.name]) for spec in specs}
     missing = [spec for spec in specs if predictions[spec.name] is None]
     predict_all = _predict_on_ray if on_ray else _predict_here
-    for spec, made in zip(missing, predict_all(missing, samples, check), strict=True):
-        predictions[spec.name] = made
-        write_atomically(files[spec.name], _to_bytes(made))
-    known = {name: made for name, made in predictions.items() if made is not None}
-    findings = [judge(spec.name, spec.task, samples[spec.task.name], known[spec.name]) for spec in specs]
-    values = {name: made.values for name, made in known.items()}
+    for spec, computed in zip(missing, predict_all(missing, samples, check), strict=True):
+        predictions[spec.name] = computed
+        write_atomically(files[spec.name], _to_bytes(computed))
+    complete = {name: one for name, one in predictions.items() if one is not None}
+    findings = [judge(spec.name, spec.task, samples[spec.task.name], complete[spec.name]) for spec in specs]
+    values = {name: one.values for name, one in complete.items()}
     return with_agreement(findings, values, {spec.task.name: spec.task for spec in specs}, samples)
 
 
@@ -117,7 +119,7 @@ def _predict_on_ray(
 
 
 def _result(spec: TeacherSpec, ref: Any, queue: int, check: Callable[[], None]) -> Predictions:
-    """A teacher's predictions; its task may have had to wait for the `queue` of all of them."""
+    """A teacher's predictions. Its time-out counts `queue` times: its Ray task may wait for those of all teachers."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -158,9 +160,17 @@ def _predict_task(spec: TeacherSpec, sample: Examples) -> Predictions:
 
 
 def _file(cache: Path, spec: TeacherSpec, sample: Examples) -> Path:
-    """Where a teacher's predictions are kept: by all that decides them and the random heads' scores."""
-    more = [column for name, column in sample.inputs.items() if name not in spec.task.reading.fields]
-    facts = [FORMAT, TWICE, HEADS, HEAD_EXAMPLES, spec.task.scoring.metric, spec.task.reading.labels, more]
+    """The file of a teacher's predictions, named by a hash of all that decides them and the random heads' scores."""
+    other_columns = [column for name, column in sample.inputs.items() if name not in spec.task.reading.fields]
+    facts: list[Any] = [
+        FORMAT,
+        TWICE,
+        HEADS,
+        HEAD_EXAMPLES,
+        spec.task.scoring.metric,
+        spec.task.reading.labels,
+        other_columns,
+    ]
     digest = blake2b(json.dumps(facts).encode(), digest_size=8)
     digest.update(sample.keys.tobytes() + sample.labels.values.tobytes())
     return cache / f"{spec.key}-{digest.hexdigest()}.safetensors"
@@ -178,7 +188,7 @@ def _to_bytes(predictions: Predictions) -> bytes:
 
 
 def _cached(file: Path, spec: TeacherSpec, sample: Examples) -> Predictions | None:
-    """What `file` holds; None where it cannot be read, or does not fit: it is made anew then."""
+    """The predictions in `file`; None where it cannot be read or does not fit, so that they are computed again."""
     try:
         arrays = load(file.read_bytes())
         predictions = Predictions(

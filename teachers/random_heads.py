@@ -1,4 +1,4 @@
-"""What a model scores with a head that was never trained: what a trained head must clearly exceed."""
+"""The scores of a model under untrained heads, which a trained head must clearly exceed."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ HEAD_EXAMPLES = 100  # of the sample: the encoder's states of all of them are in
 
 
 class _Replay(torch.nn.Module):
-    """In an encoder's place: its recorded outputs, one a call, in their order."""
+    """Stands in an encoder's place: returns the encoder's recorded outputs, one at each call, in their order."""
 
     def __init__(self, outputs: Iterable[Any]) -> None:
         super().__init__()
         self.outputs = iter(outputs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The next output."""
+        """The next recorded output, whatever the arguments."""
         return next(self.outputs)
 
 
 def random_head_scores(teacher: Predictor, sample: Examples) -> NDArray[np.float64]:
-    """(`HEADS`,) the task's metric on the sample's first `HEAD_EXAMPLES` under random heads, the same ones each time.
+    """(`HEADS`,) the task's metric on the sample's first `HEAD_EXAMPLES` under random heads; each call draws the same.
 
-    The encoder runs once. The teacher's head is overwritten, so it must not be used afterwards. Empty for a model
-    whose head is not apart from its encoder.
+    The encoder runs once. The teacher's head is overwritten: do not use the teacher afterwards. Empty for a model
+    whose encoder is no module of its own.
     """
     model, prefix = teacher.model, teacher.model.base_model_prefix
     encoder = getattr(model, prefix, None)
     if encoder is None:
         return np.empty(0)
-    some = sample.take(np.arange(min(HEAD_EXAMPLES, len(sample))))
-    inputs = {name: some.inputs[name] for name in teacher.task.reading.fields}
+    examples = sample.take(np.arange(min(HEAD_EXAMPLES, len(sample))))
+    inputs = {name: examples.inputs[name] for name in teacher.task.reading.fields}
     outputs: list[Any] = []
     hook = encoder.register_forward_hook(lambda *call: outputs.append(call[-1]))
     teacher.predict(inputs)
@@ -52,13 +52,13 @@ def random_head_scores(teacher: Predictor, sample: Examples) -> NDArray[np.float
         for parameter in head:
             _redraw(parameter, generator)
         setattr(model, prefix, _Replay(outputs))
-        scores.append(score(teacher.task, teacher.predict(inputs)[0].values, some))
+        scores.append(score(teacher.task, teacher.predict(inputs)[0].values, examples))
     setattr(model, prefix, encoder)
     return np.array(scores)
 
 
 def _redraw(parameter: torch.nn.Parameter, generator: torch.Generator) -> None:
-    """Weights from N(0, 0.02²), as BERT's heads start; what has one dimension (biases, norms' gains) as it is."""
+    """Draws weights from N(0, 0.02²), as BERT's heads start; parameters of one dimension (biases, norms) stay."""
     if parameter.dim() > 1:
         with torch.no_grad():
             parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))

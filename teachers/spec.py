@@ -1,4 +1,4 @@
-"""A teacher as whoever hosts it needs it, by value."""
+"""What the actors and tasks that host a teacher need of it, by value."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pipeline.tasks import Task
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher as its actors need it: where its model is, its task, how it is hosted, its name in the store; its
-    own max_length and label mapping, if any."""
+    """One teacher.
+
+    name: in the config · model, revision: a folder or a hub id · serving: how it is hosted · key: its name in the
+    store · max_length: tokens a sequence, None for the task's · labels: its label mapping, if the config has one.
+    """
 
     name: str
     model: str
@@ -25,5 +28,5 @@ class TeacherSpec:
 
 
 def requested(serving: ServingConfig) -> dict[str, float]:
-    """What one replica asks of the cluster, in Ray's resource names."""
+    """The resources of one replica, by Ray's names."""
     return {"CPU": serving.cpus, "GPU": serving.gpus, **serving.resources}

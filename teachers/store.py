@@ -1,8 +1,8 @@
-"""The store: each teacher's soft targets on disk, found by the content of the examples.
+"""The store: each teacher's soft targets on disk, by the content keys of the examples.
 
 ::
 
-    <store>/<teacher>/teacher.json         what the fingerprint stands for, to be read by people
+    <store>/<teacher>/teacher.json         the facts behind the fingerprint, for people to read
     <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending, and the columns of `pipeline.soft`:
                                            logits float16[C] (a list of float16 where examples have several
                                            items), or ids, log_probabilities and rest; the schema's metadata
@@ -10,12 +10,11 @@
     <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels or vocabulary, when
                                            written
 
-`teacher` is a fingerprint: hexadecimal, made of everything that changes the teacher's answers. A shard is
-written whole, named by its own bytes and never changed, and its entry is written after it: a shard without an
-entry does not exist. No file is shared between writers, so any number of processes may append at once without
-locks.
+`teacher` is a fingerprint: a hexadecimal hash of everything that changes the teacher's soft targets. A shard is
+written whole, is named by the hash of its bytes and never changes. Its entry is written after it: a shard without an
+entry does not exist. No two writers share a file, so any number of processes may append at once without locks.
 
-What is not covered: the store never forgets a teacher (delete its folder), and never merges small shards.
+Not covered: the store never deletes a teacher (delete its folder), and never merges small shards.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 LABEL_AGAIN = "Label again: only what is missing is computed."
 ORPHAN_AGE_S = 24 * 3600
-"""Seconds after which a shard without an entry, or a temporary file, is a dead writer's and may go."""
+"""Seconds after which a shard without an entry, or a temporary file, belongs to a dead writer and is deleted."""
 
 _ENTRY = re.compile(r"(shard-[0-9a-f]{32})\.json")
 _UNFINISHED = re.compile(r"(shard-[0-9a-f]{32})\.arrow|.+\.tmp")
@@ -64,25 +63,25 @@ class Store:
     path: a folder, or a URL that `pyarrow.fs.FileSystem.from_uri` opens (``file:///``, ``s3://``, ``gs://``,
     ``fsspec+…://``) · cache: where shards of a store that is not local are copied, once, to be memory-mapped;
     by default a folder of its own under ``$XDG_CACHE_HOME/tutelage`` (``~/.cache/tutelage``) · filesystem: an
-    open pyarrow file system, when no URL can say what is needed; `path` is then a path on it.
+    open pyarrow file system, for what no URL can express; `path` is then a path on it.
 
     Raises `ConfigError` where pyarrow cannot open the URL. Nothing is read or written before the first call.
     """
 
     def __init__(self, path: str, cache: Path | None = None, filesystem: fs.FileSystem | None = None) -> None:
         self._files = StoreFiles(path, cache, filesystem)
-        self._entries: dict[str, dict[str, _Entry]] = {}  # teacher → shard name → entry, as last listed
+        self._entries: dict[str, dict[str, _Entry]] = {}  # teacher → shard name → entry, of the last listing
         self._shards: dict[str, dict[str, _Shard]] = {}  # teacher → shard name → opened and verified
         self._indexes: dict[str, Stored] = {}
 
     def missing(self, teacher: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Which rows of `keys` (n,) still need a forward pass: ascending, one row a distinct key.
+        """(m,) int64, ascending: the rows of `keys` (n,) without soft targets, the first one of equal keys.
 
-        Sees whatever other processes have appended by now. Rows of a corrupt shard are missing.
+        Includes what other processes have appended by now. Keys of a corrupt shard are missing.
         """
         distinct, first = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True)
-        absent = self._index(teacher).find(distinct) < 0
-        return np.sort(first[absent]).astype(np.int64)
+        missing = self._index(teacher).positions(distinct) < 0
+        return np.sort(first[missing]).astype(np.int64)
 
     def append(
         self,
@@ -93,16 +92,16 @@ class Store:
     ) -> None:
         """Write `targets` as one shard: all of it or, on any error, none. Best with thousands of rows.
 
-        Of equal keys the first is kept. `excerpt` (row of `targets` → the example's text) and `name` (the
-        teacher's, in the config) make the errors readable.
+        Of equal keys the first is kept. `excerpt` (row of `targets` → the example's text) and `name` (of the
+        teacher, in the config) are for the errors.
 
         Raises `BadTargetsError` on NaN, Inf or a number beyond float16; `TeacherError` where the stored shards
         have other columns, or another vocabulary; `ExhaustedError` when the disk is full.
         """
         storable = _storable(targets, excerpt, f"{name} ({teacher})" if name else teacher)
         entries, listing = self._refresh(teacher)
-        for known in entries.values():
-            check_space(teacher, known.space, targets.soft.space)
+        for stored in entries.values():
+            check_space(teacher, stored.space, targets.soft.space)
         if len(targets) == 0:
             return
         self._sweep(teacher, listing)
@@ -118,11 +117,10 @@ class Store:
         space: Space,
         counts: NDArray[np.int64] | None = None,
     ) -> Stored:
-        """The teacher's soft targets, among them those of `keys` (n,), ready to be read by batch.
+        """All soft targets of the teacher, which include those of `keys` (n,), ready to be read by batch.
 
         `space`: the columns that the reader has, in its order, or its vocabulary · counts: (n,) items that each
-        example has, 1 each where not given. All is checked here, once. What is returned stays valid, and the same,
-        whatever is appended later.
+        example has, 1 each where not given. Everything is checked here, once. Later appends do not change the result.
 
         Raises `CorruptError` if a key is missing, or has another number of items, and `TeacherError` if a
         shard's space is not `space`.
@@ -130,15 +128,15 @@ class Store:
         index = self._index(teacher)
         for shard in index.shards:
             check_space(teacher, shard.soft.space, space)
-        at = index.find(keys)
-        absent = int(np.count_nonzero(at < 0))
-        if absent:
+        positions = index.positions(keys)
+        missing = int(np.count_nonzero(positions < 0))
+        if missing:
             raise CorruptError(
-                f"the store {self._files.shown} lacks {absent} of {len(keys)} targets of teacher {teacher}",
+                f"the store {self._files.shown} lacks {missing} of {len(keys)} targets of teacher {teacher}",
                 LABEL_AGAIN,
             )
-        wanted = np.ones(len(keys), dtype=np.int64) if counts is None else counts
-        wrong = int(np.count_nonzero(index.counts[at] != wanted))
+        expected = np.ones(len(keys), dtype=np.int64) if counts is None else counts
+        wrong = int(np.count_nonzero(index.counts[positions] != expected))
         if wrong:
             raise CorruptError(
                 f"{wrong} of {len(keys)} targets of teacher {teacher} in the store {self._files.shown} have another"
@@ -148,17 +146,17 @@ class Store:
         return index
 
     def describe(self, teacher: str, metadata: Mapping[str, object]) -> None:
-        """Write ``teacher.json``, unless it is there: what the fingerprint stands for, in JSON types."""
+        """Write ``teacher.json``, unless it exists. metadata: the facts behind the fingerprint, in JSON types."""
         if "teacher.json" not in self._files.list(_folder(teacher)):
             text = json.dumps(dict(metadata), indent=2, ensure_ascii=False)
             self._files.put(f"{teacher}/teacher.json", text.encode() + b"\n")
 
     def size(self, teacher: str) -> int:
-        """Bytes that the teacher's folder takes, in all."""
+        """Bytes of all files in the teacher's folder."""
         return sum(int(info.size) for info in self._files.list(_folder(teacher)).values())
 
     def _index(self, teacher: str) -> Stored:
-        """The index over every sound shard that the teacher has now."""
+        """The index over every intact shard that the teacher has now."""
         entries, _ = self._refresh(teacher)
         ordered = sorted(entries.values(), key=lambda entry: (entry.written, entry.shard))
         shards = tuple(shard for entry in ordered if (shard := self._open(teacher, entry)) is not None)
@@ -168,11 +166,11 @@ class Store:
         return index
 
     def _refresh(self, teacher: str) -> tuple[dict[str, _Entry], dict[str, Any]]:
-        """List the teacher's folder: shard name → entry, and file name → pyarrow `FileInfo`."""
+        """Lists the teacher's folder: shard name → entry, and file name → pyarrow `FileInfo`."""
         listing = self._files.list(_folder(teacher))
         names = [match[1] for file in listing if (match := _ENTRY.fullmatch(file))]
-        known = self._entries.get(teacher, {})
-        entries = {name: known.get(name) or self._load(teacher, name) for name in names}
+        loaded = self._entries.get(teacher, {})
+        entries = {name: loaded.get(name) or self._load(teacher, name) for name in names}
         self._entries[teacher] = readable = {
             name: entry for name, entry in entries.items() if entry is not None
         }
@@ -181,7 +179,7 @@ class Store:
         return readable, listing
 
     def _load(self, teacher: str, shard: str) -> _Entry | None:
-        """A shard's entry; None, so that its rows are missing, if it is unreadable or has just gone."""
+        """A shard's entry; None if it is unreadable or was just deleted: its rows then count as missing."""
         file = f"{teacher}/{shard}.json"
         try:
             return _Entry.parse(shard, self._files.read(file))
@@ -193,13 +191,16 @@ class Store:
             return None
 
     def _open(self, teacher: str, entry: _Entry) -> _Shard | None:
-        """The shard, memory-mapped and verified once a process; None, and quarantined, if it is corrupt."""
+        """The shard, memory-mapped and verified once in a process. A corrupt one is renamed to ``*.corrupt``: None."""
         opened = self._shards[teacher]
         if entry.shard in opened:
             return opened[entry.shard]
         file = f"{teacher}/{entry.shard}.arrow"
         fault = ""
-        for again in (False, True):  # a cached copy may be torn; another process may have healed the shard
+        for again in (
+            False,
+            True,
+        ):  # a cached copy may be torn; another process may have written the shard again
             try:
                 data = self._files.map(file, again)
             except FileNotFoundError:
@@ -218,7 +219,7 @@ class Store:
         return None
 
     def _sweep(self, teacher: str, listing: dict[str, Any]) -> None:
-        """Delete what dead writers left behind: old temporary files, old shards without an entry."""
+        """Deletes what dead writers left: old temporary files, old shards without an entry."""
         oldest = time.time_ns() - ORPHAN_AGE_S * 10**9
         for file, info in listing.items():
             match = _UNFINISHED.fullmatch(file)
@@ -228,10 +229,10 @@ class Store:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """One teacher's soft targets, as they are in the store at one moment, found by key; made by `Store.view`.
+    """One teacher's soft targets by key, as the store has them at one moment; made by `Store.view`.
 
-    Of equal keys the oldest shard's counts. keys: (N,) uint64, distinct, ascending · homes: (N,) int64, each key's
-    shard · starts, counts: (N,) int64, its first row there and how many it has.
+    keys: (N,) uint64, distinct, ascending · homes: (N,) int64, each key's shard, the oldest one that has it · starts,
+    counts: (N,) int64, the key's first row in that shard, and its number of rows.
     """
 
     shards: tuple[_Shard, ...]
@@ -242,32 +243,33 @@ class Stored:
 
     @classmethod
     def over(cls, shards: tuple[_Shard, ...]) -> Stored:
-        """All that the shards hold, the oldest first."""
+        """All soft targets of the shards, which are given from the oldest to the newest."""
 
-        def end_to_end(parts: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+        def concatenated(parts: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
             return np.concatenate([np.empty(0, dtype=dtype), *parts])
 
-        keys, first = np.unique(end_to_end((shard.keys for shard in shards), np.uint64), return_index=True)
+        keys, first = np.unique(concatenated((shard.keys for shard in shards), np.uint64), return_index=True)
         homes = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
-        starts = end_to_end((shard.soft.offsets[:-1] for shard in shards), np.int64)
-        counts = end_to_end((shard.soft.counts for shard in shards), np.int64)
+        starts = concatenated((shard.soft.offsets[:-1] for shard in shards), np.int64)
+        counts = concatenated((shard.soft.counts for shard in shards), np.int64)
         return cls(shards, keys, homes[first], starts[first], counts[first])
 
-    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """(m,) where `keys` (m,) stand among all keys, -1 for one that is not there."""
+    def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """(m,) int64: the index of each of `keys` (m,) in `self.keys`, -1 for a missing one."""
         if len(self.keys) == 0:
             return np.full(len(keys), -1, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, at, -1)
+        candidates = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[candidates] == keys, candidates, -1)
 
     def gather(self, keys: NDArray[np.uint64]) -> Soft:
-        """The soft targets of `keys` (m,), in that order; repeated keys are fine. One copy a shard touched.
+        """The soft targets of `keys` (m,), in that order; keys may repeat. Each shard with any is copied from once.
 
-        Raises `CorruptError` where a key is missing; among the keys of `Store.view` none is.
+        Raises `CorruptError` where a key is missing; none of the keys given to `Store.view` is.
         """
-        at = self.find(keys)
-        if (at < 0).any():
-            raise CorruptError(f"{int((at < 0).sum())} of {len(at)} soft targets are missing", LABEL_AGAIN)
+        at = self.positions(keys)
+        missing = int((at < 0).sum())
+        if missing:
+            raise CorruptError(f"{missing} of {len(at)} soft targets are missing", LABEL_AGAIN)
         homes, starts, counts = self.homes[at], self.starts[at], self.counts[at]
         offsets, first = offsets_of(counts), self.shards[0].soft
         arrays = [np.empty((offsets[-1], *array.shape[1:]), array.dtype) for array in first.arrays]
@@ -280,13 +282,13 @@ class Stored:
         return first.with_rows(arrays, offsets)
 
     def targets(self, batch: Drawn) -> Soft:
-        """The soft targets of the batch's examples, in their order; their inputs are not looked at."""
+        """The soft targets of the batch's examples, in their order, by their keys alone."""
         return self.gather(batch.keys)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What ``shard-<hash>.json`` holds about its shard; size: bytes · written: nanoseconds since 1970."""
+    """The contents of ``shard-<hash>.json``. size: bytes of the shard · written: nanoseconds since 1970."""
 
     shard: str
     rows: int
@@ -308,7 +310,7 @@ class _Entry:
         return cls(shard, rows, size, str(fields["checksum"]), space_of(fields), written)
 
     def fault(self, data: pa.Buffer) -> str:
-        """Why `data` is not the shard; empty if it is."""
+        """Why `data` is not the shard; empty if it is the shard."""
         if data.size != self.size:
             return f"{data.size} bytes where {self.size} were written"
         return "" if _checksum(data) == self.checksum else "its checksum does not match"
@@ -329,14 +331,14 @@ class _Shard:
 
 
 def _folder(teacher: str) -> str:
-    """`teacher`, once it is known to be a fingerprint and therefore safe as a folder's name."""
+    """`teacher`, checked to be a fingerprint and therefore safe as the name of a folder. Raises ValueError."""
     if not re.fullmatch(r"[0-9a-f]+", teacher):
         raise ValueError(f"{teacher!r} is not a hexadecimal fingerprint")
     return teacher
 
 
 def _encode(targets: SoftTargets) -> tuple[pa.Buffer, _Entry]:
-    """A shard's bytes, the examples sorted by key and distinct, and its entry."""
+    """A shard's bytes, with the examples sorted by key and without equal keys, and its entry."""
     keys, first = np.unique(np.asarray(targets.keys, dtype=np.uint64), return_index=True)
     soft = targets.soft.take(first)
     metadata = {k: json.dumps(v, ensure_ascii=False) for k, v in space_fields(soft.space).items()}

@@ -1,4 +1,4 @@
-"""The store's files: whole or not at all, on the local disk or behind a file system URL, memory-mapped either way."""
+"""The store's files on the local disk or behind a file system URL: written whole or not at all, read memory-mapped."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class StoreFiles:
         self._cache = cache or _default_cache(path)
 
     def list(self, folder: str) -> dict[str, Any]:
-        """File name → pyarrow `FileInfo` of the files in `folder`; empty if there is no such folder."""
+        """File name → pyarrow `FileInfo` of the files in `folder`; empty if the folder does not exist."""
         selector = fs.FileSelector(self._at(folder), allow_not_found=True)
         return {info.base_name: info for info in self._fs.get_file_info(selector) if info.is_file}
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The file's bytes. Raises FileNotFoundError."""
         with self._fs.open_input_stream(self._at(name)) as stream:
             return bytes(stream.read())
 
@@ -56,12 +56,12 @@ class StoreFiles:
             return file.read_buffer()
 
     def set_aside(self, name: str) -> None:
-        """Rename to ``*.corrupt``, if it can be: another process may have been first."""
+        """Rename to ``*.corrupt``. An error is ignored: another process may have renamed it first."""
         with suppress(OSError):
             self._fs.move(self._at(name), f"{self._at(name)}.corrupt")
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it can be."""
+        """Delete a file. An error is ignored: another process may have deleted it first."""
         with suppress(OSError):
             self._fs.delete_file(self._at(name))
 
@@ -86,7 +86,7 @@ def _open_root(path: str, shown: str, filesystem: fs.FileSystem | None) -> tuple
 
 
 def _without_secrets(path: str) -> str:
-    """`path` as it may be shown: a URL loses its user, password and query."""
+    """`path` for messages: a URL without its user, password and query."""
     if "://" not in path:
         return path
     scheme, rest = path.split("?", 1)[0].split("://", 1)
@@ -95,6 +95,6 @@ def _without_secrets(path: str) -> str:
 
 
 def _default_cache(path: str) -> Path:
-    """A cache folder of this store's own, named by its URL."""
+    """The default cache folder of the store at `path`, named by a hash of its URL."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tutelage" / blake2b(path.encode(), digest_size=8).hexdigest()
