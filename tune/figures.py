@@ -1,4 +1,4 @@
-"""A study's figures, as PNG bytes, in the style of the report's."""
+"""A study's figures, as PNG bytes, in the style of the report's figures."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ BEST = PALETTE[1]
 
 
 def draw(
+    *,
     tune: TuneConfig,
     mode: str,
     trials: Sequence[Trial],
@@ -39,10 +40,10 @@ def draw(
     curves: Mapping[int, Sequence[Mapping[str, Any]]],
     task_metrics: Sequence[str],
 ) -> dict[str, bytes]:
-    """Figures by file name, those there is something to show of.
+    """PNG bytes by file name; a figure without data is left out.
 
-    mode: ``max`` or ``min`` of the first metric · curves: by trial, validation points as metrics.jsonl has them ·
-    task_metrics: ``<task>/<metric>`` of each task.
+    mode: ``max`` or ``min`` of the first metric · curves: by trial, validation lines of metrics.jsonl · task_metrics:
+    ``<task>/<metric>`` of each task.
     """
     scored = [trial for trial in trials if tune.metrics[0] in trial.scores]
     if not scored:
@@ -67,7 +68,7 @@ def _is(trial: Trial, winner: Trial | None) -> bool:
 
 
 def _parallel(tune: TuneConfig, mode: str, trials: Sequence[Trial], winner: Trial | None) -> Figure:
-    """A line a trial through its values to its score; the better, the darker, the winner in a colour of its own."""
+    """One line a trial, through its values to its score. A better score is darker; the winner has its own colour."""
     metric = tune.metrics[0]
     names = [*tune.space, metric]
     scores = np.array([trial.scores[metric] for trial in trials])
@@ -108,7 +109,7 @@ def _parallel(tune: TuneConfig, mode: str, trials: Sequence[Trial], winner: Tria
 
 
 def _height(distribution: Distribution, value: Any) -> float:
-    """Where a value stands between its distribution's ends, 0 to 1, on its own scale."""
+    """The position of a value between the ends of its distribution, 0 to 1, on the distribution's scale."""
     if distribution.choice is not None:
         return distribution.choice.index(value) / max(1, len(distribution.choice) - 1)
     low, high = distribution.arguments[:2]
@@ -146,17 +147,17 @@ def _importance(importance: Mapping[str, float], metric: str) -> Figure:
 
 
 def _pareto(trials: Sequence[Trial], winner: Trial | None, metrics: Sequence[str]) -> Figure:
-    """Every pair of tasks: a dot a trial, the front that no trial beats joined by a line."""
+    """For every pair of tasks: one dot a trial, and a line through the Pareto front."""
     pairs = list(itertools.combinations(metrics, 2))
     columns = min(3, len(pairs))
     rows = math.ceil(len(pairs) / columns)
     figure = blank(WIDTH if columns > 1 else 5.0, 0.4 + 2.7 * rows)
     for index, (a, b) in enumerate(pairs):
         axes = figure.add_subplot(rows, columns, index + 1)
-        known = [trial for trial in trials if a in trial.scores and b in trial.scores]
-        for trial in known:
+        scored = [trial for trial in trials if a in trial.scores and b in trial.scores]
+        for trial in scored:
             _dot(axes, trial, winner, 100 * trial.scores[a], 100 * trial.scores[b])
-        front = sorted(pareto_front(known, (a, b), ("max", "max")), key=lambda trial: trial.scores[a])
+        front = sorted(pareto_front(scored, (a, b), ("max", "max")), key=lambda trial: trial.scores[a])
         axes.plot(
             [100 * trial.scores[a] for trial in front],
             [100 * trial.scores[b] for trial in front],
@@ -184,16 +185,16 @@ def _curves(
     winner: Trial | None,
     curves: Mapping[int, Sequence[Mapping[str, Any]]],
 ) -> Figure:
-    """Validation score by epoch, a line a trial; those that were ended early end earlier."""
+    """Validation score by epoch, one line a trial; a trial that was ended early has a shorter line."""
     figure = blank(WIDTH, 3.6)
     axes = figure.add_subplot()
     factor, unit = (100, ", points") if in_points(metric) else (1, "")
     for trial in trials:
-        found = [(one["epoch"], factor * one["metrics"][metric]) for one in curves.get(trial.number, ())]
-        if not found:
+        curve = [(one["epoch"], factor * one["metrics"][metric]) for one in curves.get(trial.number, ())]
+        if not curve:
             continue
         own = _is(trial, winner)
-        x, y = zip(*found, strict=True)
+        x, y = zip(*curve, strict=True)
         axes.plot(
             x,
             y,
@@ -214,7 +215,7 @@ def _curves(
 
 
 def _cost(trials: Sequence[Trial], winner: Trial | None) -> Figure:
-    """Seconds of each trial, by how it ended."""
+    """One bar a trial: its seconds, in the colour of its status."""
     figure = blank(WIDTH, max(1.6, 0.7 + 0.2 * len(trials)))
     axes = figure.add_subplot()
     shown: set[str] = set()

@@ -1,4 +1,4 @@
-"""How much each searched value mattered, as Optuna estimates it from the trials, whatever algorithm chose them."""
+"""The importance of each searched value, estimated by Optuna from the trials of any algorithm."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tune.space import distributions
 from tune.study import Trial
 
 FEWEST = 4
-"""Trials below which an estimate says nothing."""
+"""Fewest trials for an estimate."""
 
 
 def importance(tune: TuneConfig, trials: Sequence[Trial], metric: str) -> dict[str, float]:
-    """Share of the metric's variance by path, summing to 1, the largest first (fANOVA, Hutter et al. 2014).
+    """Shares of the metric's variance by path, which sum to 1, in descending order (fANOVA, Hutter et al. 2014).
 
-    Of all trials with a score, those ended early with their last one. Empty with fewer than 4 of them, or where
-    all scores are the same.
+    Uses all trials with a score; a trial that was ended early counts with its last one. Empty with fewer than `FEWEST`
+    such trials, or where all their scores are equal.
     """
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -27,8 +27,8 @@ def importance(tune: TuneConfig, trials: Sequence[Trial], metric: str) -> dict[s
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
-    known = distributions(tune)
+    space = distributions(tune)
     for trial in scored:
-        study.add_trial(create_trial(params=trial.values, distributions=known, value=trial.scores[metric]))
+        study.add_trial(create_trial(params=trial.values, distributions=space, value=trial.scores[metric]))
     shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=tune.seed))
     return {path: float(share) for path, share in shares.items()}

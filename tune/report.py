@@ -35,11 +35,11 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What else is known about a study.
+    """The measurements of a study beside its trials.
 
-    ensemble: validation scores of the teachers together, by ``macro/score`` and ``<task>/<metric>`` · forwards:
-    examples each teacher ran this time · needed: soft targets the study reads of each · curves: by trial,
-    validation points as metrics.jsonl has them · timings_s: seconds by stage, over all launches.
+    ensemble: validation scores of the teachers together, by ``macro/score`` and ``<task>/<metric>`` · forwards: by
+    teacher, examples that it predicted in this launch · needed: by teacher, soft targets that the study reads ·
+    curves: by trial, validation lines of metrics.jsonl · timings_s: seconds by stage, over all launches.
     """
 
     ensemble: Mapping[str, float]
@@ -49,7 +49,7 @@ class Facts:
     timings_s: Mapping[str, float]
 
 
-# ---------------------------------------------------------------- while it goes on
+# ---------------------------------------------------------------- while it runs
 
 
 def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> WideTable:
@@ -90,7 +90,7 @@ def trial_line(trial: Trial, metrics: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A searched value as people read it."""
+    """A searched value as text: floats with 4 digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -107,7 +107,7 @@ def retention(scores: Mapping[str, float], ensemble: Mapping[str, float]) -> dic
 
 
 def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -> StudyReport:
-    """What study.json says before the winner is trained again."""
+    """The contents of study.json before the winner is trained again and scored on test."""
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     forwards, needed = sum(facts.forwards.values()), sum(facts.needed.values())
@@ -133,8 +133,8 @@ def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
     """Test scores of the default weights and of the winner, each beside its own supervised baseline.
 
     default, winner: the same student under the same seeds. A baseline is trained with the settings of its student,
-    so the winner's is another one than the default's. By ``macro`` and task: scores by seed, the mean gain of the
-    winner over the default, and p of its sign-flip test.
+    so default and winner have different ones. By ``macro`` and task: scores by seed, the mean gain of the winner over
+    the default, and the p-value of its sign-flip test.
     """
     sections: dict[str, tuple[GroupSection, GroupSection]] = {"macro": (default.macro, winner.macro)}
     sections |= {task: (section, winner.tasks[task]) for task, section in default.tasks.items()}
@@ -160,23 +160,31 @@ def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
 def write(
     config: RunConfig, folder: Path, trials: Sequence[Trial], facts: Facts
 ) -> tuple[StudyReport, list[Path]]:
-    """Writes study.json, study.md, trials.csv and figures/*.png; returns what study.json says, and the files."""
+    """Writes study.json, study.md, trials.csv and figures/*.png; returns the contents of study.json, and the files."""
     from tune import figures  # brings in matplotlib
 
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     study = build(config, folder.name, trials, facts)
-    ways = modes(config)
-    winner = best(trials, tune.metrics, ways)
+    directions = modes(config)
+    winner = best(trials, tune.metrics, directions)
     tasks = [name for name in facts.ensemble if name != "macro/score"]
-    drawn = figures.draw(tune, ways[0], trials, winner, study.importance, facts.curves, tasks)
+    drawn = figures.draw(
+        tune=tune,
+        mode=directions[0],
+        trials=trials,
+        winner=winner,
+        importance=study.importance,
+        curves=facts.curves,
+        task_metrics=tasks,
+    )
     files = [write_atomically(folder / FIGURES / name, png) for name, png in drawn.items()]
     write_atomically(folder / TRIALS, to_csv(study))
     return study, [*files, folder / TRIALS, *write_page(study, folder)]
 
 
 def write_page(study: StudyReport, folder: Path) -> list[Path]:
-    """study.md and, last, study.json."""
+    """Writes study.md and, last, study.json; returns both files."""
     pictures = sorted(file.name for file in (folder / FIGURES).glob("*.png"))
     write_atomically(folder / STUDY_PAGE, markdown(study, pictures))
     write_atomically(folder / STUDY, to_json(study))
@@ -184,7 +192,7 @@ def write_page(study: StudyReport, folder: Path) -> list[Path]:
 
 
 def to_csv(study: StudyReport) -> str:
-    """A line a trial, scores as shares with every digit."""
+    """The text of trials.csv: one line a trial, scores as shares with all digits."""
     paths = list(study.space)
     names = list(dict.fromkeys(name for trial in study.trials for name in trial.scores))
     text = io.StringIO()
@@ -202,7 +210,7 @@ def to_csv(study: StudyReport) -> str:
 
 
 def markdown(study: StudyReport, pictures: Sequence[str]) -> str:
-    """study.md's text, with those of `pictures` (file names under figures/) that it knows."""
+    """The text of study.md. pictures: names of the files under figures/."""
 
     def picture(name: str, caption: str) -> list[str]:
         return [f"![{caption}](figures/{name})"] if name in pictures else []
@@ -225,7 +233,7 @@ def markdown(study: StudyReport, pictures: Sequence[str]) -> str:
 
 
 def verdict(study: StudyReport) -> list[str]:
-    """A paragraph or two in plain words."""
+    """The paragraphs at the head of study.md: how the trials ended, the winner, and its gain on test."""
     counts: dict[str, int] = {}
     for trial in study.trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
@@ -247,7 +255,7 @@ def verdict(study: StudyReport) -> list[str]:
             "values. `best.yaml` trains with the winner's from the start, which need not give its score again."
         )
     if study.test is not None:
-        paragraphs += [_gain(study.test), _owed(study.test)]
+        paragraphs += [_gain(study.test), _gain_from_teachers(study.test)]
     return paragraphs
 
 
@@ -257,7 +265,7 @@ def _several(study: StudyReport) -> bool:
 
 
 def _gain(test: OnTest) -> str:
-    """What the search bought, in a sentence."""
+    """A sentence on the winner's gain over the default weights on test."""
     macro, seeds = test.scores["macro"], len(test.seeds)
     gain, over = signed(macro.gain), f"over {seeds} seeds" if seeds > 1 else "with one seed"
     means = [plus_minus(Spread(one)) for one in (macro.best, macro.default)]
@@ -270,8 +278,8 @@ def _gain(test: OnTest) -> str:
     return f"{text}the search bought {gain} points{chance if seeds > 1 else ', which one seed cannot tell from chance'}."
 
 
-def _owed(test: OnTest) -> str:
-    """What default and winner owe to the teachers: each beside the same settings trained on labels alone."""
+def _gain_from_teachers(test: OnTest) -> str:
+    """Sentences on the gain from the teachers: default and winner, each beside the same settings trained on labels alone."""
     macro, seeds = test.scores["macro"], len(test.seeds)
     models = (
         ("the student of the default weights is", macro.default, macro.default_supervised),
@@ -296,7 +304,7 @@ def _owed(test: OnTest) -> str:
 
 
 def _beside(scores: Sequence[float], supervised: Sequence[float]) -> str:
-    """`3.7 points above its supervised baseline (58.0)`, by the means."""
+    """`3.7 points above its supervised baseline (58.0)`: the means of both, by seed."""
     delta = statistics.fmean(scores) - statistics.fmean(supervised)
     base = points(statistics.fmean(supervised))
     if signed(delta) == "0.0":

@@ -1,8 +1,8 @@
-"""One study from config to report: soft targets → trials → winner → the winner's own run beside the default's.
+"""One study from config to report: soft targets → trials → winner → test scores of the winner and of the default.
 
-A study's folder is `runs/<name>-study`; the default weights are the plain run `runs/<name>` that `tutelage train`
-makes of the same file, the winner is `runs/<name>-best`, made of `best.yaml`. Trials see validation only; test is
-scored once, by those two.
+A study's folder is `runs/<name>-study`. The default weights are trained in the plain run `runs/<name>`, as `tutelage
+train` trains the same file, the winner in `runs/<name>-best`, from `best.yaml`. Trials see validation only; only these
+two runs are scored on test, once.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from tune.study import Trial, best, load, trial_name
 from tune.trial import Shared, curve
 
 FREE = {"trials", "concurrency", "time_budget_s", "retries"}
-"""Keys of `tune` that a study may be resumed with otherwise."""
+"""Keys of `tune` that may change when a study is resumed."""
 OUTCOMES: dict[str, Status] = {
     "finished": "FINISHED",
     "early-stopped": "FINISHED",
     "failed": "FAILED",
     "interrupted": "KILLED",
 }
-"""MLflow's status of a trial."""
+"""Status of a trial → its status in MLflow."""
 
 
 def study_config(config: RunConfig) -> RunConfig:
-    """The config under which the study itself runs: a folder and a parent run of its own in the same experiment."""
+    """The config of the study itself: it has its own folder, and its own parent run in the same MLflow experiment."""
     tracking = config.tracking.model_copy(update={"experiment": config.experiment})
     return config.model_copy(update={"name": f"{config.name}-study", "tracking": tracking, "seeds": ()})
 
 
 def best_config(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """A complete config that makes the winner with `tutelage train`: the searched student with the winner's values."""
+    """A complete config that trains the winner with `tutelage train`: the searched student with the winner's values."""
     student, changed = student_of(config), with_values(config, values)
     return changed.model_copy(
         update={
@@ -65,10 +65,10 @@ def best_config(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 
 def tune(config: RunConfig, display: Display, register: str | None = None) -> StudyReport:
-    """The whole study; returns what study.json says. register: name of the winner in MLflow's model registry.
+    """The whole study; returns the contents of study.json. register: name of the winner in MLflow's model registry.
 
-    The same command goes on where it stopped. Raises any `TutelageError`; `ExhaustedError` where no trial gave a
-    student, `InterruptedRunError` with the best so far written.
+    The same command resumes a study. Raises any `TutelageError`: `ExhaustedError` where no trial gave a student,
+    `InterruptedRunError` after the best trial so far is written down.
     """
     checked(config)
     own, student = study_config(config), student_of(config)
@@ -111,7 +111,8 @@ def _distil(config: RunConfig, display: Display, register: str | None = None) ->
 
 
 def _refuse_another_search(own: RunConfig) -> None:
-    """A study's folder belongs to one search; the rest of its config is checked as any run's."""
+    """Raises `ConfigError` where the study's folder belongs to another search. The rest of its config is checked as any
+    run's."""
     settings = own.run_dir / CONFIG
     if not settings.exists():
         return
@@ -128,7 +129,7 @@ def _refuse_another_search(own: RunConfig) -> None:
 
 
 class _Study:
-    """A study under way: its trials, shown and recorded as they go."""
+    """A running study: shows and records its trials."""
 
     def __init__(self, config: RunConfig, run: runs.Run) -> None:
         assert config.tune is not None, "`checked` comes first"
@@ -147,15 +148,15 @@ class _Study:
             teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
         )
-        self._begun: set[int] = set()
+        self._tracked: set[int] = set()  # trials with an open run in MLflow
 
     def search(self) -> None:
         """Runs the trials that are left."""
-        asked = self.config.tune.trials if self.config.tune else 0
+        total = self.config.tune.trials if self.config.tune else 0
         done = sum(trial.ended for trial in self.trials)
-        what = f"{asked} trials of {self.student}, {done} of them done; soft targets shared by all"
+        what = f"{total} trials of {self.student}, {done} of them done; soft targets shared by all"
         ended = {trial.number for trial in self.trials if trial.ended}
-        ahead = {f"trial {number}": 1.0 for number in range(asked) if number not in ended}
+        ahead = {f"trial {number}": 1.0 for number in range(total) if number not in ended}
         self.run.begin("search", what, "trials", "epochs", ahead)
         for trial in self.trials:
             self._track(trial)
@@ -169,7 +170,7 @@ class _Study:
             self.run.display.table(None)
 
     def watch(self, trial: Trial) -> None:
-        """Takes note of a trial that began, went on an epoch, or ended."""
+        """Records and shows a trial that started, finished an epoch, or ended."""
         self._track(trial)
         epochs = trial.epochs if trial.ended else self.most_epochs
         self.run.display.advance(f"trial {trial.number}", trial.epochs, epochs)
@@ -179,22 +180,22 @@ class _Study:
 
     def _track(self, trial: Trial) -> None:
         tracker, key = self.run.tracker, f"trial/{trial.number}"
-        if trial.number not in self._begun:
-            self._begun.add(trial.number)
+        if trial.number not in self._tracked:
+            self._tracked.add(trial.number)
             tags = {"student": self.student, "tasks": ",".join(self.config.tasks)}
             tags |= {"teachers": ",".join(self.config.teachers), "study": self.run.config.name}
             name = f"trial-{trial_name(trial.number)}"
             metrics = training_folder(self.shared, trial) / METRICS
             training_began(tracker, key, name, "trial", tags, trial.values, metrics)
         if trial.status != "running":
-            kept = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
-            tracker.metrics(key, kept, step=trial.epochs)
+            metrics_by_name = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
+            tracker.metrics(key, metrics_by_name, step=trial.epochs)
             tracker.tags(key, {"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
             tracker.finish(key, OUTCOMES[trial.status])
-            self._begun.discard(trial.number)  # a trial that is interrupted may begin again
+            self._tracked.discard(trial.number)  # a trial that is interrupted may begin again
 
     def write(self) -> StudyReport:
-        """Writes study.json and all that goes with it, best.yaml included; returns what study.json says."""
+        """Writes study.json, study.md, best.yaml, trials.csv and figures; returns the contents of study.json."""
         folder, run = self.run.config.run_dir, self.run
         winner = best(self.trials, self.metrics, self.modes)
         if winner is not None:
@@ -221,7 +222,7 @@ class _Study:
         return study
 
     def conclude(self, study: StudyReport) -> None:
-        """Adds what the search bought on test to study.json and study.md."""
+        """Writes study.json and study.md again, with the test scores in `study`."""
         written_files(self.run.tracker, report.write_page(study, self.run.config.run_dir))
         assert study.test is not None, "it is what concludes a study"
         macro = study.test.scores["macro"]

@@ -1,9 +1,9 @@
-"""The search: soft targets made once, many trials on Ray Tune, their records kept as they go.
+"""The search: many trials on Ray Tune, on the same soft targets, each recorded while it runs.
 
-Ray Tune decides what is tried and what is ended early; what a study knows lies in its trials' folders
-(`tune.study`), not in Tune's own state. So a study killed at any point goes on with the same command: ended
-trials are kept and told to the search, interrupted ones go on from their last checkpoint, and a study that is
-finished goes on when it is given more trials.
+Ray Tune decides which values are tried and which trials end early. The records of a study are in its trials' folders
+(`tune.study`), not in Tune's own state. So the same command resumes a study that was killed at any point: ended trials
+are kept and passed to the search algorithm, interrupted ones resume from their last checkpoint. A finished study
+continues when `tune.trials` is raised.
 """
 
 from __future__ import annotations
@@ -51,40 +51,40 @@ from tune.study import Trial, folder_of, save
 from tune.trial import Shared, run_trial, trial_job
 
 CHECKPOINTS = 10
-"""Copies that Tune keeps of a population's trial: the last may be taken over some epochs after it was written."""
+"""Checkpoints that Tune keeps of a population's trial: another trial may take one over some epochs after it was written."""
 Watch = Callable[[Trial], None]
-"""Told of a trial that began, went on an epoch, or ended."""
+"""Called with a trial that started, finished an epoch, or ended."""
 
 
 def search(
     config: RunConfig, shared: Shared, trials: list[Trial], watch: Watch, should_stop: Callable[[], bool]
 ) -> None:
-    """Runs the trials that are left; adds to `trials` and changes them as they go. Blocks. Ray must be up.
+    """Runs the remaining trials; adds them to `trials` and updates them while they run. Blocks. Ray must be running.
 
-    trials: those of earlier launches. Ends early, with trials left interrupted, when asked to stop or when the
-    time budget, over all launches, is spent. Raises `ExhaustedError` where Tune itself fails.
+    trials: those of earlier launches · should_stop: ends the search early, as does the time budget over all launches;
+    running trials are then interrupted. Raises `ExhaustedError` where Tune itself fails.
     """
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
-    left = tune.trials - sum(trial.ended for trial in trials)
-    points_left = _points_left(config, trials)
-    if left <= 0 or points_left == []:
+    remaining = tune.trials - sum(trial.ended for trial in trials)
+    remaining_points = _remaining_points(config, trials)
+    if remaining <= 0 or remaining_points == []:
         return
     recorder = _Recorder(shared, trials, watch)
     stopper = _Stopper(should_stop, _deadline(tune, trials), recorder)
-    recorder.stopping = stopper
+    recorder.stopper = stopper
     several = len(tune.metrics) > 1
     storage = ray_folder(shared.folder.parent)
     _set_up_tune()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trainable, shared=shared), _resources(shared)),
-        param_space=None if points_left is None else {"point": ray.tune.grid_search(points_left)},
+        param_space=None if remaining_points is None else {"point": ray.tune.grid_search(remaining_points)},
         tune_config=ray.tune.TuneConfig(
-            metric=None if several or points_left is None else tune.metrics[0],
-            mode=None if several or points_left is None else modes(config)[0],
-            search_alg=None if points_left is not None else _Optuna(config, trials),
+            metric=None if several or remaining_points is None else tune.metrics[0],
+            mode=None if several or remaining_points is None else modes(config)[0],
+            search_alg=None if remaining_points is not None else _Optuna(config, trials),
             scheduler=_scheduler(config, shared.folder),
-            num_samples=left if points_left is None else 1,
+            num_samples=remaining if remaining_points is None else 1,
             max_concurrent_trials=tune.concurrency,
             reuse_actors=True,  # a new process imports for as long as a small student's epoch takes
         ),
@@ -111,8 +111,8 @@ def search(
 
 
 def _set_up_tune() -> None:
-    """Tune tells of trials in its own words: what there is to say is said by `Watch`. And it ends the whole search at
-    a trial that ends without a score, as one does that is asked to in its first epoch."""
+    """Silences Tune's own output, since `Watch` shows the trials. Also lets a trial end without a score, which a trial
+    does that is stopped in its first epoch: by default Tune then ends the whole search."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     for name in ("ray.tune", "ray.air"):
@@ -120,24 +120,24 @@ def _set_up_tune() -> None:
 
 
 def _trainable(config: dict[str, Any], shared: Shared) -> None:
-    # the next trial in this process waits so long for this one's thread, else Tune drops it; its own 2 s are few
+    # the next trial in this process waits this long for the last one's thread, else Tune drops it; default: 2 s
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     run_trial(config["point"], shared=shared)
 
 
 def _resources(shared: Shared) -> dict[str, float]:
-    """Of the process that Tune starts a trial in: the trial's own or, where it has a worker group, next to none."""
+    """Resources of the process that Tune starts for a trial: those of its worker or, where it has a worker group of its
+    own, as good as none."""
     train = shared.config.train
     if train.workers > 1:
-        return {
-            "memory": 1
-        }  # a byte: something must be asked for, and any share of a CPU is one a worker lacks
-    asked = {"CPU": shared.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
-    return {name: amount for name, amount in asked.items() if amount}
+        # one byte: Tune needs a request that is not empty, and any share of a CPU would be one that a worker lacks
+        return {"memory": 1}
+    requested = {"CPU": shared.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
+    return {name: amount for name, amount in requested.items() if amount}
 
 
 def cpus_per_trial_worker(config: RunConfig) -> float:
-    """CPUs of each worker of a trial: as configured, else the machine's shared evenly by the trials at a time."""
+    """CPUs of each worker of a trial: as configured, else the machine's, divided evenly among the concurrent trials."""
     assert config.tune is not None, "`tune.space.checked` comes first"
     if config.train.cpus_per_worker is not None:
         return config.train.cpus_per_worker
@@ -148,26 +148,27 @@ def cpus_per_trial_worker(config: RunConfig) -> float:
 
 
 def _deadline(tune: TuneConfig, trials: Sequence[Trial]) -> float | None:
-    """When the time budget is spent, as `time.monotonic` has it; earlier launches' trials count as they ran."""
+    """The `time.monotonic` at which the time budget ends, None without one. Trials of earlier launches count in it."""
     if tune.time_budget_s is None:
         return None
     spent = sum(trial.seconds for trial in trials) / tune.concurrency
     return time.monotonic() + max(0.0, tune.time_budget_s - spent)
 
 
-# ---------------------------------------------------------------- what to try
+# ---------------------------------------------------------------- the values to try
 
 
-def _points_left(config: RunConfig, trials: Sequence[Trial]) -> list[dict[str, Any]] | None:
-    """Where the points are known up front, those without an ended trial; an interrupted trial's as it stood."""
-    known = points(config)
-    if known is None:
+def _remaining_points(config: RunConfig, trials: Sequence[Trial]) -> list[dict[str, Any]] | None:
+    """For `grid` and `random`, the points without an ended trial; None for other algorithms. An interrupted trial keeps
+    its last values."""
+    all_points = points(config)
+    if all_points is None:
         return None
-    before = {trial.number: trial for trial in trials}
+    earlier = {trial.number: trial for trial in trials}
     return [
-        {"number": number, "values": before[number].values if number in before else values}
-        for number, values in enumerate(known)
-        if number not in before or not before[number].ended
+        {"number": number, "values": earlier[number].values if number in earlier else values}
+        for number, values in enumerate(all_points)
+        if number not in earlier or not earlier[number].ended
     ]
 
 
@@ -175,7 +176,7 @@ def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     if tune.scheduler == "asha":
-        searched = tune.algorithm == "tpe"  # Tune wants metric and mode in one place only
+        searched = tune.algorithm == "tpe"  # Tune accepts metric and mode in one place only
         return _Asha(
             config,
             trials,
@@ -187,7 +188,7 @@ def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
             reduction_factor=tune.reduction_factor,
         )
     if tune.scheduler == "pbt":
-        mutations = {  # Ray multiplies what is no list
+        mutations = {  # Ray multiplies a value unless its domain is a list
             path: domain if (choice := tune.space[path].choice) is None else list(choice)
             for path, domain in domains(tune).items()
         }
@@ -204,35 +205,35 @@ def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
 
 
 class _Asha(AsyncHyperBandScheduler):
-    """Leaves a trial that has its last epoch alone: ended by the scheduler, it would not write its result.
+    """Never ends a trial after its last epoch, since the trial must still write its result.
 
-    A trial with a worker group is asked to end, as at Ctrl-C: killed, it would leave its workers their resources
-    until Ray's dashboard is asked who is gone, and the next trial would wait for them.
+    A trial with a worker group is stopped by its stop file, as at Ctrl-C. If Tune killed it, its workers would keep
+    their resources until Ray Train learns from Ray's dashboard that the driver is gone, and the next trial would wait.
     """
 
     def __init__(self, config: RunConfig, trials: Path, **settings: Any) -> None:
         super().__init__(**settings)
-        self._config, self._folder, self._asked = config, trials, set[str]()
+        self._config, self._folder, self._stopping = config, trials, set[str]()
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if trial.trial_id in self._asked:
+        if trial.trial_id in self._stopping:
             return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
         if action != TrialScheduler.STOP or _is_last(self._config, trial, result):
             return TrialScheduler.CONTINUE
         if self._config.train.workers == 1:
             return action
-        self._asked.add(trial.trial_id)
+        self._stopping.add(trial.trial_id)
         _stop_file(self._folder, trial.config["point"]["number"]).touch()
         return TrialScheduler.CONTINUE
 
 
 class _Pbt(PopulationBasedTraining):
-    """A trial that takes over another's weights and values keeps its own number and counts how often; none does
-    after its last epoch, when nothing would be trained with the values any more.
+    """A trial that takes over another's weights and values keeps its own number and counts its takeovers. It does not
+    after its last epoch, since no step would follow that trains with the new values.
 
-    None makes room for another, as Ray's would while any is waiting: all have room, and one that takes over waits but
-    for a moment, in which the others would be sent to wait in turn.
+    No trial is paused for a waiting one, as in Ray's own class: all trials have resources, and a trial that takes over
+    waits only for a moment, in which Ray would pause the others one after another.
     """
 
     def __init__(self, config: RunConfig, **settings: Any) -> None:
@@ -253,13 +254,13 @@ class _Pbt(PopulationBasedTraining):
 
 
 def _is_last(config: RunConfig, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
-    """Whether that was the last of the trial's epochs."""
+    """Whether `result` is that of the trial's last epoch."""
     own = with_values(config, trial.config["point"]["values"])
     return bool(result["epoch"] >= student_settings(own, student_of(own)).train.epochs)
 
 
 def _within(tune: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Population-based training multiplies values by 0.8 and 1.2: this brings them back into their ranges."""
+    """Brings values back into their ranges: population-based training multiplies them by 0.8 or 1.2."""
 
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         point = config["point"]
@@ -270,7 +271,7 @@ def _within(tune: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 class _Optuna(OptunaSearch):
-    """Optuna's search, its trials numbered, that knows of an earlier launch's trials.
+    """Optuna's search with numbered trials, which includes the trials of earlier launches.
 
     The config's own values come first, so that the winner is never worse than what the user had.
     """
@@ -294,26 +295,26 @@ class _Optuna(OptunaSearch):
         self._next = max((trial.number for trial in trials), default=-1) + 1
         for trial in trials:
             if trial.ended:
-                self._tell(trial, tune.metrics)
+                self._add(trial, tune.metrics)
 
     @property
     def _study(self) -> Any:
-        return self._ot_study  # made with the space
+        return self._ot_study  # Ray makes it together with the space
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         values = super().suggest(trial_id)
         if values is None:
             return None
         digest = _digest(values)
-        number = next((number for known, number in self._waiting if known == digest), None)
+        number = next((number for waiting, number in self._waiting if waiting == digest), None)
         if number is None:
             number, self._next = self._next, self._next + 1
         else:
             self._waiting.remove((digest, number))
         return {"point": {"number": number, "values": values}}
 
-    def _tell(self, trial: Trial, metrics: Sequence[str]) -> None:
-        """Adds a trial that an earlier launch has ended."""
+    def _add(self, trial: Trial, metrics: Sequence[str]) -> None:
+        """Adds a trial that ended in an earlier launch to Optuna's study."""
         from optuna.trial import TrialState, create_trial
 
         scored = trial.status != "failed" and all(metric in trial.scores for metric in metrics)
@@ -331,19 +332,19 @@ def _digest(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, default=float)
 
 
-# ---------------------------------------------------------------- what comes of it
+# ---------------------------------------------------------------- the records
 
 
 class _Unsaved:
-    """What Tune would pickle with its own state, which no resumption of ours reads."""
+    """Pickled empty: Tune pickles it with its own state, which Tutelage never reads again."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Stopper(_Unsaved, ray.tune.Stopper):
-    """Ends the search once it should stop, or its time is spent, and the trials that then ran have written their
-    checkpoints."""
+    """Ends the search when it should stop or its time budget is spent, after the trials running at that moment have
+    written their checkpoints."""
 
     def __init__(self, should_stop: Callable[[], bool], deadline: float | None, recorder: _Recorder) -> None:
         self._should_stop, self._deadline, self._recorder = should_stop, deadline, recorder
@@ -352,64 +353,66 @@ class _Stopper(_Unsaved, ray.tune.Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
-    def asked(self) -> bool:
-        """Whether trials that end now do so because they must."""
+    def is_stopping(self) -> bool:
+        """Whether the search should stop or has spent its time: trials that end from now on are interrupted."""
         return self._should_stop() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def stop_all(self) -> bool:
-        if not self.asked():
+        if not self.is_stopping():
             return False
         running = self._recorder.running()
         if self._awaited is None:
             self._awaited = running
-            self._recorder.ask_to_end(running)
+            self._recorder.stop_trials(running)
         return not self._awaited & running
 
 
 class _Recorder(_Unsaved, ray.tune.Callback):
-    """Keeps the trials' records; Tune calls it in the driver."""
+    """Writes the trials' records; Tune calls it in the driver's process."""
 
-    stopping: _Stopper
+    stopper: _Stopper
 
     def __init__(self, shared: Shared, trials: list[Trial], watch: Watch) -> None:
         self._shared, self._trials, self._watch = shared, trials, watch
         self._started: dict[int, float] = {}
 
     def running(self) -> set[int]:
-        """Numbers of the trials that have begun and not ended."""
+        """Numbers of the trials that have started and not ended."""
         return set(self._started)
 
-    def ask_to_end(self, numbers: set[int]) -> None:
-        """Has these trials write a checkpoint and end."""
+    def stop_trials(self, numbers: set[int]) -> None:
+        """Writes the stop files of these trials: each writes a checkpoint and ends."""
         for number in numbers:
             _stop_file(self._shared.folder, number).touch()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        one = self._find(trial)
+        one = self._record_of(trial)
         one.status = "running"
         self._started.setdefault(one.number, time.monotonic())
-        self._note(one)
-        if self.stopping.asked():  # it took over another's weights, failed, or has found room only now
-            self.ask_to_end({one.number})
+        self._save(one)
+        if (
+            self.stopper.is_stopping()
+        ):  # a trial that restarts after a takeover or a failure, or that had to wait
+            self.stop_trials({one.number})
         else:
             _stop_file(self._shared.folder, one.number).unlink(missing_ok=True)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        one = self._find(trial)
+        one = self._record_of(trial)
         one.epochs, one.scores = int(result["epoch"]), self._scores(result)
-        self._note(one)
+        self._save(one)
 
     def on_trial_recover(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        one = self._find(trial)
+        one = self._record_of(trial)
         one.failures += 1
-        self._note(one)
+        self._save(one)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        one = self._find(trial)
+        one = self._record_of(trial)
         one.failures += 1
         one.error = _cause(trial)
         self._end(one, "failed")
@@ -417,28 +420,28 @@ class _Recorder(_Unsaved, ray.tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        one = self._find(trial)
+        one = self._record_of(trial)
         if (self._folder(one) / RESULT).is_file():
             facts = read_facts(self._folder(one))
             one.scores, one.epochs = facts["kept"], len(facts["epoch_seconds"])
             self._end(one, "finished")
         else:
-            self._end(one, "interrupted" if self.stopping.asked() else "early-stopped")
+            self._end(one, "interrupted" if self.stopper.is_stopping() else "early-stopped")
 
     def close(self) -> None:
-        """Marks what Tune ended without a word."""
+        """Marks the trials that Tune ended without calling this recorder as interrupted."""
         for trial in self._trials:
             if trial.number in self._started:
                 self._end(trial, "interrupted")
 
     def _end(self, one: Trial, status: Any) -> None:
         one.status = status
-        self._note(one)
+        self._save(one)
         self._started.pop(one.number, None)
         if one.ended:
             remove_checkpoints(self._folder(one))
 
-    def _note(self, one: Trial) -> None:
+    def _save(self, one: Trial) -> None:
         if one.number in self._started:
             now = time.monotonic()
             one.seconds += now - self._started[one.number]
@@ -446,30 +449,32 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         save(self._shared.folder, one)
         self._watch(one)
 
-    def _find(self, trial: TuneTrial) -> Trial:
+    def _record_of(self, trial: TuneTrial) -> Trial:
         point = trial.config["point"]
-        found = next((one for one in self._trials if one.number == point["number"]), None)
-        if found is None:
-            found = Trial(point["number"], dict(point["values"]))  # whole at once: it is on show
-            self._trials.append(found)
+        record = next((one for one in self._trials if one.number == point["number"]), None)
+        if record is None:
+            record = Trial(
+                point["number"], dict(point["values"])
+            )  # complete: the live table shows it at once
+            self._trials.append(record)
             self._trials.sort(key=lambda one: one.number)
-        found.values = dict(point["values"])
-        return found
+        record.values = dict(point["values"])
+        return record
 
     def _folder(self, one: Trial) -> Path:
         return training_folder(self._shared, one)
 
     def _scores(self, result: Mapping[str, Any]) -> dict[str, float]:
-        known = (*(f"{task}/" for task in self._shared.data), "macro/")
+        prefixes = (*(f"{task}/" for task in self._shared.data), "macro/")
         return {
             name: float(value)
             for name, value in result.items()
-            if name.startswith(known) and isinstance(value, int | float)
+            if name.startswith(prefixes) and isinstance(value, int | float)
         }
 
 
 def training_folder(shared: Shared, trial: Trial) -> Path:
-    """Where a trial's training keeps its metrics, checkpoints and result."""
+    """The folder of a trial's metrics, checkpoints and result."""
     return job_folder(folder_of(shared.folder, trial.number), trial_job(shared.config))
 
 
@@ -478,12 +483,13 @@ def _stop_file(trials: Path, number: int) -> Path:
 
 
 def _cause(trial: TuneTrial) -> str:
-    """What went wrong, in a line: an error's name and message, of ours the cause alone, else what was said last."""
-    file = trial.error_file  # the driver's own: `get_error` reads a copy of it that may not be there yet
+    """The trial's error on one line: the last exception's name and message, of a `TutelageError` its cause alone;
+    without an exception, the last line of the error file."""
+    file = trial.error_file  # in the driver; `get_error` reads a copy of it, which may not exist yet
     text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).is_file() else ""
-    named = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    if named:
-        kind, message = named[-1]
+    exceptions = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    if exceptions:
+        kind, message = exceptions[-1]
         return message if hasattr(errors, kind) else f"{kind}: {message}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "unknown"

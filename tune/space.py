@@ -1,4 +1,4 @@
-"""Dotted config path → distribution, and back: values → config. What cannot be searched is refused before Ray starts."""
+"""Dotted config path → distribution, and values → config. Keys that cannot be searched are refused before Ray starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Values = Mapping[str, Any]
 """A trial's value by dotted path."""
 
 MACRO = "macro/score"
-SHARED = {  # what every trial shares, or what makes it one of this study
+SHARED = {  # what all trials of a study have in common, and why it cannot be searched
     "teachers.*": "it would make other teachers or other soft targets, which all trials share",
     "tasks.*.data.*": "it would change the examples, whose soft targets all trials share",
     "tasks.*": "it would change the task itself, whose soft targets all trials share",
@@ -41,14 +41,14 @@ MUTABLE = (
     *("loss.*", "students.*.loss.*", "aggregation.*", "tasks.*.aggregation.*"),
     *("*train.learning_rate", "*train.head_learning_rate", "*train.weight_decay"),
 )
-"""What population-based training may change in the middle of a training."""
+"""Keys that population-based training may change in the middle of a training."""
 
 
 def checked(config: RunConfig) -> TuneConfig:
-    """The config's `tune`, once everything in it is known to work. Raises `ConfigError`.
+    """The config's `tune`, after all checks. Raises `ConfigError`.
 
-    Each key is tried with its lowest and highest value, or each of its choices, the others as the config has
-    them. A combination that fails only together fails its trial.
+    Each key is checked with its lowest and highest value, or each of its choices, while the other keys keep the config's
+    values. Values that are invalid only in combination fail their trial.
     """
     tune = config.tune
     if tune is None:
@@ -78,19 +78,19 @@ def checked(config: RunConfig) -> TuneConfig:
 
 
 def student_of(config: RunConfig) -> str:
-    """The student that is searched. Raises `ConfigError` where that is not clear."""
+    """The name of the student that is searched. Raises `ConfigError` where `tune.student` does not determine one."""
     assert config.tune is not None, "`checked` comes first"
     student = config.tune.student
-    known = ", ".join(config.students)
+    names = ", ".join(config.students)
     if student is None and len(config.students) > 1:
-        raise ConfigError("tune.student: there are several students", f"Name one of {known}.")
+        raise ConfigError("tune.student: there are several students", f"Name one of {names}.")
     if student is not None and student not in config.students:
-        raise ConfigError(f"tune.student: there is no {student!r}", f"Name one of {known}.")
+        raise ConfigError(f"tune.student: there is no {student!r}", f"Name one of {names}.")
     return student or next(iter(config.students))
 
 
 def most_epochs(config: RunConfig) -> int:
-    """Epochs of the longest trial."""
+    """The number of epochs of the longest possible trial."""
     assert config.tune is not None, "`checked` comes first"
     student = student_of(config)
     extremes = (
@@ -102,7 +102,7 @@ def most_epochs(config: RunConfig) -> int:
 
 
 def modes(config: RunConfig) -> tuple[str, ...]:
-    """`max` or `min` for each of the metrics."""
+    """`max` or `min` for each of `tune.metrics`."""
     tune = config.tune
     assert tune is not None, "`checked` comes first"
     if isinstance(tune.mode, tuple):
@@ -111,7 +111,7 @@ def modes(config: RunConfig) -> tuple[str, ...]:
 
 
 def with_values(config: RunConfig, values: Values) -> RunConfig:
-    """The config with `values` in their places, checked as a whole. Raises `ConfigError`."""
+    """The config with each of `values` set at its path, checked as a whole. Raises `ConfigError`."""
     tree = config.model_dump(mode="json")
     for path, value in values.items():
         *parents, leaf = keys_of(config, path)
@@ -127,7 +127,7 @@ def with_values(config: RunConfig, values: Values) -> RunConfig:
 
 
 def keys_of(config: RunConfig, path: str) -> list[str]:
-    """The keys that a dotted path leads through; a task's, teacher's or student's name is one, also with dots in it."""
+    """The keys of a dotted path. A name of a task, teacher or student is one key, even with dots in it."""
     dotted = sorted(
         (name for name in (*config.tasks, *config.teachers, *config.students) if "." in name), key=len
     )
@@ -136,11 +136,11 @@ def keys_of(config: RunConfig, path: str) -> list[str]:
 
 
 def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str, Any] | None:
-    """What the config itself has at the paths of `space`; None where one of them is outside its distribution.
+    """The config's own values at the paths of `space`; None where one of them is outside its distribution.
 
-    A weight that is not there is 1, a task's temperature that of the loss, as everywhere.
+    A missing weight is 1, and a missing task temperature is the loss's, as everywhere.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     tree = config.model_dump(mode="json")
     for path, distribution in space.items():
         keys = keys_of(config, path)
@@ -151,8 +151,8 @@ def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str,
             value = _unset(config, keys)
         if not _inside(distribution, value):
             return None
-        found[path] = value
-    return found
+        values[path] = value
+    return values
 
 
 def domains(tune: TuneConfig) -> dict[str, Domain]:
@@ -177,10 +177,10 @@ def distributions(tune: TuneConfig) -> dict[str, BaseDistribution]:
 
 
 def points(config: RunConfig) -> list[dict[str, Any]] | None:
-    """The trials' values where they are known up front: `grid` and `random`; None where a search finds them.
+    """The values of all trials of a `grid` or `random` search; None for an algorithm that chooses them one after another.
 
-    A longer list starts with a shorter one's points. The config's own values come first in a random search, so
-    that its winner is never worse than what the user had.
+    With more trials, the list only grows at its end. A random search starts with the config's own values, so that its
+    winner is never worse than the config.
     """
     tune = config.tune
     assert tune is not None, "`checked` comes first"
@@ -199,18 +199,18 @@ def _grid(tune: TuneConfig) -> Iterator[dict[str, Any]]:
 
 
 def _random(tune: TuneConfig) -> Iterator[dict[str, Any]]:
-    """One point after another: each has a seed of its own, so that their number does not matter."""
-    known = domains(tune)
+    """Random points without end. Each has its own seed, so that the number of points does not change them."""
+    by_path = domains(tune)
     for number in itertools.count():
         state = np.random.RandomState(random.Random(f"{tune.seed}/{number}").randrange(2**32))
         yield {
             path: nearest(tune.space[path], domain.sample(random_state=state))
-            for path, domain in known.items()
+            for path, domain in by_path.items()
         }
 
 
 def nearest(distribution: Distribution, value: Any) -> Any:
-    """The number of the distribution next to `value`: Ray's steps are inexact, and its changes leave the range."""
+    """The value of the distribution nearest to `value`: Ray rounds steps inexactly, and its mutations leave the range."""
     if distribution.choice is not None:
         return value
     low, high = distribution.arguments[:2]
@@ -223,6 +223,7 @@ def nearest(distribution: Distribution, value: Any) -> Any:
 
 
 def _unset(config: RunConfig, keys: Sequence[str]) -> float | None:
+    """The value of a weight or temperature that the config does not set; None for other keys."""
     match keys:
         case [*_, "task_weights" | "teacher_weights", _]:
             return 1.0
@@ -238,7 +239,7 @@ def _at(tree: Any, keys: Sequence[str]) -> Any:
 
 
 def _inherited(tree: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """What holds where a student or a task sets nothing of its own."""
+    """The general value at a path of a student or a task, which counts where the student or task sets none; else None."""
     match keys:
         case ["students", _, "max_length", task]:
             return _at(tree, ["tasks", task, "data", "max_length"])
@@ -292,12 +293,12 @@ def _check_path(path: str, student: str, config: RunConfig, tune: TuneConfig) ->
 
 
 def _matches(path: str, shape: str) -> bool:
-    """Whether a path is of that shape, or is the section of all that is."""
+    """Whether a path matches the pattern `shape`, or is the section of all paths that do."""
     return fnmatch.fnmatch(path, shape) or fnmatch.fnmatch(f"{path}.", shape)
 
 
 def _check_values(config: RunConfig, path: str, distribution: Distribution, student: str) -> None:
-    """That the config takes the values, and that they reach the student."""
+    """Checks that the config accepts the extreme values, and that they change what the student is trained with."""
     effects = []
     for value in _extremes(distribution):
         try:
@@ -312,14 +313,14 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
 
 
 def _in_force(config: RunConfig, student: str) -> list[Any]:
-    """What the student is made of, once sections are laid over one another and lone weights are normalised."""
+    """All settings that decide the student, with sections merged and weights normalised, to compare two configs."""
     settings = student_settings(config, student)
     loss = settings.loss.model_copy(update={"temperature": 1.0})  # task_temperatures has every task's
     return [config.seed, replace(settings, loss=loss), resolve_config(config).aggregations]
 
 
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
-    """Why a key has no effect, and what to do about it."""
+    """Why a key has no effect, and the remedy."""
     keys, drop = keys_of(config, path), "Drop the key."
     if "task_weights" in keys and len(config.tasks) == 1:
         return "the weight of the only task is always 1", drop
@@ -341,7 +342,7 @@ def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
 
 
 def _check_names(config: RunConfig) -> None:
-    """That the study and the winner's runs can be named."""
+    """Checks that the names of the study and of the winner's runs are not too long."""
     best = config.model_copy(update={"name": f"{config.name}-best"})
     names = [f"{config.name}-study", best.name, *map(best.name_of_seed, config.seeds)]
     if len(longest := max(names, key=len)) > LONGEST_NAME:
@@ -351,7 +352,7 @@ def _check_names(config: RunConfig) -> None:
 
 
 def _check_population(config: RunConfig, student: str, tune: TuneConfig) -> None:
-    """What population-based training, which passes weights from trial to trial, rules out."""
+    """Checks what population-based training excludes, since it copies weights from trial to trial."""
     if tune.scheduler != "pbt":
         return
     remedy = "or set tune.scheduler to asha."
@@ -384,11 +385,11 @@ def _instead(keys: Sequence[str], student: str) -> str:
 def _check_metric(config: RunConfig, metric: str) -> None:
     if metric == MACRO:
         return
-    known = [MACRO]
+    metrics = [MACRO]
     for task, settings in config.tasks.items():
-        known += [f"{task}/{metric.name}" for metric in settings.declared.metrics]
-    if metric not in known:
-        raise ConfigError(f"tune.metric: there is no {metric!r}", f"Known: {', '.join(known)}.")
+        metrics += [f"{task}/{one.name}" for one in settings.declared.metrics]
+    if metric not in metrics:
+        raise ConfigError(f"tune.metric: there is no {metric!r}", f"Known: {', '.join(metrics)}.")
 
 
 def _is_error(config: RunConfig, metric: str) -> bool:

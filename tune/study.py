@@ -1,7 +1,7 @@
-"""A study's trials on disk: what each was given, how it ended, what it scored. No Ray here.
+"""A study's trials on disk: the values, status and scores of each. No Ray here.
 
-`trials/<number>/trial.json` is written when a trial starts and when it ends, so that a study killed at any point
-knows which trials to go on with. Its curve is read from the training's own metrics.jsonl.
+`trials/<number>/trial.json` is written when a trial starts, after each epoch and when it ends, so that a study killed
+at any point can be resumed. A trial's curve is read from metrics.jsonl of its training.
 """
 
 from __future__ import annotations
@@ -22,56 +22,57 @@ TRIAL = "trial.json"
 
 @dataclass
 class Trial:
-    """One trial. scores: on validation, of the weights it would keep, by ``macro/score`` and ``<task>/<metric>``."""
+    """One trial. values: by dotted path · scores: validation scores of the checkpoint that it would keep, as shares, by
+    ``macro/score`` and ``<task>/<metric>``."""
 
     number: int
     values: dict[str, Any]
     status: TrialStatus = "running"
     epochs: int = 0
     seconds: float = 0.0
-    """Wall-clock, over all launches."""
+    """Wall-clock time over all launches."""
     scores: dict[str, float] = field(default_factory=dict)
     failures: int = 0
     error: str | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether no later launch goes on with it."""
+        """Whether the trial is over: a later launch does not resume it."""
         return self.status in ENDED
 
 
 def folder_of(trials: Path, number: int) -> Path:
-    """Where trial `number` keeps everything, in the study's folder of trials."""
+    """The folder of trial `number`. trials: the study's folder of trials."""
     return trials / trial_name(number)
 
 
 def trial_name(number: int) -> str:
-    """A trial's folder among its study's, and the end of its name in MLflow."""
+    """`007` for 7: the name of a trial's folder, and the end of its name in MLflow."""
     return f"{number:03d}"
 
 
 def save(trials: Path, trial: Trial) -> None:
-    """Writes the trial down."""
+    """Writes trial.json."""
     write_atomically(folder_of(trials, trial.number) / TRIAL, json.dumps(asdict(trial), indent=1))
 
 
 def load(trials: Path) -> list[Trial]:
-    """Every trial begun so far, by number. One that was running when its study was killed is interrupted."""
-    known = {one.name for one in fields(Trial)}
-    found = []
+    """Every trial that has started, by ascending number. A `running` one, whose study was killed, becomes `interrupted`."""
+    names = {one.name for one in fields(Trial)}
+    trials_on_disk = []
     for file in sorted(trials.glob(f"*/{TRIAL}")):
         record = json.loads(file.read_text(encoding="utf-8"))
-        trial = Trial(**{name: value for name, value in record.items() if name in known})
+        trial = Trial(**{name: value for name, value in record.items() if name in names})
         if trial.status == "running":
             trial.status = "interrupted"
-        found.append(trial)
-    return sorted(found, key=lambda trial: trial.number)
+        trials_on_disk.append(trial)
+    return sorted(trials_on_disk, key=lambda trial: trial.number)
 
 
 def best(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> Trial | None:
-    """The winner: best of the finished trials or, where none has finished, of those that have scores at all.
+    """The winner: the best finished trial or, where none has finished, the best one with scores; None without any.
 
-    With several metrics it is the one of the Pareto front with the highest macro score. The earlier one wins a tie.
+    With several metrics, the trial of the Pareto front with the highest macro score. The lower number wins a tie.
     """
     scored = _scored(trials, metrics)
     finished = [trial for trial in scored if trial.status == "finished"] or scored
@@ -86,18 +87,20 @@ def best(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) 
 
 
 def pareto_front(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> list[Trial]:
-    """Trials that no other one beats in one metric without losing in another; equals are all on it."""
+    """The trials that no other trial dominates: none is at least as good in every metric and better in one. Trials with
+    equal scores are all on the front. modes: ``max`` or ``min`` of each metric.
+    """
     gains = {
         trial.number: tuple(_gain(trial, metric, mode) for metric, mode in zip(metrics, modes, strict=True))
         for trial in _scored(trials, metrics)
     }
 
-    def beaten(own: tuple[float, ...]) -> bool:
+    def dominated(own: tuple[float, ...]) -> bool:
         return any(
             other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in gains.values()
         )
 
-    return [trial for trial in trials if trial.number in gains and not beaten(gains[trial.number])]
+    return [trial for trial in trials if trial.number in gains and not dominated(gains[trial.number])]
 
 
 def _scored(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
@@ -111,7 +114,7 @@ def _gain(trial: Trial, metric: str, mode: str) -> float:
 
 
 def records(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> tuple[TrialRecord, ...]:
-    """The trials as study.json has them. A score that is no finite number is left out."""
+    """The trials in the form of study.json. Scores that are not finite are left out."""
     winner = best(trials, metrics, modes)
     front = {trial.number for trial in pareto_front(trials, metrics, modes)}
     return tuple(

@@ -1,4 +1,4 @@
-"""One trial: the config with values replaced → `pipeline.training.jobs`'s loop, its epochs reported to Ray Tune."""
+"""One trial: trains the config with its values replaced, by `pipeline.training.jobs`, and reports epochs to Ray Tune."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TAKEOVERS = "takeovers.json"
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a study have in common; sent to the cluster once.
+    """What all trials of a study share; sent to the cluster once.
 
-    config: the study's, its local paths absolute · folder: where each trial has a folder · cpus: of each worker ·
-    teacher_keys and teacher_folders: as `pipeline.training.jobs.Plan` has them.
+    config: the study's, with absolute local paths · folder: of all trials' folders · cpus: of each worker ·
+    teacher_keys and teacher_folders: as in `pipeline.training.jobs.Plan`.
     """
 
     config: RunConfig
@@ -61,15 +61,15 @@ def trial_config(config: RunConfig, folder: Path, number: int, values: Values) -
 
 
 def trial_job(config: RunConfig) -> Job:
-    """What every trial of a study trains."""
+    """The training job of every trial of a study."""
     return Job(student_of(config), "distilled")
 
 
 def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
-    """Ray Tune's trainable: trains `point`, `{"number": n, "values": {path: value}}`, from where its folder stands.
+    """Ray Tune's trainable: trains `point`, `{"number": n, "values": {path: value}}`, from its folder's last checkpoint.
 
-    One worker trains in this process, several in a Ray Train group of their own: the same loop. Raises what training
-    raises. In a population, `takeovers` of the point counts how often it was given another trial's weights and values.
+    One worker trains in this process, several in a Ray Train group of their own, by the same loop. Raises what training
+    raises. In a population, `takeovers` of the point counts how often it took over another trial's weights and values.
     """
     config = trial_config(shared.config, shared.folder, point["number"], point["values"])
     plan = new_plan(config, shared.data, shared.teacher_keys, shared.teacher_folders)
@@ -88,7 +88,7 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
 
 
 def report_to_tune(folder: Path | None, epochs: int, scores: Mapping[str, float]) -> None:
-    """Tells Tune of an epoch; with the latest checkpoint in `folder`, for other trials to take over."""
+    """Reports an epoch to Tune; with `folder`, also its newest checkpoint, which other trials may take over."""
     result = {"epoch": epochs, **scores}
     if folder is None:
         ray.tune.report(result)
@@ -98,22 +98,23 @@ def report_to_tune(folder: Path | None, epochs: int, scores: Mapping[str, float]
 
 
 def report_to_train(epochs: int, scores: Mapping[str, float]) -> None:
-    """Tells the worker group's controller of an epoch, and it Tune. Called on every worker."""
+    """Reports an epoch to the worker group's controller, which reports it to Tune. Called on every worker."""
     ray.train.report({"epoch": epochs, **scores})
 
 
 def _take_over(folder: Path, takeovers: int) -> None:
-    """Puts another trial's checkpoint in place of this one's where population-based training has decided so since
-    the trial was last started; else Tune offers a copy of its own, which may be older than what lies here."""
+    """Replaces this trial's checkpoint by another trial's, where population-based training has decided so since the
+    trial last started. Otherwise Tune offers a copy of this trial's own checkpoint, which may be older than that in
+    `folder` and is ignored."""
     folder.mkdir(parents=True, exist_ok=True)
     file, checkpoint = folder / TAKEOVERS, ray.tune.get_checkpoint()
-    known = json.loads(file.read_text()) if file.exists() else 0
-    if takeovers != known and checkpoint is not None:
+    last = json.loads(file.read_text()) if file.exists() else 0
+    if takeovers != last and checkpoint is not None:
         with checkpoint.as_directory() as source:
             adopt_checkpoint(Path(source), folder)
     write_atomically(file, json.dumps(takeovers))
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    """A trial's validation points, an epoch each."""
+    """A trial's validation lines of metrics.jsonl, one an epoch. folder: of its training."""
     return [point for point in read_metrics(folder / METRICS) if "macro/score" in point["metrics"]]

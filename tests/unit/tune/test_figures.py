@@ -78,13 +78,13 @@ def drawn(
     settings = tune_of(**tune)
     winner = best(trials, settings.metrics, ["max"] * len(settings.metrics))
     return draw(
-        settings,
-        "max",
-        trials,
-        winner,
-        importance or {},
-        curves_of(trials) if curves is None else curves,
-        tasks,
+        tune=settings,
+        mode="max",
+        trials=trials,
+        winner=winner,
+        importance=importance or {},
+        curves=curves_of(trials) if curves is None else curves,
+        task_metrics=tasks,
     )
 
 
@@ -106,23 +106,40 @@ def test_every_figure_is_drawn_and_matplotlib_left_as_it_was() -> None:
         assert imread(io.BytesIO(figures[name]), format="png").shape[1] == pytest.approx(WIDTH * DPI, abs=1)
 
 
-def test_the_winner_can_be_told() -> None:
+def test_the_winner_is_drawn_differently() -> None:
     trials = some_trials()
     other = [
         replace(trial, scores={**trial.scores, "macro/score": 0.99 - trial.number / 9}) for trial in trials
     ]
-    for name in ("parallel.png", "curves.png"):
-        settings = tune_of()
-        with_winner, without = (
-            draw(settings, "max", trials, one, {}, curves_of(trials), TASKS)[name] for one in (other[1], None)
+    with_winner, without = (
+        draw(
+            tune=tune_of(),
+            mode="max",
+            trials=trials,
+            winner=winner,
+            importance={},
+            curves=curves_of(trials),
+            task_metrics=TASKS,
         )
-        assert with_winner != without
+        for winner in (other[1], None)
+    )
+    for name in ("parallel.png", "curves.png"):
+        assert with_winner[name] != without[name]
 
 
 def test_the_better_is_the_darker_of_an_error_too() -> None:
     trials = some_trials()
     figures = [
-        draw(tune_of(), mode, trials, None, {}, {}, TASKS)["parallel.png"] for mode in ("max", "min", "max")
+        draw(
+            tune=tune_of(),
+            mode=mode,
+            trials=trials,
+            winner=None,
+            importance={},
+            curves={},
+            task_metrics=TASKS,
+        )["parallel.png"]
+        for mode in ("max", "min", "max")
     ]
     assert figures[0] == figures[2]
     assert figures[0] != figures[1]
@@ -169,5 +186,13 @@ def test_choices_with_dollar_signs_are_no_formulas() -> None:
     ).tune
     assert tune is not None
     trials = [trial_of(n, 0.5 + n / 10, values={"students.half.model": one}) for n, one in enumerate(models)]
-    figures = draw(tune, "max", trials, trials[0], {"students.half.model": 1.0}, {}, ["movies/accuracy"])
+    figures = draw(
+        tune=tune,
+        mode="max",
+        trials=trials,
+        winner=trials[0],
+        importance={"students.half.model": 1.0},
+        curves={},
+        task_metrics=["movies/accuracy"],
+    )
     assert all(ink(png) > 0.002 for png in figures.values())

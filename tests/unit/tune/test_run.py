@@ -76,7 +76,7 @@ def test_a_trial_has_the_scores_of_the_weights_it_keeps_once_it_has_ended(
         shared=Shared(config, tmp_path, {}, {}, {}, 1.0),
         student="half",
         ensemble={"macro/score": 0.9, "movies/accuracy": 0.8},
-        _begun=set(),
+        _tracked=set(),
     )
     study = cast(_Study, parts)
     _Study._track(study, trial_of(3, 0.72, "running"))

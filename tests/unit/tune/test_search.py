@@ -37,8 +37,8 @@ from tune.search import (
     _cause,
     _deadline,
     _Optuna,
-    _points_left,
     _Recorder,
+    _remaining_points,
     _resources,
     _scheduler,
     _set_up_tune,
@@ -130,14 +130,14 @@ def numbers(points: Sequence[dict[str, Any]] | None) -> list[int]:
 
 def test_ended_trials_are_not_run_again() -> None:
     config = search_of(GRID, algorithm="grid", trials=6)
-    assert numbers(_points_left(config, [])) == [0, 1, 2, 3, 4, 5]
+    assert numbers(_remaining_points(config, [])) == [0, 1, 2, 3, 4, 5]
     trials = [
         trial_of(0, 0.5),
         trial_of(1, status="failed"),
         trial_of(3, 0.5, "interrupted", values={"loss.soft": 0.123, "loss.annealing": "linear"}),
         trial_of(4, 0.5, "early-stopped"),
     ]
-    left = _points_left(config, trials)
+    left = _remaining_points(config, trials)
     assert left is not None
     assert numbers(left) == [2, 3, 5]
     assert left[0]["values"] == {"loss.soft": 0.5, "loss.annealing": "constant"}
@@ -149,12 +149,12 @@ def test_a_finished_random_search_goes_on_with_more_trials() -> None:
     def config(trials: int) -> RunConfig:
         return search_of(SPACE, algorithm="random", trials=trials)
 
-    first = _points_left(config(3), [])
+    first = _remaining_points(config(3), [])
     assert first is not None
     ended = [trial_of(point["number"], 0.5, values=point["values"]) for point in first]
-    assert _points_left(config(3), ended) == []
-    assert numbers(_points_left(config(5), ended)) == [3, 4]
-    assert _points_left(search_of(SPACE), ended) is None
+    assert _remaining_points(config(3), ended) == []
+    assert numbers(_remaining_points(config(5), ended)) == [3, 4]
+    assert _remaining_points(search_of(SPACE), ended) is None
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ class Study:
             self.shared, self.trials, lambda one: self.seen.append((one.number, one.status, one.epochs))
         )
         self.stopper = _Stopper(lambda: self.asked, self.deadline, self.recorder)
-        self.recorder.stopping = self.stopper
+        self.recorder.stopper = self.stopper
 
     def start(self, number: int, **values: Any) -> TuneTrial:
         trial = in_tune(number, **values)
@@ -743,10 +743,10 @@ def test_spent_time_is_a_stop_like_any(tmp_path: Path) -> None:
     study = Study(tmp_path)
     trial = study.start(0)
     early = _Stopper(lambda: False, time.monotonic() + 60, study.recorder)
-    assert (early.asked(), early.stop_all()) == (False, False)
+    assert (early.is_stopping(), early.stop_all()) == (False, False)
     assert not (tmp_path / "000/STOP").exists()
-    study.stopper = study.recorder.stopping = _Stopper(lambda: False, time.monotonic() - 1, study.recorder)
-    assert (study.stopper.asked(), study.stopper.stop_all()) == (True, False)
+    study.stopper = study.recorder.stopper = _Stopper(lambda: False, time.monotonic() - 1, study.recorder)
+    assert (study.stopper.is_stopping(), study.stopper.stop_all()) == (True, False)
     assert (tmp_path / "000/STOP").exists()
     study.end(trial)
     assert study.record.status == "interrupted"
