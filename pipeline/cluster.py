@@ -1,4 +1,4 @@
-"""A private local Ray, or an existing cluster: connected, quiet, and left as it was."""
+"""Connects to an existing Ray cluster, or starts a private local Ray; disconnects at the end."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def lock_private_ray(config: RunConfig) -> None:
 
 @contextmanager
 def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
-    """Ray, as `cluster` has it, for as long as the block runs. A block within another uses the outer one's.
+    """Ray, as configured in `cluster`, for the length of the block. An inner block uses the Ray of the outer one.
 
-    dashboard: with a private Ray's, on loopback. Without it a worker group whose driver was killed, as a trial of a
-    search may be, keeps its resources: Ray Train asks the dashboard's State API which to free.
+    dashboard: whether a private Ray starts its dashboard, on loopback. Ray Train needs the dashboard's State API to free
+    the resources of a worker group whose driver was killed, as a search may kill a trial.
 
     Raises `ConfigError` where no cluster answers at `cluster.address`, `ExhaustedError` where a private Ray does not start.
     """
@@ -58,7 +58,7 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
 
     address = config.cluster.address
     if address is None:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
         try:
             ray.init(
                 address="local",
@@ -69,7 +69,7 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except Exception as error:  # what Ray raises where a process of its own is not there in time
+        except Exception as error:  # of any type, where a process of Ray does not start in time
             raise ExhaustedError(
                 f"Ray did not start: {_reason(error)}",
                 "Is the machine busy, or its memory or disk full? Run the same command again.",
@@ -100,7 +100,7 @@ def _check_listens(address: str) -> None:
     """Raises `ConfigError` where nothing listens at `host:port` or `ray://host:port`: Ray would try for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme not in ("", "ray") or not parts.hostname or ":" not in parts.netloc:
-        return  # auto and the like: for Ray to find
+        return  # `auto` and others that Ray itself resolves
     try:
         with socket.create_connection((parts.hostname, parts.port or 0), timeout=CONNECT_S):
             return
@@ -109,7 +109,7 @@ def _check_listens(address: str) -> None:
 
 
 def _own_code() -> dict[str, list[str]]:
-    """Ships this very code to the cluster's workers, so that driver and workers never differ."""
+    """The runtime environment that sends this code to the cluster's workers, so that driver and workers run the same."""
     folders = []
     for package in ("pipeline", "teachers", "students", "tune"):
         spec = find_spec(package)
@@ -119,48 +119,49 @@ def _own_code() -> dict[str, list[str]]:
 
 
 def check_gpus(config: RunConfig) -> None:
-    """Raises `ConfigError` if a private local Ray is asked for GPUs that this machine has not."""
-    wanted = {
+    """Raises `ConfigError` if the config requests GPUs from a private local Ray and this machine has none."""
+    gpus_by_key = {
         f"teachers.{name}.serving.gpus": teacher.serving.gpus for name, teacher in config.teachers.items()
     }
-    wanted["train.gpus_per_worker"] = config.train.gpus_per_worker
-    asking = [path for path, gpus in wanted.items() if gpus]
-    if config.cluster.address is not None or not asking:
+    gpus_by_key["train.gpus_per_worker"] = config.train.gpus_per_worker
+    requesting = [path for path, gpus in gpus_by_key.items() if gpus]
+    if config.cluster.address is not None or not requesting:
         return
     import torch
 
     if torch.cuda.device_count() == 0:
         raise ConfigError(
-            f"{asking[0]}: a GPU is asked for, this machine has none", "Set it to 0, or give cluster.address."
+            f"{requesting[0]}: a GPU is asked for, this machine has none",
+            "Set it to 0, or give cluster.address.",
         )
 
 
 def check_room(config: RunConfig) -> None:
-    """Raises `ConfigError` if the private local Ray has too few CPUs or lacks a custom resource. Ray must be up."""
+    """Raises `ConfigError` if the private local Ray has too few CPUs or lacks a custom resource. Ray must be running."""
     if config.cluster.address is not None:
         return
     import ray
 
-    has = ray.cluster_resources()
+    available = ray.cluster_resources()
     for name, teacher in config.teachers.items():
-        asks = {"CPU": teacher.serving.cpus, "GPU": teacher.serving.gpus, **teacher.serving.resources}
-        _check_fits(f"teachers.{name}.serving", asks, has)
+        needed = {"CPU": teacher.serving.cpus, "GPU": teacher.serving.gpus, **teacher.serving.resources}
+        _check_fits(f"teachers.{name}.serving", needed, available)
     train = config.train
-    asks = {"CPU": cpus_per_worker(config), "GPU": train.gpus_per_worker, **train.resources_per_worker}
-    _check_fits("train", {key: amount * train.workers for key, amount in asks.items()}, has)
+    needed = {"CPU": cpus_per_worker(config), "GPU": train.gpus_per_worker, **train.resources_per_worker}
+    _check_fits("train", {key: amount * train.workers for key, amount in needed.items()}, available)
 
 
-def _check_fits(path: str, asks: dict[str, float], has: dict[str, float]) -> None:
-    for resource, amount in asks.items():
-        if amount > has.get(resource, 0) + 1e-6:
+def _check_fits(path: str, needed: dict[str, float], available: dict[str, float]) -> None:
+    for resource, amount in needed.items():
+        if amount > available.get(resource, 0) + 1e-6:
             raise ConfigError(
-                f"{path}: asks for {amount:g} {resource}, this machine offers {has.get(resource, 0):g}",
+                f"{path}: asks for {amount:g} {resource}, this machine offers {available.get(resource, 0):g}",
                 "Ask for less, raise cluster.cpus, or give cluster.address.",
             )
 
 
 def cpus_per_worker(config: RunConfig) -> float:
-    """CPUs of each training worker."""
+    """CPUs of each training worker: as configured, 1 on a cluster, else the machine's divided among the workers."""
     if config.train.cpus_per_worker is not None:
         return config.train.cpus_per_worker
     if config.cluster.address is not None:

@@ -1,7 +1,7 @@
-"""A data set's local files: which they are, in which format, and what is wrong with them, by file and line.
+"""A data set's local files: their paths, their format, and what is wrong with them, by file and line.
 
-Needs neither `datasets` nor torch, so that a wrong path or a broken row is reported at once. Files behind URLs and
-data sets of the hub are left to `datasets`.
+Needs neither `datasets` nor torch, so that a wrong path or a broken row is reported at once. `datasets` checks files
+behind URLs and data sets of the hub.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ PLAIN_CSV = {
     *("sep", "delimiter", "quoting", "quotechar", "escapechar", "doublequote", "skipinitialspace"),
     *("encoding", "encoding_errors", "keep_default_na", "na_values", "na_filter", "decimal", "thousands"),
 }
-"""Options of csv under which its rows are checked here; with others (`skiprows`, `names` …) pandas alone reads it."""
+"""Options of csv with which rows are checked here; with any other (`skiprows`, `names` …) only pandas reads the file."""
 ASSETS = (".cache", "assets")
-"""Where `make demo` puts the examples' data and models."""
+"""The folder of the examples' data and models, which `make demo` fetches, as parts of its path."""
 EMPTY = "Point data.splits or data_files at examples."
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 def missing_remedy(file: Path) -> str:
-    """What helps where a local file or folder is not there."""
+    """The remedy for a local file or folder that does not exist."""
     if any(pair == ASSETS for pair in zip(file.parts, file.parts[1:], strict=False)):
         return "`make demo RUN=examples/NAME.yaml` fetches the data and models of that example."
     near: list[str] = []
@@ -59,44 +59,45 @@ def missing_remedy(file: Path) -> str:
     return f"{hint}Relative paths start from the working directory, {Path.cwd()}."
 
 
-def source_of(more: UnlabelledConfig) -> DataConfig:
-    """`data.unlabelled` as a data set with a train split alone."""
-    files = None if more.data_files is None else {re.split(r"[\[+]", more.split)[0]: more.data_files}
+def source_of(unlabelled: UnlabelledConfig) -> DataConfig:
+    """`data.unlabelled` as a data set that has a train split alone."""
+    files = unlabelled.data_files
+    split = re.split(r"[\[+]", unlabelled.split)[0]
     return DataConfig(
-        path=more.path,
-        name=more.name,
-        revision=more.revision,
-        data_files=files,
-        options=more.options,
-        splits={"train": more.split},
+        path=unlabelled.path,
+        name=unlabelled.name,
+        revision=unlabelled.revision,
+        data_files=None if files is None else {split: files},
+        options=unlabelled.options,
+        splits={"train": unlabelled.split},
     )
 
 
 def files_of(where: str, data: DataConfig) -> dict[str, list[str]]:
-    """The files of each entry of `data_files`, patterns filled in. Raises `DataError` where one is not there.
+    """The files of each entry of `data_files`, with patterns expanded. Raises `DataError` where a file does not exist.
 
     where: the data set's key in the config, for errors.
     """
     _check_path(where, data)
     folder = Path(data.path) if Path(data.path).is_dir() else None
     local = folder is not None or data.path in FORMATS.values()
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for split, given in (data.data_files or {}).items():
-        found[split] = []
+        files[split] = []
         for entry in (given,) if isinstance(given, str) else given:
             if "://" in entry or not local:  # a URL, or a file of a hub data set
-                found[split].append(entry)
+                files[split].append(entry)
                 continue
             file = folder / entry if folder is not None else Path(entry)
             matches = [str(file)] if file.is_file() else sorted(filter(os.path.isfile, glob(str(file))))  # noqa: PTH207
             if not matches:  # a pattern may start at the root, which Path.glob does not take
                 raise DataError(f"{where}.data_files: no file {file}", missing_remedy(file))
-            found[split] += matches
-    return found
+            files[split] += matches
+    return files
 
 
 def _check_path(where: str, data: DataConfig) -> None:
-    """`path` is a format with files, a folder, or may be a data set of the hub."""
+    """Raises `DataError` unless `path` is a format with files, a folder, or possibly a data set of the hub."""
     path = Path(data.path)
     formats = dict.fromkeys(FORMATS.values())
     if data.path in formats:
@@ -105,8 +106,8 @@ def _check_path(where: str, data: DataConfig) -> None:
         return
     if path.is_file():
         name = FORMATS.get(ending(data.path))
-        wanted = f"path: {name or 'csv'} and data_files: {{train: {data.path}}}"
-        raise DataError(f"{where}.path: {data.path} is a file", f"Write {wanted}.")
+        keys = f"path: {name or 'csv'} and data_files: {{train: {data.path}}}"
+        raise DataError(f"{where}.path: {data.path} is a file", f"Write {keys}.")
     name = FORMATS.get(f".{data.path.lower()}")
     if name is not None and not path.is_dir():
         remedy = f"Write path: {name}; the ending of a file says the rest."
@@ -123,13 +124,13 @@ def is_local(name: str) -> bool:
 
 
 def ending(file: str) -> str:
-    """The ending that says what is in a file, without that of its compression: ``.csv`` of ``a.csv.gz``."""
+    """A file's ending in lower case, without the ending of a compression: ``.csv`` of ``a.csv.gz``; empty without one."""
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     return next((suffix for suffix in reversed(suffixes) if suffix not in COMPRESSED), "")
 
 
 def format_of(data: DataConfig, files: Mapping[str, list[str]]) -> str | None:
-    """The format that reads the files; None where `datasets` finds it out by itself."""
+    """The format of the files; None where `datasets` must determine it."""
     if data.path in FORMATS.values():
         return data.path
     formats = {FORMATS.get(ending(file)) for entry in files.values() for file in entry}
@@ -137,7 +138,7 @@ def format_of(data: DataConfig, files: Mapping[str, list[str]]) -> str | None:
 
 
 def delimiter_of(file: str, options: Mapping[str, Any]) -> str:
-    """What separates a csv file's fields: as given, else a tab in .tsv, else a comma."""
+    """The delimiter of a csv file's fields: that of `options`, else a tab in .tsv, else a comma."""
     given = options.get("delimiter") or options.get("sep")
     return str(given) if given else "\t" if ending(file) == ".tsv" else ","
 
@@ -146,9 +147,9 @@ def delimiter_of(file: str, options: Mapping[str, Any]) -> str:
 
 
 def check_files(where: str, data: DataConfig) -> None:
-    """Local files are there, hold rows, and text formats are well-formed as far as that is seen without loading.
+    """Raises `DataError`, with file and line, where a local file is missing, has no rows or is malformed.
 
-    Raises `DataError` with file and line.
+    Only what can be checked without loading the data is.
     """
     files = files_of(where, data)
     name = format_of(data, files)
@@ -172,7 +173,7 @@ def check_files(where: str, data: DataConfig) -> None:
 
 
 def _state(file: Path) -> dict[str, Any]:
-    """What `save_to_disk` wrote. Raises `DataError` for a damaged file."""
+    """The contents of a state.json of `save_to_disk`. Raises `DataError` for a damaged file."""
     with suppress(ValueError):
         state = json.loads(file.read_bytes())
         if isinstance(state, dict):
@@ -189,7 +190,8 @@ def _check_encoding(where: str, encoding: str | None) -> None:
 
 
 def _count_lines(file: Path, encoding: str | None) -> int:
-    """Lines with anything on them. Raises `DataError` at the first that is not UTF-8, where that is expected."""
+    """The number of lines that are not blank. encoding: None for UTF-8; then raises `DataError` at the first line that
+    is not UTF-8."""
     count = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -201,7 +203,7 @@ def _count_lines(file: Path, encoding: str | None) -> int:
 
 
 def _decoding_remedy(file: Path) -> str:
-    """What helps where a file is not UTF-8, as its first bytes have it."""
+    """The remedy for a file that is not UTF-8, by its first bytes."""
     with file.open("rb") as stream:
         start = stream.read(4)
     if start.startswith(b"PK"):
@@ -213,7 +215,7 @@ def _decoding_remedy(file: Path) -> str:
 
 
 def _check_csv(file: Path, options: Mapping[str, Any]) -> None:
-    """Every column has a name of its own, and every row as many fields as the header. Raises `DataError`."""
+    """Raises `DataError` where two columns have one name, or a row has not as many fields as the header."""
     form = {
         name: options[name]
         for name in ("quoting", "quotechar", "escapechar", "doublequote", "skipinitialspace")
@@ -234,13 +236,15 @@ def _check_csv(file: Path, options: Mapping[str, Any]) -> None:
                 )
             for line, row in rows:
                 if len(row) != len(header):
-                    raise _wrong_width(file, line, reader.line_num, row, header, delimiter)
+                    raise _wrong_width(
+                        file, row, header, first_line=line, last_line=reader.line_num, delimiter=delimiter
+                    )
         except (csv.Error, LookupError, TypeError, StopIteration):
-            return  # of options that csv does not take as pandas does: loading reports it
+            return  # pandas takes such options otherwise than the csv module: loading the data reports the error
 
 
 def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """The rows with anything in them, each with the line where it starts."""
+    """The rows that are not blank, each with the number of its first line."""
     start = 1
     for row in reader:
         if len(row) > 1 or (row and row[0].strip()):
@@ -249,17 +253,17 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def _wrong_width(
-    file: Path, line: int, last: int, row: list[str], header: list[str], delimiter: str
+    file: Path, row: list[str], header: list[str], *, first_line: int, last_line: int, delimiter: str
 ) -> DataError:
-    """The error for a csv row, on the lines from `line` to `last`, with too few or too many fields."""
+    """The error for a csv row with too few or too many fields."""
     shown = {"\t": "tab", ",": "comma"}.get(delimiter, repr(delimiter))
-    cause = f"{file}:{line}: {len(row)} fields, the header has {len(header)}: {', '.join(header)}"
+    cause = f"{file}:{first_line}: {len(row)} fields, the header has {len(header)}: {', '.join(header)}"
     with file.open("rb") as stream:
-        raw = next(islice(stream, line - 1, None), b"")
-    if last > line or raw.count(b'"') % 2:
+        raw = next(islice(stream, first_line - 1, None), b"")
+    if last_line > first_line or raw.count(b'"') % 2:
         return DataError(
-            f"{cause}; the row goes on to line {last}" if last > line else cause,
-            f'A quote (") is left open in line {line}: close it, or set data.options: {{quoting: 3}} where '
+            f"{cause}; the row goes on to line {last_line}" if last_line > first_line else cause,
+            f'A quote (") is left open in line {first_line}: close it, or set data.options: {{quoting: 3}} where '
             "quotes are part of the text.",
         )
     if len(row) > len(header):
@@ -286,7 +290,7 @@ def _check_parquet(where: str, file: Path) -> None:
 
 
 def broken_json(file: str) -> str | None:
-    """What is wrong with a JSON file, by line and column; None where it is well-formed, or cannot be read here."""
+    """The first error of a JSON file, with line and column; None where it is well-formed, compressed or no local file."""
     if not Path(file).is_file() or Path(file).suffix.lower() in COMPRESSED:
         return None
     text = Path(file).read_text(encoding="utf-8-sig", errors="replace")
@@ -303,7 +307,7 @@ def broken_json(file: str) -> str | None:
 
 
 def _syntax(text: str) -> json.JSONDecodeError | None:
-    """Where `text` is not JSON."""
+    """The error of `text` where it is not JSON, else None."""
     try:
         json.loads(text)
     except json.JSONDecodeError as error:

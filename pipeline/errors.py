@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 
 
 class TutelageError(Exception):
-    """Base of all: `cause` says what is wrong, `remedy` what to do about it (one line each).
+    """Base of all: `cause` says what is wrong, `remedy` how to correct it (one line each).
 
     others: errors that the same check raised together with this one.
     """
@@ -102,16 +102,16 @@ class InterruptedRunError(TutelageError):
 
 
 def one_of(names: Sequence[str]) -> str:
-    """``a``, ``a or b``, ``a, b or c``: one or more names that a remedy offers."""
+    """``a``, ``a or b``, ``a, b or c``: the names as a remedy offers them; at least one."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
 
 
 class Errors:
-    """The errors of checks that do not need one another's results, so that all of them can be shown at once.
+    """Collects the errors of independent checks, so that all of them can be shown at once.
 
-    ``with errors:`` stands around each check. With `show`, an error is kept, shown, and the program goes on after
-    the block; without it, the first error is raised as usual.
+    Each check is in a ``with errors:`` block. With `show`, an error is collected and shown, and the program continues
+    after the block. Without `show`, the first error is raised as usual.
     """
 
     def __init__(self, show: Callable[[int, TutelageError], None] | None = None) -> None:
@@ -122,7 +122,7 @@ class Errors:
         """Nothing to prepare."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Keeps an error about what the user gave, and its `others`, each once, where they are to be shown."""
+        """With `show`, collects an error of exit code 2 (wrong input) and its `others`, each once; True suppresses it."""
         if self._show is None or not isinstance(error, TutelageError) or error.exit_code != 2:
             return False
         for one in (error, *error.others):
@@ -132,6 +132,6 @@ class Errors:
         return True
 
     def stop(self) -> None:
-        """Raises the first error that was kept, if there is one: what follows needs what has failed."""
+        """Raises the first collected error, if there is one: to be called before code that needs all checks to pass."""
         if self.kept:
             raise self.kept[0]

@@ -1,7 +1,8 @@
-"""A config under several seeds: one plain run a seed, then the group's page about all of them.
+"""A config under several seeds: one plain run a seed, then a report on all of them.
 
-The runs are those that `tutelage train` would make one by one: resumable, comparable, and the same command goes on
-with the seed at which it stopped. Ray is started once; teachers and soft targets are shared as by any runs.
+Each run is the one that `tutelage train` would make of that seed alone: it can be resumed and compared. The same
+command continues with the seed at which it stopped. Ray is started once; the runs share teachers and soft targets, as
+any runs do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.stop import StopSignals
 
 
 def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
-    """By seed, the config of its run: a name of its own, everything else the group's."""
+    """The config of each seed's run, by seed: the group's, with its own name and seed."""
     tracking = config.tracking.model_copy(update={"experiment": config.experiment})
     shared = {"seeds": (), "tracking": tracking}
     return {
@@ -31,15 +32,15 @@ def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
 
 
 def distil_seeds(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
-    """Every seed's run, then group.json and group.md; returns what group.json says.
+    """Makes every seed's run, then group.json and group.md; returns the contents of group.json.
 
     register: name in MLflow's model registry for the first seed's students.
 
-    Raises any `TutelageError`; what the seeds before it have done stays.
+    Raises any `TutelageError`; the runs of the earlier seeds stay.
     """
     folder, configs = config.run_dir, seed_configs(config)
     with locked(folder), StopSignals(folder) as stop:
-        refuse_changes(config)  # data and models are guarded in the seeds' own folders
+        refuse_changes(config)  # the seeds' own folders guard data and models
         write_settings(config)
         for note in config_view.seed_notes(config):
             display.line(note)
@@ -57,6 +58,6 @@ def distil_seeds(config: RunConfig, display: Display, register: str | None = Non
 
 
 def _ray_for(config: RunConfig, configs: dict[int, RunConfig]) -> AbstractContextManager[None]:
-    """One Ray for all seeds, unless every seed has its report already and probably needs none."""
+    """One Ray for all seeds; none where every seed has its report already, so that probably no run needs it."""
     waiting = any(not (one.run_dir / REPORT).exists() for one in configs.values())
     return connected(config) if waiting else nullcontext()

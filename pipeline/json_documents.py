@@ -1,4 +1,4 @@
-"""JSON that is one object, not a row a line: columns, rows under a key, and SQuAD's nested form (v1.1 and v2.0)."""
+"""JSON files that are one object: columns, rows under a key, and SQuAD's nested form (v1.1 and v2.0)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from pipeline.errors import DataError
 
 LINES = (".jsonl", ".ndjson")
-"""Endings of files with a row a line, whatever they look like."""
+"""Endings of files that have one row a line, whatever their contents."""
 
 
 def read_document(where: str, file: str, options: Mapping[str, Any]) -> dict[str, list[Any]] | None:
-    """The columns of a local file that is one JSON object; None where it is anything else: `datasets` reads it.
+    """The columns of a local file that is one JSON object, by name. None for any other file, which `datasets` reads.
 
-    ``field`` of `options` names the key with the rows. Raises `DataError` for an object whose rows cannot be told.
+    ``field`` of `options` names the key with the rows. Raises `DataError` for an object without recognisable rows.
     """
     document = _object(file, options.get("encoding"))
     if document is None:
@@ -43,7 +43,7 @@ def read_document(where: str, file: str, options: Mapping[str, Any]) -> dict[str
 
 
 def _object(file: str, encoding: str | None) -> dict[str, Any] | None:
-    """The file as one object; None where it is a list, rows by line, compressed, remote, or broken."""
+    """The file's object; None where the file is a list, has one row a line, or is compressed, remote or broken."""
     path = Path(file)
     if not path.is_file() or path.suffix.lower() in LINES:
         return None
@@ -55,7 +55,7 @@ def _object(file: str, encoding: str | None) -> dict[str, Any] | None:
             if not first.lstrip().startswith("{"):
                 return None
             rest = stream.read()
-        if rest.strip() and _is_whole(first):  # a row a line
+        if rest.strip() and _is_json(first):  # one row a line
             return None
         document = json.loads(first + rest)
     except (ValueError, LookupError, RecursionError):
@@ -63,7 +63,7 @@ def _object(file: str, encoding: str | None) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _is_whole(line: str) -> bool:
+def _is_json(line: str) -> bool:
     try:
         json.loads(line)
     except ValueError:
@@ -76,7 +76,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _columns(document: Any) -> dict[str, list[Any]] | None:
-    """``{text: [a, b], label: [x, y]}``, or as pandas writes it ``{text: {0: a, 1: b}, …}``, as columns."""
+    """Columns of ``{text: [a, b], label: [x, y]}`` or, as pandas writes it, ``{text: {0: a, 1: b}, …}``; else None."""
     if not isinstance(document, dict) or not document:
         return None
     values = list(document.values())
@@ -88,7 +88,8 @@ def _columns(document: Any) -> dict[str, list[Any]] | None:
 
 
 def _columns_of_rows(file: str, key: str, rows: list[Any]) -> dict[str, list[Any]]:
-    """Rows under a key as columns; None where a row lacks one."""
+    """Rows as columns, by name; the value is None where a row lacks the column. Raises `DataError` for a row that is no
+    object."""
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise DataError(f"{file}: {key}[{i}] is {row!r:.80}, not an object", "Correct that row.")
@@ -99,8 +100,8 @@ def _columns_of_rows(file: str, key: str, rows: list[Any]) -> dict[str, list[Any
 def _squad(file: str, articles: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """SQuAD's articles → a row a question: id, title, question, context, answers (as on the hub).
 
-    A question that `is_impossible` has no answers; one with neither that nor `answers` has no label. Source:
-    Rajpurkar et al. 2018, the files of https://rajpurkar.github.io/SQuAD-explorer.
+    A question with `is_impossible` has no answers. A question with neither `is_impossible` nor `answers` has no label.
+    Source: Rajpurkar et al. 2018, the files of https://rajpurkar.github.io/SQuAD-explorer.
     """
     rows: list[dict[str, Any]] = []
     for i, article in enumerate(articles):

@@ -1,4 +1,4 @@
-"""Hugging Face models and tokenizers: found, checked, opened quietly. Safetensors only, no remote code."""
+"""Hugging Face models and tokenizers: downloads, checks and opens them, without output. Safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What a model folder needs: config, weights, tokenizer."""
+"""Patterns of the files of a model folder that are used: config, weights, tokenizer."""
 
 
 def resolve(model: str, revision: str | None, where: str) -> Path:
     """The local folder of `model` (a folder, or a hub id that is fetched once into the hub's cache).
 
-    Raises `TeacherError`, naming `where`, if there is none, or none with safetensors weights.
+    Raises `TeacherError`, which names `where`, if there is no such model, or it has no safetensors weights.
     """
     folder = Path(model)
     if not folder.is_dir() and is_local(model):
@@ -59,14 +59,14 @@ def _download(model: str, revision: str | None, where: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a model folder's config, weights and tokenizer: what makes it say what it says."""
+    """Hash of a model folder's config, weights and tokenizer, in hexadecimal: all that decides its predictions."""
     files = sorted({file for pattern in FILES for file in folder.glob(pattern)})
     return _hash_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @cache
 def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Names and contents; asked for again only when a size or time has changed."""
+    """Hash of names and contents. files: path, size, time of each; cached until one of them changes."""
     digest = blake2b(digest_size=16)
     for file, _, _ in files:
         digest.update(file.name.encode())
@@ -77,7 +77,7 @@ def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def quiet() -> None:
-    """No load reports, no bars: Tutelage prints its own."""
+    """Turns off the load reports and progress bars of transformers: Tutelage prints its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
@@ -112,7 +112,7 @@ def open_tokenizer(folder: Path) -> Any:
         reason = "it knows no words" if len(tokenizer) <= len(tokenizer.all_special_ids) else ""
     except Exception as error:  # of any type: the tokenizers' library raises bare ones
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if reason:  # without its files transformers makes up an empty tokenizer, to which every word is unknown
+    if reason:  # transformers makes an empty tokenizer where the files are missing
         raise TeacherError(
             f"{folder}: no tokenizer that transformers can open: {reason}",
             "Save the tokenizer beside the model with save_pretrained.",
@@ -151,7 +151,7 @@ def check_length(folder: Path, max_length: int, where: str) -> None:
 
 
 def _positions(folder: Path) -> int | None:
-    """Tokens that the model has positions for; None where it says nothing."""
+    """The number of tokens that the model has positions for; None where its architecture has no such limit."""
     import torch
     from transformers import AutoModel
 

@@ -184,14 +184,14 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         key = store_key(folder, task, teacher.serving.dtype, teacher.max_length, teacher.labels)
         specs.append(
             TeacherSpec(
-                name,
-                str(folder) if tuned else absolute_model(teacher.model),
-                None if tuned else teacher.revision,
-                task,
-                teacher.serving,
-                key,
-                teacher.max_length,
-                teacher.labels,
+                name=name,
+                model=str(folder) if tuned else absolute_model(teacher.model),
+                revision=None if tuned else teacher.revision,
+                task=task,
+                serving=teacher.serving,
+                key=key,
+                max_length=teacher.max_length,
+                labels=teacher.labels,
             )
         )
     return specs

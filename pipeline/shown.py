@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them: points, percent, spreads, p values, Markdown."""
+"""Numbers and tables as text: points, percent, spreads, p values, Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def points(share: float) -> str:
 
 
 def in_points(metric: str) -> bool:
-    """Whether a metric, its name with or without a task, is shown in points of a hundred."""
+    """Whether a metric is shown in points of a hundred. metric: `accuracy` or `<task>/accuracy`."""
     declared = METRICS.get(metric.rpartition("/")[2])  # None for macro/score, a mean of shares
     return declared is None or declared.shown == "points"
 
@@ -40,7 +40,7 @@ def percent(share: float | None) -> str:
 def recovered(gap: float | None) -> str:
     """Gap recovered: 0.52 → `52.0%`, None → `–`.
 
-    Words outside 0 to 100%: there the size of the ratio says how narrow the gap is, not how good the student.
+    Outside 0 to 100% it is words, since the size of the ratio then depends on the gap more than on the student.
     """
     if gap is None or 0 <= gap <= 1:
         return percent(gap)
@@ -48,7 +48,7 @@ def recovered(gap: float | None) -> str:
 
 
 def plus_minus(spread: Spread | None, show: Callable[[float], str] = points) -> str:
-    """`81.5 ± 0.4`: mean and standard deviation over seeds; `81.5` where all are the same, None → `–`."""
+    """`81.5 ± 0.4`: mean and standard deviation over seeds; `81.5` for one seed or a deviation of 0, None → `–`."""
     if spread is None:
         return NOTHING
     return show(spread.mean) + (f" ± {points(spread.sd)}" if spread.sd else "")
@@ -67,6 +67,6 @@ def millions(parameters: int) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A Markdown table; the first `words` columns to the left, the others, numbers, to the right."""
+    """A Markdown table. The first `words` columns are aligned left, the others, which are numbers, right."""
     lines = [head, [*["---"] * words, *["---:"] * (len(head) - words)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -29,11 +29,11 @@ DIGITS = 12  # decimals of a score that count
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of a paired sign-flip permutation test: is the mean of `differences`, one a seed, other than 0?
 
-    If the student were no other than its baseline, each difference could as well have the other sign: p is the
-    share of all 2ⁿ choices of signs whose mean is at least as far from 0. Exact up to 16 pairs. A single pair
-    gives 1. Raises `ValueError` without any.
+    If student and baseline did not differ, each difference would have either sign with equal probability. p is the
+    share of all 2ⁿ choices of signs whose mean is at least as far from 0. Exact up to 16 pairs; more pairs are
+    sampled. A single pair gives 1. Raises `ValueError` without any.
 
-    >>> sign_flip_p([0.01, 0.02, 0.01, 0.03, 0.01])  # five of the same sign: no further than the floor
+    >>> sign_flip_p([0.01, 0.02, 0.01, 0.03, 0.01])  # five of the same sign: the lowest p of five pairs
     0.0625
     """
     if not len(differences):
@@ -51,12 +51,12 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def floor(pairs: int) -> float:
-    """The lowest p that so many pairs can give: that of differences which all have one sign."""
+    """The lowest possible p of that many pairs: all differences have the same sign."""
     return min(1.0, 2.0 ** (1 - pairs))
 
 
 def pairs_needed(alpha: float = ALPHA) -> int:
-    """How many pairs can give a p below `alpha`: 6 for 0.05, and 8 if one of them may disagree."""
+    """The lowest number of pairs that can give a p below `alpha`: 6 for 0.05."""
     return next(pairs for pairs in range(1, 1000) if floor(pairs) < alpha)
 
 
@@ -94,7 +94,7 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.by_seed)
 
     @property
@@ -118,7 +118,7 @@ class Outcome:
     def of(
         cls, scores: Iterable[float], supervised: Iterable[float | None], ensembles: Iterable[float]
     ) -> Outcome:
-        """One of each a seed; no baseline at all where one seed has none."""
+        """From one score of each a seed. Without a baseline where it is missing for any seed."""
         baselines = [score for score in supervised if score is not None]
         outcome = cls(Spread(tuple(scores)), ensemble=Spread(tuple(ensembles)))
         complete = len(baselines) == len(outcome.score.by_seed)
@@ -126,7 +126,7 @@ class Outcome:
 
     @cached_property
     def delta(self) -> Spread | None:
-        """score − supervised, seed by seed."""
+        """score − supervised, by seed; None without a baseline."""
         if self.supervised is None:
             return None
         pairs = zip(self.score.by_seed, self.supervised.by_seed, strict=True)
@@ -134,19 +134,19 @@ class Outcome:
 
     @cached_property
     def p(self) -> float | None:
-        """Of the difference to the baseline; None without one, and for a single seed, which tests nothing."""
+        """p of the sign-flip test of `delta`; None without a baseline, and for a single seed."""
         if self.delta is None or len(self.delta.by_seed) < 2:
             return None
         return sign_flip_p(self.delta.by_seed)
 
     @property
     def retention(self) -> float | None:
-        """Of the means."""
+        """Mean score ÷ mean ensemble score; None without an ensemble."""
         return None if self.ensemble is None else retention(self.score.mean, self.ensemble.mean)
 
     @property
     def gap_recovered(self) -> float | None:
-        """Of the means."""
+        """`gap_recovered` of the mean scores; None without a baseline or an ensemble."""
         if self.supervised is None or self.ensemble is None:
             return None
         return gap_recovered(self.score.mean, self.supervised.mean, self.ensemble.mean)
