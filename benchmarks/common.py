@@ -1,4 +1,4 @@
-"""What the benchmarks share: the demo's data, paired timing, one way to print."""
+"""What the benchmarks share: the demo's data, paired timing, printing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASSETS = Path(".cache/assets")
 
 
 def demo_task(name: str, train: int, validation: int = 100, test: int = 100) -> TaskData:
-    """A task of the demo with that many examples a split; `make demo` fetches its data."""
+    """A text-classification task of the demo with that many examples in each split; `make demo` fetches its data."""
     files: dict[str, str | tuple[str, ...]] = {split: str(ASSETS / name / f"{split}.csv") for split in SPLITS}
     limit = {"train": train, "validation": validation, "test": test}
     data = DataConfig(path="csv", data_files=files, max_length=64, limit=limit)  # type: ignore[arg-type]
@@ -25,7 +25,7 @@ def demo_task(name: str, train: int, validation: int = 100, test: int = 100) -> 
 
 
 def paired(runs: int, *measures: Callable[[], float]) -> list[list[float]]:
-    """Each measure's values over `runs` rounds, taken in turn (A B A B …) after one round that is thrown away."""
+    """Each measure's values over `runs` rounds, in alternating order (A B, B A …), after one discarded round."""
     values: list[list[float]] = [[] for _ in measures]
     for number in range(runs + 1):
         order = list(enumerate(measures))
@@ -37,15 +37,15 @@ def paired(runs: int, *measures: Callable[[], float]) -> list[list[float]]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and range."""
+    """`1.020 (0.990-1.050)`: median and range."""
     return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Round by round."""
+    """above ÷ below, round by round."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def machine() -> str:
-    """What was measured on."""
+    """The machine and the versions, for the first line of a benchmark's output."""
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.epoch [--runs 7]
 
-Wanted: at most 1.05. An epoch is its optimiser steps; validation and checkpoints are left out.
+Goal: at most 1.05. An epoch is its optimiser steps, without validation and checkpoints.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def filled_store(path: Path, data: list[TaskData]) -> Store:
-    """Two teachers' soft targets for every training example; random, since reading costs the same."""
+    """A store with random soft targets of two teachers for every training example: real ones cost as much to read."""
     store, rng = Store(str(path)), np.random.default_rng(0)
     for task_data in data:
         keys = np.unique(task_data.splits["train"].keys)

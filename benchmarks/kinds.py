@@ -2,9 +2,9 @@
 
     python -m benchmarks.kinds [--runs 7] [--student tiny|half]
 
-Wanted: ≤ 1.05 for each kind; a multi-task epoch ≤ 1.05 × the sum of its tasks' epochs over the same batches. Two
-teachers a task with random soft targets, since reading them costs the same. An epoch is its optimiser steps.
-Also: bytes of the store ÷ raw float16 for targets of several items an example (wanted: ≤ 1.25).
+Goal: ≤ 1.05 for each kind; a multi-task epoch ≤ 1.05 × the sum of its tasks' epochs over the same batches. Two
+teachers a task with random soft targets, which cost as much to read as real ones. An epoch is its optimiser steps.
+Also: bytes of the store ÷ raw float16 for targets of several items an example (goal: ≤ 1.25).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def section(asset: str, suffix: str, train: int, **data: Any) -> dict[str, Any]:
 
 
 def multi_label_file(scratch: Path) -> str:
-    """Tweets with one to three made-up labels each: what they are costs nothing."""
+    """A file of tweets with one to three random labels each, which cost as much as real ones; returns its path."""
     rng, file = np.random.default_rng(0), scratch / "topics.jsonl"
     with (ASSETS / "tweets" / "train.csv").open(newline="") as stream:
         texts = [row["text"] for row, _ in zip(csv.DictReader(stream), range(2000), strict=False)]
@@ -118,12 +118,12 @@ def multi_label_file(scratch: Path) -> str:
 
 
 def key_of(teacher: str, data: TaskData) -> str:
-    """A name in the store."""
+    """The fingerprint of a teacher for a task in the store."""
     return teacher + data.task.name.encode().hex()
 
 
 def fill(store: Store, data: TaskData) -> float:
-    """Both teachers' random soft targets of the training examples; returns the store's bytes ÷ raw float16."""
+    """Stores both teachers' random soft targets of the training examples; returns the bytes on disk ÷ raw float16."""
     train = data.splits["train"]
     rng, counts = np.random.default_rng(0), data.task.reading.counts(train.inputs)
     offsets = np.concatenate(([0], np.cumsum(counts)))
@@ -135,7 +135,7 @@ def fill(store: Store, data: TaskData) -> float:
 
 
 def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData], distilled: bool) -> Trainer:
-    """A training of the student on `tasks`, all drawn once an epoch."""
+    """A trainer of the student on `tasks`; each example is drawn once an epoch."""
     folder, layers = STUDENTS[student]
     tokenizer = open_tokenizer(ASSETS / folder)
     sets = [task_set(tokenizer, data, store if distilled else None) for data in tasks]
@@ -146,7 +146,7 @@ def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData]
 
 
 def task_set(tokenizer: Any, data: TaskData, store: Store | None) -> TaskSet:
-    """The task encoded, with its soft targets where there is a store."""
+    """The encoded task, with its soft targets where there is a store."""
     if store is None:
         return TaskSet.of(data, tokenizer)
     train = data.splits["train"]
@@ -156,7 +156,7 @@ def task_set(tokenizer: Any, data: TaskData, store: Store | None) -> TaskSet:
 
 
 def one_epoch(one: Trainer) -> float:
-    """Seconds for the optimiser steps of the next epoch."""
+    """Seconds of the optimiser steps of the trainer's next epoch."""
     return one.run_epoch(one.progress.step // one.feed.steps_per_epoch)
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.labelling [--runs 5] [--examples 2000] [--ray-data]
 
-Wanted: pool ÷ bare loop ≥ 0.90 in throughput with the same threads; pool ÷ naive ≥ 2. Replicas are started
-before the clock; their start-up is printed by itself. The naive loop pads every text to max_length, 32 a batch.
+Goal: pool ÷ bare loop ≥ 0.90 in throughput with the same threads; pool ÷ naive ≥ 2. Replicas start before the
+measurement; their start-up is printed separately. The naive loop pads every text to max_length, 32 a batch.
 """
 
 from __future__ import annotations
@@ -68,10 +68,13 @@ def compare(folder: Path, data: TaskData, threads: int, arguments: argparse.Name
         {"text": [texts["text"][i] for i in rows]}
         for rows in length_sorted_chunks(texts, np.arange(len(examples)))
     ]
-    teacher = Predictor(folder, data.task)
+    predictor = Predictor(folder, data.task)
     for replicas in (1, threads):
         serving = ServingConfig(replicas=replicas, cpus=threads / replicas)
-        pool = TeacherPool(TeacherSpec("t", str(folder), None, data.task, serving, "aa"), replicas)
+        spec = TeacherSpec(
+            name="t", model=str(folder), revision=None, task=data.task, serving=serving, key="aa"
+        )
+        pool = TeacherPool(spec, replicas)
         started = time.perf_counter()
         pool.open(replicas)
         pooled_seconds(pool, chunks)
@@ -80,8 +83,8 @@ def compare(folder: Path, data: TaskData, threads: int, arguments: argparse.Name
         )
         measures = (
             partial(pooled_seconds, pool, chunks),
-            partial(bare, teacher, texts),
-            partial(naive, teacher, texts["text"]),
+            partial(bare, predictor, texts),
+            partial(naive, predictor, texts["text"]),
         )
         pooled, alone, padded = paired(arguments.runs, *measures)
         pool.close()
@@ -102,20 +105,20 @@ def pooled_seconds(pool: TeacherPool, chunks: Sequence[Chunk]) -> float:
     return time.perf_counter() - started
 
 
-def bare(teacher: Predictor, texts: dict[str, list[str]]) -> float:
+def bare(predictor: Predictor, texts: dict[str, list[str]]) -> float:
     started = time.perf_counter()
-    teacher.predict(texts)
+    predictor.predict(texts)
     return time.perf_counter() - started
 
 
 @torch.inference_mode()
-def naive(teacher: Predictor, texts: list[str]) -> float:
+def naive(predictor: Predictor, texts: list[str]) -> float:
     started = time.perf_counter()
     for i in range(0, len(texts), 32):
-        batch = teacher.tokenizer(
+        batch = predictor.tokenizer(
             texts[i : i + 32], padding="max_length", truncation=True, max_length=64, return_tensors="pt"
         )
-        teacher.model(**batch)
+        predictor.model(**batch)
     return time.perf_counter() - started
 
 

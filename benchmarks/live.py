@@ -1,11 +1,11 @@
-"""One distilled training without a store: the teachers answer anew in every step of every epoch.
+"""One distilled training without a store: the teachers compute their soft targets in every step of every epoch.
 
     python -m benchmarks.live RUN.yaml [key=value …]
 
-What a run costs where soft targets are not kept: the student, data, batches, losses and loop of a search's trial, and
-for each batch a forward of each of its task's teachers, in this process and with all of its cores. No baseline, no test,
-no tracking. Teachers must be there. The last line printed is JSON, all in seconds: ``epochs``, of each, and
-``teachers``, what of them all the forwards took. `benchmarks.search` sets it against a search.
+Measures a run that does not store soft targets. Student, data, batches, losses and loop are those of a search's trial;
+for each batch, every teacher of its task runs in this process, with all cores. No baseline, no test, no tracking. The
+teachers must exist. The last line of output is JSON in seconds: ``epochs``, of each epoch, and ``teachers``, their
+forward passes within all epochs. `benchmarks.search` compares it with a search.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from teachers.spec import TeacherSpec
 
 
 class LiveTeacher:
-    """A `pipeline.training.feed.TargetSource` without a store; counts the seconds that its forwards take."""
+    """A `pipeline.training.feed.TargetSource` without a store; adds up the seconds of its forward passes."""
 
     def __init__(self, spec: TeacherSpec) -> None:
         self.seconds = 0.0
-        self.teacher = Predictor(
+        self.predictor = Predictor(
             Path(spec.model),
             spec.task,
             dtype=spec.serving.dtype,
@@ -50,9 +50,9 @@ class LiveTeacher:
         )
 
     def targets(self, batch: Drawn) -> Dense:
-        """The teacher's soft targets of the batch, as the store would have them."""
+        """The teacher's soft targets of the batch, in float16 as in the store."""
         started = time.perf_counter()
-        soft, _ = self.teacher.predict(batch.inputs)
+        soft, _ = self.predictor.predict(batch.inputs)
         self.seconds += time.perf_counter() - started
         return soft.half()
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -> list[float]:
-    """The config's first student trained as a trial is, but for its teachers; returns the seconds of each epoch."""
+    """Trains the config's first student as a trial does, but with live teachers; returns the seconds of each epoch."""
     job = Job(next(iter(config.students)), "distilled")
     plan = replace(new_plan(config, inputs.data, {}, {}), trial=True)
     student = plan.students[job.student]
@@ -82,7 +82,7 @@ def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -
 
 
 def live(config: RunConfig, one: TaskSet, teachers: dict[str, LiveTeacher]) -> TaskSet:
-    """The task with its teachers as sources."""
+    """The task set with its live teachers as target sources."""
     weights = task_aggregation(config, one.task.name).weights
     strategy = task_aggregation(config, one.task.name).strategy
     aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))

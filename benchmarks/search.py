@@ -1,20 +1,20 @@
-"""What a search costs beside as many runs whose teachers answer live, and a trial beside the training in it.
+"""The time of a search, compared with as many live runs, and of a trial, compared with the training in it.
 
     python -m benchmarks.search [--trials 16] [--runs 1]
 
-Wished: T live runs ÷ a search of T trials ≥ 10 at T = 16. Both get fine-tuned teachers (`make demo` makes them) and
+Goal: T live runs ÷ a search of T trials ≥ 10 at T = 16. Both start with fine-tuned teachers (`make demo` makes them) and
 nothing else; both are commands, timed from start to end, one at a time.
 
-- The search is `tutelage tune examples/search.yaml` from an empty store: it labels, runs its trials with ASHA, two at a
-  time, and at its end trains the default weights and the winner and scores them on test, all of which counts. It is
-  asked for no baseline and no further seeds, which are no part of finding the winner.
-- A live run (`benchmarks.live`) is a trial's training by itself, in a process of its own: the same student, data, loop
-  and early stopping, its teachers run for every batch of every epoch, nothing kept, nobody stopped for being behind.
-  T of them are alike but for their weights, so one is measured and counts T times.
+- The search is `tutelage tune examples/search.yaml` from an empty store. It labels, runs its trials with ASHA, two at a
+  time, then trains the default weights and the winner and scores them on test; all of this counts. It has no baseline
+  and one seed, since finding the winner needs neither.
+- A live run (`benchmarks.live`) is the training of one trial in its own process: the same student, data, loop and early
+  stopping. Its teachers run for every batch of every epoch, nothing is stored, and no scheduler ends it early. T of them
+  differ only in their loss weights, so one is measured and counts T times.
 
-A trial's overhead is what trial.json says it took ÷ the epochs in it, of the trials that ran to their end. That leaves
-out the start of a process, where a trial got a new one; the search from first to last trial ÷ (all epochs ÷ trials at a
-time) has everything. An epoch is its optimiser steps: validation and checkpoints are overhead.
+A trial's overhead is its seconds in trial.json ÷ the seconds of its epochs, for trials that ran to their end. It does
+not include the start of a process, where a trial got a new one. The search from first to last trial ÷ (all epochs ÷
+concurrent trials) includes everything. An epoch is its optimiser steps: validation and checkpoints are overhead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TUTELAGE = str(Path(sys.executable).parent / "tutelage")
 
 @dataclass(frozen=True)
 class Live:
-    """A live run's seconds of wall-clock, and what of them its epochs and, within those, its teachers took."""
+    """Wall-clock seconds of a live run: in all, of each epoch, and of the teachers within the epochs."""
 
     total: float
     epochs: Sequence[float]
@@ -56,10 +56,11 @@ class Live:
 
 @dataclass(frozen=True)
 class Study:
-    """A search's seconds of wall-clock.
+    """Wall-clock seconds of a search.
 
     trials: from the first one's start to the last one's end · teachers: preflight and labelling · epochs: of each
-    trial · last: the epochs of the two trainings after the trials · overheads: of trials that ran to their end.
+    trial · last: the epochs of the two trainings after the trials · overheads: a ratio for each trial that ran to its
+    end.
     """
 
     total: float
@@ -72,12 +73,12 @@ class Study:
 
     @property
     def in_trials(self) -> float:
-        """The epochs of all trials, on the clock: as many trials ran at a time."""
+        """Wall-clock seconds of the epochs of all trials, of which `concurrency` ran at a time."""
         return sum(map(sum, self.epochs)) / self.concurrency
 
     @property
     def fixed(self) -> float:
-        """What does not grow with the number of trials."""
+        """Seconds that do not depend on the number of trials."""
         return self.total - self.trials
 
 
@@ -86,15 +87,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--runs", type=int, default=1, help="Rounds of one search and one live run each.")
     arguments = parser.parse_args()
-    waiting = prepare(load_config(SEARCH)).to_fine_tune()
-    if waiting:
-        sys.exit(f"not fine-tuned yet: {', '.join(waiting)}; run `make demo` first")
+    missing = prepare(load_config(SEARCH)).to_fine_tune()
+    if missing:
+        sys.exit(f"not fine-tuned yet: {', '.join(missing)}; run `make demo` first")
     print(f"{machine()}; {arguments.trials} trials, {arguments.runs} rounds, median (range)")
     studies, lives = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(arguments.runs):
-            studies.append(searched(cold(Path(scratch)), arguments.trials))
-            lives.append(lived(cold(Path(scratch))))
+            studies.append(run_search(cold(Path(scratch)), arguments.trials))
+            lives.append(run_live(cold(Path(scratch))))
     show_factor(studies, lives)
     show_parts(studies[0], lives[0])
     show_overhead(studies)
@@ -104,35 +105,35 @@ def main() -> None:
 
 
 def cold(scratch: Path) -> Path:
-    """A new folder for runs, with the fine-tuned teachers in it and nothing else."""
+    """A new folder for runs that has the fine-tuned teachers and nothing else."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     (folder / "_teachers").symlink_to(load_config(SEARCH).teachers_dir.absolute())
     return folder
 
 
 def timed(*command: str) -> tuple[float, str]:
-    """Seconds that the command took, and what it printed. Raises `CalledProcessError` where it fails."""
+    """The command's wall-clock seconds and its output. Raises `CalledProcessError` where it fails."""
     started = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - started, done.stdout
 
 
-def lived(folder: Path) -> Live:
-    """One live run."""
+def run_live(folder: Path) -> Live:
+    """Times one live run. folder: for its runs."""
     command = (sys.executable, "-m", "benchmarks.live", SEARCH, *ALONE, f"runs_dir={folder}")
     seconds, printed = timed(*command)
     return Live(seconds, **json.loads(printed.splitlines()[-1]))
 
 
-def searched(folder: Path, trials: int) -> Study:
-    """One search."""
+def run_search(folder: Path, trials: int) -> Study:
+    """Times one search of so many trials. folder: for its runs."""
     overrides = (*ALONE, f"runs_dir={folder}", f"tune.trials={trials}")
     seconds, _ = timed(TUTELAGE, "tune", SEARCH, *overrides)
     return study(load_config(SEARCH, overrides), seconds)
 
 
 def study(config: RunConfig, seconds: float) -> Study:
-    """What the search of `config`, which took `seconds`, left behind."""
+    """The times of the search of `config`, which took `seconds` in all, from the files in its folders."""
     assert config.tune is not None, f"{SEARCH} is a search"
     own = study_config(config).run_dir
     stages = json.loads((own / "study.json").read_text(encoding="utf-8"))["timings_s"]
@@ -154,7 +155,7 @@ def study(config: RunConfig, seconds: float) -> Study:
 
 
 def epoch_seconds(config: RunConfig, run_dir: Path) -> list[float]:
-    """Of each epoch of the student trained in a run's or trial's folder, its optimiser steps alone."""
+    """Seconds of the optimiser steps of each epoch of the student that a run or trial trained in `run_dir`."""
     folder = job_folder(run_dir, Job(student_of(config), "distilled"))
     return [float(point["metrics"]["time/epoch_s"]) for point in curve(folder)]
 
@@ -163,7 +164,7 @@ def epoch_seconds(config: RunConfig, run_dir: Path) -> list[float]:
 
 
 def show_factor(studies: Sequence[Study], lives: Sequence[Live]) -> None:
-    """Live runs ÷ search: as measured, and on the line through what grows with the trials and what does not."""
+    """Prints live runs ÷ search, as measured, and extrapolated to other numbers of trials by a line."""
     trials = len(studies[0].epochs)
     whole = [one.total for one in studies]
     print(f"seconds: search {spread(whole)}, one live run {spread([one.total for one in lives])}")
@@ -178,7 +179,7 @@ def show_factor(studies: Sequence[Study], lives: Sequence[Live]) -> None:
 
 
 def show_parts(one: Study, live: Live) -> None:
-    """Where the seconds go on both sides, of the first round."""
+    """Prints the parts of the seconds of live runs and search, of the first round."""
     trials = len(one.epochs)
     training, start = sum(live.epochs) - live.teachers, live.total - sum(live.epochs)
     rest = one.fixed - one.teachers - one.last
@@ -194,7 +195,7 @@ def show_parts(one: Study, live: Live) -> None:
 
 
 def show_overhead(studies: Sequence[Study]) -> None:
-    """Trials beside the epochs in them."""
+    """Prints trials ÷ the epochs in them."""
     overheads = [ratio for one in studies for ratio in one.overheads]
     print(f"trial ÷ its epochs, {len(overheads)} finished trials: {spread(overheads)}")
     print(

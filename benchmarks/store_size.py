@@ -2,7 +2,7 @@
 
     python -m benchmarks.store_size
 
-Wanted: at most 1.25. A row is C half floats and an 8-byte content key, so few labels cannot reach it: see
+Goal: at most 1.25. A row is C half floats and an 8-byte content key, so tasks of few labels cannot reach it: see
 benchmarks/README.md.
 """
 

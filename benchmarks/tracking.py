@@ -1,18 +1,19 @@
-"""MLflow's share of a student's step time, and what becomes of the points while its server is slow or down.
+"""MLflow's share of a student's step time, and the fate of metric points while its server is slow or down.
 
     python -m benchmarks.tracking [--runs 9]
 
-Wanted: at most 1 %, whatever the server does. The training loop appends a line to metrics.jsonl every ten steps and
-knows no MLflow; the run's driver, another process, follows the file and makes every call. So two things are measured:
+Goal: at most 1 %, whatever the server does. The training loop appends a line to metrics.jsonl every ten steps and does
+not use MLflow. The run's driver, another process, reads the file and makes every call to MLflow. So two things are
+measured:
 
-- what the loop itself spends on its log, out of an epoch's optimiser steps;
-- an epoch with a driver beside it ÷ one without, for what the driver takes of the machine. Epochs are taken in turn, and
-  each begins when MLflow has all points of the one before.
+- the time that the loop spends on its log ÷ the time of an epoch's optimiser steps;
+- an epoch with a driver beside it ÷ one without, for the driver's share of the machine. Epochs alternate, and each
+  starts when MLflow has all points of the one before.
 
-Three drivers: a sqlite file, as runs have by themselves · an `mlflow server` behind a proxy that holds every request
-back for a second · a server that is down. Server and proxy run on this machine, so their share counts as well. In the
-end each driver says what arrived and what it counts as lost; then the server that was down comes up, and its driver is
-started again, as the same command would.
+Three drivers: with a sqlite file, the default of a run · with an `mlflow server` behind a proxy that delays every request
+by a second · with a server that is down. Server and proxy run on this machine, so their share counts as well. At the end
+each driver reports the points that arrived and those that it counts as lost. Then the server that was down starts, and
+its driver is started again, as the same command would do.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ def main() -> None:
 
 
 def trainers(scratch: Path, count: int) -> list[Trainer]:
-    """Trainings of the demo's tiny student, all alike."""
+    """Identical trainers of the demo's tiny student."""
     data = [demo_task(name, EXAMPLES) for name in ("movies", "tweets")]
     store = filled_store(scratch / "store", data)
     return [trainer(ASSETS / "bert-tiny", None, data, store, scratch) for _ in range(count)]
 
 
 def show_share(plain: Trainer, drivers: Mapping[str, Driver], runs: int) -> None:
-    """Epochs with each driver ÷ those without one, and the log's share of the latter."""
+    """Prints epochs with each driver ÷ epochs without one, and the log's share of the latter."""
     shares: list[float] = []
     measures: list[Callable[[], float]] = [partial(logged_epoch, plain, shares)]
     measures += [driver.epoch for driver in drivers.values()]
@@ -95,19 +96,19 @@ def show_share(plain: Trainer, drivers: Mapping[str, Driver], runs: int) -> None
 
 
 def logged_epoch(student: Trainer, shares: list[float]) -> float:
-    """Seconds of the next epoch; to `shares` goes what per cent of them the loop spent on its log."""
-    write, spent = student._log, 0.0
+    """Seconds of the next epoch; appends to `shares` the per cent of them that the loop spent on its log."""
+    write, log_seconds = student._log, 0.0
 
     def log(values: Mapping[str, float], epoch: int) -> None:
-        nonlocal spent
+        nonlocal log_seconds
         started = time.perf_counter()
         write(values, epoch)
-        spent += time.perf_counter() - started
+        log_seconds += time.perf_counter() - started
 
     student._log = log  # type: ignore[method-assign]
     seconds = one_epoch(student)
     student._log = write  # type: ignore[method-assign]
-    shares.append(100 * spent / seconds)
+    shares.append(100 * log_seconds / seconds)
     return seconds
 
 
@@ -115,9 +116,9 @@ def logged_epoch(student: Trainer, shares: list[float]) -> float:
 
 
 class Driver:
-    """A run's driver, in a process of its own, that follows a student trained in this one.
+    """A run's driver in its own process, which follows a student that is trained in this one.
 
-    waits: whether an epoch is over only when MLflow has its points.
+    waits: whether `epoch` returns only when MLflow has the epoch's points.
     """
 
     def __init__(
@@ -128,39 +129,41 @@ class Driver:
         self.start()
 
     def start(self) -> None:
-        """Begins to follow, or goes on."""
+        """Starts the driver, which continues where an earlier one stopped."""
         (self.config.run_dir / DONE).unlink(missing_ok=True)
         self.outcome: Future[TrackingOutcome] = self.pool.submit(drive, self.config, self.file)
 
     def epoch(self) -> float:
-        """Seconds of the student's next epoch."""
+        """Trains the student's next epoch; returns the seconds of its optimiser steps."""
         seconds = one_epoch(self.student)
         if self.waits:
-            wait_until(lambda: self.sent() == self.student.progress.step, "its points did not reach MLflow")
+            wait_until(
+                lambda: self.sent_step() == self.student.progress.step, "its points did not reach MLflow"
+            )
         return seconds
 
-    def sent(self) -> int:
-        """The last step that MLflow has."""
+    def sent_step(self) -> int:
+        """The last step whose points MLflow has; 0 without any."""
         file = self.config.run_dir / "mlflow.json"
         ledger = Ledger(file, self.config.tracking_uri, self.config.experiment)
         return max(ledger.runs[STUDENT].followed.values(), default=0) if STUDENT in ledger.runs else 0
 
     def stop(self) -> None:
-        """Asks for the end."""
+        """Makes the driver end, by a file."""
         self.config.run_dir.mkdir(parents=True, exist_ok=True)
         (self.config.run_dir / DONE).touch()
 
     def finish(self) -> str:
-        """Ends as a run does; what of the student's points arrived by then."""
+        """Ends the driver as a run does; returns a line on the points that arrived and those that are lost."""
         self.stop()
         points = sum(len(line["metrics"]) for line in read_metrics(self.file))
-        found = self.outcome.result()
-        lost = f"{found.points_lost} and {found.operations_lost} other calls counted as lost"
-        return f"{found.points_sent} of {points} points arrived, {lost}"
+        outcome = self.outcome.result()
+        lost = f"{outcome.points_lost} and {outcome.operations_lost} other calls counted as lost"
+        return f"{outcome.points_sent} of {points} points arrived, {lost}"
 
 
 def drive(config: RunConfig, file: Path) -> TrackingOutcome:
-    """All that a run's driver does for MLflow while its student trains."""
+    """Does what a run's driver does for MLflow while its student trains; returns the totals."""
     tracker = open_tracker(config, config.run_dir)
     tracker.run("", config.name, "parent", {}, flatten(config))
     tracker.run(STUDENT, STUDENT, "student", {}, {})
@@ -173,7 +176,7 @@ def drive(config: RunConfig, file: Path) -> TrackingOutcome:
 
 
 def tracked(folder: Path, uri: str | None) -> RunConfig:
-    """A run as the tracker knows it: where it is and where its MLflow is."""
+    """A config for the tracker, with its runs in `folder` and MLflow at `uri`; None: a sqlite file."""
     return parse_config(
         {
             "name": "tracked",
@@ -191,7 +194,7 @@ def tracked(folder: Path, uri: str | None) -> RunConfig:
 
 @contextmanager
 def mlflow_server(port: int, scratch: Path) -> Iterator[None]:
-    """A real one, as `tutelage ui` starts it."""
+    """A real MLflow server on `port`, started as `tutelage ui` starts it, for the length of the block."""
     command = ui_command(tracked(scratch / "server", None), port)
     with (scratch / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -205,7 +208,7 @@ def mlflow_server(port: int, scratch: Path) -> Iterator[None]:
 
 @contextmanager
 def proxy(port: int, server: int, delay_s: float) -> Iterator[None]:
-    """A process that answers at `port` as `server` does, each time `delay_s` later."""
+    """A proxy process on `port` that passes every request to the port `server` after `delay_s`."""
     process = SPAWN.Process(target=serve, args=(port, server, delay_s), daemon=True)
     process.start()
     try:
@@ -217,7 +220,7 @@ def proxy(port: int, server: int, delay_s: float) -> Iterator[None]:
 
 
 def serve(port: int, server: int, delay_s: float) -> None:
-    """The proxy, for ever."""
+    """Runs the proxy; never returns."""
 
     class Handler(BaseHTTPRequestHandler):
         def forward(self) -> None:
@@ -225,10 +228,10 @@ def serve(port: int, server: int, delay_s: float) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             upstream = HTTPConnection("127.0.0.1", server)
             upstream.request(self.command, self.path, body, {"Content-Type": "application/json"})
-            answer = upstream.getresponse()
-            content = answer.read()
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
+            response = upstream.getresponse()
+            content = response.read()
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.headers.get("Content-Type", ""))
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -242,16 +245,16 @@ def serve(port: int, server: int, delay_s: float) -> None:
 
 
 def address(port: int) -> str:
-    """A port of this machine's."""
+    """The URL of a port on this machine."""
     return f"http://127.0.0.1:{port}"
 
 
-def wait_until(true: Callable[[], bool], otherwise: str) -> None:
-    """Looks five times a second. Raises `TimeoutError`."""
+def wait_until(condition: Callable[[], bool], message: str) -> None:
+    """Checks the condition five times a second. Raises `TimeoutError` with `message` after `PATIENCE_S`."""
     end = time.monotonic() + PATIENCE_S
-    while not true():
+    while not condition():
         if time.monotonic() > end:
-            raise TimeoutError(otherwise)
+            raise TimeoutError(message)
         time.sleep(0.2)
 
 

@@ -1,7 +1,8 @@
-"""What the demo's data sets share: comparing texts, leaving copies out, splitting and ordering by hash, writing.
+"""What the demo's data sets share: comparing texts, removing copies, splitting and ordering by hash, writing.
 
-Hashes are of the texts alone, so everybody gets the same rows in the same split and order, in any Python, and a
-row keeps its place when others come or go. Standard library only; the corpora's own formats are elsewhere.
+Hashes depend on the texts alone, so everybody gets the same rows in the same split and order, in any Python, and a
+row keeps its split when other rows are added or removed. Standard library only; the corpora's formats are in
+corpora_texts.py and corpora_spans.py.
 """
 
 from __future__ import annotations
@@ -33,29 +34,29 @@ class Row(NamedTuple):
 
 
 def fingerprint(text: str) -> str:
-    """What a text says, for comparing: links, @names and `RT` gone, case and punctuation ignored."""
+    """A text for comparison: without links, @names, `RT`, case and punctuation."""
     words = re.sub(r"https?\S*|@\w+|\bRT\b", " ", text)
     return re.sub(r"[\W_]+", " ", words.casefold()).strip()
 
 
 def opening(text: str) -> str:
-    """How a text begins: one headline passed on by many has one opening."""
+    """The first `OPENING` characters of a text's fingerprint: copies of one headline with other endings share it."""
     return fingerprint(text)[:OPENING]
 
 
 def one_line(text: str) -> str:
-    """The text with each run of white space as one blank."""
+    """The text with each run of white space replaced by one blank."""
     return " ".join(text.split())
 
 
 def deduplicate(
     rows: Iterable[RowT], *, key: Callable[[RowT], str], answer: Callable[[RowT], Hashable]
 ) -> list[RowT]:
-    """The first row of each key, in order; none where copies disagree on the answer or the key is empty."""
+    """The first row of each key, in order. Rows with an empty key, or whose copies have different answers, are dropped."""
     copies: defaultdict[str, list[RowT]] = defaultdict(list)
     for row in rows:
         copies[key(row)].append(row)
-    return [same[0] for what, same in copies.items() if what and len({answer(row) for row in same}) == 1]
+    return [same[0] for text, same in copies.items() if text and len({answer(row) for row in same}) == 1]
 
 
 def unique_texts(rows: Iterable[Row]) -> list[Row]:
@@ -76,13 +77,13 @@ def shuffled(rows: Iterable[RowT], key: Callable[[RowT], str]) -> list[RowT]:
 
 
 def split_texts(rows: Sequence[Row], *, validation: int, test: int = 0) -> dict[str, list[Row]]:
-    """Exactly `test` and `validation` rows, the rest is train; texts with one opening go together.
+    """Splits of exactly `test` and `validation` rows; the rest is train. Texts with one opening are in one split.
 
-    Openings are walked in hash order, and each goes to the first split it still fits into. What is drawn does
-    not depend on the order of `rows`.
+    Openings are taken in hash order, and each goes to the first split with room for it. The result does not depend
+    on the order of `rows`.
 
     Raises:
-        ValueError: fewer rows than asked for, or openings so common that a split cannot be filled exactly.
+        ValueError: there are too few rows, or an opening is so common that a split cannot be filled exactly.
     """
     groups: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -102,7 +103,7 @@ def split_texts(rows: Sequence[Row], *, validation: int, test: int = 0) -> dict[
 
 
 def draw(group: str, *, validation: float, test: float = 0.0) -> str:
-    """The split that a group of rows goes to whole, by its hash: `test` and `validation` are shares of groups."""
+    """The split of a group of rows, by the group's hash. validation, test: shares of all groups."""
     share = int(_digest(group)[:12], 16) / 16**12
     return "test" if share < test else "validation" if share < test + validation else "train"
 
@@ -113,7 +114,7 @@ def split_groups(
     key: Callable[[RowT], str],
     split: Callable[[RowT], str],
 ) -> dict[str, list[RowT]]:
-    """Each row in the split that `split` says, in the order of its key's hash."""
+    """Each row in the split that `split` returns for it, in the order of its key's hash."""
     drawn: dict[str, list[RowT]] = {name: [] for name in SPLITS}
     for row in rows:
         drawn[split(row)].append(row)

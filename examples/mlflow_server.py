@@ -1,22 +1,22 @@
-"""An MLflow server for several machines' runs or many trials at once: PostgreSQL behind it, both started here.
+"""Starts an MLflow server with PostgreSQL, for runs of several machines or many concurrent trials.
 
 ::
 
     python examples/mlflow_server.py                        # until Ctrl-C; prints the tracking.uri to use
     python examples/mlflow_server.py --folder DIR --port 5000
 
-The folder (default: runs/_server) keeps everything, so the next start goes on with the same runs::
+The folder (default: runs/_server) has all data, so the next start continues with the same runs::
 
     postgres/      a PostgreSQL cluster of its own: data, password, log
     artifacts/     artifacts and models, uploaded through the server
     mlflow.log
 
-Both listen on loopback only; PostgreSQL asks for a password that is made here once. No PostgreSQL that the system
-runs is touched. PostgreSQL refuses to run as root: root's runs as the user `postgres`, who must be able to reach
-the folder. Needs PostgreSQL's programs (Debian: `apt-get install postgresql`) and `pip install -e '.[postgres]'`.
+Both listen on loopback only; PostgreSQL requires a password, which this script makes once. The system's own PostgreSQL,
+if it runs, is not touched. PostgreSQL refuses to run as root: started by root, it runs as the user `postgres`, who must
+have access to the folder. Needs PostgreSQL's programs (Debian: `apt-get install postgresql`) and `pip install -e '.[postgres]'`.
 
-Not covered: other machines reach a loopback port through `ssh -L` or a proxy that asks who they are, MLflow itself
-asks nobody. A script killed with SIGKILL leaves both servers running; SIGTERM and Ctrl-C stop them.
+Not covered: access from other machines, which need `ssh -L` or a proxy with authentication, since this MLflow has none.
+SIGKILL to this script leaves both servers running; SIGTERM and Ctrl-C stop them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
 
 @dataclass(frozen=True)
 class Served:
-    """A server under way; `where`: its address."""
+    """A running server; `where`: its address."""
 
     where: str
     process: subprocess.Popen[bytes]
@@ -63,14 +63,14 @@ def find_postgres() -> Path:
     if on_path := shutil.which("initdb"):
         return Path(on_path).resolve().parent
     installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")  # Debian keeps them off the path
-    found = sorted(installed, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
-    if not found:
+    versions = sorted(installed, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
+    if not versions:
         raise ConfigError("PostgreSQL is not installed", "Install it, e.g. apt-get install postgresql.")
-    return found[-1].parent
+    return versions[-1].parent
 
 
 def server_user() -> str | None:
-    """The user that PostgreSQL runs as where this one is root, whom it refuses; None: this one."""
+    """The user that PostgreSQL runs as: None for the current one, another where that is root. Raises `ConfigError`."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -80,11 +80,11 @@ def server_user() -> str | None:
 
 
 def make_cluster(programs: Path, folder: Path, user: str | None) -> str:
-    """A cluster in `folder`/data, made where there is none; returns its password. Raises `ConfigError`."""
+    """Makes a PostgreSQL cluster in `folder`/data, unless there is one; returns its password. Raises `ConfigError`."""
     data, making, password = folder / "data", folder / "data.making", folder / "password"
     if data.exists():
         return password.read_text().strip()
-    shutil.rmtree(making, ignore_errors=True)  # left by a start that was cut off
+    shutil.rmtree(making, ignore_errors=True)  # of an interrupted start
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     password.write_text(secrets.token_hex(16))
     password.chmod(0o600)
@@ -103,7 +103,7 @@ def make_cluster(programs: Path, folder: Path, user: str | None) -> str:
     command += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]
     made = subprocess.run(command, capture_output=True, text=True, user=user, cwd="/")
     if made.returncode != 0:
-        last = (made.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        last = (made.stderr.strip().splitlines() or ["no output"])[-1]
         raise ConfigError(
             f"initdb made no PostgreSQL cluster in {folder}: {last}",
             f"Give a --folder that {'the user ' + user if user else 'you'} can reach and write to.",
@@ -131,7 +131,7 @@ def postgres(folder: Path) -> Iterator[Served]:
 
 
 def is_database_there(port: int, password: str) -> bool:
-    """Whether PostgreSQL answers; makes the database where it is missing."""
+    """Whether PostgreSQL answers; creates the database where it is missing."""
     import psycopg
 
     try:
@@ -160,17 +160,17 @@ def mlflow_server(folder: Path, port: int, workers: int, database: Served) -> It
     uri = f"postgresql+psycopg://{ROLE}@{database.where}/{DATABASE}"
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "PGPASSWORD": database.password}
     address, log = f"http://127.0.0.1:{port}", folder / "mlflow.log"
-    # all of its processes: the first one would leave its workers to themselves
+    # ends all of its processes: the first one alone would not end its workers
     with running(command, log, lambda pid: os.killpg(pid, signal.SIGTERM), environment) as process:
         wait_for(lambda: is_well(address), process, "MLflow", log)
         yield Served(address, process)
 
 
 def is_well(address: str) -> bool:
-    """Whether an MLflow server at `address` says that it is."""
+    """Whether an MLflow server answers at `address` that it is healthy."""
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
@@ -186,7 +186,10 @@ def running(
     environment: Mapping[str, str] | None = None,
     user: str | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, so that a terminal's Ctrl-C reaches this script alone, which ends it in turn."""
+    """A process in its own session: a terminal's Ctrl-C reaches this script alone, which then ends the process.
+
+    end: ends the process, given its id · log: gets its output · environment: added to this process's.
+    """
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -210,12 +213,12 @@ def running(
             process.wait()
 
 
-def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes], name: str, log: Path) -> None:
-    """Raises `ConfigError` where the process ends first, `ExhaustedError` where it takes too long."""
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+    """Waits for the condition. Raises `ConfigError` if the process ends first, `ExhaustedError` after `PATIENCE_S`."""
     end = time.monotonic() + PATIENCE_S
-    while not true():
+    while not condition():
         if process.poll() is not None:
-            last = (log.read_text(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
+            last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
             raise ConfigError(f"{name} does not start: {last}", f"See {log}.")
         if time.monotonic() > end:
             raise ExhaustedError(f"{name} did not answer within {PATIENCE_S:g} s", f"See {log}.")
@@ -244,7 +247,7 @@ def serve(folder: Path, port: int, workers: int) -> None:
 
 
 def interrupt(*_: object) -> NoReturn:
-    """Ends the script in good order; a second signal does not cut that short."""
+    """Signal handler: raises `KeyboardInterrupt`, which stops both servers; further signals are ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

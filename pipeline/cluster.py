@@ -24,9 +24,9 @@ NO_CLUSTER = "Start it, mend the address, set RAY_AUTH_MODE=token if it asks for
 
 
 def lock_private_ray(config: RunConfig) -> None:
-    """Keeps the private local Ray, and gloo in its workers, on loopback, and gives it a token of its own.
+    """Restricts the private local Ray, and gloo in its workers, to loopback, and sets a random token for it.
 
-    Ray reads both when it is imported: to be called before. What the user has set is left alone.
+    Call it before Ray is imported, which reads both then. Variables that the user has set stay.
     """
     if config.cluster.address is not None:
         return
@@ -131,7 +131,7 @@ def check_gpus(config: RunConfig) -> None:
 
     if torch.cuda.device_count() == 0:
         raise ConfigError(
-            f"{requesting[0]}: a GPU is asked for, this machine has none",
+            f"{requesting[0]}: a GPU is requested, this machine has none",
             "Set it to 0, or give cluster.address.",
         )
 
@@ -155,8 +155,8 @@ def _check_fits(path: str, needed: dict[str, float], available: dict[str, float]
     for resource, amount in needed.items():
         if amount > available.get(resource, 0) + 1e-6:
             raise ConfigError(
-                f"{path}: asks for {amount:g} {resource}, this machine offers {available.get(resource, 0):g}",
-                "Ask for less, raise cluster.cpus, or give cluster.address.",
+                f"{path}: requests {amount:g} {resource}, this machine has {available.get(resource, 0):g}",
+                "Request less, raise cluster.cpus, or give cluster.address.",
             )
 
 

@@ -110,7 +110,7 @@ def _check_path(where: str, data: DataConfig) -> None:
         raise DataError(f"{where}.path: {data.path} is a file", f"Write {keys}.")
     name = FORMATS.get(f".{data.path.lower()}")
     if name is not None and not path.is_dir():
-        remedy = f"Write path: {name}; the ending of a file says the rest."
+        remedy = f"Write path: {name}; the ending of each file determines its delimiter."
         raise DataError(f"{where}.path: there is no format {data.path!r}", remedy)
     if is_local(data.path) and not path.is_dir():
         raise DataError(f"{where}.path: no folder {data.path}", missing_remedy(path))

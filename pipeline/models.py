@@ -97,7 +97,7 @@ def open_config(folder: Path) -> PretrainedConfig:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TeacherError(
             f"{folder / 'config.json'}: {reason}",
-            "Give a model that this version of transformers knows; code that comes with a model is never run.",
+            "Give a model that this version of transformers supports; code that comes with a model is never run.",
         ) from None
     return config
 
@@ -109,7 +109,11 @@ def open_tokenizer(folder: Path) -> Any:
     quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        reason = "it knows no words" if len(tokenizer) <= len(tokenizer.all_special_ids) else ""
+        reason = (
+            "its vocabulary has special tokens only"
+            if len(tokenizer) <= len(tokenizer.all_special_ids)
+            else ""
+        )
     except Exception as error:  # of any type: the tokenizers' library raises bare ones
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if reason:  # transformers makes an empty tokenizer where the files are missing

@@ -1,4 +1,4 @@
-"""Everything that can be known before Ray starts: data, models, label spaces, hardware, what is done already."""
+"""All checks before Ray starts: data, models, label spaces, hardware, teachers that are already fine-tuned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Inputs:
     teachers: Mapping[str, Path]
 
     def fingerprints(self, config: RunConfig) -> dict[str, str]:
-        """Content of all that the config only names: a run may not go on when any of it has changed."""
+        """Hashes of the data and models, by config key: a run may be resumed only while none of them has changed."""
         contents = {f"tasks.{name}.data": data.fingerprint() for name, data in self.data.items()}
         contents |= {f"teachers.{name}.model": fingerprint(folder) for name, folder in self.bases.items()}
         for name, student in config.students.items():
@@ -47,7 +47,7 @@ class Inputs:
         return contents
 
     def to_fine_tune(self) -> list[str]:
-        """Teachers that are not there yet."""
+        """Names of the teachers that must still be fine-tuned."""
         return [
             name
             for name, folder in self.teachers.items()
@@ -112,7 +112,7 @@ def _open_models(
 
 
 def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Path:
-    """The folder that a teacher is served from. Raises where it does not suit its task."""
+    """The folder that a teacher is served from. Raises `TeacherError` or `ConfigError` where it does not fit its task."""
     teacher, where = config.teachers[name], f"teachers.{name}"
     if teacher.fine_tune is None:
         check_model(base, data.task, where, teacher.max_length, teacher.labels)
@@ -127,7 +127,7 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Pa
 
 
 def _check_student(student: StudentSettings, start: Path) -> None:
-    """Its layers and lengths are there in the model that it starts from."""
+    """Raises `TutelageError` unless the model that the student starts from has its layers and positions."""
     try:
         layer_indices(student.layers, open_config(start).num_hidden_layers)
     except ConfigError as error:
@@ -137,12 +137,13 @@ def _check_student(student: StudentSettings, start: Path) -> None:
 
 
 def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None) -> None:
-    """The tokenizer can read the task's examples: one is tried."""
+    """Encodes one example of the task. Raises where the tokenizer cannot."""
     data.task.head.encode(tokenizer, data.splits["validation"].take(np.array([0])).inputs, length)
 
 
 def _check_labels(config: RunConfig, task: str, data: TaskData) -> None:
-    """A strategy that looks at labels has them: `pipeline.config.load` knows of data.unlabelled, not of null labels."""
+    """Raises `ConfigError` where the strategy needs labels and a training example has none. `pipeline.config.load` checks
+    data.unlabelled only, not null labels."""
     strategy, train = task_aggregation(config, task).strategy, data.splits["train"]
     missing = len(train) - len(data.labelled_train())
     if missing and needs_labels(strategy):
@@ -154,7 +155,7 @@ def _check_labels(config: RunConfig, task: str, data: TaskData) -> None:
 
 
 def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -> None:
-    """Every label of a task is known to one of its teachers: else they would unteach it."""
+    """Raises `TeacherError` where no teacher of the task has one of its labels: the soft targets would suppress it."""
     task = data.task
     unknown: set[str] = set(task.reading.labels)
     for name, weight in task_aggregation(config, task.name).weights.items():
@@ -175,7 +176,7 @@ def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -
 
 
 def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None = None) -> list[TeacherSpec]:
-    """The teachers `names`, by default all, as their hosts need them; they must be there."""
+    """Specs of the teachers `names`, by default of all; fine-tuned teachers must exist."""
     specs = []
     for name in config.teachers if names is None else names:
         teacher = config.teachers[name]
@@ -198,21 +199,21 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
 
 
 def fine_tuning_requests(config: RunConfig, inputs: Inputs) -> list[Request]:
-    """The teachers that are yet to be made, as the tasks that make them need them."""
+    """Requests for the teachers that must still be fine-tuned."""
     requests = []
     for name in inputs.to_fine_tune():
         teacher = config.teachers[name]
         assert teacher.fine_tune is not None, "only those are made"
         requests.append(
             Request(
-                name,
-                absolute_model(teacher.model),
-                teacher.revision,
-                inputs.teachers[name].parent,
-                teacher.fine_tune,
-                teacher.serving,
-                teacher.task,
-                teacher.max_length,
+                name=name,
+                model=absolute_model(teacher.model),
+                revision=teacher.revision,
+                folder=inputs.teachers[name].parent,
+                config=teacher.fine_tune,
+                serving=teacher.serving,
+                task=teacher.task,
+                max_length=teacher.max_length,
             )
         )
     return requests

@@ -61,7 +61,7 @@ def pairs_needed(alpha: float = ALPHA) -> int:
 
 
 def retention(score: float, ensemble: float, better: Better = "higher") -> float | None:
-    """score ÷ ensemble; None where the ensemble scores nothing.
+    """score ÷ ensemble; None where the ensemble's score is 0 or below.
 
     Where lower is `better`, of an error bounded by 1, such as a word error rate: (1 − score) ÷ (1 − ensemble).
     """

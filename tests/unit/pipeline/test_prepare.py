@@ -278,7 +278,7 @@ def test_a_gpu_where_there_is_none(
     run = changed(tiny_run(), path, 0.5)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     error = refusal(run)
-    assert error.cause == f"{said}: a GPU is asked for, this machine has none"
+    assert error.cause == f"{said}: a GPU is requested, this machine has none"
     assert error.remedy == "Set it to 0, or give cluster.address."
     prepared(changed(run, "cluster.address", "ray://somewhere:10001"))  # what a cluster has is for Ray to say
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
