@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config.schema import SPLITS, DataConfig, TaskConfig
-from pipeline.data import TaskData, load_task
+from pipeline.data.splits import TaskData, load_task
 
 ASSETS = Path(".cache/assets")
 

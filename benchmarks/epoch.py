@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.batch import Ragged
 from pipeline.config.schema import TrainConfig
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet

@@ -25,7 +25,7 @@ from benchmarks.common import ASSETS, machine, paired, ratios, spread
 from pipeline.batch import Ragged
 from pipeline.config.explain import overlay
 from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
-from pipeline.data import TaskData, load_task
+from pipeline.data.splits import TaskData, load_task
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet

@@ -24,7 +24,7 @@ from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.cluster import connected
 from pipeline.config.load import parse_config
 from pipeline.config.schema import ServingConfig
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from students.export import save_task

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.kinds import DEFAULT_PROBLEM
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import notes
-from pipeline.data_files import check_files, is_local, source_of
+from pipeline.data.files import check_files, is_local, source_of
 from pipeline.errors import Errors
 from pipeline.models import resolve
 
@@ -49,7 +50,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
     tasks = []
     for name, data in inputs.data.items():
         own, labels = config.tasks[name], data.task.reading.labels
-        kind = own.kind if own.problem == "single_label" else f"{own.kind} ({own.problem})"
+        kind = own.kind if own.problem == DEFAULT_PROBLEM else f"{own.kind} ({own.problem})"
         sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in data.splits.items())
         shown = textwrap.shorten(", ".join(labels), LONGEST_LABELS, placeholder=" …")
         tasks.append(("task", name, kind, sizes, f"{len(labels)} labels: {shown}" if labels else ""))

@@ -97,10 +97,10 @@ def check(
 
 def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     """The preflight of the teachers that are ready, in this process."""
+    from pipeline.display.wide_table import Field, WideTable
     from pipeline.prepare import teacher_specs
     from pipeline.report.page import preflight_cells
     from pipeline.report.results import preflight_records
-    from pipeline.wide_table import Field, WideTable
     from teachers.checks import refuse
     from teachers.preflight import preflight
 
@@ -135,7 +135,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     from pipeline import run as runs
     from pipeline.compare.rows import load
     from pipeline.compare.show import students
-    from pipeline.display import Display
+    from pipeline.display.display import Display
     from pipeline.report import group as group_report
     from pipeline.report import page as report_page
     from pipeline.run_folder import GROUP_PAGE, REPORT_PAGE
@@ -172,7 +172,7 @@ def tune(
     config = load_config(run, overrides or [])
     _check_space(config, required=True)
     lock_private_ray(config)  # before Ray is imported
-    from pipeline.display import Display
+    from pipeline.display.display import Display
     from tune.report import verdict
     from tune.run import study_config
     from tune.run import tune as search
@@ -202,7 +202,7 @@ def label(run: RunFile, overrides: Overrides = None) -> None:
     config = load_config(run, overrides or [])
     lock_private_ray(config)  # before Ray is imported
     from pipeline import run as runs
-    from pipeline.display import Display
+    from pipeline.display.display import Display
 
     with Display(out) as display:
         runs.label(config, display)

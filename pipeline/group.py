@@ -13,7 +13,7 @@ from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config import view as config_view
 from pipeline.config.schema import RunConfig
-from pipeline.display import Display
+from pipeline.display.display import Display
 from pipeline.files import write_atomically
 from pipeline.report import group as reports
 from pipeline.report.schema import GroupReport, to_json

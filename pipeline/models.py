@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data_files import broken_json, is_local, missing_remedy
+from pipeline.data.files import broken_json, is_local, missing_remedy
 from pipeline.errors import TeacherError
 
 if TYPE_CHECKING:

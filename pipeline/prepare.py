@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.cluster import check_gpus
 from pipeline.config.resolved import StudentSettings, absolute_model, student_settings, task_aggregation
 from pipeline.config.schema import RunConfig, needs_labels, strategies
-from pipeline.data import TaskData, load_task
+from pipeline.data.splits import TaskData, load_task
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model

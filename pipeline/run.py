@@ -18,9 +18,9 @@ from pipeline.cluster import check_room, connected
 from pipeline.config import view as config_view
 from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
-from pipeline.display import Display
+from pipeline.display.display import Display
+from pipeline.display.progress import StageProgress
 from pipeline.prepare import Inputs, fine_tuning_requests, prepare, teacher_specs
-from pipeline.progress import StageProgress
 from pipeline.report import build as reports
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import ensemble_scores, run_facts, task_results

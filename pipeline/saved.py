@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from pipeline.config.schema import RunConfig, Split
-from pipeline.data import load_task
+from pipeline.data.splits import load_task
+from pipeline.display.wide_table import Field, WideTable
 from pipeline.errors import ConfigError
 from pipeline.predictor import Predictor
-from pipeline.wide_table import Field, WideTable
 from students.export import export_onnx
 
 

@@ -13,10 +13,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
-from pipeline.config.kinds import Better
+Better = Literal["higher", "lower"]
+"""Which scores of a metric are the better ones."""
 
 ALPHA = 0.05
 CLEAR_GAP = (

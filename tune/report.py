@@ -13,12 +13,12 @@ from typing import Any
 from rich.text import Text
 
 from pipeline.config.schema import RunConfig
+from pipeline.display.wide_table import Field, WideTable
 from pipeline.files import write_atomically
 from pipeline.report.schema import GroupReport, GroupSection, OnTest, ScoresOnTest, StudyReport, to_json
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Spread, floor, sign_flip_p
-from pipeline.wide_table import Field, WideTable
 from tune.importance import importance
 from tune.space import modes, student_of
 from tune.study import Trial, best, records

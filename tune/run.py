@@ -18,7 +18,7 @@ from pipeline.config.load import load_config
 from pipeline.config.resolved import with_absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
-from pipeline.display import Display
+from pipeline.display.display import Display
 from pipeline.errors import ConfigError, ExhaustedError
 from pipeline.files import write_atomically
 from pipeline.report import group as group_report

@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.run_folder import job_folder
 from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint

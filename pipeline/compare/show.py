@@ -16,9 +16,9 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.compare.columns import KEY, columns
 from pipeline.compare.rows import Row, Teacher
+from pipeline.display.wide_table import Field, WideTable
 from pipeline.shown import NOTHING, markdown_table, measured, millions, p_value, plus_minus, points
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
-from pipeline.wide_table import Field, WideTable
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")

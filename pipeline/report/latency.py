@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config.schema import RunConfig
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.predictor import Predictor
 from pipeline.prepare import Inputs
 from pipeline.report.schema import Latencies, Latency, TaskLatencies

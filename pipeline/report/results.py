@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.batch import ABSENT, is_present
 from pipeline.config.resolved import Job, jobs_of, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report.latency import latencies

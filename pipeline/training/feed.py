@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Drawn, Encoded, Examples
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.soft import Dense, Soft
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch

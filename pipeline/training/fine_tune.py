@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.config.schema import FineTuneConfig, ServingConfig
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve

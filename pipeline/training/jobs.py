@@ -29,7 +29,7 @@ from pipeline.config.resolved import (
     with_absolute_paths,
 )
 from pipeline.config.schema import LossConfig, RunConfig, TrainConfig
-from pipeline.data import TaskData
+from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pipeline.config.load import load_config
 from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import SPLITS, RunConfig
-from pipeline.data import TaskData, load_tasks
+from pipeline.data.splits import TaskData, load_tasks
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS, RESULT
 from teachers.store import Store

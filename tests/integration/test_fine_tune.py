@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from pipeline.config.schema import FineTuneConfig, ServingConfig, TaskConfig
-from pipeline.data import load_task
+from pipeline.data.splits import load_task
 from pipeline.errors import ExhaustedError
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all
 from pipeline.training.loop import METRICS

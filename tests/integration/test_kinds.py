@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from pipeline.config.load import load_config
-from pipeline.data import load_task
+from pipeline.data.splits import load_task
 from pipeline.predictor import Predictor
 from tests.conftest import BAD, FILLER, GOOD, Architecture, TinyModel
 from tests.integration.command import Command, tutelage

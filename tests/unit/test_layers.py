@@ -31,7 +31,7 @@ LIGHT = (
     "pipeline.config.load",
     "pipeline.errors",
     "pipeline.check",
-    "pipeline.data_files",
+    "pipeline.data.files",
     "pipeline.batch",
     "pipeline.soft",
     "pipeline.tracking.uri",

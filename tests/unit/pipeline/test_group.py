@@ -15,7 +15,7 @@ from pipeline import group, run
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
-from pipeline.display import Display
+from pipeline.display.display import Display
 from pipeline.errors import ConfigError, DivergedError, InterruptedRunError, LockedError
 from pipeline.report.build import build
 from pipeline.report.schema import GroupReport, Report, read, to_json

@@ -17,7 +17,7 @@ from pipeline.batch import UNLABELLED, Drawn
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
-from pipeline.data import TaskData, load_tasks
+from pipeline.data.splits import TaskData, load_tasks
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from pipeline.prepare import prepare

@@ -24,7 +24,7 @@ from transformers import AutoModel
 from pipeline.batch import ABSENT, Examples, Ragged
 from pipeline.config.kinds import QUESTION_ANSWERING
 from pipeline.config.schema import TaskConfig
-from pipeline.data import load_task
+from pipeline.data.splits import load_task
 from pipeline.errors import ConfigError, DataError, TeacherError
 from pipeline.losses import LossWeights
 from pipeline.models import open_model, open_tokenizer

@@ -24,7 +24,7 @@ from pipeline import tasks
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, is_present
 from pipeline.config.kinds import TOKEN_CLASSIFICATION
 from pipeline.config.schema import DataConfig, TaskConfig
-from pipeline.data import load_task
+from pipeline.data.splits import load_task
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_model, open_tokenizer, quiet

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.batch import UNLABELLED, Ragged
 from pipeline.config.schema import EarlyStoppingConfig, FineTuneConfig, TaskConfig
-from pipeline.data import TaskData, load_task
+from pipeline.data.splits import TaskData, load_task
 from pipeline.predictor import Predictor
 from pipeline.tasks.text_classification import text_classification
 from pipeline.training import fine_tune as fine_tuning

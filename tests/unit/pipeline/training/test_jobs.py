@@ -18,7 +18,7 @@ from pipeline.batch import Drawn, Ragged
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
-from pipeline.data import load_tasks
+from pipeline.data.splits import load_tasks
 from pipeline.errors import CorruptError
 from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder, stop_file

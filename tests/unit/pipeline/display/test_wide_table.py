@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.wide_table import FOLDED, Field, WideTable, needed, pages
+from pipeline.display.wide_table import FOLDED, Field, WideTable, needed, pages
 
 
 def number(head: str, cell: str, group: str = "") -> Field:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from pipeline.config.redact import redact_text
-from pipeline.progress import StageProgress
+from pipeline.display.progress import StageProgress
 
 PLAIN_EVERY_S = 30.0
 """Between two lines of progress where there is no terminal, however many bars there are."""

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.display import Display
-from pipeline.progress import StageProgress
+from pipeline.display.display import Display
+from pipeline.display.progress import StageProgress
 
 
 def test_bars_of_the_same_name_run_once_more_after_a_beginning() -> None:
@@ -72,7 +72,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("pipeline.display.time", clock)
+    monkeypatch.setattr("pipeline.display.display.time", clock)
     return clock
 
 

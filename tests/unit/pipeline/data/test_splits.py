@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
 from pipeline.config.load import parse_config
 from pipeline.config.schema import SPLITS, Split, TaskConfig
-from pipeline.data import TaskData, _hold_out, _limit, _separate, load_task, load_tasks
+from pipeline.data.splits import TaskData, _hold_out, _limit, _separate, load_task, load_tasks
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.text_classification import text_classification
 from tests.conftest import CsvTask, write_csv

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.progress import LEAST_S, WINDOW_S, Sample, StageProgress, about, seconds_left, total_work
+from pipeline.display.progress import (
+    LEAST_S,
+    WINDOW_S,
+    Sample,
+    StageProgress,
+    about,
+    seconds_left,
+    total_work,
+)
 
 
 def stage(**expected: float) -> StageProgress:

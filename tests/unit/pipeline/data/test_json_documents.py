@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.data.json_documents import read_document
 from pipeline.errors import DataError
-from pipeline.json_documents import read_document
 
 SQUAD: dict[str, Any] = {
     "version": "v2.0",

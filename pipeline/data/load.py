@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.config.redact import redact
 from pipeline.config.schema import SPLITS, DataConfig, Split
-from pipeline.data_files import broken_json, check_files, delimiter_of, files_of, format_of, line_of
+from pipeline.data.files import broken_json, check_files, delimiter_of, files_of, format_of, line_of
+from pipeline.data.json_documents import read_document
 from pipeline.errors import DataError
-from pipeline.json_documents import read_document
 
 NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "converters"}
 """Fields of a builder's config that are no options: other keys of `data` give them, or YAML cannot."""

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import SPLITS, TaskConfig
-from pipeline.data import TaskData, load_task
+from pipeline.data.splits import TaskData, load_task
 from pipeline.errors import DataError
-from tests.unit.pipeline.test_json_documents import SQUAD
+from tests.unit.pipeline.data.test_json_documents import SQUAD
 
 LABELS = ("x", "y")
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import SPLITS, DataConfig, RunConfig, Split, TaskConfig
-from pipeline.data_files import EMPTY, source_of
+from pipeline.data.files import EMPTY, source_of
+from pipeline.data.load import Source, load_splits
 from pipeline.errors import ConfigError, DataError
-from pipeline.load_data import Source, load_splits
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
 

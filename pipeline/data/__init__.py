@@ -1,0 +1,1 @@
+"""A data set → checked splits of one task."""
