@@ -79,7 +79,7 @@ def trainer(
             for teacher in TEACHERS
         ]
         aggregation = Aggregation("confidence", torch.tensor([0.5, 0.5]))
-        sets.append(TaskSet.of(task_data, tokenizer, None, stored, aggregation))
+        sets.append(TaskSet.of(task_data, tokenizer, sources=stored, aggregation=aggregation))
     student = build_student(folder, [s.task for s in sets], layers=layers)
     losses = LossPlan() if store is None else LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0)
     config = TrainConfig(epochs=1000, tokens_per_batch=1024, checkpoint_steps=10**9)

@@ -151,8 +151,9 @@ def task_set(tokenizer: Any, data: TaskData, store: Store | None) -> TaskSet:
         return TaskSet.of(data, tokenizer)
     train = data.splits["train"]
     counts = data.task.reading.counts(train.inputs)
+    aggregation = Aggregation("mean", torch.tensor([0.5, 0.5]))
     stored = [store.view(key_of(t, data), train.keys, data.task.head.columns, counts) for t in TEACHERS]
-    return TaskSet.of(data, tokenizer, None, stored, Aggregation("mean", torch.tensor([0.5, 0.5])))
+    return TaskSet.of(data, tokenizer, sources=stored, aggregation=aggregation)
 
 
 def one_epoch(one: Trainer) -> float:

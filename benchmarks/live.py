@@ -75,7 +75,14 @@ def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -
     start = start_folder(student, inputs.teachers)
     sets = [live(config, one, teachers) for one in task_sets(plan, start, job.student, None)]
     train_job(
-        plan, job, start, sets, Workers(), lambda: False, {PLAIN: student.train}, lambda epochs, scores: None
+        plan,
+        job,
+        folder=start,
+        sets=sets,
+        workers=Workers(),
+        should_stop=lambda: False,
+        schedules={PLAIN: student.train},
+        report=lambda epochs, scores: None,
     )
     result = json.loads((job_folder(plan.run_dir, job) / RESULT).read_text(encoding="utf-8"))
     return [float(seconds) for seconds in result["epoch_seconds"]]

@@ -165,8 +165,8 @@ class Driver:
 def drive(config: RunConfig, file: Path) -> TrackingOutcome:
     """Does what a run's driver does for MLflow while its student trains; returns the totals."""
     tracker = open_tracker(config, config.run_dir)
-    tracker.run("", config.name, "parent", {}, flatten(config))
-    tracker.run(STUDENT, STUDENT, "student", {}, {})
+    tracker.run("", config.name, role="parent", tags={}, params=flatten(config))
+    tracker.run(STUDENT, STUDENT, role="student", tags={}, params={})
     tracker.follow(STUDENT, file)
     while not (config.run_dir / DONE).exists():
         time.sleep(0.5)

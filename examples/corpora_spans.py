@@ -241,7 +241,15 @@ def read_disfl_qa(raw: bytes) -> list[Question]:
         context, answer = one_line(fields["passage"]), fields["answer"]
         answers = [] if answer == "unknown" else [_as_in(context, answer)]
         starts = [find_answer(answer, context) for answer in answers]
-        rows.append(Question(f"disflqa-{number}", one_line(fields["question"]), context, answers, starts))
+        rows.append(
+            Question(
+                f"disflqa-{number}",
+                one_line(fields["question"]),
+                context,
+                answers=answers,
+                answer_starts=starts,
+            )
+        )
     return rows
 
 
@@ -271,7 +279,9 @@ def read_quac(raw: bytes) -> list[Question]:
             dialogue = " ".join(one_line(question) for question in questions[:turn])
             golds = _quac_answers(answers.strip(), context)
             starts = [find_answer(gold, context) for gold in golds]
-            rows.append(Question(f"quac-{number}-{turn}", dialogue, context, golds, starts))
+            rows.append(
+                Question(f"quac-{number}-{turn}", dialogue, context, answers=golds, answer_starts=starts)
+            )
     return rows
 
 

@@ -48,7 +48,7 @@ class Predictor:
         labels: Mapping[str, str | None] | None = None,
         where: str | None = None,
     ) -> None:
-        self.groups = check_model(folder, task, where or str(folder), max_length, labels)
+        self.groups = check_model(folder, task, where or str(folder), max_length=max_length, labels=labels)
         self.task, self.tokens_per_batch, self.device = task, tokens_per_batch, torch.device(device)
         self.max_length = max_length or task.head.max_length
         self.tokenizer = open_tokenizer(folder)
@@ -80,6 +80,7 @@ def check_model(
     folder: Path,
     task: Task,
     where: str,
+    *,
     max_length: int | None = None,
     labels: Mapping[str, str | None] | None = None,
 ) -> Groups | None:

@@ -20,7 +20,7 @@ from pipeline.training.fine_tune import TEACHER, Request, is_finished, teacher_f
 from pipeline.training.jobs import start_folder
 from students.layer_init import layer_indices
 from teachers.spec import TeacherSpec
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Pa
     """The folder that a teacher is served from. Raises `TeacherError` or `ConfigError` where it does not fit its task."""
     teacher, where = config.teachers[name], f"teachers.{name}"
     if teacher.fine_tune is None:
-        check_model(base, data.task, where, teacher.max_length, teacher.labels)
+        check_model(base, data.task, where, max_length=teacher.max_length, labels=teacher.labels)
         return base
     check_length(base, teacher.max_length or data.task.head.max_length, where)
     if teacher.labels is not None:
@@ -164,7 +164,9 @@ def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -
             continue
         if teacher.fine_tune is not None:
             return
-        groups = check_model(bases[name], task, f"teachers.{name}", teacher.max_length, teacher.labels)
+        groups = check_model(
+            bases[name], task, f"teachers.{name}", max_length=teacher.max_length, labels=teacher.labels
+        )
         if groups is None:
             return
         unknown -= {label for label, group in zip(task.reading.labels, groups, strict=True) if group}
@@ -182,7 +184,9 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         teacher = config.teachers[name]
         task, folder = inputs.data[teacher.task].task, inputs.teachers[name]
         tuned = teacher.fine_tune is not None
-        key = store_key(folder, task, teacher.serving.dtype, teacher.max_length, teacher.labels)
+        key = store_key(
+            folder, task, teacher.serving.dtype, max_length=teacher.max_length, labels=teacher.labels
+        )
         specs.append(
             TeacherSpec(
                 name=name,

@@ -252,7 +252,7 @@ class Stored:
         homes = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
         starts = concatenated((shard.soft.offsets[:-1] for shard in shards), np.int64)
         counts = concatenated((shard.soft.counts for shard in shards), np.int64)
-        return cls(shards, keys, homes[first], starts[first], counts[first])
+        return cls(shards, keys, homes=homes[first], starts=starts[first], counts=counts[first])
 
     def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """(m,) int64: the index of each of `keys` (m,) in `self.keys`, -1 for a missing one."""
@@ -307,7 +307,8 @@ class _Entry:
         """Raises ValueError, KeyError or TypeError when `data` is no entry."""
         fields = json.loads(data)
         rows, size, written = (int(fields[name]) for name in ("rows", "bytes", "written"))
-        return cls(shard, rows, size, str(fields["checksum"]), space_of(fields), written)
+        checksum, space = str(fields["checksum"]), space_of(fields)
+        return cls(shard, rows=rows, size=size, checksum=checksum, space=space, written=written)
 
     def fault(self, data: pa.Buffer) -> str:
         """Why `data` is not the shard; empty if it is the shard."""
@@ -348,7 +349,15 @@ def _encode(targets: SoftTargets) -> tuple[pa.Buffer, _Entry]:
         writer.write_batch(batch)
     data = sink.getvalue()
     checksum = _checksum(data)
-    return data, _Entry(f"shard-{checksum}", len(keys), data.size, checksum, soft.space, time.time_ns())
+    entry = _Entry(
+        shard=f"shard-{checksum}",
+        rows=len(keys),
+        size=data.size,
+        checksum=checksum,
+        space=soft.space,
+        written=time.time_ns(),
+    )
+    return data, entry
 
 
 def _checksum(data: pa.Buffer) -> str:

@@ -157,7 +157,7 @@ class _Study:
         what = f"{total} trials of {self.student}, {done} of them done; soft targets shared by all"
         ended = {trial.number for trial in self.trials if trial.ended}
         ahead = {f"trial {number}": 1.0 for number in range(total) if number not in ended}
-        self.run.begin("search", what, "trials", "epochs", ahead)
+        self.run.begin("search", what, noun="trials", unit="epochs", expected=ahead)
         for trial in self.trials:
             self._track(trial)
         self.run.display.table(lambda: report.live_table(self.trials, self.metrics))
@@ -186,7 +186,9 @@ class _Study:
             tags |= {"teachers": ",".join(self.config.teachers), "study": self.run.config.name}
             name = f"trial-{trial_name(trial.number)}"
             metrics = training_folder(self.shared, trial) / METRICS
-            training_began(tracker, key, name, "trial", tags, trial.values, metrics)
+            training_began(
+                tracker, key, name, role="trial", tags=tags, settings=trial.values, metrics=metrics
+            )
         if trial.status != "running":
             metrics_by_name = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
             tracker.metrics(key, metrics_by_name, step=trial.epochs)

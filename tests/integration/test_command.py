@@ -24,7 +24,7 @@ from pipeline.data.splits import TaskData, load_tasks
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS, RESULT
 from teachers.store import Store
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.integration.command import TUTELAGE, Command, assert_none_left, started, tutelage, wait_until
 from tests.integration.conftest import MakeRun
 

@@ -29,7 +29,7 @@ from teachers import pool
 from teachers.pool import Labelling, TeacherPool, fill_store
 from teachers.spec import TeacherSpec
 from teachers.store import Store
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import VOCABULARY, TinyModel, texts_of
 from tests.integration.command import descendants, wait_until
 

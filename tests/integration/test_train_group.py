@@ -28,7 +28,7 @@ from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS
 from pipeline.training.step import Workers
 from teachers.store import Store
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import TinyModel
 from tests.integration.command import descendants
 from tests.integration.conftest import MakeRun

@@ -52,7 +52,7 @@ CORE = (
     "students.layer_init",
     "students.student",
     "teachers.aggregation",
-    "teachers.teacher",
+    "teachers.store_key",
 )
 SERVICES = frozenset({"ray", "mlflow"})
 GROUPS = {

@@ -38,7 +38,7 @@ from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
 from teachers.store import Store
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of
 from tests.unit.pipeline.hand_results import some_facts
 from tests.unit.pipeline.small_training import StopAfter, finish, python, same_bits

@@ -21,7 +21,7 @@ from students.student import build_student
 from teachers import preflight as module
 from teachers.preflight import SAMPLE, preflight, sample_of
 from teachers.spec import TeacherSpec
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import FILLER, TinyModel
 from tests.unit.teachers.preflight_samples import GOLD, MOODS, texts
 

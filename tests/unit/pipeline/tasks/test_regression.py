@@ -32,7 +32,7 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.step import Aggregation, MicroBatch, loss_inputs, predict
 from students.export import save_task
 from students.student import build_student
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import Architecture, TinyModel, texts_of
 
 TASK = regression("stars", 16, center=3.0, scale=2.0)

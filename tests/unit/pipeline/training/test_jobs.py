@@ -40,7 +40,7 @@ from pipeline.training.result import RESULT
 from pipeline.training.step import Workers
 from students.student import build_student
 from teachers.store import Store
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import TinyModel, TinyRun
 from tests.unit.pipeline.small_training import StopAfter, same_bits
 

@@ -16,7 +16,7 @@ from pipeline.tasks.question_answering import SpanHead, question_answering
 from pipeline.tasks.regression import NumberHead, regression
 from pipeline.tasks.text_classification import ClassHead, text_classification
 from pipeline.tasks.token_classification import TokenHead, token_classification
-from teachers.teacher import store_key
+from teachers.store_key import store_key
 from tests.conftest import TinyModel, save_tokenizer
 
 LABELS = ("bad", "good", "plain")

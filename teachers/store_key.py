@@ -17,10 +17,11 @@ def store_key(
     folder: Path,
     task: Task,
     dtype: Dtype,
+    *,
     max_length: int | None = None,
     labels: Mapping[str, str | None] | None = None,
 ) -> str:
-    """Name of this teacher's soft targets in the store: a hash of all that decides them but the example.
+    """The name of a teacher's soft targets in the store: a hash of all that decides them except the example.
 
     Weights, tokenizer and config by content; kind, the version of how it reads a text, columns, max_length, dtype and
     label mapping by value, and with a mapping the problem, which sums or chooses among what it maps.
