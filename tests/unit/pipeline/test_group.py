@@ -38,32 +38,32 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    told = Calls()
+    calls = Calls()
 
     def distil(
         config: RunConfig, display: Display, group: str | None = None, register: str | None = None
     ) -> Report:
-        told.runs.append(config)
-        told.groups.append(group)
-        told.registered.append(register)
-        if config.seed == told.fails_at:
+        calls.runs.append(config)
+        calls.groups.append(group)
+        calls.registered.append(register)
+        if config.seed == calls.fails_at:
             raise DivergedError("NaN", "Lower the learning rate.")
         facts = seeds_of(some_facts(["large"], ["half"]), config.seed + 1, group or "")[config.seed]
         report = build({"movies": hand_task(80 + config.seed, 70, 90, 100)}, facts)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "report.json").write_text(to_json(report))
-        if config.seed == told.interrupts_at:
+        if config.seed == calls.interrupts_at:
             signal.raise_signal(signal.SIGINT)  # between two runs, none of which listens
         return report
 
     @contextmanager
     def connected(_: RunConfig) -> Iterator[None]:
-        told.starts += 1
+        calls.starts += 1
         yield
 
     monkeypatch.setattr(run, "distil", distil)
     monkeypatch.setattr(group, "connected", connected)
-    return told
+    return calls
 
 
 @pytest.fixture
@@ -95,15 +95,15 @@ def test_a_run_a_seed_one_ray_and_the_page(
     several: dict[str, Any], calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = parse_config(several)
-    told = group.distil_seeds(config, Display(), register="ours")
+    report = group.distil_seeds(config, Display(), register="ours")
     assert [run.seed for run in calls.runs] == [2, 0, 5]
     assert calls.groups == ["several"] * 3
     assert calls.registered == ["ours", None, None]  # one version, not one a seed
     assert calls.starts == 1
     folder = config.run_dir
     assert {file.name for file in folder.iterdir()} - {".lock"} == {"config.yaml", "group.json", "group.md"}
-    assert read(folder / "group.json", GroupReport) == told
-    assert told.tasks["movies"].students["half"].score.by_seed == (0.82, 0.8, 0.85)
+    assert read(folder / "group.json", GroupReport) == report
+    assert report.tasks["movies"].students["half"].score.by_seed == (0.82, 0.8, 0.85)
     assert "± 2.5" in (folder / "group.md").read_text()
     assert load_config(folder / "config.yaml") == config
     printed = capsys.readouterr().out
@@ -144,8 +144,8 @@ def test_a_signal_between_two_seeds_is_heard(several: dict[str, Any], calls: Cal
 
 def test_a_group_may_grow(several: dict[str, Any], calls: Calls) -> None:
     group.distil_seeds(parse_config(several), Display())
-    told = group.distil_seeds(parse_config({**several, "seeds": [2, 0, 5, 7]}), Display())
-    assert told.seeds == (2, 0, 5, 7)
+    report = group.distil_seeds(parse_config({**several, "seeds": [2, 0, 5, 7]}), Display())
+    assert report.seeds == (2, 0, 5, 7)
     assert calls.starts == 2
 
 

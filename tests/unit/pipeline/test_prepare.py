@@ -186,13 +186,13 @@ def test_a_mapping_of_a_teacher_that_learns_the_labels_is_refused(tiny_run: Tiny
 
 def test_lengths_of_their_own_must_fit_the_model(tiny_run: TinyRun, tiny_model: TinyModel) -> None:
     run = with_teachers(tiny_run(), big=ready(tiny_model, ("bad", "good")))
-    for path, said in (
+    for path, key in (
         ("teachers.big.max_length", "teachers.big"),
         ("students.bare.max_length", "students.bare"),
     ):
         value: Any = 65 if path.startswith("teachers") else {"tone": 65}
         error = refusal(changed(run, path, value))
-        assert error.cause == f"{said}: max_length 65 is more than the model's 64 positions"
+        assert error.cause == f"{key}: max_length 65 is more than the model's 64 positions"
     short = changed(run, "students.bare.model", str(tiny_model("bert", layers=1, positions=24)))
     assert "max_length 32 is more than the model's 24" in refusal(short).cause
     prepared(changed(short, "students.bare.max_length", {"mood": 24, "tone": 20}))
@@ -266,19 +266,19 @@ def test_data_that_are_not_there(tiny_run: TinyRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "key"),
     [
         ("teachers.mood-bert.serving.gpus", "teachers.mood-bert.serving.gpus"),
         ("train.gpus_per_worker", "train.gpus_per_worker"),
     ],
 )
 def test_a_gpu_where_there_is_none(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, path: str, said: str
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, path: str, key: str
 ) -> None:
     run = changed(tiny_run(), path, 0.5)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     error = refusal(run)
-    assert error.cause == f"{said}: a GPU is requested, this machine has none"
+    assert error.cause == f"{key}: a GPU is requested, this machine has none"
     assert error.remedy == "Set it to 0, or give cluster.address."
     prepared(changed(run, "cluster.address", "ray://somewhere:10001"))  # what a cluster has is for Ray to say
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

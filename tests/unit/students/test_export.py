@@ -76,11 +76,11 @@ def test_transformers_says_what_the_student_says(
     answer: Any = pipeline(
         "text-classification", str(folder), top_k=None, truncation=True, max_length=task.head.max_length
     )
-    found = [{each["label"]: each["score"] for each in row} for row in answer(TEXTS)]
+    answers = [{each["label"]: each["score"] for each in row} for row in answer(TEXTS)]
     expected = probabilities(student, task, tokenizer)
-    assert {label for row in found for label in row} == set(task.reading.labels)
+    assert {label for row in answers for label in row} == set(task.reading.labels)
     np.testing.assert_allclose(
-        [[row[label] for label in task.reading.labels] for row in found], expected, atol=1e-5, rtol=0
+        [[row[label] for label in task.reading.labels] for row in answers], expected, atol=1e-5, rtol=0
     )
 
 
@@ -171,8 +171,8 @@ def test_onnx_says_what_the_student_says(
     encoded = TONE.head.encode(tokenizer, {"text": TEXTS})
     for rows in (np.arange(1), np.arange(5), np.array([8])):  # other batch sizes and lengths than exported
         (logits,) = session.run(["logits"], encoded.pad(rows).inputs)
-        found = torch.from_numpy(logits).softmax(-1)
-        torch.testing.assert_close(found, expected[torch.from_numpy(rows)], atol=1e-5, rtol=0)
+        exported = torch.from_numpy(logits).softmax(-1)
+        torch.testing.assert_close(exported, expected[torch.from_numpy(rows)], atol=1e-5, rtol=0)
 
 
 def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -111,10 +111,10 @@ def test_dropout_reaches_every_module(folder_of: FolderOf, architecture: str, la
     folder = folder_of(architecture)
     inputs = inputs_of(folder)
     students = {p: build_student(folder, TASKS, layers=layers, dropout=p).train() for p in (0.0, 0.4, None)}
-    found = {p: {m.p for m in s.modules() if isinstance(m, nn.Dropout)} for p, s in students.items()}
-    assert found[0.0] <= {0.0}
-    assert found[0.4] == {0.4}
-    assert found[None] & {0.1, 0.0}  # as the model's own config has it
+    probabilities = {p: {m.p for m in s.modules() if isinstance(m, nn.Dropout)} for p, s in students.items()}
+    assert probabilities[0.0] <= {0.0}
+    assert probabilities[0.4] == {0.4}
+    assert probabilities[None] & {0.1, 0.0}  # as the model's own config has it
     with torch.random.fork_rng():
         still, lively = (
             [students[p](task.name, inputs).logits for task in TASKS for _ in range(2)] for p in (0.0, 0.4)

@@ -308,29 +308,29 @@ def parts(data: st.DataObject, case: tuple[Tensor, Tensor, Tensor]) -> tuple[Ten
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @PROPERTY
 @given(case=teachers(fewest=2), temperature=TEMPERATURES, data=st.data())
-def test_who_has_no_word_on_a_row_is_not_among_its_teachers(
+def test_a_teacher_without_a_prediction_is_not_among_a_rows_teachers(
     strategy: Strategy, case: tuple[Tensor, Tensor, Tensor], temperature: float, data: st.DataObject
 ) -> None:
     logits, weights, labels = parts(data, case)
-    silent = data.draw(hnp.arrays(np.bool_, logits.shape[:2]))
-    silent[data.draw(st.integers(0, len(logits) - 1))] = False  # somebody speaks
-    given_logits = logits.masked_fill(torch.from_numpy(silent).unsqueeze(-1), ABSENT)
-    found = aggregate(
+    absent = data.draw(hnp.arrays(np.bool_, logits.shape[:2]))
+    absent[data.draw(st.integers(0, len(logits) - 1))] = False  # one teacher predicts
+    given_logits = logits.masked_fill(torch.from_numpy(absent).unsqueeze(-1), ABSENT)
+    aggregated = aggregate(
         given_logits, strategy=strategy, weights=weights, temperature=temperature, labels=labels
     )
     for row in range(len(labels)):
-        speaking = torch.from_numpy(~silent[:, row])
-        among = weights[speaking] / weights[speaking].sum()
+        predicting = torch.from_numpy(~absent[:, row])
+        among = weights[predicting] / weights[predicting].sum()
         expected = aggregate(
-            logits[speaking, row : row + 1],
+            logits[predicting, row : row + 1],
             strategy=strategy,
             weights=among,
             temperature=temperature,
             labels=labels[row : row + 1],
         )
-        assert torch.allclose(found[row : row + 1], expected, atol=1e-5)
-        if int(speaking.sum()) == 1 and strategy != "log_mean":  # which renormalises once more
-            assert torch.equal(found[row : row + 1], expected)
+        assert torch.allclose(aggregated[row : row + 1], expected, atol=1e-5)
+        if int(predicting.sum()) == 1 and strategy != "log_mean":  # which renormalises once more
+            assert torch.equal(aggregated[row : row + 1], expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -354,20 +354,20 @@ def test_a_row_on_which_nobody_speaks_is_finite_and_leaves_the_others_alone(stra
     weights = torch.tensor([0.75, 0.25])
     logits = torch.cat((LOGITS, torch.full((2, 1, 2), ABSENT)), dim=1)
     labels = torch.tensor([0, 1, 0])
-    found = aggregate(logits, strategy=strategy, weights=weights, temperature=2.0, labels=labels)
-    assert torch.isfinite(found).all()
-    assert torch.allclose(found[:2], target(strategy, [0.75, 0.25], 2.0), atol=1e-6)
+    aggregated = aggregate(logits, strategy=strategy, weights=weights, temperature=2.0, labels=labels)
+    assert torch.isfinite(aggregated).all()
+    assert torch.allclose(aggregated[:2], target(strategy, [0.75, 0.25], 2.0), atol=1e-6)
 
 
 def test_a_teacher_that_lacks_a_label_takes_no_mass_from_it_in_log_mean() -> None:
     """p = (1/2, 1/2, –) and (1/4, 1/4, 1/2): the third label is voted on by the second teacher alone."""
     logits = torch.tensor([[[0.5, 0.5, 1.0]], [[0.25, 0.25, 0.5]]]).log()
     logits[0, 0, 2] = ABSENT
-    found = aggregate(
+    aggregated = aggregate(
         logits, strategy="log_mean", weights=torch.full((2,), 0.5), temperature=1.0, labels=None
     )
     votes = torch.tensor([[(1 / 2 * 1 / 4) ** 0.5, (1 / 2 * 1 / 4) ** 0.5, 1 / 2]])
-    assert torch.allclose(found, votes / votes.sum())
+    assert torch.allclose(aggregated, votes / votes.sum())
     mixed = aggregate(logits, strategy="mean", weights=torch.full((2,), 0.5), temperature=1.0, labels=None)
     assert torch.allclose(mixed, torch.tensor([[3 / 8, 3 / 8, 1 / 4]]))  # in a mixture it says: not this
 
@@ -375,28 +375,28 @@ def test_a_teacher_that_lacks_a_label_takes_no_mass_from_it_in_log_mean() -> Non
 def test_who_lacks_the_label_is_not_the_best_and_has_no_confidence() -> None:
     logits = torch.tensor([[[9.0, ABSENT]], [[1.0, -1.0]]])
     for strategy in LABELLED_STRATEGIES:
-        found = aggregate(
+        aggregated = aggregate(
             logits,
             strategy=strategy,
             weights=torch.full((2,), 0.5),
             temperature=1.0,
             labels=torch.tensor([1]),
         )
-        assert torch.allclose(found, softmax(logits[1], dim=-1))
+        assert torch.allclose(aggregated, softmax(logits[1], dim=-1))
 
 
 def test_confidence_among_those_who_speak_is_theirs() -> None:
-    """CA-MKD's by hand, a silent fourth teacher beside the three of above."""
+    """CA-MKD's by hand, an absent fourth teacher beside the three of above."""
     p = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.125, 0.875]])
     logits = torch.cat((p.log()[:, None], torch.full((1, 1, 2), ABSENT)))
-    found = aggregate(
+    aggregated = aggregate(
         logits,
         strategy="confidence",
         weights=torch.full((4,), 0.25),
         temperature=1.0,
         labels=torch.tensor([0]),
     )
-    assert torch.allclose(found[0, 0], (torch.tensor([6.0, 5.0, 3.0]) / 14 * p[:, 0]).sum())
+    assert torch.allclose(aggregated[0, 0], (torch.tensor([6.0, 5.0, 3.0]) / 14 * p[:, 0]).sum())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -450,10 +450,10 @@ def test_confident_numbers_weigh_by_their_squared_errors() -> None:
 def test_one_number_is_itself_bit_for_bit(strategy: Strategy) -> None:
     logits = torch.randn(1, 5, 1, generator=torch.Generator().manual_seed(0))
     for z, weights in ((logits, torch.ones(1)), (torch.cat((logits, 2 * logits)), torch.tensor([1.0, 0.0]))):
-        found = aggregate(
+        aggregated = aggregate(
             z, strategy=strategy, weights=weights, temperature=3.0, labels=torch.zeros(5), continuous=True
         )
-        assert torch.equal(found, logits[0])
+        assert torch.equal(aggregated, logits[0])
 
 
 @pytest.mark.parametrize("strategy", ["log_mean", "entropy"])
@@ -472,5 +472,7 @@ def test_labelled_strategies_refuse_missing_numbers(strategy: Strategy, labels: 
 def test_an_ensemble_of_numbers_needs_no_labels() -> None:
     strategies: tuple[Strategy, ...] = ("mean", "confidence", "best")
     for strategy in strategies:
-        found = ensemble(NUMBERS, strategy=strategy, weights=torch.tensor([0.5, 0.25, 0.25]), continuous=True)
-        assert found[:, 0].tolist() == [1.75, 2.25]
+        aggregated = ensemble(
+            NUMBERS, strategy=strategy, weights=torch.tensor([0.5, 0.25, 0.25]), continuous=True
+        )
+        assert aggregated[:, 0].tolist() == [1.75, 2.25]

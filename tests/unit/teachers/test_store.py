@@ -340,10 +340,10 @@ def test_a_bad_item_is_named(folder: Path) -> None:
     targets.soft.values[targets.soft.offsets[later], 0] = np.nan
     with pytest.raises(BadTargetsError) as caught:
         Store(str(folder)).append(TEACHER, targets, [f"sentence {i}" for i in range(40)].__getitem__)
-    said = f"gave nan for label 'positive' on example \"sentence {min(row, later)}\""
+    message = f"gave nan for label 'positive' on example \"sentence {min(row, later)}\""
     if row < later:
-        said += f", item 1 (key {int(keys[row]):016x}); 2 of 40 examples are bad"
-    assert said in caught.value.cause
+        message += f", item 1 (key {int(keys[row]):016x}); 2 of 40 examples are bad"
+    assert message in caught.value.cause
     assert not folder.exists()
 
 
@@ -443,7 +443,7 @@ def test_a_bad_log_probability_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "said"),
+    ("value", "dtype", "shown"),
     [
         (np.nan, np.float32, "gave nan for"),
         (-np.inf, np.float16, "gave -inf for"),
@@ -451,7 +451,7 @@ def test_a_bad_log_probability_is_named(folder: Path) -> None:
     ],
 )
 def test_bad_targets_are_refused_and_nothing_is_written(
-    folder: Path, value: float, dtype: type[np.floating], said: str
+    folder: Path, value: float, dtype: type[np.floating], shown: str
 ) -> None:
     keys = keys_of(0, 100)
     logits: NDArray[np.floating] = logits_of(keys).astype(dtype)
@@ -462,8 +462,8 @@ def test_bad_targets_are_refused_and_nothing_is_written(
     )
     with pytest.raises(BadTargetsError) as caught:
         Store(str(folder)).append(TEACHER, targets, texts.__getitem__, "movies-minilm")
-    said = f"teacher movies-minilm ({TEACHER}) {said} label 'neutral' on example "
-    for part in said, f'"a film, the 7th" (key {keys[7]:016x})', "2 of 100 examples":
+    shown = f"teacher movies-minilm ({TEACHER}) {shown} label 'neutral' on example "
+    for part in shown, f'"a film, the 7th" (key {keys[7]:016x})', "2 of 100 examples":
         assert part in caught.value.cause
     assert not folder.exists()
 

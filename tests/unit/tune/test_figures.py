@@ -29,9 +29,9 @@ EVERY = {"parallel.png", "cost.png", "importance.png", "pareto.png", "curves.png
 
 
 def tune_of(**tune: Any) -> TuneConfig:
-    found = search_of(SPACE, **tune).tune
-    assert found is not None
-    return found
+    tune_config = search_of(SPACE, **tune).tune
+    assert tune_config is not None
+    return tune_config
 
 
 def some_trials() -> list[Trial]:

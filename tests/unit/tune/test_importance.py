@@ -24,23 +24,23 @@ def known(count: int = 24, space: dict[str, Any] = SPACE) -> tuple[TuneConfig, l
     """Random trials whose score is their temperature, which is best small."""
     config = search_of(space, trials=count, algorithm="random")
     assert config.tune is not None
-    found = points(config)
-    assert found is not None
+    all_points = points(config)
+    assert all_points is not None
     trials = [
         trial_of(number, scores={"movies/nll": point["loss.temperature"]}, values=point)
-        for number, point in enumerate(found)
+        for number, point in enumerate(all_points)
     ]
     return config.tune, trials
 
 
 def test_the_value_that_makes_the_score_matters_most() -> None:
     tune, trials = known()
-    found = importance(tune, trials, "movies/nll")
-    assert found.keys() == SPACE.keys()
-    assert next(iter(found)) == "loss.temperature"
-    assert found["loss.temperature"] > 0.8
-    assert sum(found.values()) == pytest.approx(1)
-    assert list(found.values()) == sorted(found.values(), reverse=True)
+    shares = importance(tune, trials, "movies/nll")
+    assert shares.keys() == SPACE.keys()
+    assert next(iter(shares)) == "loss.temperature"
+    assert shares["loss.temperature"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
 def test_the_same_trials_give_the_same_shares() -> None:

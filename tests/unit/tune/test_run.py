@@ -132,7 +132,7 @@ def test_the_same_search_goes_on_also_with_more_trials(tmp_path: Path, tune: dic
 
 
 @pytest.mark.parametrize(
-    ("tune", "said"),
+    ("tune", "difference"),
     [
         ({"seed": 1}, "tune.seed differ"),
         ({"algorithm": "random"}, "tune.algorithm differ"),
@@ -141,12 +141,14 @@ def test_the_same_search_goes_on_also_with_more_trials(tmp_path: Path, tune: dic
         ({"metric": "movies/accuracy"}, "tune.metric differ"),
     ],
 )
-def test_another_search_in_its_folder_is_refused(tmp_path: Path, tune: dict[str, Any], said: str) -> None:
+def test_another_search_in_its_folder_is_refused(
+    tmp_path: Path, tune: dict[str, Any], difference: str
+) -> None:
     """Its trials would be told to a search over other values."""
     launched(search_of(run={"runs_dir": str(tmp_path)}))
     with pytest.raises(ConfigError) as caught:
         _refuse_another_search(again(tmp_path, **tune))
-    assert caught.value.cause == f"{tmp_path / 'run-study'} is the study of another search: {said}"
+    assert caught.value.cause == f"{tmp_path / 'run-study'} is the study of another search: {difference}"
     assert "name=…" in caught.value.remedy
     assert str(tmp_path / "run-study") in caught.value.remedy
 

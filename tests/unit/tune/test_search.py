@@ -111,8 +111,8 @@ def test_time_spent_by_earlier_launches_counts() -> None:
     def left(budget: float | None, *seconds: float) -> float | None:
         tune = search_of(SPACE, time_budget_s=budget, concurrency=2).tune
         assert tune is not None
-        found = _deadline(tune, [trial_of(number, seconds=spent) for number, spent in enumerate(seconds)])
-        return None if found is None else found - time.monotonic()
+        deadline = _deadline(tune, [trial_of(number, seconds=spent) for number, spent in enumerate(seconds)])
+        return None if deadline is None else deadline - time.monotonic()
 
     assert left(None, 50.0) is None
     assert left(100.0) == pytest.approx(100, abs=2)
@@ -201,15 +201,15 @@ def test_a_trial_that_ends_without_a_score_does_not_end_the_search(
     monkeypatch: pytest.MonkeyPatch, metric: Any
 ) -> None:
     """As at Ctrl-C in the first epoch; this is what Tune then takes for its last result."""
-    told = {"config": {"point": {"number": 0, "values": OWN}}, "trial_id": "a", "pid": 3, "done": True}
+    result = {"config": {"point": {"number": 0, "values": OWN}}, "trial_id": "a", "pid": 3, "done": True}
     tune = cast(Any, SimpleNamespace(_metric=None, _scheduler_alg=SimpleNamespace(metric=None)))
     tune._search_alg = SimpleNamespace(metric=metric)
     monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "")  # put back as it was
     monkeypatch.delenv("TUNE_DISABLE_STRICT_METRIC_CHECKING")
     with pytest.raises(ValueError, match="did not include the specified metric"):
-        TuneController._validate_result_metrics(tune, flatten_dict(told))
+        TuneController._validate_result_metrics(tune, flatten_dict(result))
     _set_up_tune()
-    TuneController._validate_result_metrics(tune, flatten_dict(told))
+    TuneController._validate_result_metrics(tune, flatten_dict(result))
 
 
 def test_a_trial_may_take_its_time_to_leave_the_process_to_the_next(
@@ -226,8 +226,8 @@ def test_a_trial_may_take_its_time_to_leave_the_process_to_the_next(
 
 
 def points_by(optuna: _Optuna, count: int) -> list[dict[str, Any]]:
-    found = [optuna.suggest(f"{id(optuna)}-{n}") for n in range(count)]
-    return [point["point"] for point in found if point is not None]
+    suggestions = [optuna.suggest(f"{id(optuna)}-{n}") for n in range(count)]
+    return [point["point"] for point in suggestions if point is not None]
 
 
 def test_the_configs_own_values_come_first() -> None:
@@ -277,9 +277,9 @@ def test_interrupted_trials_are_handed_out_again_under_their_own_numbers() -> No
 
 def test_two_interrupted_trials_of_the_same_values_stay_two() -> None:
     trials = [trial_of(number, status="interrupted", values=OWN) for number in (1, 3)]
-    found = points_by(_Optuna(search_of(SPACE), trials), 3)
-    assert [point["number"] for point in found] == [1, 3, 4]
-    assert found[0]["values"] == found[1]["values"] == OWN
+    suggested = points_by(_Optuna(search_of(SPACE), trials), 3)
+    assert [point["number"] for point in suggested] == [1, 3, 4]
+    assert suggested[0]["values"] == suggested[1]["values"] == OWN
 
 
 def test_numbers_go_on_after_the_highest() -> None:
@@ -297,8 +297,8 @@ def test_ended_trials_are_told() -> None:
         trial_of(4, 0.6, "interrupted", values={**OWN, "loss.temperature": 4.0}),
     ]
     study = _Optuna(search_of(SPACE), trials)._study
-    told = [(one.state.name, one.value) for one in study.trials]
-    assert told == [
+    states = [(one.state.name, one.value) for one in study.trials]
+    assert states == [
         ("WAITING", None),
         ("COMPLETE", 0.5),
         ("COMPLETE", 0.75),
@@ -312,8 +312,10 @@ def test_it_learns_from_what_was_told() -> None:
     """Twenty trials say that small temperatures are good: the next ones are small."""
     space = {"loss.temperature": {"uniform": [1, 8]}}
     trials = [trial_of(n, 1 - n / 20, values={"loss.temperature": 1 + 7 * n / 20}) for n in range(20)]
-    found = [point["values"]["loss.temperature"] for point in points_by(_Optuna(search_of(space), trials), 8)]
-    assert sum(found) / len(found) < 3
+    temperatures = [
+        point["values"]["loss.temperature"] for point in points_by(_Optuna(search_of(space), trials), 8)
+    ]
+    assert sum(temperatures) / len(temperatures) < 3
 
 
 def test_a_resumed_search_draws_other_points() -> None:
@@ -350,37 +352,39 @@ def test_schedulers_are_what_was_asked_for() -> None:
 def halving(
     config: RunConfig, metric: str = "macro/score", folder: Path = NOWHERE
 ) -> AsyncHyperBandScheduler:
-    found = _scheduler(config, folder)
-    assert isinstance(found, AsyncHyperBandScheduler)
+    scheduler = _scheduler(config, folder)
+    assert isinstance(scheduler, AsyncHyperBandScheduler)
     if config.tune is not None and config.tune.algorithm != "tpe":  # else Tune tells it
-        assert found.set_search_properties(metric, "max")
-    return found
+        assert scheduler.set_search_properties(metric, "max")
+    return scheduler
 
 
-def told(scheduler: Any, trial: TuneTrial, scores: Sequence[float], metric: str = "macro/score") -> list[str]:
+def actions_of(
+    scheduler: Any, trial: TuneTrial, scores: Sequence[float], metric: str = "macro/score"
+) -> list[str]:
     """What it says after each epoch, up to the one that it ends."""
     scheduler.on_trial_add(None, trial)
-    said: list[str] = []
+    actions: list[str] = []
     for epoch, score in enumerate(scores, 1):
-        said.append(scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: score}))
-        if said[-1] == STOP:
+        actions.append(scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: score}))
+        if actions[-1] == STOP:
             break
-    return said
+    return actions
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random"])
 def test_trials_that_are_behind_are_ended(algorithm: str) -> None:
     scheduler = halving(search_of(SPACE, algorithm=algorithm, grace_epochs=2, reduction_factor=2))
-    assert told(scheduler, in_tune(0), [0.5, 0.6, 0.7, 0.8]) == [CONTINUE] * 4
-    assert told(scheduler, in_tune(1), [0.1, 0.1, 0.1, 0.1]) == [CONTINUE, STOP]
-    assert told(scheduler, in_tune(2), [0.1, 0.9, 0.9, 0.9]) == [CONTINUE] * 4
+    assert actions_of(scheduler, in_tune(0), [0.5, 0.6, 0.7, 0.8]) == [CONTINUE] * 4
+    assert actions_of(scheduler, in_tune(1), [0.1, 0.1, 0.1, 0.1]) == [CONTINUE, STOP]
+    assert actions_of(scheduler, in_tune(2), [0.1, 0.9, 0.9, 0.9]) == [CONTINUE] * 4
 
 
 def test_errors_are_better_small() -> None:
     scheduler = halving(search_of(SPACE, metric="movies/nll"))
-    assert told(scheduler, in_tune(0), [0.5, 0.4, 0.3, 0.2], "movies/nll") == [CONTINUE] * 4
-    assert told(scheduler, in_tune(1), [0.9], "movies/nll") == [STOP]
-    assert told(scheduler, in_tune(2), [0.3] * 4, "movies/nll") == [CONTINUE] * 4
+    assert actions_of(scheduler, in_tune(0), [0.5, 0.4, 0.3, 0.2], "movies/nll") == [CONTINUE] * 4
+    assert actions_of(scheduler, in_tune(1), [0.9], "movies/nll") == [STOP]
+    assert actions_of(scheduler, in_tune(2), [0.3] * 4, "movies/nll") == [CONTINUE] * 4
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 8, 9])
@@ -388,9 +392,9 @@ def test_errors_are_better_small() -> None:
 def test_no_trial_is_ended_at_its_last_epoch(epochs: int, factor: int) -> None:
     """It would count as ended early, and its result would be missing, though all of it was trained."""
     scheduler = halving(search_of(SPACE, {"train.epochs": epochs}, reduction_factor=factor))
-    assert told(scheduler, in_tune(0), [0.9] * epochs) == [CONTINUE] * epochs
+    assert actions_of(scheduler, in_tune(0), [0.9] * epochs) == [CONTINUE] * epochs
     falling = [0.9] * (epochs - 1) + [0.1]
-    assert told(scheduler, in_tune(1), falling) == [CONTINUE] * epochs
+    assert actions_of(scheduler, in_tune(1), falling) == [CONTINUE] * epochs
 
 
 def test_a_trial_of_more_epochs_than_the_config_has_them_all() -> None:
@@ -398,7 +402,7 @@ def test_a_trial_of_more_epochs_than_the_config_has_them_all() -> None:
     scheduler = halving(search_of(space))
     for number, epochs in enumerate((12, 4, 2)):
         trial = in_tune(number, **{"train.epochs": epochs})
-        assert told(scheduler, trial, [0.5] * epochs) == [CONTINUE] * epochs
+        assert actions_of(scheduler, trial, [0.5] * epochs) == [CONTINUE] * epochs
 
 
 RATES: dict[str, Any] = {
@@ -424,10 +428,10 @@ def test_a_trial_with_a_worker_group_is_asked_to_end_once(tmp_path: Path) -> Non
     scheduler = halving(config.model_copy(update={"train": train}), folder=tmp_path)
     for number in (0, 1):
         (tmp_path / f"{number:03d}").mkdir()
-    assert told(scheduler, in_tune(0), [0.5, 0.6]) == [CONTINUE] * 2
+    assert actions_of(scheduler, in_tune(0), [0.5, 0.6]) == [CONTINUE] * 2
     assert not (tmp_path / "000/STOP").exists()
     late = in_tune(1)
-    assert told(scheduler, late, [0.1]) == [CONTINUE]
+    assert actions_of(scheduler, late, [0.1]) == [CONTINUE]
     asked = tmp_path / "001/STOP"
     assert asked.exists()
     asked.unlink()
@@ -557,8 +561,8 @@ class Study:
     @property
     def record(self) -> Trial:
         """The only trial, as a later launch finds it."""
-        (found,) = load(self.folder)
-        return found
+        (trial,) = load(self.folder)
+        return trial
 
 
 RESULT = {"kept": {"macro/score": 0.75, "movies/accuracy": 0.7}, "epoch_seconds": [1.0, 1.0, 1.0]}

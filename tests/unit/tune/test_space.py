@@ -46,9 +46,9 @@ def refusal(
 
 
 def points_of(config: RunConfig) -> list[dict[str, Any]]:
-    found = points(config)
-    assert found is not None
-    return found
+    all_points = points(config)
+    assert all_points is not None
+    return all_points
 
 
 # ---------------------------------------------------------------- what is refused
@@ -498,8 +498,8 @@ def own_values(path: str, distribution: dict[str, Any], run: dict[str, Any] | No
     """What the config itself has at `path`; None where it is outside."""
     config = search_of({path: distribution}, run)
     assert config.tune is not None
-    found = values_of(config, config.tune.space)
-    return None if found is None else found[path]
+    values = values_of(config, config.tune.space)
+    return None if values is None else values[path]
 
 
 @pytest.mark.parametrize(
@@ -556,18 +556,18 @@ def test_own_values_that_are_no_weights(
 def test_values_outside_are_no_point_of_the_search(
     distribution: dict[str, Any], inside: list[float], outside: list[float]
 ) -> None:
-    def found(value: float) -> Any:
+    def own_value(value: float) -> Any:
         return own_values("loss.temperature", distribution, {"loss.temperature": value})
 
-    assert [found(value) for value in inside] == inside
-    assert [found(value) for value in outside] == [None] * len(outside)
+    assert [own_value(value) for value in inside] == inside
+    assert [own_value(value) for value in outside] == [None] * len(outside)
 
 
 def test_whole_numbers_stop_before_their_end() -> None:
-    def found(epochs: int) -> Any:
+    def own_value(epochs: int) -> Any:
         return own_values("train.epochs", {"randint": [2, 4]}, {"train.epochs": epochs})
 
-    assert [found(epochs) for epochs in (1, 2, 3, 4)] == [None, 2, 3, None]
+    assert [own_value(epochs) for epochs in (1, 2, 3, 4)] == [None, 2, 3, None]
 
 
 # ---------------------------------------------------------------- points known up front
@@ -575,8 +575,8 @@ def test_whole_numbers_stop_before_their_end() -> None:
 
 def test_a_grid_counts_like_a_clock() -> None:
     space = {"loss.soft": {"choice": [0.1, 0.9]}, "students.half.layers": {"choice": [1, [0, 3]]}}
-    found = points_of(search_of(space, algorithm="grid"))
-    assert [tuple(point.values()) for point in found] == [(0.1, 1), (0.1, [0, 3]), (0.9, 1), (0.9, [0, 3])]
+    grid = points_of(search_of(space, algorithm="grid"))
+    assert [tuple(point.values()) for point in grid] == [(0.1, 1), (0.1, [0, 3]), (0.9, 1), (0.9, [0, 3])]
 
 
 def test_optuna_knows_no_points_up_front() -> None:
@@ -600,7 +600,7 @@ def test_random_points_start_with_the_configs_own() -> None:
 def test_more_trials_start_with_the_same_points() -> None:
     """A study that is given more trials must not find its old ones under other numbers."""
     known = {trials: points_of(search_of(trials=trials, algorithm="random")) for trials in (1, 4, 9)}
-    assert [len(found) for found in known.values()] == [1, 4, 9]
+    assert [len(grid) for grid in known.values()] == [1, 4, 9]
     assert known[9][:4] == known[4]
     assert known[4][:1] == known[1]
     assert len({str(point) for point in known[9]}) == 9
@@ -614,8 +614,8 @@ def test_the_seed_makes_the_points() -> None:
 
 def test_choices_keep_their_types() -> None:
     layers = [1, [0, 3], None]
-    found = points_of(search_of({"students.half.layers": {"choice": layers}}, algorithm="random", trials=40))
-    seen = [point["students.half.layers"] for point in found]
+    drawn = points_of(search_of({"students.half.layers": {"choice": layers}}, algorithm="random", trials=40))
+    seen = [point["students.half.layers"] for point in drawn]
     assert all(value in seen for value in layers)
     assert all(value in layers for value in seen)
 
@@ -656,11 +656,11 @@ def test_the_nearest_value_is_one_of_the_distributions(drawn: dict[str, Any], va
     one = Distribution.model_validate(drawn)
     config = search_of({"loss.temperature": drawn})
     assert config.tune is not None
-    found = nearest(one, value)
-    assert isinstance(found, int) == ("int" in one.kind)
-    assert one.arguments[0] <= found <= one.arguments[1]
+    number = nearest(one, value)
+    assert isinstance(number, int) == ("int" in one.kind)
+    assert one.arguments[0] <= number <= one.arguments[1]
     known = distributions(config.tune)["loss.temperature"]
-    assert known._contains(known.to_internal_repr(found))
+    assert known._contains(known.to_internal_repr(number))
 
 
 def test_a_space_is_ray_tunes_own() -> None:

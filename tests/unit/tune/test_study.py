@@ -23,8 +23,8 @@ PAIR = ("movies/accuracy", "movies/ece")
 
 
 def winner_of(*trials: Trial, mode: str = "max") -> int | None:
-    found = best(trials, MACRO, [mode])
-    return None if found is None else found.number
+    winner = best(trials, MACRO, [mode])
+    return None if winner is None else winner.number
 
 
 # ---------------------------------------------------------------- on disk
@@ -45,8 +45,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_a_trial_that_ran_when_the_study_was_killed_goes_on(tmp_path: Path) -> None:
     save(tmp_path, trial_of(0, 0.5, "running", epochs=2))
-    (found,) = load(tmp_path)
-    assert (found.status, found.ended, found.epochs) == ("interrupted", False, 2)
+    (trial,) = load(tmp_path)
+    assert (trial.status, trial.ended, trial.epochs) == ("interrupted", False, 2)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_of_several_metrics_the_front_counts_and_then_the_macro_score() -> None:
         trial(2, 0.9, 0.3, 0.8),
         trial(3, 0.9, 0.3, 0.8),
     ]
-    found = best(trials, PAIR, ["max", "min"])
-    assert found is trials[2]  # 0 is beaten by 1, and 2 equals 3
+    winner = best(trials, PAIR, ["max", "min"])
+    assert winner is trials[2]  # 0 is beaten by 1, and 2 equals 3
     assert [one.number for one in pareto_front(trials, PAIR, ["max", "min"])] == [1, 2, 3]
 
 

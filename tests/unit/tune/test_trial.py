@@ -47,12 +47,12 @@ def test_a_trial_is_what_train_makes_of_the_same_values(tmp_path: Path, values: 
     file.write_text(yaml.safe_dump(plain()))
     overrides = [f"{path}={json.dumps(value)}" for path, value in values.items()]
     wanted = load_config(file, overrides)
-    found = trial_config(search_of(), tmp_path / "trials", 7, values)
+    config = trial_config(search_of(), tmp_path / "trials", 7, values)
     apart = {"name", "runs_dir", "students", "baselines", "tune"}
-    assert found.model_dump(exclude=apart) == wanted.model_dump(exclude=apart)
-    assert found.students == {"half": wanted.students["half"]}
+    assert config.model_dump(exclude=apart) == wanted.model_dump(exclude=apart)
+    assert config.students == {"half": wanted.students["half"]}
     assert not [
-        line for line in differences(wanted, found) if line.startswith(("loss", "train", "aggregation"))
+        line for line in differences(wanted, config) if line.startswith(("loss", "train", "aggregation"))
     ]
 
 
@@ -69,14 +69,14 @@ def test_a_trial_is_one_training_in_the_studys_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], Path | None]]:
-    """What Tune is told: there is no session to tell here."""
-    told: list[tuple[dict[str, Any], Path | None]] = []
+    """What is reported to Tune, which has no session here."""
+    reports: list[tuple[dict[str, Any], Path | None]] = []
 
     def report(metrics: Mapping[str, Any], checkpoint: ray.tune.Checkpoint | None = None) -> None:
-        told.append((dict(metrics), Path(checkpoint.path) if checkpoint else None))
+        reports.append((dict(metrics), Path(checkpoint.path) if checkpoint else None))
 
     monkeypatch.setattr(ray.tune, "report", report)
-    return told
+    return reports
 
 
 def test_an_epoch_is_told_with_what_has_been_kept(
@@ -103,8 +103,8 @@ def test_a_population_is_told_of_the_checkpoint_of_that_epoch(
 
 def offered(monkeypatch: pytest.MonkeyPatch, checkpoint: Path | None) -> None:
     """Makes Tune offer a checkpoint, as it does to a trial that it starts again."""
-    found = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
-    monkeypatch.setattr(ray.tune, "get_checkpoint", lambda: found)
+    latest = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
+    monkeypatch.setattr(ray.tune, "get_checkpoint", lambda: latest)
 
 
 def begun(folder: Path, epochs: int, seed: int) -> Path:
@@ -137,9 +137,9 @@ def test_a_trial_that_takes_over_has_another_ones_weights(
     _take_over(mine, 1)
     assert json.loads((mine / TAKEOVERS).read_text()) == 1
     assert [path.name for path in mine.glob("step-*")] == [source.name]
-    found = load_checkpoint(mine)
-    assert found is not None
-    assert found.state == json.loads((source / "checkpoint.json").read_text())["state"]
+    loaded = load_checkpoint(mine)
+    assert loaded is not None
+    assert loaded.state == json.loads((source / "checkpoint.json").read_text())["state"]
 
     ends = [trainer_of(folder, sets) for folder in (mine, theirs)]
     for trainer in ends:
@@ -191,10 +191,10 @@ def test_a_trial_that_is_to_stop_starts_nothing(tmp_path: Path, workers: int) ->
 
 def test_a_curve_is_its_validation_points(tmp_path: Path) -> None:
     trainer_of(tmp_path, [task_set(teachers=1)]).fit()
-    found = curve(tmp_path)
-    assert [point["epoch"] for point in found] == [1, 2, 3]
-    assert all("mood/accuracy" in point["metrics"] for point in found)
+    points = curve(tmp_path)
+    assert [point["epoch"] for point in points] == [1, 2, 3]
+    assert all("mood/accuracy" in point["metrics"] for point in points)
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 99, "metrics": {"macro/sc')  # cut short by a kill
-    assert curve(tmp_path) == found
+    assert curve(tmp_path) == points
     assert curve(tmp_path / "absent") == []
