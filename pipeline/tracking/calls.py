@@ -1,7 +1,7 @@
-"""Every call that the tracker makes to MLflow, and nothing of when it makes them.
+"""Every call that the tracker makes to MLflow.
 
-Not covered: waiting, queueing and trying again, which are `pipeline.tracking.tracker`'s. All methods raise what MLflow
-raises, and `LookupError` where a run or a model was never begun or logged.
+Not covered: waiting, queueing and retrying, which `pipeline.tracking.tracker` does. All methods raise MLflow's errors,
+and `LookupError` for a run that was never begun or a model that was never logged.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LINKS = "mlflow.modelVersions"  # tag of a logged model: the registered versions
 
 
 class Calls:
-    """MLflow's client on one experiment, with runs by the tracker's keys. For one thread.
+    """MLflow's client for one experiment; runs are named by the tracker's keys. Not thread-safe.
 
-    `open`         key → run id, of the runs begun by this launch and not finished
-    `begun`        key → run id, of the runs begun by this launch
-    `points_sent`  single values of a metric at a step
+    `open`         key → run id of the runs that this launch began and has not finished
+    `begun`        key → run id of the runs that this launch began
+    `points_sent`  number of values sent; one value is one metric at one step
     """
 
     def __init__(self, uri: str, experiment: str, ledger: Ledger, artifacts: Path | None = None) -> None:
@@ -53,9 +53,9 @@ class Calls:
         return self._client
 
     def connect(self) -> None:
-        """Opens a client, once, and makes sure of the experiment.
+        """Opens a client and finds or creates the experiment; does nothing when called again.
 
-        The first use of a database makes its tables; two launches that do so at once would spoil it, so one waits.
+        The first use of a database creates its tables. Two launches that do so at once would damage it, so one waits.
         """
         if self._client is not None:
             return
@@ -73,7 +73,7 @@ class Calls:
         self._client = client
 
     def answers(self) -> bool:
-        """Whether MLflow answers a question that it can always answer."""
+        """Whether MLflow answers a small query that always succeeds while it is up."""
         if self.experiment_id is None:
             return False
         try:
@@ -83,7 +83,7 @@ class Calls:
         return True
 
     def _find_experiment(self, client: MlflowClient) -> str:
-        """Id of the experiment, made where there was none."""
+        """Id of the experiment, which is created where there was none."""
         from mlflow.exceptions import MlflowException
 
         if (experiment := client.get_experiment_by_name(self._experiment)) is None:
@@ -95,7 +95,7 @@ class Calls:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another launch was quicker
                     raise
             experiment = client.get_experiment_by_name(self._experiment)
-        assert experiment is not None, "it was found, or another launch has made it"
+        assert experiment is not None, "it existed, or another launch has created it"
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
@@ -106,7 +106,7 @@ class Calls:
         return self.begun[key]
 
     def begin(self, key: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
-        """Start the run, or go on with it; a param that it has keeps its value."""
+        """Start the run, or continue it; params that it already has keep their values."""
         from mlflow.entities import Param
 
         run = self._known_run(key) or self._new_run(key, name)
@@ -119,13 +119,13 @@ class Calls:
         texts = {
             re.sub(r"[^\w.\-/ :]", "_", path)[:LONGEST_KEY]: _text(value) for path, value in params.items()
         }
-        for path in run.data.params:  # one that is set cannot change: a resumed run keeps its first launch's
+        for path in run.data.params:  # MLflow's params cannot change: a resumed run keeps its first launch's
             texts.pop(path, None)
         for batch in batches([Param(*item) for item in texts.items()], PARAMS_A_BATCH):
             self._mlflow.log_batch(run_id, params=batch)
 
     def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
-        """Set tags, those that the run has already anew."""
+        """Set tags; one that the run already has gets the new value."""
         from mlflow.entities import RunTag
 
         batch = [RunTag(tag, value[:LONGEST_TAG]) for tag, value in tags.items()]
@@ -147,7 +147,7 @@ class Calls:
         return run if active else None
 
     def _new_run(self, key: str, name: str) -> Run:
-        """A new run, or the one that was made by a call whose answer got lost."""
+        """A new run, or the run of an earlier call whose response was lost."""
         assert self.experiment_id is not None
         mark = f"{self._ledger.mark}/{key}"
         made = self._mlflow.search_runs(
@@ -170,7 +170,7 @@ class Calls:
         self.points_sent += len(points)
 
     def log_direct(self, key: str, points: Sequence[Point]) -> None:
-        """Log the values that were not logged at their step before."""
+        """Log those values that were not logged before at the same step."""
         self._run_id(key)
         direct = self._ledger.runs[key].direct
         points = [point._replace(value=float(point.value)) for point in points]  # it may be NumPy's
@@ -186,10 +186,10 @@ class Calls:
         self._mlflow.log_artifact(self._run_id(key), str(path), under)
 
     def log_model(self, key: str, name: str, folder: Path, task: str) -> None:
-        """Upload the folder as it is, then what MLflow needs beside it.
+        """Upload the folder as it is, then the files that MLflow needs beside it.
 
-        `mlflow.transformers.log_model` is not used: it takes no folder with transformers 5, would import torch
-        and load the model in the driver, and asks the hub for a card of whatever has the folder's name.
+        `mlflow.transformers.log_model` is not used. It takes no folder with transformers 5, it would import torch
+        and load the model in the driver, and it requests a model card from the hub under the folder's name.
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -229,7 +229,7 @@ class Calls:
                 raise
         # not `models:/<id>`: beside a database MLflow would look that up in its global store, not in this one
         source = self._mlflow.get_logged_model(known["id"]).artifact_location
-        version = self._version_from(source, name)  # made by a call whose answer got lost
+        version = self._version_from(source, name)  # from an earlier call whose response was lost
         if version is None:
             made = self._mlflow.create_model_version(
                 name, source, run_id, await_creation_for=0, model_id=known["id"]
@@ -247,14 +247,14 @@ class Calls:
         return None
 
     def _link_version(self, model_id: str, name: str, version: str) -> None:
-        """Let the logged model's page lead to its version; a server has done so by itself."""
+        """Link the logged model's page to its registered version; an MLflow server does so by itself."""
         links = json.loads(self._mlflow.get_logged_model(model_id).tags.get(LINKS, "[]"))
         if not any((link["name"], str(link["version"])) == (name, version) for link in links):
             links.append({"name": name, "version": version})
             self._mlflow.set_logged_model_tags(model_id, {LINKS: json.dumps(links)})
 
     def end(self, key: str, status: str) -> None:
-        """Give the run its last status."""
+        """End the run with `status`."""
         self._mlflow.set_terminated(self._run_id(key), status)
         self.open.pop(key, None)
 
@@ -265,5 +265,5 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _text(value: Any) -> str:
-    """A param as the YAML config would spell it, cut where MLflow would refuse it (artifacts hold the whole)."""
+    """A param as in the YAML config, cut to MLflow's longest value (the config artifact has the whole)."""
     return (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_PARAM]

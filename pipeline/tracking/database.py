@@ -1,7 +1,7 @@
 """MLflow's sqlite file: it appears with all its tables or not at all, and a half-made one is repaired.
 
-MLflow makes the tables one by one in the file itself. A process killed meanwhile leaves some of them, and MLflow then
-refuses the file for ever ("table … already exists").
+MLflow creates the tables one by one in the file itself. A process that is killed meanwhile leaves only some of them.
+From then on MLflow refuses the file ("table … already exists").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.tracking.uri import quieten
 
 log = logging.getLogger(__name__)
 BUSY_S = 20.0
-KEPT = ("runs", "registered_models", "trace_info")  # tables whose rows somebody may want back
+KEPT = ("runs", "registered_models", "trace_info")  # tables whose rows a user may want to keep
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -32,14 +32,16 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def database_lock(artifacts: Path) -> FileLock:
-    """Held while a database is opened for the first time: two launches must not make its tables at once."""
+    """The lock to hold while a database is first opened: two launches must not create its tables at once."""
     artifacts.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(artifacts.with_name("mlflow.lock"))
 
 
 def ensure_database(uri: str) -> None:
-    """Makes the sqlite file of `uri` where there is none, and repairs one that lacks tables; other stores are left to
-    MLflow. To be called with `database_lock` held. Raises what sqlite and MLflow raise."""
+    """Creates the sqlite file of `uri` where there is none, and repairs one that lacks tables.
+
+    Does nothing for other stores. The caller holds `database_lock`. Raises the errors of sqlite and MLflow.
+    """
     file = sqlite_file(uri)
     if file is None:
         return
@@ -62,7 +64,7 @@ def ensure_database(uri: str) -> None:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether all tables of this version of MLflow are there, as its last migration leaves them."""
+    """Whether the file has all tables of this version of MLflow, in the form of its last migration."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.db.utils import _get_alembic_config  # this module brings in the models of every table
@@ -80,7 +82,7 @@ def _is_whole(file: Path) -> bool:
         return False
     scripts = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
     behind = {script.revision for script in scripts.walk_revisions()} - set(scripts.get_heads())
-    return bool(versions) and not versions & behind  # an unknown version is that of a later MLflow
+    return bool(versions) and not versions & behind  # an unknown version belongs to a later MLflow
 
 
 def _has_rows(file: Path) -> bool:
@@ -94,7 +96,7 @@ def _has_rows(file: Path) -> bool:
 
 
 def _upgrade(file: Path) -> None:
-    """Brings the tables of an earlier version of MLflow up to date, as `mlflow db upgrade` does, after a copy."""
+    """Copies the file, then upgrades the tables of an earlier MLflow version, as `mlflow db upgrade` does."""
     copy = file.with_name(f"{file.name}.before-upgrade")
     if not copy.exists():
         with closing(sqlite3.connect(file, timeout=BUSY_S)) as old, closing(sqlite3.connect(copy)) as new:
@@ -104,7 +106,7 @@ def _upgrade(file: Path) -> None:
 
 
 def _make(file: Path) -> None:
-    """All tables under another name, which then becomes the file's."""
+    """Creates all tables in a file with another name, then renames it to `file`."""
     part = file.with_name(f".{file.name}.part")
     for leftover in (part, part.with_name(f"{part.name}-journal")):
         leftover.unlink(missing_ok=True)
@@ -115,7 +117,10 @@ def _make(file: Path) -> None:
 
 
 def _migrate(file: Path, *, first: bool) -> None:
-    """MLflow has no public function for this, only its command line, which would be a process and an import more."""
+    """Creates (`first`) or upgrades the tables.
+
+    MLflow's public way is its command line, which would cost another process and another import.
+    """
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables, _upgrade_db
 
@@ -127,7 +132,7 @@ def _migrate(file: Path, *, first: bool) -> None:
 
 
 def _move(file: Path, aside: Path) -> None:
-    """Renames a database together with its journals, which must not meet a new one of the old name."""
+    """Renames a database with its journals: a new database of the old name must not read the old journals."""
     for suffix in ("-journal", "-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
             file.with_name(file.name + suffix).replace(aside.with_name(aside.name + suffix))

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as an MLflow model: what MLflow needs beside the files to open it.
+"""A Hugging Face folder as an MLflow model: the files that MLflow needs in addition to open it.
 
 Not covered: a pipeline with other inputs than texts has no signature here; `mlflow.transformers` still loads it.
 """
@@ -21,7 +21,7 @@ OUTPUTS = {
 
 
 def describe_model(target: Path, folder: Path, name: str, task: str, run_id: str, model_id: str) -> None:
-    """Write what makes an MLflow model of `folder`, uploaded as `model/`: MLmodel, tokenizer, requirements."""
+    """Write the files that make `folder`, uploaded as `model/`, an MLflow model: MLmodel, tokenizer, requirements."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -59,7 +59,7 @@ def describe_model(target: Path, folder: Path, name: str, task: str, run_id: str
 
 
 def digest(folder: Path) -> str:
-    """Names and contents of the folder's files, hashed."""
+    """Hash of the names and contents of the folder's files."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}")
     total = hashlib.blake2b(digest_size=16)
@@ -71,10 +71,10 @@ def digest(folder: Path) -> str:
 
 
 def logged_name(name: str) -> str:
-    """`name` without what MLflow refuses in the name of a logged model."""
+    """`name` without the characters that MLflow refuses in the name of a logged model."""
     return re.sub(r"[/:.%\"']", "-", name)
 
 
 def registered_name(name: str) -> str:
-    """`name` without what MLflow refuses in the name of a registered model."""
+    """`name` without the characters that MLflow refuses in the name of a registered model."""
     return re.sub(r"[/:]", "-", name)

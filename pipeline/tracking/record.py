@@ -1,4 +1,4 @@
-"""What the stages record in MLflow: functions of a tracker and of the values to record."""
+"""Functions that record a stage's values in MLflow; each takes the tracker and the values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Note = Callable[[str], None]
 def recorded_run(
     config: RunConfig, role: Role, group: str | None, note: Note, *, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """MLflow's run of the whole command, closed with the status that the command ends with.
+    """MLflow's run of the whole command; at the end it gets the command's status.
 
     group: name of the group of seeds, if any · note: shows the user one line · enabled: false records nothing.
     """
@@ -48,13 +48,13 @@ def recorded_run(
 def training_began(
     tracker: Tracker, key: str, name: str, role: Role, tags: Tags, settings: Params, metrics: Path
 ) -> None:
-    """A child run of one training. metrics: the metrics.jsonl whose points it gets · settings: may be nested."""
+    """Begins a child run for one training. metrics: the metrics.jsonl to send · settings: params, may be nested."""
     tracker.run(key, name, role, tags, flatten_values(settings))
     tracker.follow(key, metrics)
 
 
 def job_began(tracker: Tracker, config: RunConfig, job: Job, metrics: Path) -> None:
-    """The child run of a student's or a baseline's training."""
+    """Begins the child run of a student's or a baseline's training."""
     distilled = job.mode == "distilled"
     tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
     own = student_settings(config, job.student)
@@ -70,12 +70,12 @@ def job_began(tracker: Tracker, config: RunConfig, job: Job, metrics: Path) -> N
 
 
 def best_metrics(scores: Mapping[str, float]) -> dict[str, float]:
-    """Validation scores of the weights that are kept, as metrics beside those by epoch: `best/<metric>`."""
+    """Validation scores of the kept weights as metrics `best/<metric>`, beside the scores by epoch."""
     return {f"best/{name}": score for name, score in scores.items()}
 
 
 def test_scores(tracker: Tracker, report: Report) -> None:
-    """Test scores and latencies as metrics of each student's and baseline's own run, and the ensemble's of the parent."""
+    """Logs test scores and latencies: each student's and baseline's to its own run, the ensemble's to the parent run."""
     parent: dict[str, float] = {"test/macro/ensemble": report.macro.ensemble}
     for student, macro in report.macro.students.items():
         values = {"test/macro/score": macro.score, "retention/macro": macro.retention}
@@ -112,7 +112,7 @@ def exported_student(
     version: str | None,
     note: Note,
 ) -> None:
-    """One task's exported folder as an MLflow model, or as plain artifacts where transformers has no pipeline for it.
+    """Logs one task's exported folder as an MLflow model, or as plain artifacts if transformers has no pipeline for it.
 
     version: name in MLflow's registry, or None to register nothing · note: shows the user one line.
     """
@@ -129,7 +129,7 @@ def exported_student(
 
 
 def written_files(tracker: Tracker, files: Sequence[Path]) -> None:
-    """Files as artifacts of the parent run, pictures in a folder `figures`."""
+    """Logs files as artifacts of the parent run, pictures in a folder `figures`."""
     for file in files:
         tracker.artifacts("", file, "figures" if file.suffix == ".png" else None)
 

@@ -1,6 +1,6 @@
-"""Between training and MLflow: points wait in files, and a ledger says which of them have been sent.
+"""The queue between training and MLflow: points wait in files, and a ledger records which ones have been sent.
 
-No MLflow here: `pipeline.tracking.tracker` sends, this module remembers.
+This module does not use MLflow; `pipeline.tracking.tracker` sends the points.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Point(NamedTuple):
-    """One value of a metric."""
+    """One value of one metric at one step."""
 
     metric: str
     value: float
@@ -30,19 +30,19 @@ class Point(NamedTuple):
 
 @dataclass
 class Record:
-    """What MLflow has of one run."""
+    """What has been sent to MLflow for one run."""
 
     run_id: str
     followed: dict[str, int] = field(default_factory=dict)
-    """Last step sent, by metric, out of followed files."""
+    """Last step sent from followed files, by metric."""
     direct: dict[str, float] = field(default_factory=dict)
-    """Values logged without a file, by `metric@step`."""
+    """Values logged directly, not from a file, by `metric@step`."""
     models: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Logged models by name: id, digest of the folder, status."""
+    """Logged models by name: model id, digest of the folder, status."""
 
 
 class Ledger:
-    """`mlflow.json`: what MLflow has of this run folder. Another store or experiment starts an empty one."""
+    """`mlflow.json`: what has been sent to MLflow from this run folder. Another store or experiment starts empty."""
 
     def __init__(self, file: Path, uri: str, experiment: str) -> None:
         self.file = file
@@ -63,7 +63,7 @@ class Ledger:
             log.warning("%s cannot be read (%s); MLflow gets new runs.", file, error)
 
     def save(self) -> None:
-        """Write the file if anything changed; it is whole at any time."""
+        """Write the file atomically if anything changed."""
         runs = {key: asdict(record) for key, record in self.runs.items()}
         known = {**self.place, "experiment_id": self.experiment_id, "mark": self.mark, "runs": runs}
         text = json.dumps(known, indent=1)
@@ -79,14 +79,14 @@ class Ledger:
 
 
 class Tail:
-    """Reads a growing file of lines piece by piece, from the start again whenever it was cut or rewritten."""
+    """Reads a growing text file in pieces; starts again from the first line after the file was cut or rewritten."""
 
     def __init__(self, key: str, file: Path) -> None:
         self.key, self.file = key, file
         self._offset, self._last = 0, b""
 
     def read(self) -> list[bytes]:
-        """The next whole lines, about a megabyte of them; none where the file cannot be read now."""
+        """The next complete lines, at most about a megabyte; none where the file cannot be read now."""
         try:
             with self.file.open("rb") as stream:
                 stream.seek(self._offset - len(self._last))
@@ -99,18 +99,18 @@ class Tail:
         return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
     def advance(self, lines: Sequence[bytes]) -> None:
-        """Take `lines`, just read, as done."""
+        """Mark `lines`, as returned by `read`, as done."""
         self._offset, self._last = self._offset + sum(map(len, lines)), lines[-1]
 
     def read_all(self) -> Iterator[bytes]:
-        """Every whole line from here on."""
+        """Every complete line that is not done."""
         while lines := self.read():
             yield from lines
             self.advance(lines)
 
 
 def unsent(lines: Iterable[bytes], sent: Mapping[str, int]) -> tuple[list[Point], int]:
-    """The points in `lines` that are past the last step `sent`, and how many lines are not metrics."""
+    """The points in `lines` after the last step `sent` of their metric, and the number of lines that are not metrics."""
     last, points, broken = dict(sent), [], 0
     for line in lines:
         try:

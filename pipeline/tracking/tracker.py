@@ -4,14 +4,14 @@ Training code never talks to MLflow: it appends lines to a `metrics.jsonl`, one 
 
     {"step": 12, "time": 1700000000.25, "metrics": {"loss/hard/movies": 0.31}}
 
-The driver owns one `Tracker`. Its calls only queue; a single background thread imports MLflow, makes every
-call to it in the order given, and tails those files. While MLflow is down the points wait in their files, the
-other operations in memory, and both are sent when it is back.
+The driver owns one `Tracker`. Its methods only queue. A single background thread imports MLflow, makes all calls in
+the order of the queue, and tails those files. While MLflow is down, points wait in their files and other operations
+in memory; both are sent when it is back.
 
-A metric is logged once a step: `<run_dir>/mlflow.json` remembers each run's id and the last step sent, so a
-resumed command goes on in the same runs, even if the training loop cut the file back to its checkpoint.
+Each metric is logged once per step: `<run_dir>/mlflow.json` records each run's id and the last step sent. So a resumed
+command continues the same runs, even where the training loop cut the file back to its checkpoint.
 
-What is asked of MLflow is in `pipeline.tracking.calls`, where it keeps its runs in `pipeline.tracking.uri`.
+The calls to MLflow are in `pipeline.tracking.calls`; the place where MLflow keeps runs is in `pipeline.tracking.uri`.
 
 Not covered: operations still queued when the process dies (the resumed driver queues them again).
 """
@@ -43,8 +43,8 @@ Params = Mapping[str, Any]
 
 POLL_S = 2.0
 LONGEST_BACKOFF_S = 30.0
-PATIENCE = 8  # failures in a row of one operation, while MLflow answers otherwise, before it is given up
-REFUSALS = (  # MLflow answered and said no: trying again would not help
+PATIENCE = 8  # failures in a row after which an operation is dropped although MLflow answers other calls
+REFUSALS = (  # error codes of requests that MLflow refuses: a retry would not help
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
     "MALFORMED_REQUEST",
@@ -53,12 +53,16 @@ REFUSALS = (  # MLflow answered and said no: trying again would not help
     "NOT_IMPLEMENTED",
     "INVALID_STATE",
 )
-BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")  # a locked sqlite file, too
+BUSY = (
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "DEADLINE_EXCEEDED",
+)  # also for a locked sqlite file
 
 
 @dataclass(frozen=True)
 class TrackingOutcome:
-    """What reached MLflow and what did not. `points` are single values of a metric at a step."""
+    """Counts of what reached MLflow and what did not. One of `points` is one metric's value at one step."""
 
     points_sent: int = 0
     points_lost: int = 0
@@ -76,13 +80,13 @@ class Tracker(Protocol):
     """
 
     def run(self, key: str, name: str, role: Role, tags: Tags, params: Params) -> None:
-        """Start the run `key`, or go on with it where an earlier launch left it."""
+        """Start the run `key`, or continue the one that an earlier launch began."""
 
     def follow(self, key: str, file: Path) -> None:
-        """Send what is and will be written to a `metrics.jsonl`, until `finish` or `close`."""
+        """Send the points of a `metrics.jsonl`, present and future, until `finish` or `close`."""
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Log values. Those that an earlier launch logged at the same step are not logged again."""
+        """Log values, except those that an earlier launch logged at the same step."""
 
     def artifacts(self, key: str, path: Path, under: str | None = None) -> None:
         """Upload a file or a folder, under its own name, into the artifact folder `under`."""
@@ -96,17 +100,17 @@ class Tracker(Protocol):
     def register(self, key: str, model: str, name: str) -> None:
         """Make the run's logged model `model` a new version of `name` in the model registry.
 
-        A model that an earlier launch registered there, and that has not changed since, stays the version it is.
+        A model that an earlier launch registered, and that has not changed since, gets no new version.
         """
 
     def tags(self, key: str, tags: Tags) -> None:
-        """Set more tags on a run that was begun, finished or not; one that it has gets the new value."""
+        """Set tags on a run that was begun, finished or not; one that it already has gets the new value."""
 
     def finish(self, key: str, status: Status) -> None:
         """Send the rest of the run's followed files, then end it."""
 
     def close(self, timeout_s: float = 30.0) -> TrackingOutcome:
-        """Send what waits, for at most `timeout_s`; runs that were not finished end as KILLED."""
+        """Send what is queued, for at most `timeout_s`; runs that were not finished end as KILLED."""
         raise NotImplementedError
 
 
@@ -126,7 +130,7 @@ class NullTracker:
 
 
 def open_tracker(config: RunConfig, run_dir: Path) -> Tracker:
-    """The run's tracker; it starts to connect in the background. Raises `ConfigError` on a URI of no use."""
+    """The run's tracker; it connects in the background. Raises `ConfigError` for a URI that cannot be used."""
     if not config.tracking.enabled:
         return NullTracker()
     return MlflowTracker(config.tracking_uri, config.experiment, run_dir, artifact_root(config))
@@ -137,7 +141,7 @@ def open_tracker(config: RunConfig, run_dir: Path) -> Tracker:
 
 @dataclass
 class _Operation:
-    """Something to do in MLflow; `points` of metrics are in it, 0 for anything else."""
+    """One queued call to MLflow. points: number of metric values in it, 0 for other operations."""
 
     what: str
     points: int
@@ -208,7 +212,7 @@ class MlflowTracker:
         self._wake.set()
 
     def _reckon(self) -> TrackingOutcome:
-        """Counts, with all that still waits taken as lost."""
+        """The counts; everything that is still queued counts as lost."""
         waiting = list(self._queue)
         left = 0
         for tail in self._tails:
@@ -231,7 +235,7 @@ class MlflowTracker:
 
     def _work(self) -> None:
         while not self._abandoned.is_set():
-            closing = self._closing.is_set()  # asked first: what was queued before `close` is in this round
+            closing = self._closing.is_set()  # read first: operations queued before `close` are in this round
             try:
                 self._round()
                 if closing:
@@ -250,7 +254,7 @@ class MlflowTracker:
                 self._wake.clear()
 
     def _round(self) -> None:
-        """Do all that waits. Raises where MLflow is down; what was not done stays."""
+        """Do all queued operations. Raises where MLflow is down; operations that are not done stay queued."""
         self._calls.connect()
         try:
             while self._queue and not self._abandoned.is_set():
@@ -262,7 +266,7 @@ class MlflowTracker:
             self._ledger.save()
 
     def _attempt(self, operation: _Operation) -> None:
-        """Do it; what MLflow refuses is counted as lost. Raises where MLflow is down."""
+        """Do one operation; count it as lost if MLflow refuses it. Raises where MLflow is down."""
         try:
             operation.do()
         except Exception as error:
@@ -276,7 +280,7 @@ class MlflowTracker:
         self._failures = 0
 
     def _refused(self, error: Exception) -> bool:
-        """Whether trying again is useless: a clear no, or failure after failure while MLflow answers otherwise."""
+        """Whether a retry is useless: MLflow refuses the request, or it keeps failing while other calls work."""
         code = str(getattr(error, "error_code", ""))
         if code in REFUSALS or isinstance(error, (FileNotFoundError, NotADirectoryError, LookupError)):
             return True
@@ -285,7 +289,7 @@ class MlflowTracker:
         return self._calls.answers()
 
     def _send(self, tail: Tail) -> None:
-        """Log what is new in a followed file, once its run exists."""
+        """Log the new points of a followed file, once its run exists."""
         if tail.key not in self._calls.begun:
             return
         sent = self._ledger.runs[tail.key].followed
@@ -301,7 +305,7 @@ class MlflowTracker:
             tail.advance(lines)
 
     def _end(self, key: str, status: Status) -> None:
-        """Send the rest of the run's files, then end it."""
+        """Send the remaining points of the run's files, then end the run."""
         for tail in [tail for tail in self._tails if tail.key == key]:
             self._send(tail)
             self._tails.remove(tail)
@@ -319,11 +323,11 @@ class MlflowTracker:
 
 
 def _clean(tags: Tags) -> dict[str, str]:
-    """Tags as they may be shown: no secrets."""
+    """Tags without secrets."""
     return {tag: str(redact(tag, value)) for tag, value in tags.items()}
 
 
 def _shown(error: Exception) -> str:
-    """The error's first line, short, no secrets in it."""
+    """The error's first line, shortened, without secrets."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return redact_text(line)[:200]

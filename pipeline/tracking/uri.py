@@ -1,4 +1,4 @@
-"""Where MLflow keeps the runs, and the command that shows them; importing this brings in no MLflow."""
+"""The place where MLflow keeps the runs, and the command that shows them; does not import MLflow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipeline.tracking.spool import Ledger
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-STOP_S = 10.0  # for the server to end when it is asked to
-QUIET = {  # before MLflow is imported; what the user has set stays
+STOP_S = 10.0  # from SIGTERM until the server must have ended
+QUIET = {  # set before MLflow is imported; variables that the user has set stay
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what fails is said by the tracker, in one line
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run that ends, from a thread, on a server
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # the tracker reports failures itself, in one line
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with a server: two lines for each run that ends
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the tracker retries by itself, and must notice when to stop
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # `tutelage ui` shows runs; its job runners are not needed
@@ -35,7 +35,7 @@ QUIET = {  # before MLflow is imported; what the user has set stays
 
 
 def artifact_root(config: RunConfig) -> Path | None:
-    """Folder of the artifacts: beside a sqlite file, else beside the runs; None where a server decides."""
+    """Folder of the artifacts: beside a sqlite file, else beside the runs; None where the server chooses it."""
     uri = config.tracking_uri
     scheme = urlsplit(uri).scheme.split("+")[0] or uri
     if scheme in SERVERS:
@@ -53,8 +53,8 @@ def artifact_root(config: RunConfig) -> Path | None:
 def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
     """The command that shows the run's store in a browser, on loopback, at `port` or the next free one.
 
-    Sets the environment that keeps MLflow quiet, for the command to inherit. Raises `ConfigError` where the
-    store is a server, which has a page of its own.
+    Sets the environment that keeps MLflow quiet; the command inherits it. Raises `ConfigError` where the store is a
+    server, which has its own page.
     """
     root = artifact_root(config)
     if root is None:
@@ -70,11 +70,11 @@ def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
 
 
 def serve(command: Sequence[str]) -> int:
-    """Runs the server of `ui_command` until it ends; returns its exit code, or 75 after SIGTERM and SIGHUP, 130 after
-    SIGINT.
+    """Runs the server of `ui_command` until it ends; returns its exit code.
 
-    Each of them ends all of the server's processes, which have a group of their own: SIGTERM, on which the server
-    ends without a traceback, and SIGKILL for what still runs `STOP_S` later.
+    SIGTERM and SIGHUP return 75, SIGINT returns 130. Each of these signals ends all of the server's processes, which
+    have their own process group: they get SIGTERM, on which the server ends without a traceback, and SIGKILL if they
+    still run `STOP_S` later.
     """
     signals: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -102,7 +102,7 @@ def _signal_group(group: int, number: int) -> None:
 def runs_page(config: RunConfig, port: int) -> str:
     """Address of the page with the runs of the config's experiment, or of MLflow's list where it has none yet.
 
-    MLflow by itself opens elsewhere, on its pages for applications of language models.
+    By default MLflow opens its pages for applications of language models instead.
     """
     seeds_and_study = sorted(Path(config.runs_dir).glob(f"{config.name}-*"))  # a name has no wildcards
     uri = redact("uri", config.tracking_uri)
@@ -116,7 +116,7 @@ def runs_page(config: RunConfig, port: int) -> str:
 
 
 def free_port(first: int) -> int:
-    """`first` or the next port of loopback that nothing listens on."""
+    """`first`, or the next port of the loopback interface that nothing listens on."""
     for port in (*range(first, min(first + 100, 65536)), 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -125,7 +125,7 @@ def free_port(first: int) -> int:
 
 
 def quieten() -> None:
-    """Set what keeps MLflow quiet: the environment, where the user has not set it otherwise, warnings and logs."""
+    """Silence MLflow: environment variables (those that the user has set stay), warnings and logs."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     migrations = r"[0-9a-f]{12}_\w+"  # modules named by their revision

@@ -1,8 +1,11 @@
-"""The schedules of a supervised baseline where some training text is unlabelled: it must not lose for its schedule.
+"""The schedules of a supervised baseline where some training text is unlabelled.
+
+A baseline must not lose to its student because of a bad schedule.
 
 The distilled student takes `train.epochs` passes over all examples, the baseline learns from the labelled ones alone.
-As many passes over fewer examples may be too few steps, and as many steps may be too many passes. So the baseline is
-trained by both schedules, neither with more steps than the student, and validation decides which one is kept.
+The same number of passes over fewer examples may be too few steps. The same number of steps may be too many passes.
+So the baseline is trained by both schedules, and the one with the better validation score is kept. Neither schedule
+has more steps than the student's.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ Lengths = Mapping[str, NDArray[np.int64]]
 def baseline_schedules(
     train: TrainConfig, labelled: Lengths, every: Lengths, seed: int
 ) -> dict[str, TrainConfig]:
-    """The schedules to choose from by name: `train` itself, and with as many epochs of the labelled examples as fit
-    into the steps of `train` over every example. Where that is not longer, `train` alone.
+    """The schedules to choose from, by name: `train` itself, and a longer one where that is possible.
 
-    labelled, every: tokens of each example by task. Early stopping is as patient in steps as the student's, or it
-    would end the longer schedule within its warm-up.
+    The longer schedule has as many epochs of the labelled examples as fit into the steps of `train` over every
+    example. labelled, every: tokens of each example by task. Early stopping of the longer schedule waits as many
+    steps as the student's; with the same number of epochs it would stop within the warm-up.
     """
 
     def steps_of_an_epoch(lengths: Lengths) -> int:

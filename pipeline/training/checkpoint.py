@@ -27,12 +27,12 @@ from pipeline.files import sync
 
 logger = logging.getLogger(__name__)
 INDEX = "checkpoint.json"
-KEEP = 2  # the newest, and one to go back to if it is found damaged
+KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: groups of named tensors, and the JSON state."""
+    """A loaded checkpoint: groups of named tensors, and the JSON state."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
@@ -77,8 +77,8 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`, or None.
 
-    What a killed write left behind is removed. A checkpoint that does not match its checksums is set aside as
-    ``*.corrupt`` with a warning, and the one before it is used.
+    Removes the incomplete folders of killed writes. Renames a checkpoint that does not match its checksums to
+    ``*.corrupt``, logs a warning and loads the checkpoint before it.
     """
     for orphan in folder.glob(".part-*"):
         shutil.rmtree(orphan)
@@ -100,7 +100,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The last one written. Raises `ValueError` where there is none."""
+    """The folder of the newest checkpoint in `folder`. Raises `ValueError` where there is none."""
     return max(_finished(folder))
 
 
@@ -115,7 +115,7 @@ def adopt_checkpoint(source: Path, folder: Path) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """All of them, once they are no longer needed."""
+    """Removes all checkpoints in `folder`."""
     for path in folder.glob("step-*"):
         shutil.rmtree(path)
 
@@ -141,5 +141,5 @@ def _errno(error: OSError | SafetensorError) -> int | None:
     """The operating system's number for an error; safetensors only mentions it."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else None

@@ -1,6 +1,6 @@
-"""What a training reads: task by task the encoded examples, their labels and their teachers' soft targets.
+"""The input of a training: for each task the encoded examples, their labels and their teachers' soft targets.
 
-`Feed` gives them in micro-batches, in an order that is a pure function of (seed, epoch, step).
+`Feed` cuts them into micro-batches. Their order is a pure function of (seed, epoch, step).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class TargetSource(Protocol):
     """Soft targets of one teacher: read from the store (`teachers.store.Stored`), or computed as they are needed."""
 
     def targets(self, batch: Drawn) -> Soft:
-        """The soft targets of the batch's examples, in their order, given their keys and inputs."""
+        """The soft targets of the batch's m examples, in the batch's order."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """What training needs of one task: train and validation, as a model takes them and as they are.
+    """One task's train and validation split, encoded and as examples.
 
-    sources: one a teacher, in the order of `aggregation`'s weights; none where training is on labels alone.
+    sources: one for each teacher, in the order of `aggregation`'s weights; empty for training on labels alone.
     """
 
     task: Task
@@ -66,7 +66,7 @@ class TaskSet:
 
 @dataclass(frozen=True)
 class FedStep:
-    """One optimiser step: this worker's micro-batches, and what the whole step counts over all workers."""
+    """One optimiser step: this worker's micro-batches, and the loss normaliser of the step over all workers."""
 
     task: str
     batches: list[MicroBatch]
@@ -74,9 +74,9 @@ class FedStep:
 
 
 class Feed:
-    """The micro-batches of a training on several tasks, made as they are asked for.
+    """The micro-batches of a training on several tasks, made one step at a time.
 
-    tokens: padded tokens a step · sampling: see `Schedule` · accumulation: micro-batches a worker and step.
+    tokens: padded tokens per step · sampling: see `Schedule` · accumulation: micro-batches per worker and step.
     """
 
     def __init__(
@@ -97,14 +97,16 @@ class Feed:
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[FedStep]:
-        """The steps of epoch `epoch`, counted from 0, without the first `done`."""
+        """The steps of epoch number `epoch` (from 0), without the first `done` steps."""
         for step in self._schedule.epoch(epoch)[done:]:
             units = int(self.sets[step.task].train.units[step.rows].sum())
             yield FedStep(step.task, self._micro_batches(self.sets[step.task], step.rows), max(1, units))
 
     def _micro_batches(self, task_set: TaskSet, rows: NDArray[np.int64]) -> list[MicroBatch]:
-        """This worker's share of a step, in parts; an empty part is filled with one row that does not count,
-        since every worker must take part in every collective."""
+        """This worker's share of a step as `accumulation` micro-batches.
+
+        Every worker must take part in every collective, so an empty micro-batch gets one row that does not count.
+        """
         shares = [
             rows[part :: self._parts] for part in range(self.workers.rank, self._parts, self.workers.world)
         ]
@@ -130,7 +132,7 @@ def _micro_batch(
 
 
 def _stacked(targets: Sequence[Soft]) -> Tensor:
-    """(K, M, C) the teachers' values."""
+    """(K, M, C) tensor of the K teachers' dense values."""
     dense = [torch.from_numpy(each.values) for each in targets if isinstance(each, Dense)]
     if len(dense) < len(targets):
         raise TypeError("no task kind is trained on soft targets over a vocabulary")

@@ -47,7 +47,7 @@ def teacher_folder(
     config: FineTuneConfig,
     max_length: int | None = None,
 ) -> Path:
-    """Where the teacher made of `base` by `config` on `data` belongs: `root`/<name>-<hash of all three>."""
+    """The folder of the teacher that `config` makes of `base` on `data`: `root`/<name>-<hash of all three>."""
     settings = config.model_dump(mode="json", exclude=FREE)
     facts = [
         RECIPE,
@@ -64,8 +64,10 @@ def teacher_folder(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the teacher is there and is what was written: `FACTS`, written last, has its fingerprint. Warns, once,
-    of one that is damaged: it is made anew."""
+    """Whether the folder has a complete teacher whose files match the fingerprint in `FACTS`, the file written last.
+
+    Logs one warning for a damaged teacher; `fine_tune` makes it again.
+    """
     if not (folder / FACTS).is_file():
         return False
     try:
@@ -80,13 +82,13 @@ def is_finished(folder: Path) -> bool:
     return whole
 
 
-@cache  # asked twice a second
+@cache  # `is_finished` is called twice a second: one warning is enough
 def _warn_damaged(cause: str) -> None:
     logger.warning("%s; the teacher is set aside as %s and made anew", cause, ASIDE)
 
 
 def _set_aside(folder: Path) -> None:
-    """Keeps a damaged teacher under another name: somebody may have changed it on purpose."""
+    """Renames a damaged teacher instead of deleting it: a user may have changed it on purpose."""
     if (folder / FACTS).exists():
         shutil.rmtree(folder / ASIDE, ignore_errors=True)
         if (folder / TEACHER).exists():
@@ -105,7 +107,8 @@ def fine_tune(
 ) -> Progress:
     """Trains `base` on the task's train split, selects on validation, writes `folder`/teacher.
 
-    A damaged teacher there is set aside. Resumes from its own checkpoints in `folder`/work; returns with status "interrupted" when asked to stop.
+    Renames a damaged teacher in `folder`. Resumes from its own checkpoints in `folder`/work. Returns with status
+    "interrupted" once `should_stop` returns true.
     """
     task = data.task
     _set_aside(folder)
@@ -128,7 +131,7 @@ def fine_tune(
         )
         for checkpoint in (folder / WORK).glob(
             "step-*"
-        ):  # metrics.jsonl stays: MLflow may still be reading it
+        ):  # metrics.jsonl stays: the tracker may still read it
             shutil.rmtree(checkpoint)
     return progress
 
@@ -157,12 +160,12 @@ def fine_tune_all(
     on_poll: Callable[[Request], None] = lambda request: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Fine-tunes as Ray tasks with their teachers' resources, side by side where the cluster has room; blocks.
+    """Runs one Ray task per request with its teacher's resources, in parallel where the cluster has room; blocks.
 
-    `stop`: file whose existence asks the tasks to write a checkpoint and end · `on_poll` is called about
-    twice a second for each request. A task whose worker dies starts again from its checkpoint. Raises the
-    first task's `TutelageError`, or `ExhaustedError`, naming the teacher; the other tasks are asked to stop then,
-    and are waited for.
+    stop: while this file exists, each task writes a checkpoint and ends · on_poll: called about twice a second for
+    each request. A task whose worker dies starts again from its checkpoint. Raises the first task's
+    `TutelageError`, or an `ExhaustedError` that names the teacher; before that it creates `stop` and waits for the
+    other tasks.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -204,18 +207,18 @@ def fine_tune_all(
 
 
 class _Patience:
-    """Ends a wait in which nothing moves: no task finishes and no metrics are written."""
+    """Ends a wait without progress: no task finishes and no metrics are written."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._limit = max(request.serving.timeout_s for request in requests)
-        self._seen: object = None
+        self._modified: object = None
         self._since = time.monotonic()
 
     def check(self, waiting: Sequence[Request], resources: Mapping[str, float]) -> None:
         files = [request.folder / WORK / METRICS for request in waiting]
-        seen = [file.stat().st_mtime if file.exists() else 0.0 for file in files]
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
+        modified = [file.stat().st_mtime if file.exists() else 0.0 for file in files]
+        if modified != self._modified:
+            self._modified, self._since = modified, time.monotonic()
         elif time.monotonic() - self._since > self._limit:
             names = ", ".join(request.name for request in waiting)
             raise ExhaustedError(

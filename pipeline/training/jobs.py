@@ -1,7 +1,7 @@
 """The Ray Train loop and its launcher: one worker group trains every student, distilled and supervised.
 
-One group, because starting one costs as much as a small student's epoch. Each training is a `Job` with a
-folder of its own under ``checkpoints/``; a finished one holds ``result.json`` and is skipped when the group,
+There is one group because starting a group costs as much as a small student's epoch. Each training is a `Job` with
+its own folder under ``checkpoints/``. A finished job's folder has ``result.json``; the job is skipped when the group,
 or the whole command, starts again.
 """
 
@@ -46,14 +46,13 @@ from teachers.store import Store
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the worker group needs, by value; its paths are absolute.
+    """Everything that the worker group needs, by value; its paths are absolute.
 
     store: folder or URL · teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for
-    `init_from` · launch_id: of this start of the worker group · group: the run's `train`, which says how many
-    workers there are and what each needs · cpus: of each worker · stop: the file that asks
-    trainings to end, while it exists · trial: a search's trial, which is seen by validation alone: no test
-    predictions, no exported student, and its epochs are reported to the search · threads: of each worker, by default
-    one a CPU.
+    `init_from` · launch_id: identifies this start of the worker group · group: the run's `train`, with the number of
+    workers and their resources · cpus: CPUs per worker · stop: while this file exists, trainings write a checkpoint
+    and end · trial: true for a trial of a search, which is scored on validation only: it makes no test predictions,
+    exports no student, and reports its epochs to the search · threads: threads per worker; None: one per CPU.
     """
 
     run_dir: Path
@@ -74,7 +73,7 @@ class Plan:
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
-    """Whether the job is done; its result is the last thing written."""
+    """Whether the job has its result file, which is written last."""
     return (job_folder(run_dir, job) / RESULT).is_file()
 
 
@@ -82,7 +81,7 @@ def is_finished(run_dir: Path, job: Job) -> bool:
 
 
 def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, scores: None) -> None:
-    """Runs the unfinished jobs one after another; returns early when asked to stop."""
+    """Runs the unfinished jobs one after another; returns early once the stop file exists."""
     should_stop = StopWatch(plan.stop)
     store = Store(plan.store)
     sets: dict[tuple[str, str, bool], list[TaskSet]] = {}
@@ -101,16 +100,26 @@ def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, sco
         settings = plan.students[job.student]
         folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
         distilled = job.mode == "distilled"
-        own = sets_of(job, folder, distilled)
+        job_sets = sets_of(job, folder, distilled)
         if not distilled and any(
             len(d.labelled_train()) < len(d.splits["train"]) for d in plan.data.values()
         ):
             labelled, every = (
-                {one.task.name: one.train.lengths for one in sets}
-                for sets in (own, sets_of(job, folder, True))
+                {task_set.task.name: task_set.train.lengths for task_set in task_sets}
+                for task_sets in (job_sets, sets_of(job, folder, True))
             )
             schedules = baseline_schedules(settings.train, labelled, every, plan.seed)
-        if train_job(plan, job, folder, own, workers, should_stop, schedules, report) == "interrupted":
+        status = train_job(
+            plan,
+            job,
+            folder,
+            job_sets,
+            workers=workers,
+            should_stop=should_stop,
+            schedules=schedules,
+            report=report,
+        )
+        if status == "interrupted":
             return
 
 
@@ -124,17 +133,26 @@ def train_job(
     schedules: Mapping[str, TrainConfig],
     report: Report,
 ) -> str:
-    """One job from its last checkpoint to its result; returns the training's status.
+    """Trains one job from its last checkpoint and writes its result; returns the training's status.
 
-    schedules: by name; of several, each trains in a folder of its own inside the job's, and the one with the best
-    validation score is kept.
+    folder: the model that the student starts from · schedules: by name. Each of several schedules trains in its own
+    folder inside the job's, and the student with the best validation score is kept.
     """
     target = job_folder(plan.run_dir, job)
     folders = {name: target / name if len(schedules) > 1 else target for name in schedules}
 
     def fit(name: str) -> tuple[MultiTaskStudent, Progress]:
-        train = schedules[name]
-        return _fit(plan, job, folder, sets, workers, should_stop, train, report, folders[name])
+        return _fit(
+            plan,
+            job,
+            folder,
+            sets,
+            workers=workers,
+            should_stop=should_stop,
+            train=schedules[name],
+            report=report,
+            target=folders[name],
+        )
 
     scores: dict[str, float] = {}
     for name in schedules:
@@ -144,7 +162,7 @@ def train_job(
         scores[name] = progress.best_score
     kept = best_schedule(scores)
     if kept != name:
-        student, progress = fit(kept)  # read from its last checkpoint: nothing is trained
+        student, progress = fit(kept)  # loads its last checkpoint: nothing is trained
     facts = asdict(progress)
     if len(schedules) > 1:
         tried = [{"name": one, "epochs": schedules[one].epochs, "score": scores[one]} for one in schedules]
@@ -152,7 +170,7 @@ def train_job(
         if workers.rank == 0:
             write_atomically(target / METRICS, (folders[kept] / METRICS).read_bytes())
     if not plan.trial:
-        _test(plan, job, folder, student, sets, workers, facts)
+        _test(plan, job, folder, student, sets, workers=workers, facts=facts)
     elif workers.rank == 0:
         write_result(target, facts)
     if workers.rank == 0:
@@ -173,7 +191,7 @@ def _fit(
     report: Report,
     target: Path,
 ) -> tuple[MultiTaskStudent, Progress]:
-    """One student trained by one schedule, from the last checkpoint in `target` if there is one."""
+    """Trains one student by one schedule, from the last checkpoint in `target` if there is one."""
     settings, tasks = plan.students[job.student], [task_set.task for task_set in sets]
     student = build_student(folder, tasks, layers=settings.layers, dropout=train.dropout, seed=plan.seed)
     feed = Feed(
@@ -196,9 +214,9 @@ def _test(
     student: MultiTaskStudent,
     sets: Sequence[TaskSet],
     workers: Workers,
-    progress: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
-    """What a trained student says of the test splits, written down with its result."""
+    """Predicts the test splits with a trained student; writes the predictions and the job's result."""
     settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
     tokens = settings.train.tokens_per_batch
     encoded = {
@@ -213,8 +231,8 @@ def _test(
             s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
             for s in sets
         }
-        result = {**progress, "truncated": truncated, "parameters": parameter_count(student)}
-        _finish(plan, job, student, tokenizer, predictions, result)
+        result = {**facts, "truncated": truncated, "parameters": parameter_count(student)}
+        _finish(plan, job, student, tokenizer, predictions=predictions, result=result)
 
 
 def _finish(
@@ -237,7 +255,7 @@ def _finish(
 
 
 def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> list[TaskSet]:
-    """Every task encoded by the tokenizer in `folder`; with a store, soft targets and unlabelled examples as well."""
+    """Every task, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples."""
     tokenizer = open_tokenizer(folder)
     lengths = plan.students[student].lengths
     sets = []
@@ -257,7 +275,7 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
 
 
 def loss_plan(loss: LossConfig, mode: Mode) -> LossPlan:
-    """What a training minimises: the student's loss, or, for a baseline, labels alone with the same task weights."""
+    """The loss of a training: the student's, or for a baseline the hard loss alone with the same task weights."""
     if mode == "supervised":
         return LossPlan(task_weights=loss.task_weights)
     weights = {"hard": loss.hard, "soft": loss.soft}
@@ -265,7 +283,7 @@ def loss_plan(loss: LossConfig, mode: Mode) -> LossPlan:
 
 
 def parameter_count(student: MultiTaskStudent) -> int:
-    """Parameters, shared ones once."""
+    """Number of parameters; a shared one counts once."""
     return sum(parameter.numel() for parameter in student.parameters())
 
 
@@ -283,8 +301,8 @@ def start_folder(settings: StudentSettings, teacher_folders: Mapping[str, str | 
 def run_worker(payload: dict[str, Any]) -> None:
     """Ray Train's per-worker function: joins the group and runs the jobs.
 
-    An error of ours is no fault of the worker's: it is written down for the driver instead of raised, so that
-    Ray Train does not restart the group to meet it again.
+    A `TutelageError` is written to a file for the driver instead of raised: Ray Train would restart the group, which
+    would fail in the same way.
     """
     import ray
     import ray.train
@@ -307,7 +325,7 @@ def run_worker(payload: dict[str, Any]) -> None:
 
 
 def _alone() -> Any:
-    """Torch settings of a group of one: no process group, whose store would listen on every interface."""
+    """Torch settings of a group of one worker: no process group, since its store would listen on every interface."""
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
 
@@ -323,9 +341,9 @@ def run_worker_group(
     report: Report | None = None,
     callbacks: Sequence[Any] = (),
 ) -> None:
-    """Trains all jobs in a Ray Train worker group; blocks. Raises what a worker raised, or `ExhaustedError`.
+    """Trains all jobs in a Ray Train worker group; blocks. Raises a worker's error, or `ExhaustedError`.
 
-    report: as `pipeline.training.loop.Trainer` has it, called on every worker · callbacks: Ray Train's.
+    report: see `pipeline.training.loop.Trainer`; called on every worker · callbacks: Ray Train's.
     """
     import ray
     import ray.train
@@ -402,14 +420,16 @@ def _failure_file(run_dir: Path, launch_id: str) -> Path:
 
 
 def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A finished job's facts and its (M, C) values on the test splits, by task. Raises `CorruptError`."""
+    """A finished job's facts and its (M, C) predictions on the test splits, by task. Raises `CorruptError`."""
     folder = job_folder(run_dir, job)
     return read_facts(folder), read_predictions(folder)
 
 
 def check_results(config: RunConfig) -> None:
-    """Raises `CorruptError` where a finished job's result or saved student is damaged: known before anything else is
-    trained."""
+    """Raises `CorruptError` where a finished job's result or saved student is damaged.
+
+    Called before anything else is trained.
+    """
     for job in jobs_of(config):
         if not is_finished(config.run_dir, job):
             continue

@@ -1,8 +1,8 @@
-"""The body of training, without Ray: epochs, optimiser, validation, checkpoints, exact resume.
+"""The training loop, without Ray: epochs, optimiser, validation, checkpoints, exact resume.
 
-Students train by it inside a Ray Train worker group, teachers are fine-tuned by it, tests call it directly.
-Everything that decides the next step is in the checkpoint or a pure function of (seed, epoch), so that
-interrupted and resumed equals uninterrupted, bit for bit on a CPU.
+It trains students inside a Ray Train worker group and fine-tunes teachers; tests call it directly. Everything that
+decides the next step is in the checkpoint or is a pure function of (seed, epoch). So an interrupted and resumed
+training equals an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.training.step import accumulate, predict, share_gradients
 from students.student import MultiTaskStudent
 
 logger = logging.getLogger(__name__)
-LOG_STEPS = 10  # steps that one point of the loss curves stands for
+LOG_STEPS = 10  # steps per point of the loss curves
 METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
 DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
@@ -76,9 +76,9 @@ Report = Callable[[int, Mapping[str, float]], None]
 class Trainer:
     """Trains one student on several tasks; `fit` does all of it.
 
-    folder: where checkpoints and metrics.jsonl go · should_stop: asked between steps; when true, a checkpoint
-    is written and `fit` returns with status "interrupted" · report: told after each epoch, once its checkpoint is
-    written, with the epochs done and the validation scores of the weights kept so far.
+    folder: gets the checkpoints and metrics.jsonl · should_stop: called between steps; once it returns true, `fit`
+    writes a checkpoint and returns with status "interrupted" · report: called after each epoch's checkpoint, with
+    the number of finished epochs and the validation scores of the weights kept so far.
     """
 
     def __init__(
@@ -104,8 +104,9 @@ class Trainer:
         self._window: dict[str, list[float]] = defaultdict(list)
 
     def fit(self) -> Progress:
-        """Trains to the end, from the last checkpoint in `folder` if there is one; leaves the selected weights
-        (the last, or with early stopping the best on validation) in the student.
+        """Trains to the end, from the last checkpoint in `folder` if there is one.
+
+        Afterwards the student has the selected weights: the last, or with early stopping the best on validation.
 
         Raises `DivergedError` after more than `max_skipped_steps` updates in a row with a NaN or Inf loss, or
         where validation gives NaN or Inf.
@@ -128,7 +129,7 @@ class Trainer:
         return self.progress
 
     def run_epoch(self, epoch: int) -> float:
-        """The optimiser steps that are left of `epoch`, counted from 0; returns the seconds they took."""
+        """Takes the remaining optimiser steps of epoch number `epoch` (from 0); returns their seconds."""
         done = self.progress.step - epoch * self.feed.steps_per_epoch
         started = time.perf_counter()
         self.student.train()
@@ -145,7 +146,7 @@ class Trainer:
         return time.perf_counter() - started
 
     def _step(self, step: FedStep) -> bool:
-        """One optimiser step; returns whether any worker was asked to stop."""
+        """Takes one optimiser step; returns whether `should_stop` was true on any worker."""
         task_set = self.feed.sets[step.task]
         self._set_learning_rate()
         weights = self.losses.at(step.task, self.progress.step / self.total_steps)
@@ -155,9 +156,9 @@ class Trainer:
             task_set.task,
             step.batches,
             weights,
-            task_set.aggregation,
-            step.normaliser,
-            self.autocast,
+            aggregation=task_set.aggregation,
+            normaliser=step.normaliser,
+            autocast=self.autocast,
         )
         share_gradients(self.student, self.workers)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -197,15 +198,15 @@ class Trainer:
         values: dict[str, float] = {}
         macro: list[float] = []
         for name, task_set in self.feed.sets.items():
-            said = predict(
+            predictions = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
             )
-            if not torch.isfinite(said).all():
+            if not torch.isfinite(predictions).all():
                 raise DivergedError(
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
-            scores = task_set.task.scoring.scores(said.numpy(), task_set.gold)
+            scores = task_set.task.scoring.scores(predictions.numpy(), task_set.gold)
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
             macro.append(scores[task_set.task.scoring.metric])
         score = values["macro/score"] = sum(macro) / len(macro)
@@ -263,29 +264,29 @@ class Trainer:
             self.progress.status = status
 
     def _resume(self) -> None:
-        found = load_checkpoint(self.folder) if self.workers.world == 1 else self._load_on_all()
-        self._trim_log(0 if found is None else found.state["progress"]["step"])
-        if found is None:
+        checkpoint = load_checkpoint(self.folder) if self.workers.world == 1 else self._load_on_all()
+        self._trim_log(0 if checkpoint is None else checkpoint.state["progress"]["step"])
+        if checkpoint is None:
             return
-        self.progress = Progress(**found.state["progress"])
-        # sums that threads share depend on their number
-        torch.set_num_threads(found.state.get("threads", torch.get_num_threads()))
-        self._window = defaultdict(list, found.state["window"])
-        self._load_weights(found.tensors["model"])
-        self.best = dict(found.tensors.get("best", {}))
+        self.progress = Progress(**checkpoint.state["progress"])
+        # the rounding of a sum depends on the number of threads that compute it
+        torch.set_num_threads(checkpoint.state.get("threads", torch.get_num_threads()))
+        self._window = defaultdict(list, checkpoint.state["window"])
+        self._load_weights(checkpoint.tensors["model"])
+        self.best = dict(checkpoint.tensors.get("best", {}))
         slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in found.tensors.get("optimizer", {}).items():
+        for name, tensor in checkpoint.tensors.get("optimizer", {}).items():
             index, key = name.split(".", 1)
             slots[int(index)][key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
-        _set_rng_state(found.tensors["rng"][str(self.workers.rank)], self.workers.device)
+        _set_rng_state(checkpoint.tensors["rng"][str(self.workers.rank)], self.workers.device)
 
     def _load_on_all(self) -> Any:
-        """Rank 0 cleans up first, so that all workers find the same checkpoint."""
-        found = load_checkpoint(self.folder) if self.workers.rank == 0 else None
+        """The newest checkpoint, or None. Rank 0 cleans up first, so that all workers load the same one."""
+        checkpoint = load_checkpoint(self.folder) if self.workers.rank == 0 else None
         self.workers.sum_(torch.zeros(1, device=self.workers.device))
-        return found if self.workers.rank == 0 else load_checkpoint(self.folder)
+        return checkpoint if self.workers.rank == 0 else load_checkpoint(self.folder)
 
     # ---- log
 
@@ -308,7 +309,7 @@ class Trainer:
             stream.write(json.dumps(line) + "\n")
 
     def _trim_log(self, step: int) -> None:
-        """Drops points past the checkpoint: their steps are taken again."""
+        """Drops the points after the checkpoint's step: those steps are taken again."""
         if self.workers.rank != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -318,7 +319,7 @@ class Trainer:
 
 
 class StopWatch:
-    """Asks for the stop file a few times a second, however often it is called."""
+    """Whether the stop file exists; looks on the disk only a few times a second, however often it is called."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._next, self._stop = file, 0.0, False
@@ -331,8 +332,11 @@ class StopWatch:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The points of a metrics.jsonl. A last line that is still being written is left out, and, with a warning, each
-    line that is damaged: no score in a report depends on them, only its curves."""
+    """The points of a metrics.jsonl.
+
+    Leaves out a last line that is still being written. Leaves out damaged lines with a warning: a report's curves
+    depend on them, its scores do not.
+    """
     if not file.exists():
         return []
     points, damaged = [], 0
@@ -349,16 +353,19 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return points
 
 
-@cache  # files are read twice a second while a training runs
+@cache  # a file is read twice a second while a training runs: one warning is enough
 def _warn_damaged(file: Path, lines: int) -> None:
     logger.warning("%s: %d lines are damaged; its curves lack them", file, lines)
 
 
 def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:
-    """AdamW, fused, or SGD; weight decay on matrices only, heads at their own rate. Each group's peak: `initial_lr`."""
+    """AdamW, fused where possible, or SGD. Weight decay on matrices only; heads have their own learning rate.
+
+    Each group's peak learning rate is its `initial_lr`.
+    """
     encoder = set(student.encoder.parameters())
-    # Groups by what a parameter is, not by its settings: checkpoints, which a trial with others may take over, count on
-    # their order.
+    # Parameters are grouped by what they are, not by their settings: a checkpoint depends on the order of the groups,
+    # and a trial with other settings may take it over.
     groups: dict[tuple[bool, bool], list[Tensor]] = {(e, m): [] for e in (True, False) for m in (True, False)}
     for parameter in student.parameters():
         if parameter.requires_grad:
@@ -373,7 +380,7 @@ def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> tor
         for (in_encoder, is_matrix), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
-        # Not fused: that fails where a head gets its first gradient at a later step than the encoder.
+        # Not fused: fused SGD fails where a head gets its first gradient at a later step than the encoder.
         return torch.optim.SGD(options, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(options, lr=config.learning_rate, fused=True)
 

@@ -1,4 +1,4 @@
-"""What a finished training leaves: its facts and its predictions on the test splits, with checksums over both."""
+"""The files of a finished training: its facts and its predictions on the test splits, with checksums over both."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
 def write_result(
     folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes `facts` and, unless it is a search's trial, the (M, C) test predictions by task. The facts are last: a
-    training that has them is finished."""
+    """Writes the (M, C) test predictions by task, which a search's trial has not, and then `facts`.
+
+    The facts are written last: a training that has them is finished.
+    """
     result = {**facts, "predictions": None}
     if predictions is not None:
         data = save(dict(predictions))
@@ -32,7 +34,7 @@ def write_result(
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The facts of a finished training. Raises `CorruptError` where they are not what was written."""
+    """The facts of a finished training. Raises `CorruptError` where they do not match their checksum."""
     facts = read_object(folder / RESULT, _remedy(folder))
     checksum = facts.pop("checksum", None)
     if checksum != _digest(json.dumps(facts).encode()):
@@ -41,7 +43,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_predictions(folder: Path) -> dict[str, Tensor]:
-    """The (M, C) test predictions by task. Raises `CorruptError` where they are missing or not what was written."""
+    """The (M, C) test predictions by task. Raises `CorruptError` where they are missing or do not match their checksum."""
     file = folder / PREDICTIONS
     try:
         data = file.read_bytes()

@@ -20,12 +20,13 @@ class Step:
 
 
 class Schedule:
-    """Which examples each step trains on.
+    """The examples of each step.
 
-    A pass over a task sorts its examples by length, ties in random order, cuts them into batches of
-    `tokens` padded tokens and shuffles the batches; every pass has the same number of batches. An epoch
-    has as many steps as all tasks have batches, shared out p_i ∝ n_i^τ (BAM, arXiv 1907.04829), n_i in
-    batches, so that τ = 1 visits every example once an epoch. Smaller tasks go round more often when τ < 1.
+    A pass over a task sorts its examples by length, ties in random order. It cuts them into batches of `tokens`
+    padded tokens and shuffles the batches; every pass has the same number of batches. An epoch has as many steps as
+    all tasks together have batches. They are divided among the tasks p_i ∝ n_i^τ (BAM, arXiv 1907.04829), where n_i
+    is the task's number of batches. With τ = 1 an epoch visits every example once; with τ < 1 smaller tasks are
+    passed more often.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Schedule:
         self.steps_per_epoch = sum(self.quotas.values())
 
     def epoch(self, epoch: int) -> list[Step]:
-        """The steps of epoch `epoch`, counted from 0."""
+        """The steps of epoch number `epoch`, from 0."""
         steps = []
         for task, quota in self.quotas.items():
             size = self._sizes[task]
@@ -58,7 +59,7 @@ class Schedule:
 
 
 def _share_out(sizes: Mapping[str, int], sampling: float) -> dict[str, int]:
-    """Σ sizes steps shared out ∝ size^sampling by largest remainder, at least one a task."""
+    """Steps by task: Σ sizes steps divided ∝ size^sampling by largest remainder, at least one for each task."""
     total = sum(sizes.values())
     weights = {task: size**sampling for task, size in sizes.items()}
     exact = {task: total * weight / sum(weights.values()) for task, weight in weights.items()}

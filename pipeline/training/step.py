@@ -1,6 +1,6 @@
 """One distillation step, pure PyTorch: micro-batches of one task → gradients and loss terms.
 
-Workers are passed in, so that one process, several Ray Train workers and a test run the same code.
+`Workers` is an argument, so that one process, several Ray Train workers and a test run the same code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from teachers.aggregation import aggregate
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those that train together. Alone, every collective is free."""
+    """This process among the processes that train together. With one process a collective does nothing."""
 
     rank: int = 0
     world: int = 1
@@ -47,10 +47,10 @@ class Workers:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one worker puts through the student at once: m examples of one task, M items in all.
+    """The input of one forward pass of one worker: m examples of one task, M items in all.
 
-    tokens: as the model takes them · labels: their labels, end to end · teachers: (K, M, C) raw soft targets or
-    None · filler: whether the examples only fill the batch, and do not count.
+    tokens: the model's inputs · labels: of all examples, end to end · teachers: (K, M, C) soft targets before
+    aggregation, or None · filler: true where the examples only fill the batch and do not count in the loss.
     """
 
     tokens: TensorBatch
@@ -61,7 +61,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How a task's K teachers become one target; weights (K,) sum to 1."""
+    """How the soft targets of a task's K teachers are combined into one target; weights (K,) sum to 1."""
 
     strategy: Strategy
     weights: Tensor
@@ -76,11 +76,11 @@ def accumulate(
     normaliser: float,
     autocast: torch.autocast,
 ) -> dict[str, Tensor]:
-    """Adds the gradient of this worker's share of a step to the student's.
+    """Adds the gradient of this worker's share of a step to the student's gradients.
 
-    normaliser: what the whole step counts (see `Encoded.units`), over all workers and micro-batches. Returns
-    this worker's share of ``total`` and of each term by name (see `task_loss`), detached scalars: summed over
-    workers they are the step's losses.
+    normaliser: sum of `Encoded.units` over all examples of the step, on all workers. Returns detached scalars: this
+    worker's share of ``total`` and of each term by name (see `task_loss`). Their sums over the workers are the
+    step's losses.
     """
     sums: dict[str, Tensor] = {}
     for batch in batches:
@@ -97,10 +97,10 @@ def accumulate(
 def loss_inputs(
     task: Task, values: Tensor, batch: MicroBatch, weights: LossWeights, aggregation: Aggregation | None
 ) -> LossInputs:
-    """What the loss of a micro-batch is made from; values (M, C): the student's predictions.
+    """The inputs of a micro-batch's loss. values: (M, C), the student's predictions.
 
-    A row of which the student sees nothing (a word that its tokenizer drops) does not count; where it does
-    not see some of a row's columns, the target is the teachers' distribution over the others.
+    A row without any student prediction (a word that the tokenizer drops) does not count. Where the student has no
+    prediction for some of a row's columns, the target is the teachers' distribution over the other columns.
     """
     counts = batch.tokens.counts
     logits = task.head.rows(values, counts)
@@ -149,7 +149,7 @@ def share_gradients(student: MultiTaskStudent, workers: Workers) -> None:
 def predict(
     student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers | None = None
 ) -> Tensor:
-    """(M, C) float32 values of n examples on the CPU, in fp32; several workers share the batches.
+    """(M, C) float32 predictions for n examples, on the CPU, computed in fp32; several workers share the batches.
 
     The student is left in evaluation mode.
     """

@@ -1,4 +1,4 @@
-"""How many threads a training takes: on a busy machine PyTorch's threads wait for each other at every operation."""
+"""The number of threads of a training: on a busy machine PyTorch's threads wait for each other at every operation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 import torch
 
 ROUNDS, STEPS = 5, 3
-CLEARLY = 1.2  # times slower that several threads must be: scheduling noise must not decide between runs
+CLEARLY = 1.2  # several threads must be this many times slower: noise of the scheduler must not decide
 
 
 def faster_threads(threads: int) -> tuple[int, dict[int, float]]:
-    """`threads`, or 1 where that is clearly faster on this machine as it is now, and the seconds of a step of each.
+    """`threads`, or 1 where one thread is clearly faster now, and the seconds of a step by number of threads.
 
-    A step is forward and backward of a small feed-forward block; the median of `ROUNDS` rounds counts, taken in turn,
-    about a tenth of a second in all where nothing else runs.
+    A step is forward and backward of a small feed-forward block. Both numbers of threads take turns; the median of
+    `ROUNDS` rounds counts. The measurement takes about a tenth of a second on an idle machine.
     """
     if threads <= 1:
         return 1, {}
@@ -39,7 +39,7 @@ def faster_threads(threads: int) -> tuple[int, dict[int, float]]:
 
 
 def chosen(seconds: dict[int, float]) -> int:
-    """The number of threads to take, of the seconds of a step of each: the most, unless one is clearly faster."""
+    """The number of threads to use: the largest, unless one thread is clearly faster. seconds: of a step, by number."""
     most = max(seconds)
     return 1 if seconds[most] > CLEARLY * seconds[1] else most
 
