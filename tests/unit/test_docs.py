@@ -5,6 +5,7 @@ Not covered: prose, and links to other sites.
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from docs import config_reference, report_schema
 from pipeline import errors
 from pipeline.cli import app
 from pipeline.config.load import load_config, parse_config
-from pipeline.config.schema import Strategy
+from pipeline.config.schema import Strategy, TuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -157,6 +158,26 @@ def test_relative_links_resolve(page: Path) -> None:
 
 def test_readme_has_links() -> None:  # else the test above would show nothing
     assert {"docs/README.md", "docs/design.md", "LICENSE"} <= set(links(ROOT / "README.md"))
+
+
+# ---------------------------------------------------------------- names in the code
+
+NAME = re.compile(r"`((?:pipeline|students|teachers|tune)(?:\.\w+)+)")
+CONFIG_KEYS = {f"tune.{key}" for key in TuneConfig.model_fields}
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module of ours, or a name in one."""
+    try:
+        return pkgutil.resolve_name(name) is not None
+    except (ImportError, AttributeError):
+        return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_names_of_the_code_exist(page: Path) -> None:
+    names = set(NAME.findall(page.read_text(encoding="utf-8"))) - CONFIG_KEYS
+    assert [name for name in sorted(names) if not resolves(name)] == []
 
 
 # ---------------------------------------------------------------- commands
