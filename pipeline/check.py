@@ -13,6 +13,7 @@ from pipeline.config.view import notes
 from pipeline.data.files import check_files, is_local, source_of
 from pipeline.errors import Errors
 from pipeline.models import resolve
+from pipeline.report.group import seed_notes
 
 if TYPE_CHECKING:
     from pipeline.prepare import Inputs
@@ -73,7 +74,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
     for rows in (tasks, teachers, students):
         lines += aligned(rows)
     lines += [f"note: {note}" for data in inputs.data.values() for note in data.notes]
-    return lines + [f"note: {note}" for note in notes(config)]
+    return lines + [f"note: {note}" for note in [*seed_notes(config), *notes(config)]]
 
 
 def _layers(layers: int | Sequence[int] | None) -> str:

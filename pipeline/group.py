@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 from pipeline import run as runs
 from pipeline.cluster import connected
-from pipeline.config import view as config_view
 from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.files import write_atomically
@@ -42,7 +41,7 @@ def distil_seeds(config: RunConfig, display: Display, register: str | None = Non
     with locked(folder), StopSignals(folder) as stop:
         refuse_changes(config)  # the seeds' own folders guard data and models
         write_settings(config)
-        for note in config_view.seed_notes(config):
+        for note in reports.seed_notes(config):
             display.line(note)
         finished = []
         with _ray_for(config, configs):

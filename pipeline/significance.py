@@ -13,12 +13,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
-Better = Literal["higher", "lower"]
-"""Which scores of a metric are the better ones."""
+from pipeline.config.kinds import Better
 
 ALPHA = 0.05
 CLEAR_GAP = (

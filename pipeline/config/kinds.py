@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.significance import Better
 
 KindName = Literal["text-classification", "token-classification", "question-answering"]
 Problem = Literal["single_label", "multi_label", "regression"]
+Better = Literal["higher", "lower"]
 DEFAULT_PROBLEM: Problem = "single_label"
 
 

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from pipeline.config.redact import redact
 from pipeline.config.resolved import resolve_config
 from pipeline.config.schema import RunConfig
-from pipeline.significance import ALPHA, floor, pairs_needed
 
 RESULT_FREE = (  # keys that change where and how a run is done, not what comes out
     "runs_dir",
@@ -84,20 +83,9 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
-def seed_notes(config: RunConfig) -> list[str]:
-    """What a run per seed comes to; nothing where there is but one."""
-    if not config.seeds:
-        return []
-    pairs, seeds = len(config.seeds), ", ".join(map(str, config.seeds))
-    line = f"seeds {seeds}: one run each, {config.name_of_seed(config.seeds[0])} and so on"
-    if pairs < pairs_needed():
-        line += f"; over {pairs} no test can give p below {floor(pairs):.2g}, take 8 to show p < {ALPHA}"
-    return [line]
-
-
 def notes(config: RunConfig) -> list[str]:
-    """What was normalised, and what several seeds mean, one line each."""
+    """What was normalised, one line each."""
     resolved = resolve_config(config)
     lines = [note for one in resolved.aggregations.values() for note in one.notes]
     lines += [note for one in resolved.students.values() for note in one.notes]
-    return [*seed_notes(config), *lines]
+    return lines

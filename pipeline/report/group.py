@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from pipeline.config.schema import RunConfig
 from pipeline.report.schema import (
     DeltaRecord,
     GroupReport,
@@ -190,3 +191,14 @@ def _plus_minus(values: SpreadRecord, show: Callable[[float], str] = points) -> 
 def _range(values: SpreadRecord) -> str:
     low, high = points(values.lowest), points(values.highest)
     return low if low == high else f"{low}-{high}"
+
+
+def seed_notes(config: RunConfig) -> list[str]:
+    """What a run per seed comes to; nothing where there is but one."""
+    if not config.seeds:
+        return []
+    pairs, seeds = len(config.seeds), ", ".join(map(str, config.seeds))
+    line = f"seeds {seeds}: one run each, {config.name_of_seed(config.seeds[0])} and so on"
+    if pairs < pairs_needed():
+        line += f"; over {pairs} no test can give p below {floor(pairs):.2g}, take 8 to show p < {ALPHA}"
+    return [line]

@@ -21,6 +21,7 @@ from pipeline.config.resolved import student_settings, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.config.view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.report.group import seed_notes
 
 ROOT = Path(__file__).resolve().parents[4]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -649,7 +650,7 @@ def test_seeds_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "warned"), [(1, True), (5, True), (6, False), (8, False)])
 def test_too_few_seeds_are_said(count: int, warned: bool) -> None:
-    (note,) = notes(parse_config(changed({"seeds": list(range(count))})))
+    (note,) = seed_notes(parse_config(changed({"seeds": list(range(count))})))
     assert "run-seed0" in note
     assert ("no test can give p below" in note) == warned
 
