@@ -20,7 +20,7 @@ OBJECT_STORE_BYTES = (
 )
 CONNECT_S = 10.0
 _connected = False  # whether this process is within a `connected` block
-NO_CLUSTER = "Start it, mend the address, set RAY_AUTH_MODE=token if it asks for its token, or set cluster.address to null."
+NO_CLUSTER = "Start it, correct the address, set RAY_AUTH_MODE=token if it requires its token, or set cluster.address to null."
 
 
 def lock_private_ray(config: RunConfig) -> None:

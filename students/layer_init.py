@@ -27,7 +27,7 @@ def layer_indices(layers: int | Sequence[int] | None, total: int) -> list[int]:
     if isinstance(layers, int):
         if layers > total:
             raise ConfigError(
-                f"layers: {layers} asked for, the teacher has {total}", f"Ask for {total} or fewer."
+                f"layers: {layers} requested, the teacher has {total}", f"Set layers to {total} or fewer."
             )
         kept = np.linspace(0, total - 1, layers, dtype=int)
         kept[-1] = total - 1

@@ -376,7 +376,7 @@ def refuse(findings: Sequence[Findings], warn_only: Callable[[str], bool]) -> li
         also = f" (and {more} more: {', '.join(one.teacher for one in stopping[1:])})" if more else ""
         raise TeacherError(
             f"preflight: teachers.{first.teacher}: {'; '.join(first.problems)}{also}",
-            f"Mend the teacher, or go on all the same with teachers.{first.teacher}.preflight=warn.",
+            f"Correct the teacher, or continue in spite of this with teachers.{first.teacher}.preflight=warn.",
         )
     return [
         f"preflight: teachers.{one.teacher}: {'; '.join([*one.problems, *one.warnings])}"

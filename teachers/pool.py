@@ -132,7 +132,7 @@ class TeacherPool:
         starting = all(replica.ready is not None for replica in self._replicas)
         if starting and now - max(replica.last_result for replica in self._replicas) > limit:
             raise ExhaustedError(
-                f"teacher {self.spec.name}: no replica started within {limit:g} s; one asks for "
+                f"teacher {self.spec.name}: no replica started within {limit:g} s; one needs "
                 f"{_shown(requested(self.spec.serving))}, the cluster has {_shown(ray.cluster_resources())}",
                 f"Add nodes, or lower teachers.{self.spec.name}.serving; what is labelled is kept.",
             )

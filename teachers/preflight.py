@@ -129,7 +129,7 @@ def _result(spec: TeacherSpec, ref: Any, queue: int, check: Callable[[], None]) 
         if time.monotonic() > end:
             raise ExhaustedError(
                 f"preflight of {spec.name}: no answer for {spec.serving.timeout_s * queue:g} s",
-                f"Raise teachers.{spec.name}.serving.timeout_s, or see whether the cluster has what it asks for.",
+                f"Raise teachers.{spec.name}.serving.timeout_s, or check that the cluster has the resources of its serving.",
             )
     try:
         predictions: Predictions = ray.get(ref, timeout=spec.serving.timeout_s)

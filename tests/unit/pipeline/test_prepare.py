@@ -252,7 +252,7 @@ def test_a_model_without_a_tokenizer(
 @pytest.mark.parametrize(
     ("layers", "cause"),
     [
-        (3, "students.cut.layers: 3 asked for, the teacher has 2"),
+        (3, "students.cut.layers: 3 requested, the teacher has 2"),
         ([0, 2], "students.cut.layers: there is no layer 2, the last is 1"),
     ],
 )
