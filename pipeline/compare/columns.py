@@ -1,7 +1,7 @@
-"""The columns of a comparison, and its rows chosen and ordered by them.
+"""The columns of a comparison, and the selection and order of its rows.
 
-A column has the name under which `--to csv` has it; `--sort` and `--filter` also take the title that people read,
-and the name without ``macro/``. Scores are shares (0.862), as in csv, whatever the table shows.
+A column's name is its header in `--to csv`. `--sort` and `--filter` also take the title in the table, and the name
+without ``macro/``. Scores are shares (0.862), as in csv, even where the table shows points.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ HOW = "Write for instance 'student=half', 'retention>=0.95', 'tweets/accuracy>0.
 class Column:
     """One column.
 
-    value: what is sorted, filtered and written to csv · show: the same as people read it · words: text, to the left ·
-    ascending: sorted by it, small ones come first · optional: left out where no row has a value · csv: csv only ·
-    about: columns about one thing stay side by side where a terminal has room; `KEY` says which row it is.
+    value: the value for sort, filter and csv · show: the text in the table · words: whether it is text, aligned left ·
+    ascending: whether small values come first when rows are sorted by it · optional: omitted where no row has a value ·
+    csv: in csv only · about: columns with the same `about` stay side by side where the terminal has room; columns of
+    `KEY` identify the row.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Column:
 
 
 def columns(rows: Sequence[Row], csv: bool = False) -> list[Column]:
-    """The columns of `rows`, in order; with `csv` those that only csv has, too."""
+    """The columns of `rows`, in order; with `csv` also those that only csv has."""
     which, became = _of_trials() if any(row.trial for row in rows) else ([], [])
     if csv or len({row.split for row in rows}) > 1:
         which = [_words("split", lambda row: row.split), *which]
@@ -114,7 +115,7 @@ def _number(
     optional: bool = False,
     csv: bool = False,
 ) -> Column:
-    """A column of numbers; `show` need not know of missing ones."""
+    """A column of numbers; `show` is never called for a missing one."""
 
     def shown(row: Row) -> str:
         return NOTHING if (known := value(row)) is None else show(known)
@@ -127,7 +128,7 @@ def _of_trial(row: Row, read: Callable[[Trial], Any]) -> Any:
 
 
 def _of_trials() -> tuple[list[Column], list[Column]]:
-    """What says which trial it is, and what became of it."""
+    """The columns that identify a trial, and the columns with its result."""
     front = partial(_of_trial, read=lambda trial: "yes" if trial.pareto else None)
     which = [
         _number("trial", "trial", partial(_of_trial, read=lambda trial: trial.number), str, ascending=True),
@@ -154,7 +155,7 @@ def _on_task(row: Row, task: str) -> Outcome | None:
 
 
 def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool = False) -> list[Column]:
-    """The columns of a task, or of the mean over tasks: all of macro's are shown, of a task's only the score."""
+    """The columns of a task or of macro, the mean over tasks. The table shows all of macro's and a task's score only."""
     macro, value = name == "macro", partial(measured, name)
 
     def of_row(read: Callable[[Outcome], Any], row: Row) -> Any:
@@ -198,7 +199,7 @@ def _of_outcomes(name: str, get: Callable[[Row], Outcome | None], optional: bool
 
 
 def _setting(path: str) -> Column:
-    """A key that a search gave values to."""
+    """The column of a config key that a search varied."""
 
     def value(row: Row) -> Value:
         setting = row.trial.values.get(path) if row.trial else None
@@ -215,9 +216,9 @@ def _setting(path: str) -> Column:
 
 
 def select(rows: Sequence[Row], filters: Sequence[str] = (), sort: str | None = None) -> list[Row]:
-    """The rows that pass every filter, in the order wished for (else as they come).
+    """The rows that pass every filter, sorted by `sort`, or in their own order without it.
 
-    Rows scored on test come first, whatever the order: their scores do not compare with validation's.
+    Rows scored on test always come first: their scores are not comparable with validation scores.
 
     Raises `ConfigError` for a filter or a column that does not exist, `DataError` where no row is left.
     """
@@ -234,7 +235,7 @@ def select(rows: Sequence[Row], filters: Sequence[str] = (), sort: str | None = 
 
 
 def _filter(text: str, known: Sequence[Column], rows: Sequence[Row]) -> Callable[[Row], bool]:
-    """`COLUMN OP VALUE` → whether a row passes; one without a value in that column never does."""
+    """The predicate of a filter `COLUMN OP VALUE`; a row without a value in that column does not pass."""
     if (parts := FILTER.fullmatch(text)) is None:
         raise ConfigError(f"filter {text!r} is not COLUMN, one of = != >= <= > < ~, and a value", HOW)
     name, sign, wanted = parts.groups()
@@ -263,7 +264,7 @@ def _filter(text: str, known: Sequence[Column], rows: Sequence[Row]) -> Callable
 
 
 def _sorted(rows: Sequence[Row], sort: str, known: Sequence[Column]) -> list[Row]:
-    """Best first: high scores, low latencies; names and settings rise. `-` turns it round. Missing values come last."""
+    """Best first: high scores, low latencies; names and settings ascend. `-` reverses. Missing values come last."""
     column = _find(sort.removeprefix("-"), known)
 
     def key(row: Row) -> tuple[bool, float, str]:
@@ -277,7 +278,7 @@ def _sorted(rows: Sequence[Row], sort: str, known: Sequence[Column]) -> list[Row
 
 
 def _find(name: str, known: Sequence[Column]) -> Column:
-    """The column of that name. Raises `ConfigError` with the nearest one."""
+    """The column called `name`. Raises `ConfigError` with the nearest name."""
     by_name: dict[str, Column] = {}
     for column in known:
         for one in (column.name, column.title, column.name.removeprefix("macro/")):

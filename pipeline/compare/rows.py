@@ -1,7 +1,7 @@
-"""Students of several runs, groups and searches side by side: what `compare` shows, out of their JSON files.
+"""The rows of `compare`: students of several runs, groups and searches, read from their JSON files.
 
-A row is a student of one run, of all the runs of a group (one a seed), or of one trial of a search. Nothing is
-evaluated anew; means over seeds and their test are `pipeline.significance`'s.
+A row is a student of one run, of all the runs of a group (one for each seed), or of one trial of a search. No model is
+run; `pipeline.significance` computes the means over seeds and their test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher of a task, as one row's reports have it. Score: a share, a mean over seeds."""
+    """A teacher of a task in the reports of one row. score: a share, mean over seeds."""
 
     task: str
     """``<task>/<metric>``."""
@@ -40,7 +40,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a search says of one trial."""
+    """One trial of a search."""
 
     study: str
     number: int
@@ -51,41 +51,41 @@ class Trial:
     epochs: int | None
     seconds: float | None
     values: Mapping[str, Any]
-    """By dotted path of the config key."""
+    """Value by dotted path of the config key."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One student. None where nothing is known."""
+    """One student. A field that is not known is None."""
 
     run: str
-    """Name of the run, the group or the study."""
+    """Name of the run, group or study."""
     student: str
     macro: Outcome | None
-    """Mean over the tasks."""
+    """Scores as means over the tasks."""
     tasks: Mapping[str, Outcome]
-    """By ``<task>/<metric>``."""
+    """Scores by ``<task>/<metric>``."""
     seeds: int = 1
     teachers: tuple[Teacher, ...] = ()
     parameters: int | None = None
     latency_ms: float | None = None
-    """Milliseconds an example, a mean over tasks and seeds."""
+    """Milliseconds per example, mean over tasks and seeds."""
     busy: bool = False
     """Whether latencies were measured on a busy machine, under one seed at least."""
     trial: Trial | None = None
 
     @property
     def split(self) -> Literal["test", "validation"]:
-        """What it is scored on: trials never see test."""
+        """The split of its scores: validation for trials, which never use test."""
         return "test" if self.trial is None else "validation"
 
 
 def load(names: Sequence[str | Path] = (), runs_dir: Path = RUNS_DIR) -> list[Row]:
-    """Every student of what `names` says, test scores first, best macro score first.
+    """Every student in the reports that `names` select; test scores first, then by falling macro score.
 
-    A name is the folder of a run, of a group or of a search, one of their JSON files, or a name or MLflow experiment:
-    then every run, group and search under `runs_dir` that has it. Without names: every run under `runs_dir` that has
-    a report. Two or more runs of one group become one row a student.
+    A name is the folder of a run, group or search, or one of their JSON files. Any other name selects every run, group
+    and search under `runs_dir` with that name or MLflow experiment. Without names: every run under `runs_dir` that has
+    a report. Two or more runs of one group become one row per student.
 
     Raises `DataError` where a report is missing or cannot be read, or there is no run at all.
     """
@@ -118,7 +118,7 @@ def _rank(row: Row) -> tuple[bool, float, str, str, int]:
 
 
 def _files(name: str | Path, runs_dir: Path) -> list[Path]:
-    """The report.json and study.json files that a name stands for."""
+    """The report.json and study.json files that a name selects."""
     path = Path(name)
     if path.is_dir() and (known := _within(path)):
         return known
@@ -136,7 +136,7 @@ def _files(name: str | Path, runs_dir: Path) -> list[Path]:
 
 
 def _within(folder: Path) -> list[Path]:
-    """What a folder has to compare; nothing where it is no run's, group's or search's."""
+    """The report.json and study.json files of a folder; none where it is not a run, group or search."""
     if (folder / STUDY).exists():
         return [folder / STUDY]
     if (folder / GROUP).exists():
@@ -150,18 +150,18 @@ def _members(group: Path) -> list[Path]:
 
 
 def _experiment(name: str, runs_dir: Path) -> list[Path]:
-    """Folders of that name or experiment."""
+    """Folders under `runs_dir` with that name or experiment."""
     return [folder for folder, names in _experiments(runs_dir) if name in names]
 
 
 def _experiments(runs_dir: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Each folder with something to compare, and its names: its own, its run's and its experiment's."""
+    """Each folder with a report, and its names: the folder's, the run's and the experiment's."""
     for folder in sorted(path for path in runs_dir.glob("*") if _within(path)):
         try:
             config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
             names = [config["name"], (config.get("tracking") or {}).get("experiment")]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-            names = []  # without a config that can be read it has its folder's name alone
+            names = []  # its config cannot be read: it has only its folder's name
         yield folder, {folder.name, *(str(name) for name in names if name is not None)}
 
 
@@ -169,9 +169,9 @@ def _experiments(runs_dir: Path) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _groups(reports: Sequence[tuple[Path, Report]]) -> Iterator[list[tuple[Path, Report]]]:
-    """Reports by group; one that belongs to none, or is there alone, by itself.
+    """Lists of reports, one list per group; a report without group, or the only one of its group, is its own list.
 
-    Only runs that lie side by side and were scored on the same tasks make one group.
+    Runs belong to one group only if their folders lie side by side and they were scored on the same tasks.
     """
     groups: dict[Any, list[tuple[Path, Report]]] = {}
     for file, report in reports:
@@ -184,7 +184,7 @@ def _groups(reports: Sequence[tuple[Path, Report]]) -> Iterator[list[tuple[Path,
 
 
 def _students(members: Sequence[tuple[Path, Report]]) -> list[Row]:
-    """A row a student, of one report or of one a seed."""
+    """One row per student. members: one report, or one for each seed."""
     reports = [report for _, report in members]
     first = reports[0]
     name = first.group if first.group and len(members) > 1 else members[0][0].absolute().parent.name
@@ -226,13 +226,13 @@ def _parameters(sizes: Mapping[str, Size], name: str) -> int | None:
 
 
 def _over_seeds(latencies: Sequence[float | None]) -> float | None:
-    """The mean; None where a seed has no time."""
+    """The mean; None where a seed has no latency."""
     times = [one for one in latencies if one is not None]
     return fmean(times) if len(times) == len(latencies) else None
 
 
 def _trials(study: StudyReport) -> list[Row]:
-    """A row a trial, scored on validation: by what was searched for and each task's own metric."""
+    """One row per trial, with validation scores: the searched metrics and each task's own metric."""
     rows, shown = [], {MACRO, *study.metrics, *study.ensemble}
     for one in study.trials:
         scores = {name: Outcome(Spread((score,))) for name, score in one.scores.items() if name in shown}

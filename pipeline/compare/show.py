@@ -25,21 +25,21 @@ TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")
 
 
 def tables(rows: Sequence[Row]) -> list[WideTable]:
-    """The students of runs, those of trials and, where there are any, teachers, for a terminal."""
+    """Tables for a terminal: students of runs, students of trials and teachers; empty ones are omitted."""
     teachers = teacher_cells(rows)
     return [*map(students, by_split(rows)), *([_teachers(teachers)] if teachers else [])]
 
 
 def by_split(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows scored on test, then those scored on validation: what is not comparable stands in no table together."""
+    """Rows scored on test, then rows scored on validation: they are not comparable, so they need separate tables."""
     parts = ([row for row in rows if row.split == split] for split in ("test", "validation"))
     return [part for part in parts if part]
 
 
 def students(rows: Sequence[Row]) -> WideTable:
-    """Students scored on one split, for a terminal; what to mind when comparing them is its caption.
+    """Students scored on one split, for a terminal; the caption has the cautions of the comparison.
 
-    Where all are trials of one search, its name and its student's stand above: their columns are needed for values.
+    Where all rows are trials of one search, the title has the names of search and student instead of two columns.
     """
     above = ("run", "student") if _is_one_search(rows) else ()
     fields = [
@@ -61,7 +61,7 @@ def _is_one_search(rows: Sequence[Row]) -> bool:
 
 
 def _title(rows: Sequence[Row]) -> str:
-    """What rows of one split are, and which split it is."""
+    """The title of a table: what its rows are, and their split."""
     if rows[0].trial is None:
         return "Students, scored on test"
     whose = f" of {rows[0].run}, student {rows[0].student}" if _is_one_search(rows) else ""
@@ -97,7 +97,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is: names may hold HTML, and what makes links, emphasis and table cells."""
+    """`text` with the characters escaped that Markdown or HTML would interpret."""
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -112,7 +112,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def cautions(rows: Sequence[Row]) -> list[str]:
-    """What to mind when comparing these rows, a sentence each."""
+    """Reasons why these rows are not fully comparable, one sentence each."""
     sentences = []
     kinds = [{frozenset(row.tasks) for row in part if row.tasks} for part in by_split(rows)]
     if any(len(one) > 1 for one in kinds):  # a trial that failed has no scores
@@ -139,7 +139,7 @@ def cautions(rows: Sequence[Row]) -> list[str]:
 
 
 def teacher_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """A line a teacher and a task, and one for the task's ensemble; those that several runs share stand once."""
+    """One row of cells per teacher and task, and one per task's ensemble; runs with equal cells share a row."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
     runs: dict[tuple[str, str, str, str], dict[str, None]] = {}  # in the order in which they come
     latencies: dict[tuple[str, str, str, str], str] = {}
@@ -157,12 +157,12 @@ def teacher_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 def _teachers_of(row: Row) -> list[Teacher]:
     """A row's teachers, each task's followed by its ensemble."""
-    found = []
+    teachers = []
     for task, outcome in row.tasks.items():
-        found += [teacher for teacher in row.teachers if teacher.task == task]
+        teachers += [teacher for teacher in row.teachers if teacher.task == task]
         if outcome.ensemble is not None:
-            found.append(Teacher(task, "ensemble", outcome.ensemble.mean, None, None))
-    return found
+            teachers.append(Teacher(task, "ensemble", outcome.ensemble.mean, None, None))
+    return teachers
 
 
 def _millions(parameters: int | None) -> str:
@@ -177,7 +177,7 @@ def _milliseconds(latency: float | None) -> str:
 
 
 def to_html(rows: Sequence[Row]) -> str:
-    """One page on its own: no script, nothing fetched; bars are boxes with a width. Names are escaped."""
+    """One self-contained page, without scripts and links to other files; bars are boxes. Names are escaped."""
     page = Environment(
         autoescape=True,
         trim_blocks=True,
@@ -194,7 +194,7 @@ def to_html(rows: Sequence[Row]) -> str:
 
 
 def _part(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows of one split: their table and their bars."""
+    """The table and the bars of rows of one split, for the HTML template."""
     tasks = dict.fromkeys(task for row in rows for task in row.tasks)
     charts = [_chart(task, [(row, row.tasks.get(task)) for row in rows]) for task in tasks]
     if len(tasks) > 1:
@@ -210,8 +210,11 @@ def _part(rows: Sequence[Row]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bar:
-    """who: `student`, `supervised` or `ensemble` · width: percent of the whole · text: beside it · left, span: where
-    the standard deviation over seeds begins, and how wide it is to both sides together, in percent; 0 wide for one seed."""
+    """One bar of a chart.
+
+    who: `student`, `supervised` or `ensemble` · width: in percent of the track · text: beside the bar · left, span:
+    start and width of the error bar (mean ± standard deviation over seeds), in percent; span is 0 for one seed.
+    """
 
     who: str
     width: float
@@ -221,7 +224,7 @@ class Bar:
 
 
 def _chart(title: str, outcomes: Sequence[tuple[Row, Outcome | None]]) -> dict[str, Any]:
-    """A task's bars, those of a row together; rows without the task are left out."""
+    """A task's bars, grouped by row; rows without the task are omitted."""
     lines = []
     for row, outcome in outcomes:
         if outcome is not None:

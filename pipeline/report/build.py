@@ -1,7 +1,7 @@
-"""Test-set predictions of a run → report.json, and with it report.md and figures.
+"""Test-set predictions of a run → report.json, report.md and figures.
 
-`build` computes every number, `write` puts them into a folder; `pipeline.report.page` and `pipeline.compare.rows` read
-nothing but the numbers. Scores are shares (0.862) in JSON and points (86.2) in prose.
+`build` computes every number, `write` writes the files. `pipeline.report.page` and `pipeline.compare.rows` read only
+the numbers. Scores are shares (0.862) in JSON and points (86.2) in prose.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
 
     macro: unweighted mean over the tasks' primary metrics; its retention and gap are ratios of those means.
 
-    gap_recovered = (student − supervised) ÷ (ensemble − supervised) is None where there is no supervised baseline,
-    and where the ensemble is not at least 0.5 points above it: there is no gap to recover then, and a division
-    by nearly zero (or by a negative number) would turn noise into any percentage. retention is None where the
-    ensemble scores 0.
+    gap_recovered = (student − supervised) ÷ (ensemble − supervised). It is None where there is no supervised
+    baseline, and where the ensemble is less than 0.5 points above it: there is no gap to recover then, and a
+    division by nearly zero (or by a negative number) would turn noise into any percentage. retention is None where
+    the ensemble scores 0.
 
     Raises `ValueError` where shapes or names do not fit, `DataError` where a gold label is missing.
     """
@@ -119,7 +119,7 @@ def _task(results: TaskResults) -> TaskReport:
 
 
 def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """The metric of ensemble, students and baselines on the same bootstrap draws of the test examples."""
+    """By (group, name): the metric of ensemble, students and baselines on the same bootstrap draws of the test set."""
     predictions = {("ensemble", ""): results.ensemble}
     predictions |= {("students", name): values for name, values in results.students.items()}
     predictions |= {("supervised", name): values for name, values in results.supervised.items()}
@@ -137,7 +137,7 @@ def _standard_errors(resampled: Mapping[tuple[str, str], NDArray[np.float64]]) -
 
 
 def _macro(by_task: Mapping[str, TaskReport], students: Iterable[str]) -> Section:
-    """Unweighted means over tasks; a student without a baseline in every task has no macro baseline."""
+    """Unweighted means over tasks; a student that lacks a baseline in some task has no macro baseline."""
     ensemble = float(np.mean([task.ensemble for task in by_task.values()]))
     return Section(
         ensemble=ensemble,
@@ -149,7 +149,7 @@ def _macro(by_task: Mapping[str, TaskReport], students: Iterable[str]) -> Sectio
 
 
 def _mean(rows: list[TaskStudentScores], ensemble: float) -> StudentScores:
-    """One student's mean over tasks. The tasks' test sets are drawn independently: their variances add up."""
+    """One student's mean over tasks. The tasks' test sets are independent, so their variances add up."""
     score = float(np.mean([row.score for row in rows]))
     baselines = [row.supervised for row in rows if row.supervised is not None]
     errors = [row.delta_error for row in rows if row.delta_error is not None]
@@ -165,9 +165,9 @@ def _mean(rows: list[TaskStudentScores], ensemble: float) -> StudentScores:
 
 
 def _macro_errors(tasks: Sequence[StandardErrors]) -> StandardErrors:
-    """Of means over tasks, whose test examples are independent of each other's.
+    """Standard errors of means over tasks, whose test examples are independent of each other.
 
-    A baseline that is missing in some task has no error, as it has no mean.
+    A baseline that is missing in some task has neither mean nor error.
     """
 
     def of_means(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -197,7 +197,7 @@ def _versus_teachers(student: str, by_task: Mapping[str, TaskReport], facts: Run
 
 
 def _times_faster(student: str, tasks: Mapping[str, TaskLatencies]) -> dict[str, float]:
-    """By task, the time of its teachers one after another ÷ the student's; tasks with both."""
+    """By task: the sum of its teachers' latencies ÷ the student's; only tasks where both are known."""
     return {
         task: sum(teacher.best_ms for teacher in models.teachers.values()) / models.students[student].best_ms
         for task, models in tasks.items()
@@ -209,9 +209,9 @@ def _times_faster(student: str, tasks: Mapping[str, TaskLatencies]) -> dict[str,
 
 
 def write(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts, folder: Path) -> list[Path]:
-    """Write figures/*.png, report.md and, last, report.json into `folder`; return their paths.
+    """Writes figures/*.png, report.md and, last, report.json into `folder`; returns their paths.
 
-    Each file appears whole or not at all, and report.json is there only once the rest is.
+    Each file is written atomically. Where report.json exists, all other files exist.
     """
     from pipeline.report import figures  # brings in matplotlib
 

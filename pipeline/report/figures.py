@@ -1,4 +1,4 @@
-"""The report's figures, as PNG bytes: no pyplot, no windows, no state left behind in matplotlib.
+"""The report's figures, as PNG bytes. Not used: pyplot, whose windows and state would outlive the report.
 
 One colour a student in every figure; its supervised baseline is the same colour, paler and (as a line) dashed; the
 ensemble is near-black. Bars start at zero. Error bars are one standard error of the test sample to either side.
@@ -34,9 +34,9 @@ WIDTH = 8.0  # inches: 1200 pixels, twice a README's column
 INK, SOFT, GRID = "#1f2933", "#64707d", "#e4e7eb"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b3558b", "#8a6a00", "#6b5b95")  # after Okabe and Ito
 DASHED = (0, (4, 2))
-FEW = 5  # examples below which a bin of confidence says nothing
-READABLE = 12  # classes up to which a confusion matrix has room for numbers
-LARGEST = 25  # classes up to which its labels can be read; beyond, the most confused pairs are shown
+FEW = 5  # a bin of confidence with fewer examples is not drawn
+READABLE = 12  # a confusion matrix with more classes has no room for numbers
+LARGEST = 25  # the labels of a larger matrix cannot be read; the most confused pairs are shown instead
 PAIRS = 18
 ENSEMBLE_LINE: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": (0, (1, 1.5))}
 STYLE: dict[Any, Any] = {
@@ -86,27 +86,27 @@ def draw(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts) -> d
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of `width` × `height` inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a file."""
+    """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def short(text: str, width: int = 20) -> str:
-    """`text`, or its two ends: job names and labels often differ in the last word only."""
+    """`text`, or its two ends where it is longer than `width`: names often differ in the last word only."""
     half = (width - 1) // 2
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
 def pale(colour: str) -> tuple[float, ...]:
-    """The colour, mixed with white."""
+    """(red, green, blue) of the colour mixed with white, each in [0, 1]."""
     return tuple(1 - 0.42 * (1 - channel) for channel in to_rgb(colour))
 
 
@@ -200,11 +200,11 @@ def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[
     columns = min(3, len(lines))
     height = math.ceil(len(lines) / columns)
     figure = blank(WIDTH if columns > 1 else 5.5, 0.5 + 2.5 * height)
-    for index, (title, found) in enumerate(lines.items()):
+    for index, (title, curves) in enumerate(lines.items()):
         axes = figure.add_subplot(height, columns, index + 1)
         if panels[title] in facts.ensemble_validation:
             axes.axhline(100 * facts.ensemble_validation[panels[title]], **ENSEMBLE_LINE)
-        for job, curve in found.items():
+        for job, curve in curves.items():
             axes.plot(curve[:, 0], curve[:, 1], markersize=3.5, **_line(job, jobs[job], colours))
         axes.set_title(short(title, 24))
         axes.grid(axis="y")
@@ -212,7 +212,7 @@ def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[
         axes.set_xlabel(unit)
         if index % columns == 0:
             axes.set_ylabel("validation score, points")
-    shown = dict.fromkeys(job for found in lines.values() for job in found)
+    shown = dict.fromkeys(job for curves in lines.values() for job in curves)
     handles = {job: _line(job, jobs[job], colours) for job in shown}
     if any(panels[title] in facts.ensemble_validation for title in lines):
         handles["ensemble"] = ENSEMBLE_LINE
@@ -221,7 +221,7 @@ def _curves(tasks: Mapping[str, TaskResults], facts: RunFacts, colours: Mapping[
 
 
 def _owner(job: str, students: Mapping[str, str]) -> str:
-    """The student that a job trained: the longest student's name that the job's begins with, or none."""
+    """The student that a job trained: the longest student name that the job's name starts with, or ""."""
     return max((name for name in students if job == name or job.startswith(name)), key=len, default="")
 
 
@@ -236,7 +236,7 @@ def _legend(figure: Figure, lines: Mapping[str, Mapping[str, Any]]) -> None:
     handles = [Line2D([], [], label=names[job], markersize=4, **style) for job, style in lines.items()]
     room = (
         figure.get_figwidth() * 14 / (max(map(len, names.values())) + 8)
-    )  # 14 letters an inch, 8 for the line
+    )  # 14 letters per inch; the line takes the room of 8
     columns = max(1, min(len(handles), int(room)))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=2.6)
 
@@ -280,13 +280,13 @@ def _dots(
     metrics: Mapping[str, float],
     **style: Any,
 ) -> None:
-    """One model's curve, its bins as dots."""
+    """Draws one model's curve, its bins as dots."""
     logits, gold = _classified(results, values)
     bins = reliability(softmax(logits), gold)
     full = bins.count >= FEW
     x, y = bins.confidence[full], bins.accuracy[full]
     axes.plot(x, y, linewidth=1.4, label=f"{name}, ECE {metrics['ece']:.3f}", **style)
-    error = np.sqrt(y * (1 - y) / bins.count[full])  # of a share of so many examples
+    error = np.sqrt(y * (1 - y) / bins.count[full])  # standard error of a share of that many examples
     axes.errorbar(x, y, yerr=error, fmt="none", ecolor=style["color"], elinewidth=0.9, alpha=0.6)
     area = 4 + 180 * bins.count[full] / len(gold)
     axes.scatter(x, y, s=area, color=style["color"], linewidths=0, zorder=3)
@@ -324,10 +324,10 @@ def _scatter(task: str, results: TaskResults, student: str, colour: str) -> Figu
 
 @dataclass(frozen=True)
 class Confusions:
-    """What a model takes for what. counts: (C, C), row = gold, column = predicted · totals: (C,) gold examples.
+    """A model's confusion matrix. counts: (C, C), row = gold, column = predicted · totals: (C,) gold examples.
 
-    background: the label that means "nothing here" (O, of entities), which is left out of `labels` and `counts`
-    because nearly every example has it; examples that got it still count in `totals`. None: there is none.
+    background: the label that marks no entity (O), or None where there is none. `labels` and `counts` leave it out
+    because nearly every example has it; examples for which it was predicted still count in `totals`.
     """
 
     labels: tuple[str, ...]
@@ -337,7 +337,7 @@ class Confusions:
 
     @classmethod
     def of(cls, results: TaskResults, values: NDArray[np.floating]) -> Confusions:
-        """Those of one model's (M, C) values."""
+        """The confusions of one model's (M, C) predictions."""
         labels, background = results.task.reading.labels, results.task.reading.background
         counts = confusion(*_classified(results, values))
         kept = [index for index, label in enumerate(labels) if label != background]
@@ -350,7 +350,7 @@ class Confusions:
         return np.asarray(self.counts / np.maximum(self.totals, 1)[:, None])
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(gold, predicted) of every two labels confused, by falling count, then share, then in label order."""
+        """(gold, predicted) label indices of every confusion; most frequent first, then by share, then by label."""
         off = self.counts * ~np.eye(len(self.counts), dtype=bool)
         shares = self.shares
         pairs = [(int(gold), int(predicted)) for gold, predicted in np.argwhere(off)]
@@ -358,7 +358,7 @@ class Confusions:
 
 
 def _confusion(task: str, results: TaskResults, student: str, colour: str) -> Figure:
-    """A matrix, or beyond `LARGEST` labels, where nobody could read it, the most confused pairs."""
+    """A confusion matrix; with more than `LARGEST` labels, which could not be read, the most confused pairs."""
     confusions = Confusions.of(results, results.students[student])
     title = f"{short(student)} on {short(task)}"
     if confusions.background is not None:
@@ -398,7 +398,7 @@ def _matrix(confusions: Confusions, title: str, colour: str) -> Figure:
 
 
 def _most_confused(confusions: Confusions, title: str, colour: str) -> Figure:
-    """The `PAIRS` most confused pairs of labels, a bar each, and how much of all confusion they are."""
+    """One bar for each of the `PAIRS` most confused pairs of labels, and their share of all confusions."""
     pairs = confusions.pairs()
     counts = np.array([confusions.counts[pair] for pair in pairs], dtype=np.int64)
     shown = pairs[:PAIRS]

@@ -28,7 +28,7 @@ HEAD = (
 
 
 def build(name: str, reports: Sequence[Report]) -> GroupReport:
-    """The group's numbers, from one report a seed, in the seeds' order."""
+    """The group's numbers. reports: one for each seed, in the seeds' order."""
     tasks = {}
     for task, first in reports[0].tasks.items():
         sections = [report.tasks[task] for report in reports]
@@ -51,7 +51,7 @@ def build(name: str, reports: Sequence[Report]) -> GroupReport:
 
 
 def outcome_of(sections: Sequence[Section], student: str) -> Outcome:
-    """A student's scores in the same section (a task's, or macro) of one report a seed."""
+    """A student's scores over seeds. sections: the same section (a task's, or macro) of each seed's report."""
     rows = [section.students[student] for section in sections]
     return Outcome.of(
         [row.score for row in rows],
@@ -61,7 +61,7 @@ def outcome_of(sections: Sequence[Section], student: str) -> Outcome:
 
 
 def _section(sections: Sequence[Section]) -> GroupSection:
-    """A task, or macro, over seeds."""
+    """One section (a task's, or macro) over seeds."""
     return GroupSection(
         ensemble=_spread(Spread(tuple(section.ensemble for section in sections))),
         students={name: _outcome(outcome_of(sections, name)) for name in sections[0].students},
@@ -146,7 +146,7 @@ def _verdict(name: str, group: GroupReport) -> str:
 
 
 def _rows(section: GroupSection, teachers: Mapping[str, SpreadRecord] | None = None) -> list[list[str]]:
-    """Lines of a task's table, or of macro's."""
+    """The rows of a section's table, as cells."""
     blank = [NOTHING] * (len(HEAD) - 3)
     above = {**(teachers or {}), "ensemble": section.ensemble}
     rows = [[name, _plus_minus(spread), _range(spread), *blank] for name, spread in above.items()]

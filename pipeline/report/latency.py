@@ -1,4 +1,4 @@
-"""How long a model takes for one example: a task's students and teachers on the same test examples, in turn."""
+"""Latencies for one example: a task's students and teachers take turns on the same test examples."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Key = TypeVar("Key")
 EXAMPLES = 8
 ROUNDS = 30  # at most
 FEWEST_ROUNDS = 3
-SECONDS = 5.0  # a model may take in all, unless the fewest rounds take longer
-DISTURBED = 1.5  # median ÷ best from which other work must have run beside the measurement
-OVERLOAD = 2.0  # load average ÷ cores; this run's own training, which ended just now, may still count for 1
+SECONDS = 5.0  # time for one model, unless the least number of rounds takes longer
+DISTURBED = 1.5  # median ÷ best from which on other work must have run during the measurement
+OVERLOAD = 2.0  # load average ÷ cores; this run's own training, which has just ended, may still account for 1
 
 
 def latencies(config: RunConfig, inputs: Inputs) -> Latencies:
     """Latencies of every student's exported folders and of every teacher, task by task, on one thread of this machine's
     CPU, in fp32.
 
-    What is timed is the prediction for one example alone, tokenizer included. All models of a task are in memory at
-    once. With more threads than free cores PyTorch's threads wait for each other, and a small model takes tens of
-    times as long.
+    Each measurement is the prediction for one example alone, tokenizer included. All models of a task are in memory
+    at once. There is one thread because PyTorch's threads wait for each other where free cores are missing: a small
+    model then takes tens of times as long.
     """
     with _one_thread():
         tasks = _by_task(config, inputs)
@@ -69,7 +69,7 @@ def _by_task(config: RunConfig, inputs: Inputs) -> dict[str, TaskLatencies]:
 
 
 def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Predictor]:
-    """By student, its exported folder of the task."""
+    """Predictors of the students' exported folders of the task, by student."""
     return {
         name: Predictor(
             student_folder(config.run_dir, name, task), data.task, max_length=student.max_length.get(task)
@@ -94,13 +94,13 @@ def _teachers(config: RunConfig, inputs: Inputs, task: str) -> dict[str, Predict
 def measure(
     models: Mapping[Key, Callable[[Any], object]], examples: list[Any], seconds: float
 ) -> dict[Key, Latency]:
-    """Times `models` in rounds: in each, every model in turn answers every example, one at a time.
+    """Times `models` in rounds: in each round every model in turn predicts every example, one at a time.
 
-    Estimator: of each example the fastest of its rounds, then the mean over examples. Other work on the machine
-    only adds time, so the fastest answer is the nearest to what the model itself takes; taking turns exposes all
-    models to the same disturbances. `median_ms` is the same with the median over rounds.
+    `best_ms`: each example's fastest round, then the mean over examples. Other work on the machine only adds time, so
+    the fastest round is nearest to the model's own time. Models take turns so that all meet the same disturbances.
+    `median_ms`: the same with the median over rounds.
 
-    seconds: for each model; after so long for all models together no further round begins.
+    seconds: time for each model; no further round begins after that time times the number of models.
     """
     times: dict[Key, list[list[float]]] = {key: [] for key in models}
     started = time.perf_counter()
@@ -108,7 +108,7 @@ def measure(
         if number >= FEWEST_ROUNDS and time.perf_counter() - started > seconds * len(models):
             break
         for key, answer in models.items():
-            answer(examples[0])  # not timed: brings this model's weights into the caches again
+            answer(examples[0])  # not timed: loads this model's weights into the CPU's caches again
             times[key].append([_seconds(answer, example) for example in examples])
     return {key: _latency(np.array(rounds)) for key, rounds in times.items()}
 
@@ -120,13 +120,13 @@ def _seconds(answer: Callable[[Any], object], example: Any) -> float:
 
 
 def _latency(seconds: NDArray[np.float64]) -> Latency:
-    """Of (rounds, examples) seconds."""
+    """Best and median latency of (rounds, examples) seconds."""
     best, median = seconds.min(axis=0).mean(), np.median(seconds, axis=0).mean()
     return Latency(best_ms=round(1000 * float(best), 3), median_ms=round(1000 * float(median), 3))
 
 
 def busy(tasks: Mapping[str, TaskLatencies], load: float, cores: int) -> str | None:
-    """Why these times cannot be trusted, in words; None where nothing disturbed them. load: processes, 1 minute's mean."""
+    """The reason why these times are not reliable, or None. load: mean number of running processes over 1 minute."""
     ratios = {
         f"{name} on {task}": one.median_ms / one.best_ms
         for task, models in tasks.items()

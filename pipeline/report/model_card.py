@@ -12,7 +12,7 @@ from pipeline.tasks import Task
 
 
 def write_model_card(folder: Path, config: RunConfig, report: Report, student: str, task: Task) -> None:
-    """README.md of one task's folder: what it is, how it was made, how good it is, how to open it."""
+    """Writes README.md of one task's folder: what the model is, how it was made, its scores, how to load it."""
     results = report.tasks[task.name]
     scored = results.students[student]
     settings, strategy = student_settings(config, student), task_aggregation(config, task.name).strategy

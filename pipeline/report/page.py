@@ -21,7 +21,7 @@ COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
 
 def markdown(report: Report, figures: Sequence[str] = ()) -> str:
-    """report.md's text, with those of `figures` (file names under figures/) that it knows."""
+    """report.md's text. figures: file names under figures/; the page shows those that have a place in it."""
     blocks = [
         f"# {report.name}",
         verdict(report),
@@ -37,7 +37,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
 
 
 def verdict(report: Report) -> str:
-    """One paragraph in plain words: the best student, what it keeps, costs and owes to its teachers."""
+    """One paragraph: the best student, its retention, its cost, and its gain from the teachers."""
     macro = report.macro
     ranked = sorted(macro.students, key=lambda name: -macro.students[name].score)
     best, row = ranked[0], macro.students[ranked[0]]
@@ -55,20 +55,20 @@ def verdict(report: Report) -> str:
     sentences = [f"**{best}** {lead} ({over})."]
     if cost := _cost(report, best):
         sentences.append(f"It is {cost}.")
-    sentences.append(_owed(report, best))
+    sentences.append(_gain(report, best))
     for name in ranked[1:]:
         other = macro.students[name]
         cost = _cost(report, name, brief=True)
         kept = "" if other.retention is None else f" ({percent(other.retention)} of the ensemble)"
         size = f" and is {cost}" if cost else ""
-        sentences.append(f"**{name}** scores {points(other.score)}{kept}{size}. {_owed(report, name)}")
+        sentences.append(f"**{name}** scores {points(other.score)}{kept}{size}. {_gain(report, name)}")
     if note := busy_note(report):
         sentences.append(f"How much faster is uncertain: {note}")
     return " ".join(sentences)
 
 
 def _cost(report: Report, student: str, brief: bool = False) -> str:
-    """`6.3 times smaller than … and 4.6 times faster than …`, as far as known; brief: without the `than …`."""
+    """`6.3 times smaller than … and 4.6 times faster than …`, the parts that are known; brief: without `than …`."""
     ratio = report.versus_teachers[student]
     teachers = sum(len(task.teachers) for task in report.tasks.values())
     crowd = f"the {teachers} teachers together" if teachers > 1 else "its teacher"
@@ -85,8 +85,8 @@ def _times(ratio: float, more: str, less: str) -> str:
     return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
 
 
-def _owed(report: Report, student: str) -> str:
-    """What the student owes to its teachers, measured against the same student without them."""
+def _gain(report: Report, student: str) -> str:
+    """Sentences on the student's gain from its teachers, over the same student trained without them."""
     row = report.macro.students[student]
     if row.supervised is None or row.delta_error is None:
         return "It has no supervised baseline in this run, so nothing here says what the teachers were worth."
@@ -178,7 +178,7 @@ def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list
 
 
 def _details(metrics: Metrics) -> str:
-    """Every metric of every model, folded away."""
+    """Every metric of every model, in a collapsed block."""
     models = {
         **metrics.teachers,
         "ensemble": metrics.ensemble,
@@ -192,7 +192,7 @@ def _details(metrics: Metrics) -> str:
 
 
 def preflight_cells(findings: Sequence[PreflightFindings]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of preflight's table."""
+    """Header and rows of preflight's table."""
     rows = [
         [
             one.teacher,
@@ -210,7 +210,7 @@ def preflight_cells(findings: Sequence[PreflightFindings]) -> tuple[list[str], l
 
 
 def _preflight_section(findings: Sequence[PreflightFindings]) -> list[str]:
-    """What the teachers did on validation before they labelled anything."""
+    """The section on preflight: the teachers on validation examples before they label."""
     if not findings:
         return []
     notes = [f"Note: {one.teacher}: {text}." for one in findings for text in (*one.problems, *one.warnings)]
@@ -251,7 +251,7 @@ def _cost_section(report: Report) -> list[str]:
 
 
 def busy_note(report: Report) -> str:
-    """A sentence where the latencies cannot be trusted, else nothing."""
+    """A sentence where the latencies are not reliable, else ""."""
     if report.latency.busy is None:
         return ""
     return f"the machine was busy while latencies were measured: {report.latency.busy}. Measure again on a quiet one."
@@ -270,7 +270,7 @@ def _size_cells(size: Size) -> list[str]:
 
 
 def _latency_rows(report: Report) -> list[list[str]]:
-    """A line a task and model; with several tasks, each student's mean ratio at the end."""
+    """One row for each task and model; with several tasks, each student's mean ratio at the end."""
     rows = []
     for task, models in report.latency.tasks.items():
         for name, one in models.students.items():
@@ -308,7 +308,7 @@ def _run_section(report: Report) -> list[str]:
 
 
 def _cells(row: StudentScores) -> list[str]:
-    """Score, supervised, Δ, retention, gap recovered."""
+    """The cells score, supervised, Δ, retention, gap recovered."""
     if row.supervised is None or row.delta_error is None:
         delta = supervised = NOTHING
     else:

@@ -1,4 +1,4 @@
-"""A finished run's outputs → what its report is made from."""
+"""A finished run's files → the inputs of its report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PACKAGES = ("tutelage", "torch", "transformers", "datasets", "ray", "mlflow", "n
 def task_results(
     config: RunConfig, data: Mapping[str, TaskData], keys: Mapping[str, str]
 ) -> dict[str, TaskResults]:
-    """Every model's predictions on the test splits: teachers' from the store, students' from their jobs."""
+    """By task, every model's predictions on the test split: teachers' from the store, students' from their jobs."""
     store = Store(config.store_path)
     outputs = {job: read_result(config.run_dir, job)[1] for job in jobs_of(config)}
     return {
@@ -89,7 +89,7 @@ def ensemble_scores(
 def _predictions(
     config: RunConfig, name: str, data: TaskData, keys: Mapping[str, str], store: Store, split: Split
 ) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
-    """(M, C) predictions of each of a task's teachers on a split, out of the store, and of their ensemble."""
+    """(M, C) predictions of each of a task's teachers on a split, from the store, and of their ensemble."""
     task, examples, weights = data.task, data.splits[split], task_aggregation(config, name).weights
     counts = task.reading.counts(examples.inputs)
     teachers: dict[str, NDArray[np.floating]] = {
@@ -109,7 +109,7 @@ def ensemble_values(
     strategy: Strategy,
     weights: Mapping[str, float],
 ) -> NDArray[np.floating]:
-    """(M, C) predictions of the ensemble of teachers, each (M, C), on examples with `counts` items."""
+    """(M, C) predictions of the ensemble of the teachers, each (M, C), for examples with `counts` items."""
     stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
     share = torch.tensor(list(weights.values()))
     rows = task.head.rows(stacked, items)
@@ -132,7 +132,7 @@ def run_facts(
     group: str | None = None,
     ensemble_validation: Mapping[str, float] | None = None,
 ) -> RunFacts:
-    """What else the report says: costs, counts, versions, curves; the last two as `RunFacts` has them."""
+    """The other inputs of the report: costs, counts, versions, curves; the last two arguments as in `RunFacts`."""
     curves: dict[str, list[dict[str, Any]]] = {}
     parameters: dict[str, int] = {}
     for job in jobs_of(config):
@@ -177,7 +177,7 @@ def run_facts(
 
 
 def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, ...]:
-    """Preflight's findings as report.json has them."""
+    """Preflight's findings in the layout of report.json."""
     return tuple(
         PreflightFindings(**{**asdict(one), "problems": tuple(one.problems), "warnings": tuple(one.warnings)})
         for one in findings

@@ -1,10 +1,10 @@
-"""The layout of report.json, group.json and study.json: what `pipeline.report` and `tune.report` write and everything else reads.
+"""The layout of report.json, group.json and study.json. `pipeline.report` and `tune.report` write these files.
 
-Scores are shares (0.862), not points. Mappings are keyed by the names in the run's config. A file of another version
-is refused: `tutelage train` on a finished run evaluates again and writes the file anew, nothing is trained.
+Scores are shares (0.862), not points. Mappings are keyed by the names in the run's config. `read` refuses a file of
+another version: `tutelage train` on a finished run evaluates again and writes a new file; it trains nothing.
 
-Light: no torch, so that `tutelage compare` answers at once. The JSON schema in docs/report.schema.json is made from
-these classes by docs/report_schema.py.
+This module does not import torch, so that `tutelage compare` starts fast. docs/report_schema.py makes the JSON schema
+in docs/report.schema.json from these classes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class StudentScores(Record):
     """A student's test score and what it is compared with."""
 
     score: float
-    """By the task's metric, or the mean over tasks."""
+    """Test score: the task's metric, or its mean over tasks."""
     supervised: float | None
-    """Score of the same student from the same start, trained on labels alone; null without that baseline."""
+    """Score of the supervised baseline: the same student from the same start, trained on labels alone; null without it."""
     retention: float | None
-    """score ÷ ensemble; null where the ensemble scores nothing."""
+    """score ÷ ensemble; null where the ensemble scores 0."""
     gap_recovered: float | None
-    """(score − supervised) ÷ (ensemble − supervised); null without a baseline and without a clear gap."""
+    """(score − supervised) ÷ (ensemble − supervised); null without a baseline or without a clear gap."""
     delta_error: float | None
     """Standard error of score − supervised over the choice of test examples, paired by example (bootstrap)."""
 
@@ -69,10 +69,10 @@ class StandardErrors(Record):
 
 
 class Section(Record):
-    """One task, or the unweighted mean over all tasks: the ensemble's score and the students' beside it."""
+    """The scores of the ensemble and the students on one task, or their unweighted means over all tasks."""
 
     ensemble: float
-    """Score of the task's teachers together."""
+    """Score of the ensemble of the task's teachers."""
     students: Mapping[str, StudentScores]
     standard_errors: StandardErrors
 
@@ -100,11 +100,11 @@ class TaskReport(Section):
     """Examples by split."""
     labels: tuple[str, ...]
     majority: float
-    """Best score of an answer that never changes."""
+    """Best score of a constant prediction."""
     standard_error: float
-    """The largest of standard_errors."""
+    """The largest value in standard_errors."""
     aggregation: str
-    """Strategy by which the teachers become the ensemble."""
+    """Aggregation strategy that combines the teachers into the ensemble."""
     metrics: Metrics
     notes: tuple[str, ...]
 
@@ -128,12 +128,12 @@ class Sizes(Record):
 
 class Latency(Record):
     """Milliseconds that a model takes for one example alone, tokenizer included, on one thread of the CPU that
-    evaluated the run. Each example is answered in many rounds; both are means over the same few test examples."""
+    evaluated the run. Each example is predicted in many rounds; both numbers are means over the same test examples."""
 
     best_ms: float
-    """Of each example the fastest round: what the model takes when nothing else disturbs it."""
+    """Each example's fastest round: the model's time when no other work disturbs it."""
     median_ms: float
-    """Of each example the median round. Far above best_ms on a busy machine."""
+    """Each example's median round. It is far above best_ms on a busy machine."""
 
 
 class TaskLatencies(Record):
@@ -148,14 +148,14 @@ class Latencies(Record):
 
     tasks: Mapping[str, TaskLatencies]
     busy: str | None
-    """Why these times cannot be trusted, in words; null where nothing disturbed them."""
+    """The reason why these times are not reliable; null where nothing disturbed them."""
 
     def student_ms(self, name: str) -> float | None:
-        """A student's best, mean over the tasks; None where a task has no time."""
+        """A student's best_ms, mean over the tasks; None where a task has no latency of it."""
         return _mean([models.students.get(name) for models in self.tasks.values()])
 
     def teacher_ms(self, name: str, task: str) -> float | None:
-        """A teacher's best on its task; None without a time."""
+        """A teacher's best_ms on its task; None where it has no latency."""
         return _mean([self.tasks[task].teachers.get(name)]) if task in self.tasks else None
 
 
@@ -165,18 +165,18 @@ def _mean(latencies: Sequence[Latency | None]) -> float | None:
 
 
 class VersusTeachers(Record):
-    """A student's cost beside its teachers'; null where a size or a time is missing."""
+    """A student's cost compared with its teachers'; null where a size or a latency is missing."""
 
     times_smaller: float | None
     """Parameters of all teachers together ÷ the student's."""
     times_faster: float | None
     """Mean of times_faster_by_task."""
     times_faster_by_task: Mapping[str, float]
-    """Time of the task's teachers one after another ÷ the student's for the same examples."""
+    """Sum of the latencies of the task's teachers ÷ the student's latency, on the same examples."""
 
 
 class PreflightFindings(Record):
-    """What one teacher did on a sample of the validation split, before it labelled anything."""
+    """Measurements of one teacher on a sample of the validation split, before it labels."""
 
     teacher: str
     task: str
@@ -198,11 +198,11 @@ class PreflightFindings(Record):
     truncated: float
     """Share of the examples (of the words, for token-classification) cut at max_length."""
     agreement: Mapping[str, float]
-    """With each other teacher of the task."""
+    """Share of equal answers, by each other teacher of the task."""
     problems: tuple[str, ...]
-    """Why this teacher should not be distilled."""
+    """Reasons why this teacher should not be distilled; they stop the run."""
     warnings: tuple[str, ...]
-    """Why perhaps it should not."""
+    """Possible problems of this teacher; they do not stop the run."""
 
 
 # ---------------------------------------------------------------- the files
@@ -215,7 +215,7 @@ class Report(Record):
     """Layout of this file."""
     name: str
     group: str | None
-    """Name of the runs of other seeds that this one belongs to; null for a run alone."""
+    """Name of the group of seeds that this run belongs to; null for a single run."""
     seed: int
     tasks: Mapping[str, TaskReport]
     macro: Section
@@ -227,23 +227,23 @@ class Report(Record):
     forwards_ratio: float | None
     """All teacher_forwards ÷ all soft_targets; null where none are needed."""
     timings_s: Mapping[str, float]
-    """Seconds by stage, over all launches. Of a launch that was killed, up to a few seconds before its end."""
+    """Seconds by stage, over all launches. Of a killed launch the last few seconds are missing."""
     launches: int
-    """How often the run was launched."""
+    """Number of times that the run was launched."""
     first_step_s: float | None
     """Seconds from the last launch to the first step of its first student; null where it began none."""
     size: Sizes
     latency: Latencies
     versus_teachers: Mapping[str, VersusTeachers]
-    """By student."""
+    """Cost compared with the teachers', by student."""
     versions: Mapping[str, str]
-    """Versions by package."""
+    """Version by package."""
     preflight: tuple[PreflightFindings, ...]
     notes: tuple[str, ...]
 
 
 class SpreadRecord(Record):
-    """One number under several seeds."""
+    """Mean and spread of one number over several seeds."""
 
     mean: float
     sd: float | None
@@ -254,7 +254,7 @@ class SpreadRecord(Record):
 
 
 class DeltaRecord(SpreadRecord):
-    """score − supervised, seed by seed."""
+    """Mean and spread of score − supervised over seeds."""
 
     p: float | None
     """Two-sided sign-flip permutation test over the paired seeds; null for one seed."""
@@ -296,7 +296,7 @@ class GroupReport(Record):
     tasks: Mapping[str, GroupTask]
     macro: GroupSection
     p_floor: float
-    """The lowest p that so many seeds can give."""
+    """The lowest p that this number of seeds can give."""
 
 
 class TrialRecord(Record):
@@ -304,13 +304,13 @@ class TrialRecord(Record):
 
     number: int
     values: Mapping[str, Any]
-    """By dotted path of the config key."""
+    """Value by dotted path of the config key."""
     status: TrialStatus
     epochs: int
     seconds: float
-    """Wall-clock, over all launches."""
+    """Wall-clock seconds, over all launches."""
     scores: Mapping[str, float]
-    """On validation, of the weights it would keep, by macro/score and <task>/<metric>."""
+    """Validation scores of the kept weights, by macro/score and <task>/<metric>."""
     failures: int
     error: str | None
     best: bool
@@ -320,50 +320,50 @@ class TrialRecord(Record):
 
 
 class ScoresOnTest(Record):
-    """Scores on test by seed: the student with the default weights, with the winner's, and each one's own baseline."""
+    """Test scores by seed: of the student with the default's settings and with the winner's, and of their baselines."""
 
     default: tuple[float, ...]
     default_supervised: tuple[float, ...] | None
-    """The default's settings, trained on labels alone; null without that baseline."""
+    """Scores of the default's settings, trained on labels alone; null without that baseline."""
     best: tuple[float, ...]
     best_supervised: tuple[float, ...] | None
-    """The winner's settings, trained on labels alone; null without that baseline."""
+    """Scores of the winner's settings, trained on labels alone; null without that baseline."""
     ensemble: tuple[float, ...]
     gain: float
-    """Mean of best − default."""
+    """Mean over seeds of best − default."""
     p: float | None
-    """Of the gain: two-sided sign-flip permutation test over the paired seeds; null for one seed."""
+    """p of the gain: two-sided sign-flip permutation test over the paired seeds; null for one seed."""
 
 
 class OnTest(Record):
-    """What a search bought on test."""
+    """The gain of a search on the test split."""
 
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
     """Names of the default's and the winner's runs, whose folders lie beside the study's."""
     scores: Mapping[str, ScoresOnTest]
-    """By task, and `macro`."""
+    """Scores by task, and by `macro` for the mean over tasks."""
 
 
 class StudyReport(Record):
-    """study.json: a search."""
+    """study.json: every number of one search."""
 
     report_version: Version = VERSION
     """Layout of this file."""
     name: str
     student: str
-    """The student that is searched for."""
+    """Name of the student whose settings are searched."""
     metrics: tuple[str, ...]
-    """What is searched by."""
+    """The metrics that the search optimises."""
     modes: tuple[str, ...]
-    """`max` or `min`, one a metric."""
+    """`max` or `min`, one for each metric."""
     space: Mapping[str, Any]
-    """As in the config, by dotted path."""
+    """The search space of the config: distribution by dotted path of the key."""
     algorithm: str
     scheduler: str
     trials: tuple[TrialRecord, ...]
     ensemble: Mapping[str, float]
-    """Validation scores of the teachers together."""
+    """Validation scores of the ensemble of the teachers."""
     importance: Mapping[str, float]
     """Share of the score's variance that each value explains."""
     teacher_forwards: Mapping[str, int]
@@ -374,7 +374,7 @@ class StudyReport(Record):
     timings_s: Mapping[str, float]
     """Seconds by stage, over all launches."""
     test: OnTest | None = None
-    """Null until the winner has been trained again."""
+    """The test scores; null until the winner has been trained again."""
 
     @property
     def winner(self) -> TrialRecord | None:
@@ -386,14 +386,14 @@ File = TypeVar("File", bound=Record)
 
 
 def to_json(content: Record) -> str:
-    """The file's text."""
+    """The text of the JSON file."""
     return content.model_dump_json(indent=2) + "\n"
 
 
 def read(file: Path, layout: type[File]) -> File:
-    """A file that `to_json` made.
+    """The content of a file that `to_json` made.
 
-    Raises `DataError` where there is none, it cannot be read, has another version or holds something else.
+    Raises `DataError` where the file is missing, cannot be read, or has another version or another layout.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -417,7 +417,7 @@ def read(file: Path, layout: type[File]) -> File:
 
 
 def _first(error: ValueError) -> str:
-    """An error in one line; of a layout's errors the first."""
+    """The error in one line; of several validation errors the first."""
     if isinstance(error, ValidationError):
         one, more = error.errors()[0], error.error_count() - 1
         where = ".".join(map(str, one["loc"])) or "the file"

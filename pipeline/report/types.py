@@ -1,4 +1,4 @@
-"""What a report is made from: the test-set outputs of a task, and the facts of a run."""
+"""The inputs of a report: the test-set outputs of a task, and the facts of a run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.tasks import Task
 class TaskResults:
     """Every model's predictions for one task's n test examples.
 
-    task: what metric and labels they are scored by · test: the examples · examples: count by split · teachers,
-    ensemble, students, supervised: (M, C) values as `Task.scores` takes them, by name; a supervised baseline
-    under its student's name (may be empty) · aggregation: the strategy · notes: for the reader.
+    task: has the metric and the labels · test: the examples · examples: number by split · teachers, ensemble,
+    students, supervised: (M, C) predictions as `Scoring.scores` takes them, by name; a supervised baseline has its
+    student's name (may be empty) · aggregation: the strategy · notes: lines for the report.
     """
 
     task: Task
@@ -34,21 +34,21 @@ class TaskResults:
 
     @property
     def metric(self) -> str:
-        """The task's."""
+        """Name of the task's metric."""
         return self.task.scoring.metric
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What else is known about a run.
+    """The other facts of a run.
 
-    teacher_forwards: examples each teacher ran this time · soft_targets: distinct examples the run needs of it ·
-    timings_s: seconds by stage over so many launches · first_step_s: from the launch to the first student's first
-    step, None where none took its first · versions: by package · curves: by job,
-    ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` an evaluation; a student's
-    job has its name, its baseline's name starts with it · ensemble_validation: the ensembles' validation scores under
-    the curves' names, empty where they are not known · group: the runs of other seeds that this one belongs to,
-    None for a run alone.
+    teacher_forwards: examples that each teacher labelled in this launch · soft_targets: distinct examples that the
+    run needs of each teacher · timings_s: seconds by stage, over all `launches` · first_step_s: seconds from the
+    launch to the first step of its first student, None where it began none · versions: by package · curves: by job,
+    one ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` for each evaluation; a
+    student's job has the student's name, its baseline's name starts with it · ensemble_validation: the ensembles'
+    validation scores under the curves' names, empty where they are not known · group: name of the group of seeds,
+    None for a single run.
     """
 
     name: str

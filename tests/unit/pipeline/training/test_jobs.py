@@ -285,9 +285,9 @@ def test_finished_trainings_are_not_repeated(config: RunConfig, monkeypatch: pyt
     trained: list[Job] = []
     train_job = training.train_job
 
-    def watched(plan: Plan, job: Job, *rest: Any) -> str:
+    def watched(plan: Plan, job: Job, *rest: Any, **more: Any) -> str:
         trained.append(job)
-        return train_job(plan, job, *rest)
+        return train_job(plan, job, *rest, **more)
 
     monkeypatch.setattr(training, "train_job", watched)
     train_jobs(plan, Workers())

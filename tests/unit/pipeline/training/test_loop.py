@@ -216,12 +216,14 @@ class Seen:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
-    """Fills up with every step that a trainer takes."""
+    """A list to which each step of a trainer is appended."""
     seen: list[Seen] = []
 
-    def watched(student: Any, task: Any, batches: Any, weights: LossWeights, *rest: Any) -> dict[str, Tensor]:
+    def watched(
+        student: Any, task: Any, batches: Any, weights: LossWeights, **more: Any
+    ) -> dict[str, Tensor]:
         seen.append(Seen(task.name, sum(len(batch.labels) for batch in batches), weights))
-        return accumulate(student, task, batches, weights, *rest)
+        return accumulate(student, task, batches, weights, **more)
 
     monkeypatch.setattr(loop, "accumulate", watched)
     return seen
