@@ -1,4 +1,4 @@
-"""One file a task kind: how its columns are read, its head, its scores. `pipeline.tasks.task` says what a kind offers.
+"""One file per task kind: reading, head, scores. The interfaces of a kind are in `pipeline.tasks.task`.
 
 A kind is declared, by name, in `pipeline.config.kinds`; its file has the code. The rest of the project knows no kind by
 name. To add one, declare it, write its file and give it a line in `MAKERS`.
@@ -35,4 +35,4 @@ MAKERS: dict[Kind, Callable[[str, TaskConfig, Mapping[str, Column]], Task]] = {
         question_answering,
     )
 }
-"""By kind, what makes a task of its name, its config and its columns of train. Raises `DataError`."""
+"""By kind, the function (task name, its config, train's columns) → task. Raises `DataError`."""

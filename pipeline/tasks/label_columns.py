@@ -35,9 +35,9 @@ def names_of(feature: Any) -> tuple[str, ...] | None:
 
 
 def label_space(
-    task: str, declared: Sequence[str] | None, names: Sequence[str] | None, found: Sequence[Any]
+    task: str, declared: Sequence[str] | None, names: Sequence[str] | None, values: Sequence[Any]
 ) -> tuple[str, ...]:
-    """The label space: as declared, else the data set's own class names, else the sorted values found in train.
+    """The label space: `declared`, else the data set's class `names`, else the sorted distinct `values` of train.
 
     Raises `DataError` for a label that stands twice, or fewer than two labels.
     """
@@ -46,7 +46,7 @@ def label_space(
         if declared is not None
         else names
         if names is not None
-        else (str(value) for value in sorted(_distinct(task, found)))
+        else (str(value) for value in sorted(_distinct(task, values)))
     )
     if len(set(labels)) != len(labels):
         raise DataError(
@@ -60,7 +60,10 @@ def label_space(
 
 
 def _distinct(task: str, values: Sequence[Any]) -> set[Any]:
-    """The values but None. Raises `DataError` where they are no names or numbers, or names beside numbers."""
+    """The distinct values except None; all as strings where names and numbers are mixed.
+
+    Raises `DataError` for a value that is neither a string nor a number.
+    """
     for row, value in enumerate(values):
         if not isinstance(value, str | int | float | None):
             raise DataError(
@@ -74,11 +77,11 @@ def _distinct(task: str, values: Sequence[Any]) -> set[Any]:
 
 
 def check_inferred(task: str, split: str, values: Sequence[Any]) -> list[str]:
-    """A label column whose values are the label space: refuses what is certainly a mistake, notes what may be one.
+    """Checks a label column whose values make up the label space: raises for clear mistakes, returns notes on others.
 
-    values: a label a row, or a list of labels. Raises `DataError`, with the rows, for an empty label and for labels
-    that differ by case or blanks alone. Returns a note that names the classes that are rare: fewer than `RARE`
-    examples, and fewer than a tenth of the median class's.
+    values: one label, or a list of labels, per row. Raises `DataError`, with the rows, for an empty label and for
+    labels that differ only by case or blanks. Returns a note with the names of the rare classes: those with fewer
+    than `RARE` examples and fewer than a tenth of the median class's.
     """
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
@@ -123,7 +126,7 @@ def show_rows(rows: Sequence[int]) -> str:
 def label_index(
     labels: Sequence[str], names: Sequence[str] | None, values: Sequence[Any]
 ) -> Mapping[Any, int]:
-    """What a value of the column stands for, as an index into `labels`: its name, or its number."""
+    """Index into `labels` by value of the column. A value is a label's name, or its number."""
     index: dict[Any, int] = {label: i for i, label in enumerate(labels)}
     if names is not None:  # ClassLabel: numbers are positions in its own names
         index.update({number: index[label] for number, label in enumerate(names) if label in index})
@@ -133,7 +136,7 @@ def label_index(
 
 
 def label_ids(index: Mapping[Any, int], values: Sequence[Any]) -> NDArray[np.int64]:
-    """(n,) indices of `values`, `UNLABELLED` for one that is None, -2 for one that is no label."""
+    """(n,) int64 indices of `values`: `UNLABELLED` for None, -2 for a value that is not a label."""
     ids = [
         UNLABELLED
         if v is None

@@ -1,4 +1,4 @@
-"""A teacher's label space → the task's: by name, never by index, and by a declared mapping where names differ."""
+"""A teacher's label space → the task's. Labels match by name, never by index; a declared mapping covers other names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
 
 Groups = tuple[tuple[int, ...], ...]
-"""For each of the task's labels the teacher's columns that mean it; () for a label that the teacher lacks."""
+"""For each of the task's labels, the indices of the teacher's columns that mean it; () where the teacher lacks it."""
 
 
 def match_label(name: str, names: Iterable[str]) -> str | None:
-    """`name` where it is among `names`, else the only one of them that differs from it by case alone, else None."""
+    """`name` if it is in `names`, else the only one of `names` that differs from it just by case, else None."""
     names = list(names)
     alike = [other for other in names if other.casefold() == name.casefold()]
     return name if name in names else alike[0] if len(alike) == 1 else None
@@ -24,8 +24,10 @@ def match_label(name: str, names: Iterable[str]) -> str | None:
 def match_declared(
     declared: Mapping[str, str | None], theirs: Iterable[str], ours: Iterable[str], where: str
 ) -> dict[str, str | None]:
-    """A declared mapping with its names written as the teacher and the task write them; a name that neither has
-    stays as it is. Raises `TeacherError` where two keys are one label of the teacher's."""
+    """A declared mapping with each name in the spelling of the teacher or the task; an unknown name stays as it is.
+
+    Raises `TeacherError` where two keys are the same label of the teacher.
+    """
     theirs, ours = list(theirs), list(ours)
     matched: dict[str, str | None] = {}
     for name, label in declared.items():
@@ -45,13 +47,13 @@ def label_groups(
     task: str,
     where: str,
 ) -> Groups:
-    """Which of a teacher's columns stand for each of the task's labels.
+    """For each of the task's labels, the indices of the teacher's columns that mean it.
 
-    theirs: the teacher's `id2label` · declared: the teacher's label → the task's, or None for one that the task
-    does not know; every label of the teacher's that the task does not have must stand there. Without
-    `declared` both spaces must be the same. Names match as they stand, else case is ignored where that leaves one.
+    theirs: the teacher's `id2label` · declared: the teacher's label → the task's, or None for a label that the task
+    does not have; it must contain every label of the teacher that the task lacks. Without `declared` both label
+    spaces must be equal. Names match exactly, or without case where exactly one name matches.
 
-    Raises `TeacherError`, naming `where` and both spaces, for anything that is neither equal nor declared.
+    Raises `TeacherError`, with `where` and both spaces, for a label that is neither equal nor declared.
     """
     names = list(theirs.values())
     remedy = (
@@ -91,7 +93,7 @@ def label_groups(
 
 
 def _own_meaning(name: str, names: Sequence[str], ours: Sequence[str]) -> str | None:
-    """The task's label of the same name; case is ignored only where the teacher, too, has one such name."""
+    """The task's label of the same name; ignores case only where the teacher has just one such name."""
     if name in ours:
         return name
     return match_label(name, ours) if sum(n.casefold() == name.casefold() for n in names) == 1 else None
@@ -100,8 +102,8 @@ def _own_meaning(name: str, names: Sequence[str], ours: Sequence[str]) -> str | 
 def marginalise(logits: Tensor, groups: Groups, independent: bool = False) -> Tensor:
     """(…, C') logits of a teacher's columns → (…, C) of the task's labels.
 
-    Of a group's labels the probabilities are summed (logsumexp); `independent` labels, which are no
-    distribution, take the group's largest. A group of one is that column, bit for bit; an empty one is `ABSENT`.
+    The probabilities of a group's columns are summed (logsumexp). `independent` labels are no distribution: there the
+    largest logit of the group counts. A group of one column is that column, bit for bit; an empty group is `ABSENT`.
     """
     if all(len(group) == 1 for group in groups):
         return logits[..., [group[0] for group in groups]]

@@ -50,7 +50,7 @@ def multi_label(
 
 
 def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
-    """The task of a config; labels as declared, or the data set's names, or those that stand in train's lists."""
+    """The task of a config; labels as declared, or the data set's names, or the labels in train's lists."""
     column = train["label"]
     _check_lists(name, "train", column.values)
     present = [label for value in column.values if value is not None for label in value]
@@ -64,7 +64,7 @@ class MultiLabelReading(TextReading):
     """See `pipeline.tasks.task.Reading`."""
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
-        """Texts, and (C,) 0 or 1 each, from a list of labels; -1 throughout where there is none."""
+        """Texts, and per text (C,) int64: 1 for each label in its list, else 0; all -1 where it has no list."""
         inputs = self.texts(columns, split)
         marks = np.full((len(inputs["text"]), len(self.labels)), UNLABELLED)
         if "label" not in columns:
@@ -84,7 +84,7 @@ class MultiLabelReading(TextReading):
         return inputs, Ragged.single(marks)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
-        """Which have a list."""
+        """(n,) whether the example has a list of labels, which may be empty."""
         return _labelled(labels)
 
 
@@ -92,47 +92,47 @@ class MultiLabelReading(TextReading):
 class MultiLabelHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
 
-    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
+    version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`
 
     columns: tuple[str, ...]
     fields: tuple[str, ...] = FIELDS
 
     @property
     def row_weight(self) -> float:
-        """The mean over labels."""
+        """1 ÷ C: an example's loss is the mean over its C labels."""
         return 1 / len(self.columns)
 
     def attach(self, trunk: Any) -> Any:
-        """One output a label, a sigmoid each."""
+        """A head with one output, a sigmoid's logit, per label."""
         settings = label_settings(self.columns)
         return attach_head(trunk, KIND, {**settings, "problem_type": "multi_label_classification"})
 
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
     ) -> Groups | None:
-        """By name; see `label_groups`."""
+        """The teacher's columns for each label, matched by name; see `label_groups`."""
         return label_groups(id2label, self.columns, declared, self.task, where)
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
-        """The largest: labels are no distribution, so they do not add up."""
+        """(…, C) largest logit of each group: labels are no distribution, so probabilities are not summed."""
         return marginalise(values, groups, independent=True)
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
-        """0 for no beside each logit; `ABSENT` for both where there is none: no prediction is not a "no"."""
+        """(…, n · C, 2): 0 for no, the logit for yes; both `ABSENT` where there is no prediction."""
         no = torch.where(is_present(values), 0.0, ABSENT).to(values)
         pairs = torch.stack((no, values), dim=-1)
         return pairs.flatten(start_dim=-3, end_dim=-2)
 
     def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Log-odds of yes."""
+        """(n, C) logits of yes, the log-odds of each row."""
         return (rows[:, 1] - rows[:, 0]).view(-1, len(self.columns))
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
-        """0 or 1 a label."""
+        """(n · C,) int64: 0 or 1 for each label, `UNLABELLED` for an example without a list."""
         return labels.reshape(-1)
 
     def snippet(self) -> str:
-        """For a model card."""
+        """Python code for a model card that loads the exported folder and uses it."""
         return text_snippet(str(KIND.pipeline), self.fields)
 
 
@@ -156,22 +156,22 @@ class MultiLabelScoring:
         }
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """Hits, predicted and gold by label; whether all are right; 1 for each example, to count them."""
+        """(n, 3C + 2): hits, predictions and gold by label; whether all labels are right; 1, which counts examples."""
         return _statistics(values, _gold(examples))
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Micro F1, macro F1 or subset accuracy."""
+        """(…,) the task's metric of summed statistics: micro F1, macro F1 or subset accuracy."""
         return _score(self.metric, sums)
 
     def constant_score(self, examples: Examples) -> float:
-        """The best of no label, every label, and the labels that most texts have."""
+        """The best score of three constant predictions: no label, every label, the labels that most texts have."""
         gold = _gold(examples)
         answers = (np.zeros(len(self.labels)), np.ones(len(self.labels)), gold.mean(0) > 0.5)
         same = [np.tile(np.where(answer, 1.0, -1.0), (len(gold), 1)) for answer in answers]
         return max(float(self.score_of(_statistics(one, gold).sum(0))) for one in same)
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of labels that both predict, or both do not."""
+        """Share of the n · C decisions that are equal in both."""
         return float(((a > 0) == (b > 0)).mean())
 
     def classified(
@@ -197,7 +197,7 @@ def _statistics(values: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArra
 
 
 def _check_lists(task: str, split: str, values: Sequence[Any]) -> None:
-    """Every row has a list of labels, or None. Raises `DataError`."""
+    """Raises `DataError` unless each row is a list of labels or None."""
     for row, value in enumerate(values):
         if not isinstance(value, list | tuple | None):
             raise DataError(

@@ -69,8 +69,8 @@ class Answer(NamedTuple):
 def question_answering(
     name: str, max_length: int, metric: str = KIND.metrics[0].name, unanswerable: bool = False
 ) -> Task:
-    """A question answering task. unanswerable: whether train has questions without an answer; where it has none, an
-    answer is always given."""
+    """A question answering task. unanswerable: whether train has questions without an answer; if not, "no answer" is
+    never predicted."""
     return Task(
         name,
         KIND,
@@ -134,11 +134,11 @@ class QuestionReading:
         return {**inputs, "answers": texts}, Ragged.single(cells)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
-        """Which have an answer, or are known to have none."""
+        """(n,) whether the example is labelled: with an answer, or as unanswerable."""
         return _labelled(labels)
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
-        """One item a word of the context, and one for no answer."""
+        """(n,) cells per example: the words of the context, and one for "no answer"."""
         return cell_counts(inputs["context"])
 
 
@@ -146,7 +146,7 @@ class QuestionReading:
 class SpanHead:
     """See `pipeline.tasks.task.Head`."""
 
-    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
+    version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`
     row_weight: ClassVar[float] = 0.5
     losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
     columns: ClassVar[tuple[str, ...]] = SIDES
@@ -156,7 +156,7 @@ class SpanHead:
     unanswerable: bool = False
 
     def attach(self, trunk: Any) -> Any:
-        """Two outputs a token; a trunk that was a classifier's forgets its labels."""
+        """A head with two outputs per token; the config loses the labels of a trunk that was a classifier's."""
         return attach_head(trunk, KIND, {**label_settings(SIDES), "problem_type": None})
 
     def groups(
@@ -170,7 +170,7 @@ class SpanHead:
         return None
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
-        """The values."""
+        """`values` unchanged: there are no label groups."""
         return values
 
     def encode(
@@ -183,7 +183,7 @@ class SpanHead:
         )
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
-        """Every question."""
+        """The number of examples: each question may be cut."""
         return len(counts)
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
@@ -195,20 +195,20 @@ class SpanHead:
         return torch.stack(sides, dim=-1)
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
-        """Start and end of the first example, of the second …, over the cells; `ABSENT` past an example's own."""
+        """(…, 2n, longest): the first example's start and end logits over its cells, the second's …, padded by `ABSENT`."""
         return pad_items(values, counts).transpose(-1, -2).flatten(start_dim=-3, end_dim=-2)
 
     def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Without the padding."""
+        """(M, 2) values: the rows without their padding."""
         padded = rows.view(len(counts), len(SIDES), rows.shape[-1]).transpose(-1, -2)
         return padded[item_mask(counts)]
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
-        """Start and end cells, in the order of `rows`."""
+        """(2n,) int64 start and end cells, in the order of `rows`."""
         return labels.reshape(-1)
 
     def snippet(self) -> str:
-        """For a model card; transformers has no question-answering pipeline."""
+        """Python code for a model card that loads the folder and answers; transformers has no pipeline for it."""
         none = ""
         if self.unanswerable:
             none = (
@@ -240,22 +240,22 @@ class AnswerScoring:
         return result
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """The metric; 1 for each example, to count them."""
+        """(n, 2): the metric of each example; 1, which counts examples."""
         metric = self._by_example(values, examples)[:, KIND.selecting.index(self.metric)]
         return np.stack((metric, np.ones_like(metric)), axis=1)
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean."""
+        """(…,) the mean of the metric over examples."""
         return np.asarray(sums[..., 0] / sums[..., 1])
 
     def constant_score(self, examples: Examples) -> float:
-        """No answer, throughout."""
+        """The score of predicting "no answer" for every question."""
         refuse_unlabelled(_labelled(examples.labels))
         by_example = [squad_scores("", golds) for golds in examples.inputs["answers"]]
         return float(np.mean(by_example, axis=0)[KIND.selecting.index(self.metric)])
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of questions that get the same span, or none from both."""
+        """Share of questions for which both predict the same span, or both "no answer"."""
         counts = cell_counts(examples.inputs["context"])
         spans = [best_spans(values, counts, no_answer=self.unanswerable) for values in (a, b)]
         return float((spans[0] == spans[1]).all(axis=1).mean())
@@ -263,7 +263,7 @@ class AnswerScoring:
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
-        """None: an answer is not one label out of C."""
+        """None: an answer is not a label."""
         return None
 
     def _by_example(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
@@ -346,7 +346,7 @@ def _gold(task: str, split: str, row: int, value: Any, starts: Any) -> Gold:
 
 
 def _places(task: str, split: str, row: int, gold: Gold, context: str) -> list[tuple[int, int]]:
-    """Characters ``[start, end)`` of each gold answer in the context."""
+    """Character positions ``[start, end)`` of each gold answer in the context."""
     texts, starts = gold
     places = []
     for i, text in enumerate(texts):

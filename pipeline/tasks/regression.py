@@ -52,7 +52,7 @@ def regression(
 
 
 def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
-    """The task of a config; its scale from train's labels."""
+    """The task of a config; center and scale are computed from train's labels."""
     if config.data.labels is not None:
         raise DataError(f"tasks.{name}.data.labels: regression has no label space", "Remove data.labels.")
     numbers = _numbers(name, "train", train["label"].values)
@@ -78,7 +78,7 @@ class NumberReading(TextReading):
         return inputs, Ragged.single(_numbers(self.task, split, values))
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
-        """Which have a number."""
+        """(n,) whether the example has a number."""
         return _labelled(labels)
 
 
@@ -86,7 +86,7 @@ class NumberReading(TextReading):
 class NumberHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
 
-    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
+    version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`
     losses: ClassVar[tuple[LossTerm, ...]] = NUMBER_LOSSES
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     center: float = 0.0
@@ -94,7 +94,7 @@ class NumberHead(TextHead):
     fields: tuple[str, ...] = FIELDS
 
     def attach(self, trunk: Any) -> Any:
-        """One output, as it is; it starts from the training labels' mean, and in their unit."""
+        """A head with one output in the labels' unit; its bias starts at the training labels' mean."""
         model = attach_head(trunk, KIND, {**label_settings(COLUMNS), "problem_type": "regression"})
         last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1][-1]
         with torch.no_grad():
@@ -114,23 +114,23 @@ class NumberHead(TextHead):
         return None
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
-        """The values: a number has no groups."""
+        """`values` unchanged: a number has no label groups."""
         return values
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
-        """Standardised."""
+        """(…, n, 1) standardised: (values − center) ÷ scale."""
         return (values - self.center) / self.scale
 
     def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """In the labels' unit."""
+        """(n, 1) values in the labels' unit: rows · scale + center."""
         return rows * self.scale + self.center
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
-        """Standardised."""
+        """(n,) standardised labels: (labels − center) ÷ scale, NaN where there is none."""
         return ((labels - self.center) / self.scale).float()
 
     def snippet(self) -> str:
-        """For a model card."""
+        """Python code for a model card that loads the exported folder and uses it."""
         return text_snippet(str(KIND.pipeline), self.fields)
 
 
@@ -153,7 +153,7 @@ class NumberScoring:
         }
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """Moments; for Spearman those of the ranks within this test set."""
+        """(n, 6) moments of predictions and labels; for Spearman of their ranks within this test set."""
         from scipy.stats import rankdata
 
         predicted, gold = values[:, 0].astype(np.float64), _gold(examples)
@@ -164,15 +164,15 @@ class NumberScoring:
         )
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Their correlation."""
+        """(…,) the correlation of summed moments."""
         return _correlation(sums)
 
     def constant_score(self, examples: Examples) -> float:
-        """A constant answer correlates with nothing: 0."""
+        """0: a constant prediction has no correlation with the labels."""
         return 0.0
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Pearson's correlation of the two, which is what a share of equal answers would be here."""
+        """Pearson's correlation of the two predictions."""
         return float(_correlation(_moments(a[:, 0].astype(np.float64), b[:, 0].astype(np.float64)).sum(0)))
 
     def classified(
@@ -192,7 +192,7 @@ def _gold(examples: Examples) -> NDArray[np.float64]:
 
 
 def _numbers(task: str, split: str, values: Sequence[Any]) -> NDArray[np.float64]:
-    """(n,) NaN for None. Raises `DataError` for what is no finite number."""
+    """(n,) float64, NaN for None. Raises `DataError` for a value that is not a finite number."""
     for row, value in enumerate(values):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and np.isfinite(value)):

@@ -1,11 +1,10 @@
-"""Metrics of any model or ensemble on one task: pure functions on what it said and what is true.
+"""Metrics of any model or ensemble on one task: pure functions of predictions and gold labels.
 
-Here are those of one label out of C, which several task kinds share, and the bootstrap; a kind's own metrics
-are in its file under `pipeline.tasks`.
+This file has the metrics of one label out of C, which several task kinds share, and the bootstrap. A kind's own
+metrics are in its file under `pipeline.tasks`.
 
-Scores are (n, C), column c belonging to the c-th name of the task's label space; gold is (n,) int64 indices
-into it. Where a function needs probabilities it refuses anything else; `softmax` makes them from logits.
-Not here: running a model.
+Scores are (n, C); column c belongs to the c-th name of the task's label space. gold is (n,) int64 indices into it.
+A function that needs probabilities refuses anything else; `softmax` makes them from logits. Not here: running a model.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ RESAMPLES = 500  # of the bootstrap: a standard error to 3%
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a model is right, by how sure it says it is. One entry a bin, NaN where a bin is empty."""
+    """A model's accuracy by confidence. Arrays have one entry per bin, NaN for an empty bin."""
 
     confidence: NDArray[np.float64]
     """(bins,) mean of the largest probability."""
     accuracy: NDArray[np.float64]
     """(bins,) share of examples whose largest probability is on the gold label."""
     count: NDArray[np.int64]
-    """(bins,) examples."""
+    """(bins,) number of examples."""
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -76,7 +75,7 @@ def scores(probabilities: NDArray[np.floating], gold: NDArray[np.int64]) -> dict
 def class_statistics(
     predicted: NDArray[np.int64], gold: NDArray[np.int64], classes: int
 ) -> NDArray[np.float64]:
-    """(n, 3 · classes) one-hot: hit class, predicted class, gold class. Their sums decide accuracy and F1."""
+    """(n, 3 · classes) one-hot: hit class, predicted class, gold class. Accuracy and F1 follow from their sums."""
     one = np.eye(classes)
     return np.hstack((one[gold] * (predicted == gold)[:, None], one[predicted], one[gold]))
 
@@ -91,7 +90,7 @@ def class_score(metric: str, sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def constant_class_score(metric: str, gold: NDArray[np.int64], classes: int) -> float:
-    """The score of giving every example its most frequent label."""
+    """The score of predicting the most frequent gold label for every example."""
     majority = np.full_like(gold, np.bincount(gold, minlength=classes).argmax())
     return float(class_score(metric, class_statistics(majority, gold, classes).sum(0)))
 
@@ -103,9 +102,9 @@ def bootstrap(
 ) -> list[NDArray[np.float64]]:
     """(resamples,) scores of each model on test sets drawn anew with replacement, the same draws for all.
 
-    statistics: (n, S) a model, sums over examples of which make its score · score_of: (…, S) → (…,). Standard
-    errors are standard deviations over the draws, paired ones of the differences (Efron & Tibshirani 1993).
-    The draws are a fixed function of n.
+    statistics: (n, S) for each model; a score is a function of their sum over examples · score_of: that function,
+    (…, S) → (…,). A standard error is the standard deviation over the draws, a paired one that of the differences
+    (Efron & Tibshirani 1993). The draws are a fixed function of n.
     """
     rng, n = np.random.default_rng(0), len(statistics[0])
     draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
@@ -135,7 +134,7 @@ def reliability(
 
 
 def ece(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error of (n,) confidences, and whether each answer was right; see `scores`."""
+    """Expected calibration error of (n,) confidences; correct: (n,) whether each prediction is right; see `scores`."""
     bins = _reliability(confidence, correct, BINS)
     full = bins.count > 0
     gaps = np.abs(bins.accuracy[full] - bins.confidence[full])
@@ -155,7 +154,7 @@ def _reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bi
 
 
 def agreement(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Share of examples on which (n, C) `a` and `b`, logits or probabilities, rank the same label first."""
+    """Share of examples on which `a` and `b`, (n, C) logits or probabilities, have the same largest column."""
     if a.shape != b.shape or not a.size:
         raise ValueError(f"scores {a.shape} and {b.shape} do not fit, or are empty")
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())

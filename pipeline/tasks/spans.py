@@ -1,4 +1,4 @@
-"""Tokens ↔ words, by the characters that they cover."""
+"""Which words a token covers, by character positions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 WORD = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]\p{M}*+|[\p{L}\p{M}\p{N}_]++|[^\s\p{L}\p{M}\p{N}_]"
 )
-"""A word: letters and digits with their marks, or one character of a script without spaces, or one other sign."""
+"""A word: letters and digits with their marks, or one character of a script without spaces, or one other character."""
 
 
 def word_spans(text: str) -> NDArray[np.int64]:
-    """(W, 2) characters ``[start, end)`` of the text's words, in order; whitespace belongs to none.
+    """(W, 2) int64 character positions ``[start, end)`` of the text's words, in order; whitespace is in no word.
 
-    Scripts are told apart by Unicode class, so that the words of a text are the same for every tokenizer.
+    Words depend on Unicode classes only, so they are the same for every tokenizer.
     """
     spans = [match.span() for match in WORD.finditer(text)]
     return np.array(spans, dtype=np.int64).reshape(-1, 2)
@@ -24,9 +24,9 @@ def word_spans(text: str) -> NDArray[np.int64]:
 def first_covered(
     starts: NDArray[np.int64], ends: NDArray[np.int64], words: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """(t,) the first of `words` (W, 2) that each token ``[start, end)`` covers a character of, -1 for none.
+    """(t,) for each token ``[start, end)`` the index of the first word of which it covers a character, -1 for none.
 
-    words: in order, without overlaps. Tokens may take in whitespace, which is nobody's.
+    words: (W, 2), in order, without overlaps. A token may also cover whitespace, which is in no word.
     """
     at = np.searchsorted(words[:, 1], starts, side="right")
     safe = np.minimum(at, max(len(words) - 1, 0))
@@ -38,7 +38,7 @@ def first_covered(
 def last_covered(
     starts: NDArray[np.int64], ends: NDArray[np.int64], words: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """(t,) the last of `words` that each token covers a character of, -1 for none; as `first_covered`."""
+    """(t,) for each token the index of the last word of which it covers a character, -1 for none; see `first_covered`."""
     at = np.searchsorted(words[:, 0], ends, side="left") - 1
     covers = (at >= 0) & (ends > starts)
     covers[covers] &= words[at[covers], 1] > starts[covers]

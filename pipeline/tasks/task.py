@@ -24,7 +24,7 @@ from pipeline.tasks.tensors import TensorBatch
 
 
 class Reading(Protocol):
-    """Columns of a data set → inputs, and what is true of them."""
+    """Columns of a data set → inputs and labels."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ class Reading(Protocol):
 
     @property
     def background(self) -> str | None:
-        """The label of items that are nothing in particular (`O`, where others mark entities), if there is one."""
+        """The label of items outside all entities (`O`), or None where the kind has no such label."""
         ...
 
     @property
@@ -43,22 +43,22 @@ class Reading(Protocol):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The inputs that make up an example's content: its key is made of them. Others are for scores alone."""
+        """The inputs from which an example's content key is computed. Other inputs are used for scores only."""
         ...
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
-        """Inputs and labels of one split. A split without label columns, and a None among them, is unlabelled.
+        """Inputs and labels of one split. Without label columns, or where a cell is None, examples are unlabelled.
 
-        Raises `DataError`, naming the row.
+        Raises `DataError` with the row number.
         """
         ...
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
-        """(n,) which examples have labels."""
+        """(n,) bool: whether each example has labels."""
         ...
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
-        """(n,) items an example."""
+        """(n,) int64 items per example."""
         ...
 
 
@@ -67,28 +67,31 @@ class Head(Protocol):
 
     @property
     def version(self) -> int:
-        """Part of the key of stored soft targets. A kind raises it where its `encode`, `read_out` or `marginalise`, or
-        what they call, gives other values for the same model and the same text; older targets are then not used."""
+        """Part of the key of stored soft targets.
+
+        Increase a kind's version when its `encode`, `read_out` or `marginalise`, or a function that they call, gives
+        other values for the same model and text; stored targets of the older version are then not used.
+        """
         ...
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the columns of values are called."""
+        """The names of the C columns of values."""
         ...
 
     @property
     def max_length(self) -> int:
-        """Tokens a sequence, special tokens counted."""
+        """Most tokens per sequence, special tokens included."""
         ...
 
     @property
     def row_weight(self) -> float:
-        """What one row counts in the loss: 1, or less where an example (or word) has several."""
+        """Weight of one row in the loss: 1, or less where an example has several rows."""
         ...
 
     @property
     def losses(self) -> tuple[LossTerm, ...]:
-        """The terms of its rows' loss."""
+        """The loss terms of the task's rows."""
         ...
 
     def attach(self, trunk: Any) -> Any:
@@ -98,11 +101,11 @@ class Head(Protocol):
     def encode(
         self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
     ) -> Encoded:
-        """n examples → token ids, at most `max_length` (by default the task's) a sequence."""
+        """Token ids of n examples, at most `max_length` (by default the task's) per sequence."""
         ...
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
-        """How many of what truncation may lose (`Kind.truncates`) there are in examples with `counts` (n,) items."""
+        """The number of units that truncation may lose (`Kind.truncates`) in examples with `counts` (n,) items."""
         ...
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
@@ -112,14 +115,14 @@ class Head(Protocol):
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
     ) -> Groups | None:
-        """Which of a teacher's columns stand for each of the task's; None where columns have no names to match.
+        """For each of the task's columns the teacher's columns that mean it; None where columns have no names.
 
         Raises `TeacherError`.
         """
         ...
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
-        """A teacher's own columns → the task's."""
+        """(…, C') values of a teacher's own columns → (…, C) values of the task's columns."""
         ...
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
@@ -131,8 +134,10 @@ class Head(Protocol):
         ...
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
-        """Labels of some examples, end to end → one a row: (N,) int64, `UNLABELLED` for none; a continuous
-        kind's (N,) float32, NaN for none."""
+        """Labels of m examples in one flat tensor → one label per row: (N,) int64, `UNLABELLED` for none.
+
+        For a continuous kind: (N,) float32, NaN for none.
+        """
         ...
 
     def snippet(self) -> str:
@@ -145,7 +150,7 @@ class Scoring(Protocol):
 
     @property
     def metric(self) -> str:
-        """The score that selects and compares models."""
+        """Name of the score that selects and compares models."""
         ...
 
     def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
@@ -153,26 +158,28 @@ class Scoring(Protocol):
         ...
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """(n, S) sums that the metric is made from, by example."""
+        """(n, S) float64 statistics of each example, from whose sum over examples the metric is computed."""
         ...
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(…,) the metric, of (…, S) sums over examples."""
+        """(…,) the metric, from (…, S) sums of statistics over examples."""
         ...
 
     def constant_score(self, examples: Examples) -> float:
-        """The metric of the best answer that never changes."""
+        """The metric of the best constant prediction."""
         ...
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of answers on which two models agree."""
+        """Share of predictions on which two models agree."""
         ...
 
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
-        """Logits (N, C) over the label space and gold indices (N,) of what confusion and reliability are drawn
-        from; None where an answer is not one label out of C."""
+        """Logits (N, C) over the label space and gold indices (N,), for the figures of confusion and reliability.
+
+        None where a prediction is not one label out of C.
+        """
         ...
 
 

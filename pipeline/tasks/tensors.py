@@ -1,4 +1,4 @@
-"""A padded batch as tensors, and the ways from ragged values to rows and back that kinds share."""
+"""A padded batch as tensors, and the conversions between ragged values and padded rows that kinds share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TensorBatch:
 
 
 def pad_items(values: Tensor, counts: Tensor) -> Tensor:
-    """(…, M, C) values of m examples with `counts` (m,) items → (…, m, longest, C), `ABSENT` where there is none."""
+    """(…, M, C) values of m examples with `counts` (m,) items → (…, m, longest, C), padded by `ABSENT`."""
     mask = item_mask(counts)
     padded = values.new_full((*values.shape[:-2], *mask.shape, values.shape[-1]), ABSENT)
     padded[..., mask, :] = values
@@ -44,11 +44,11 @@ def pad_items(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def item_mask(counts: Tensor) -> Tensor:
-    """(m, longest) which of the padded items there are."""
+    """(m, longest) bool: true for an item, false for padding."""
     longest = int(counts.max()) if len(counts) else 0
     return torch.arange(longest, device=counts.device) < counts[:, None]
 
 
 def item_starts(counts: Tensor) -> Tensor:
-    """(m,) where each example's items begin, end to end."""
+    """(m,) index of each example's first item in the flat order."""
     return counts.cumsum(0) - counts

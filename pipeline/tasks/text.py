@@ -1,5 +1,4 @@
-"""What the kinds that take a text, or a pair of texts, share: reading columns of texts, encoding, a head with one row
-of logits a text."""
+"""Shared code of the kinds that take a text or a pair of texts: reading, encoding, a head with one row of logits."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ FIELDS = ("text",)
 
 @dataclass(frozen=True)
 class TextReading:
-    """Texts, one item each; a kind adds how it reads its labels."""
+    """Reads texts, one item per example; a kind adds how it reads its labels."""
 
     background: ClassVar[str | None] = None
     entity_types: ClassVar[tuple[str, ...]] = ()
@@ -37,13 +36,13 @@ class TextReading:
         return texts_of(self.task, split, columns, self.fields)
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
-        """One item a text."""
+        """(n,) ones: one item per example."""
         return np.ones(len(inputs["text"]), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class TextHead:
-    """One row of outputs a text, which is also its row in the losses; a kind adds what the outputs mean."""
+    """A head with one row of outputs per text, which is also its row in the losses; a kind defines the outputs."""
 
     losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
 
@@ -52,7 +51,7 @@ class TextHead:
 
     @property
     def row_weight(self) -> float:
-        """Each text counts as one."""
+        """1: each text has one row."""
         return 1.0
 
     def encode(
@@ -62,24 +61,24 @@ class TextHead:
         return encode_texts(tokenizer, inputs, max_length or self.max_length)
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
-        """Every text."""
+        """The number of texts: each may be cut."""
         return len(counts)
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
-        """The logits."""
+        """(m, C) float32 logits of the model's output."""
         logits: Tensor = output.logits.float()
         return logits
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
-        """The values."""
+        """`values` unchanged: they are the rows."""
         return values
 
     def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """The rows."""
+        """`rows` unchanged: they are the values."""
         return rows
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
-        """The labels."""
+        """`labels` unchanged: one per row."""
         return labels
 
 
@@ -102,7 +101,7 @@ def encode_texts(tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length
     texts = [list(inputs[role]) for role in ("text", "text_pair") if role in inputs]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
     lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(encoded["input_ids"]))
-    full = np.flatnonzero(lengths == max_length)  # only these can have lost anything
+    full = np.flatnonzero(lengths == max_length)  # only these texts can have lost tokens
     whole = tokenizer(*([column[i] for i in full] for column in texts), verbose=False) if len(full) else None
     return Encoded(
         columns=flat_columns(encoded, lengths),
@@ -119,7 +118,7 @@ def text_snippet(pipeline: str, fields: Sequence[str]) -> str:
 
 
 def flat_columns(encoded: Any, lengths: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """What a tokenizer gave that models take, each column end to end."""
+    """The tokenizer's outputs that models take, by name, each as one flat array."""
     return {
         name: np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
         for name, rows in encoded.items()
@@ -128,5 +127,5 @@ def flat_columns(encoded: Any, lengths: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 def pads_of(tokenizer: Any) -> dict[str, int]:
-    """Padding value a column."""
+    """Padding value by column."""
     return {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}

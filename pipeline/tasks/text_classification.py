@@ -48,7 +48,7 @@ def text_classification(
 
 
 def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
-    """The task of a config; labels as declared, or the data set's names, or those that stand in train."""
+    """The task of a config; labels as declared, or the data set's names, or the distinct labels of train."""
     column = train["label"]
     labels = label_space(name, config.data.labels, column.names, column.values)
     metric, fields = config.metric or KIND.metrics[0].name, KIND.content(config.data.columns)
@@ -60,7 +60,7 @@ class ClassReading(TextReading):
     """See `pipeline.tasks.task.Reading`."""
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
-        """Texts, and one label index each."""
+        """Texts, and one int64 label index per text, `UNLABELLED` for None."""
         inputs = self.texts(columns, split)
         if "label" not in columns:
             return inputs, Ragged.single(np.full(len(inputs["text"]), UNLABELLED))
@@ -71,7 +71,7 @@ class ClassReading(TextReading):
         return inputs, Ragged.single(ids)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
-        """Which have a label."""
+        """(n,) whether the example has a label."""
         return np.asarray(labels.values != UNLABELLED)
 
 
@@ -79,28 +79,28 @@ class ClassReading(TextReading):
 class ClassHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
 
-    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
+    version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`
 
     columns: tuple[str, ...]
     fields: tuple[str, ...] = FIELDS
 
     def attach(self, trunk: Any) -> Any:
-        """One output a label, softmax over them."""
+        """A head with one output per label; softmax over the outputs."""
         settings = label_settings(self.columns)
         return attach_head(trunk, KIND, {**settings, "problem_type": "single_label_classification"})
 
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
     ) -> Groups | None:
-        """By name; see `label_groups`."""
+        """The teacher's columns for each label, matched by name; see `label_groups`."""
         return label_groups(id2label, self.columns, declared, self.task, where)
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
-        """Probabilities summed."""
+        """(…, C) logits; the probabilities of a group's columns are summed."""
         return marginalise(values, groups)
 
     def snippet(self) -> str:
-        """For a model card."""
+        """Python code for a model card that loads the exported folder and uses it."""
         return text_snippet(str(KIND.pipeline), self.fields)
 
 
@@ -116,23 +116,23 @@ class ClassScoring:
         return scores(softmax(values), examples.labels.values)
 
     def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
-        """Hits, predictions and gold labels by class."""
+        """(n, 3C) one-hot hits, predictions and gold labels; see `class_statistics`."""
         return class_statistics(values.argmax(1), examples.labels.values, len(self.labels))
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Accuracy or macro F1."""
+        """(…,) the task's metric of summed statistics: accuracy or macro F1."""
         return class_score(self.metric, sums)
 
     def constant_score(self, examples: Examples) -> float:
-        """The most frequent label's."""
+        """The score of predicting the most frequent label for every text."""
         return constant_class_score(self.metric, examples.labels.values, len(self.labels))
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of texts that get the same label."""
+        """Share of texts for which both predict the same label."""
         return agreement(a, b)
 
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
-        """Every text."""
+        """(n, C) logits and (n,) gold indices of all texts."""
         return values, examples.labels.values

@@ -1,13 +1,12 @@
 """Token classification: one label out of C for each word of a sentence (entities, parts of speech).
 
-An item is a word of the data set, whatever a tokenizer makes of it: a sentence's words are joined with single
-spaces, and each is read at the first token that covers a character of it. Of words that a model does not see
-(truncated, or without a character that its tokenizer keeps) its values are `ABSENT`; they do not count in the
-loss, and in scores stand as `O`, or as the first label where there is no `O`. Values and rows: (M, C) logits, one row a
-word.
+An item is a word of the data set, for every tokenizer: a sentence's words are joined with single spaces, and a word's
+logits are those of the first token that covers a character of it. A word without such a token (truncated, or without
+a character that the tokenizer keeps) has the values `ABSENT`. It does not count in the loss; scores take it as
+predicted `O`, or as the first label where there is no `O`. Values and rows: (M, C) logits, one row per word.
 
-Whitespace is nobody's: a tokenizer that gives the space before a word a token of its own (SentencePiece before
-a rare character) is read at the token after it.
+Whitespace is in no word: where a tokenizer makes the space before a word a separate token (SentencePiece before a
+rare character), the word's logits are those of the next token.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ OUTSIDE = "O"
 TAG = re.compile(r"([BIES])(?:-(.*))?", re.DOTALL)
 """A word's place in an entity, and the entity's type."""
 PLAINER = {"S": "B", "E": "I"}
-"""What a place of BIOES is called where a label space has no such place."""
+"""The place that replaces a place of BIOES in a label space without it."""
 
 
 def token_classification(
@@ -59,8 +58,10 @@ def token_classification(
 
 
 def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
-    """The task of a config; labels as declared, or the data set's names, or those that stand in train. Entity tags
-    are scored by their F1, other labels by accuracy."""
+    """The task of a config; labels as declared, or the data set's names, or the distinct labels of train.
+
+    The default metric is F1 of entities for entity tags, and accuracy for other labels.
+    """
     words = _words(name, "train", train["words"])
     column = train["labels"]
     present = _flat(_label_lists(name, "train", words, column))
@@ -121,11 +122,11 @@ class TokenReading:
         return {"words": words}, Ragged(ids, offsets)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
-        """Which have labels: for all their words, or for none."""
+        """(n,) whether the sentence has labels; either all its words have one or none has."""
         return _labelled(labels)
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
-        """Words."""
+        """(n,) words per sentence."""
         return _counts(inputs["words"])
 
 
@@ -133,7 +134,7 @@ class TokenReading:
 class TokenHead:
     """See `pipeline.tasks.task.Head`."""
 
-    version: ClassVar[int] = 1  # raise it where predictions are read otherwise: see `Head.version`
+    version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`
     row_weight: ClassVar[float] = 1.0
     losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES
 
@@ -142,19 +143,19 @@ class TokenHead:
     columns: tuple[str, ...]
 
     def attach(self, trunk: Any) -> Any:
-        """One output a label at each token."""
+        """A head with one output per label at each token."""
         return attach_head(trunk, KIND, label_settings(self.columns))
 
     def groups(
         self, id2label: Mapping[int, str], declared: Mapping[str, str | None] | None, where: str
     ) -> Groups | None:
-        """By name; see `label_groups`. `declared` may name entity types as well as labels."""
+        """The teacher's columns for each label, matched by name; `declared` may also have entity types as names."""
         if declared is not None:
             declared = _by_label(self.task, self.columns, list(id2label.values()), declared, where)
         return label_groups(id2label, self.columns, declared, self.task, where)
 
     def marginalise(self, values: Tensor, groups: Groups) -> Tensor:
-        """Probabilities summed."""
+        """(…, C) logits; the probabilities of a group's columns are summed."""
         return marginalise(values, groups)
 
     def encode(
@@ -174,7 +175,7 @@ class TokenHead:
         firsts = np.cumsum(counts) - counts
         starts, spans = _spans(_flat(rows))
         words, tokens = _first_tokens(encoded["offset_mapping"], starts[firsts], spans)
-        full, lost = np.flatnonzero(lengths == limit), 0  # only these can have lost anything
+        full, lost = np.flatnonzero(lengths == limit), 0  # only these sentences can have lost words
         if len(full):
             whole = tokenizer([texts[i] for i in full], verbose=False, **wanted)
             seen_whole, _ = _first_tokens(whole["offset_mapping"], starts[firsts[full]], spans)
@@ -191,7 +192,7 @@ class TokenHead:
         )
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
-        """Each word's logits at its token, `ABSENT` where it has none."""
+        """(M, C) float32 logits of each word's first token, `ABSENT` for a word without token."""
         logits: Tensor = output.logits.float()
         values = logits.new_full((int(batch.counts.sum()), logits.shape[-1]), ABSENT)
         starts = item_starts(batch.counts)[batch.owners]
@@ -201,23 +202,23 @@ class TokenHead:
         return values
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
-        """Every word."""
+        """The number of words: each may be lost."""
         return int(counts.sum())
 
     def rows(self, values: Tensor, counts: Tensor) -> Tensor:
-        """The values."""
+        """`values` unchanged: they are the rows."""
         return values
 
     def flat(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """The rows."""
+        """`rows` unchanged: they are the values."""
         return rows
 
     def row_labels(self, labels: Tensor, counts: Tensor) -> Tensor:
-        """The labels."""
+        """`labels` unchanged: one per word."""
         return labels
 
     def snippet(self) -> str:
-        """For a model card."""
+        """Python code for a model card that loads the exported folder and uses it."""
         return (
             "from transformers import pipeline\n"
             f'tag = pipeline("{KIND.pipeline}", "path/to/this/folder", aggregation_strategy="first")\n'
@@ -257,31 +258,31 @@ class TokenScoring:
         return self._statistics(self._predicted(values), examples.labels)
 
     def score_of(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """F1 (0 where there are no entities at all) or accuracy."""
+        """(…,) the task's metric of summed statistics: F1 (0 where there are no entities) or accuracy."""
         if self.metric == "f1":
             return _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
         return np.asarray(sums[..., 3] / sums[..., 4])
 
     def constant_score(self, examples: Examples) -> float:
-        """The most frequent label's: an F1 of 0 where that is `O`."""
+        """The score of predicting the most frequent label for every word; F1 is 0 where that label is `O`."""
         refuse_unlabelled(_labelled(examples.labels))
         gold = examples.labels.values
         majority = np.full_like(gold, np.bincount(gold).argmax())
         return float(self.score_of(self._statistics(majority, examples.labels).sum(0)))
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
-        """Share of words that get the same label."""
+        """Share of words for which both predict the same label."""
         return float((self._predicted(a) == self._predicted(b)).mean())
 
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
-        """The words that the model sees."""
+        """(N, C) logits and (N,) gold indices of the words that have a prediction."""
         return _seen(values, examples)
 
     def _predicted(self, values: NDArray[np.floating]) -> NDArray[np.int64]:
-        """(M,) labels."""
-        if not np.isfinite(values).all():  # NaN would pass for a word that is not seen
+        """(M,) int64 predicted label indices; words without prediction get the default label."""
+        if not np.isfinite(values).all():  # NaN would count as a word without prediction
             raise ValueError("values hold NaN or Inf")
         unseen = self.labels.index(OUTSIDE) if OUTSIDE in self.labels else 0
         return np.where(is_present(values).any(axis=1), values.argmax(axis=1), unseen)
@@ -307,7 +308,7 @@ class TokenScoring:
 
 
 def _words(task: str, split: str, column: Column) -> Sequence[Sequence[str]]:
-    """The column's lists of words. Raises `DataError` for a row that is none."""
+    """The column's lists of words. Raises `DataError` for a row that is not a list of strings."""
     remedy = "Give each row a list of one or more words; remove or mend that row."
     for row, words in enumerate(column.values):
         where = f"tasks.{task}: row {row} of {split}"
@@ -324,7 +325,7 @@ def _words(task: str, split: str, column: Column) -> Sequence[Sequence[str]]:
 def _label_lists(
     task: str, split: str, words: Sequence[Sequence[str]], column: Column
 ) -> list[Sequence[Any] | None]:
-    """Each row's labels, or None. Raises `DataError` for a row that has not one a word."""
+    """Each row's labels, or None. Raises `DataError` for a row whose number of labels differs from its words'."""
     for row, (sentence, labels) in enumerate(zip(words, column.values, strict=True)):
         where = f"tasks.{task}: row {row} of {split}"
         if not isinstance(labels, list | tuple | None):
@@ -364,9 +365,7 @@ def _check_tokenizer(tokenizer: Any, task: str) -> None:
             f"task {task}: {type(tokenizer).__name__} does not say which characters a token covers",
             "Use a model with a fast tokenizer (tokenizer.json).",
         )
-    if (
-        tokenizer.truncation_side != "right"
-    ):  # what is left of a word that it cuts is not the word's beginning
+    if tokenizer.truncation_side != "right":  # a cut on the left could remove the first token of a word
         raise TeacherError(
             f"task {task}: {type(tokenizer).__name__} truncates a sentence from its {tokenizer.truncation_side}",
             "Set truncation_side to right in the model's tokenizer_config.json.",
@@ -374,8 +373,11 @@ def _check_tokenizer(tokenizer: Any, task: str) -> None:
 
 
 def _spans(words: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where words begin, (W,), and the characters that they take without spaces at their ends, (W, 2), in all of
-    them joined with single spaces; the span of a word without characters has no length, or less."""
+    """Positions of the words in their concatenation with single spaces.
+
+    Returns (W,) the start of each word, and (W, 2) its ``[start, end)`` without leading and trailing whitespace; for
+    a word of whitespace only, end ≤ start.
+    """
     lengths, kept, held = (
         np.fromiter(map(len, column), dtype=np.int64, count=len(words))
         for column in (words, map(str.lstrip, words), map(str.rstrip, words))
@@ -387,10 +389,10 @@ def _spans(words: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _first_tokens(
     offsets: Sequence[Sequence[tuple[int, int]]], starts: NDArray[np.int64], spans: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The words that have tokens, ascending, and of each the first token, counted end to end.
+    """The indices of the words that have tokens, ascending, and the flat index of each one's first token.
 
-    offsets: characters of each token, by example · starts: (n,) where each example begins, in the text that
-    `spans` (W, 2) count in. A token belongs to every word that it covers a character of.
+    offsets: each token's character positions, by example · starts: (n,) position of each example in the text to
+    which `spans` (W, 2) refer. A token belongs to every word of which it covers a character.
     """
     lengths = np.fromiter(map(len, offsets), dtype=np.int64, count=len(offsets))
     ends = chain.from_iterable(chain.from_iterable(offsets))
@@ -406,7 +408,7 @@ def _first_tokens(
 
 
 def _spots(words: NDArray[np.int64], tokens: NDArray[np.int64], total: int) -> dict[str, NDArray[np.int32]]:
-    """Each of `total` tokens' word, -1 for none: as many columns as a token has words."""
+    """By column name, (total,) int32: the word of each token, -1 for none; as many columns as a token has words."""
     spots: dict[str, NDArray[np.int32]] = {}
     while not spots or len(tokens):
         _, first = np.unique(tokens, return_index=True)
@@ -423,10 +425,10 @@ def _spots(words: NDArray[np.int64], tokens: NDArray[np.int64], total: int) -> d
 def _by_label(
     task: str, ours: Sequence[str], theirs: Sequence[str], declared: Mapping[str, str | None], where: str
 ) -> dict[str, str | None]:
-    """`declared` with entity types spelt out, prefix by prefix; what is declared of a label itself goes first.
+    """`declared` with each entity type replaced by its labels; an entry for a label itself has priority.
 
-    A type may become a type, one label whatever the prefix (`O`), or None. Where the task has no S- and
-    E-, they are its B- and I-.
+    A type is mapped to a type, to one label for every prefix (`O`), or to None. Where the task has no S- and E-
+    labels, B- and I- replace them.
     """
     types, our_types = _types(theirs), _types(ours)
     declared = match_declared(declared, [*theirs, *types], [*ours, *our_types], where)

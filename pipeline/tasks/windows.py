@@ -27,15 +27,15 @@ CHUNK = 1 << 20
 """Characters that are held as Python lists of tokens at once."""
 
 words_of = lru_cache(maxsize=64)(word_spans)
-"""`word_spans`, remembered: the questions of a context usually stand together."""
+"""`word_spans` with a cache: questions about the same context usually follow each other."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """The words of n contexts, laid end to end.
+    """The words of n contexts in one flat order.
 
-    spans: (W, 2) characters, each context's from its base on · bases: (n,) · firsts: (n,) its first word ·
-    counts: (n,) its words.
+    spans: (W, 2) character positions; a context's positions start at its base · bases: (n,) · firsts: (n,) index of
+    each context's first word · counts: (n,) words per context.
     """
 
     spans: NDArray[np.int64]
@@ -45,7 +45,7 @@ class Words:
 
     @classmethod
     def of(cls, contexts: Sequence[str]) -> Words:
-        """Those of `contexts` (n,)."""
+        """The words of `contexts` (n,)."""
         words = [words_of(context) for context in contexts]
         counts = np.array([len(one) for one in words], dtype=np.int64)
         sizes = np.array([len(context) for context in contexts], dtype=np.int64)
@@ -69,7 +69,7 @@ class Words:
 
 @dataclass(frozen=True)
 class _Part:
-    """The windows of some examples. lengths: (S,) tokens a window · windows, cells: (n,) an example."""
+    """The windows of n examples. lengths: (S,) tokens per window · windows, cells: (n,) number of each per example."""
 
     columns: Mapping[str, NDArray[np.int32]]
     lengths: NDArray[np.int64]
@@ -89,10 +89,10 @@ def encode_windows(
 ) -> Encoded:
     """Token ids of n questions with their contexts, in as many windows of `max_length` as a context needs.
 
-    Windows share a quarter of `max_length`. A question longer than half of it is cut, and counted; contexts
-    never are. spots: the cell that starts, and the one that ends, with a token: of the words that it covers
-    the first and the last, at the CLS token cell 0. Raises `TeacherError` for a tokenizer that cannot do it
-    and `ConfigError` for a `max_length` without room for windows.
+    Windows overlap by a quarter of `max_length`. A question longer than half of it is cut and counted as truncated;
+    contexts are never cut. spots: for each token the cells of the first and of the last word that it covers, for its
+    start and its end logit; cell 0 for the CLS token. Raises `TeacherError` for a tokenizer without CLS token or
+    offsets, and `ConfigError` for a `max_length` without room for windows.
     """
     _check_tokenizer(tokenizer, max_length, task)
     parts, cut = [], 0
@@ -114,7 +114,7 @@ def encode_windows(
 
 
 def cell_counts(contexts: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) cells a context."""
+    """(n,) cells per context: its words and 1."""
     return np.array([1 + len(words_of(context)) for context in contexts], dtype=np.int64)
 
 
@@ -129,7 +129,7 @@ def _check_tokenizer(tokenizer: Any, max_length: int, task: str) -> None:
 
 
 def check_room(max_length: int, task: str, special_tokens: int = 3) -> None:
-    """Raises `ConfigError` where windows of `max_length` would not move on by a token beside the longest question."""
+    """Raises `ConfigError` where a window with the longest question would not advance by at least one token."""
     least = 4 * special_tokens + 1
     if max_length < least:
         raise ConfigError(
@@ -139,11 +139,11 @@ def check_room(max_length: int, task: str, special_tokens: int = 3) -> None:
 
 
 def _shortened(tokenizer: Any, questions: list[str], limit: int) -> tuple[list[str], int]:
-    """The questions, each cut to `limit` tokens, and how many were."""
+    """The questions, each cut to `limit` tokens, and the number of questions that were cut."""
     plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     long = [i for i, ids in enumerate(tokenizer(questions, **plain)["input_ids"]) if len(ids) > limit]
     for i in long:
-        while True:  # text that is cut may have other tokens than before
+        while True:  # the remaining text may be split into other tokens than before
             spans = tokenizer(questions[i], return_offsets_mapping=True, **plain)["offset_mapping"]
             if len(spans) <= limit:
                 break
@@ -188,9 +188,9 @@ def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_leng
 
 
 def cell_logits(logits: Tensor, spots: Tensor, batch: TensorBatch) -> Tensor:
-    """(M,) of a batch's cells, from (S, length) float32 logits of tokens that stand for the cells `spots`, -1 for none.
+    """(M,) logits of a batch's cells, from (S, length) float32 logits of tokens. spots: each token's cell, -1 for none.
 
-    A cell is `ABSENT` where no token stands for it, and the token's own logit, bit for bit, where one does.
+    A cell without token is `ABSENT`; a cell with one token has that token's logit, bit for bit.
     """
     window, token = (spots >= 0).nonzero(as_tuple=True)
     width = int(batch.counts.max())
