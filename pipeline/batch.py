@@ -1,8 +1,8 @@
-"""What crosses module borders: examples and batches. NumPy only, so that any module may import it.
+"""Examples and batches, which all modules share. NumPy only, so that any module may import it.
 
-Every kind of task counts in *items*: what one softmax row, or one number, stands for. A text has one item, a
-sentence has one a word, a context has one a cell (its words and "no answer"). What a model predicts for n
-examples is `Ragged`: m_i rows of C columns for example i, whatever its tokenizer. Soft targets: `pipeline.soft`.
+Every kind of task counts in *items*. An item has one row of predictions: a text is one item, a sentence has one item
+per word, a context has one per cell (its words and "no answer"). A model's predictions for n examples are `Ragged`:
+m_i rows of C columns for example i, the same for every tokenizer. Soft targets: `pipeline.soft`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_present(logits: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """n examples' rows, end to end: example i owns ``values[offsets[i] : offsets[i + 1]]``.
+    """The rows of n examples in one flat array: example i has ``values[offsets[i] : offsets[i + 1]]``.
 
     values: (total, …) · offsets: (n + 1,) int64, from 0.
     """
@@ -41,17 +41,17 @@ class Ragged:
 
     @classmethod
     def single(cls, values: NDArray[Any]) -> Ragged:
-        """One row an example: values (n, …)."""
+        """One row per example: values (n, …)."""
         return cls(values, np.arange(len(values) + 1))
 
     @classmethod
     def of(cls, rows: Sequence[NDArray[Any]]) -> Ragged:
-        """Each example's own array; there must be one or more."""
+        """From one array of rows per example; at least one array."""
         return cls(np.concatenate(rows), offsets_of(np.array([len(each) for each in rows])))
 
     @classmethod
     def join(cls, parts: Sequence[Ragged]) -> Ragged:
-        """One after another; there must be one or more."""
+        """The examples of `parts`, one part after another; at least one part."""
         counts = np.concatenate([part.counts for part in parts])
         return cls(np.concatenate([part.values for part in parts]), offsets_of(counts))
 
@@ -60,11 +60,11 @@ class Ragged:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(n,) rows an example."""
+        """(n,) int64 rows per example."""
         return np.diff(self.offsets)
 
     def take(self, examples: NDArray[np.int64]) -> Ragged:
-        """Those `examples` (m,), in that order."""
+        """The rows of `examples` (m,), in that order."""
         rows, offsets = rows_of(self.offsets, examples)
         return Ragged(self.values[rows], offsets)
 
@@ -72,15 +72,15 @@ class Ragged:
 def rows_of(
     offsets: NDArray[np.int64], examples: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of some `examples` (m,), where example i owns ``[offsets[i], offsets[i + 1])``, and their own
-    offsets (m + 1,)."""
+    """The row indices of `examples` (m,), where example i has ``[offsets[i], offsets[i + 1])``, and the offsets (m + 1,)
+    of these examples within them."""
     starts = offsets[examples]
     counts = offsets[examples + 1] - starts
     return flat_index(starts, counts), offsets_of(counts)
 
 
 def offsets_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n + 1,) int64 where each example's rows begin, from its number of rows (n,), and where the last one's end."""
+    """(n + 1,) int64 offsets from the number of rows per example (n,): each example's first row, and the total."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
@@ -121,7 +121,7 @@ class Examples:
     """Some examples of one task, by column.
 
     keys: (n,) uint64 content hashes · inputs: columns of n strings, or of n lists of strings, e.g.
-    ``{"text": [...]}`` · labels: what is true of each, in the task kind's own form (see `pipeline.tasks`).
+    ``{"text": [...]}`` · labels: the gold labels, in the task kind's own form (see `pipeline.tasks`).
     """
 
     task: str
@@ -140,7 +140,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The examples of a batch: `rows` (m,) of `examples`, taken only as far as they are looked at."""
+    """The examples of a batch: `rows` (m,) of `examples`. Keys and inputs are computed when they are first read."""
 
     examples: Examples
     rows: NDArray[np.int64]
@@ -177,11 +177,11 @@ class Encoded:
 
     columns: the tokenizer's outputs (``input_ids``, ``token_type_ids`` …), each flat (total,) int32 · offsets:
     (S + 1,) int64, sequence s owns ``[offsets[s], offsets[s + 1])`` · pads: padding value a column · truncated:
-    how many of the n examples (or of their words, where items are words) were lost to `max_length` · spots:
-    flat (total,) int32 columns that say which of its example's items a token is read for, -1 for none; the
-    model does not see them · sequences: (n + 1,) int64, example i is told in the sequences
-    ``[sequences[i], sequences[i + 1])``; one each where not given · counts: (n,) int64 items an example, 1
-    each where not given · units: (n,) int64 what an example counts in the loss, 1 each where not given.
+    how many of the n examples (or of their words, where items are words) were cut by `max_length` · spots: flat
+    (total,) int32 columns with the index of the item, within its example, whose prediction is read at the token, -1
+    for none; they are no input of the model · sequences: (n + 1,) int64, example i has the sequences
+    ``[sequences[i], sequences[i + 1])``; by default one each · counts: (n,) int64 items per example, by default 1 ·
+    units: (n,) int64 weight of an example in the loss's normaliser, by default 1.
     """
 
     columns: Mapping[str, NDArray[np.int32]]
@@ -205,7 +205,7 @@ class Encoded:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) tokens an example, over all its sequences."""
+        """(n,) int64 tokens per example, over all its sequences."""
         return np.diff(self.offsets[self.sequences])
 
     def pad(self, rows: NDArray[np.int64]) -> Padded:

@@ -42,7 +42,7 @@ out = Console(highlight=False, soft_wrap=True, width=PIPED)
 
 
 class _WithoutSecrets(logging.Formatter):
-    """Whatever a message is made from, no secret is printed."""
+    """Formats log messages without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_text(super().format(record))
@@ -96,7 +96,7 @@ def check(
 
 
 def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
-    """The preflight of the teachers that are ready, in this process."""
+    """Runs the preflight of the teachers that need no fine-tuning, in this process."""
     from pipeline.display.wide_table import Field, WideTable
     from pipeline.prepare import teacher_specs
     from pipeline.report.page import preflight_cells
@@ -189,7 +189,7 @@ def tune(
 
 
 def _check_space(config: RunConfig, *, required: bool = False) -> None:
-    """Raises `ConfigError` where the config's `tune` cannot work."""
+    """Raises `ConfigError` where the config's `tune` is not valid."""
     if config.tune is not None or required:
         from tune.space import checked
 
@@ -299,7 +299,7 @@ def ui(run: RunFile, overrides: Overrides = None) -> None:
 
 
 def _config_of(student: Path) -> Path:
-    """The config of the run that a student's folder lies in."""
+    """Path of the config of the run to which a student's folder belongs."""
     from pipeline.run_folder import CONFIG
 
     return student.absolute().parent.parent / CONFIG
@@ -311,7 +311,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)  # until a run takes it; SIGINT is Python's KeyboardInterrupt
     try:
         code = app(arguments, standalone_mode=False)
-        if code == 130:  # typer takes Ctrl-C for itself and says nothing
+        if code == 130:  # typer catches Ctrl-C and prints nothing
             raise KeyboardInterrupt
         sys.exit(code)
     except TutelageError as error:
@@ -350,7 +350,7 @@ def _of_files(error: OSError) -> tuple[str, str, int]:
 
 
 class _Terminated(BaseException):
-    """SIGTERM; as KeyboardInterrupt, no `except Exception` of a library's takes it for an error of its own."""
+    """SIGTERM. A BaseException like KeyboardInterrupt, so that `except Exception` in a library does not catch it."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

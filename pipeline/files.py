@@ -13,10 +13,10 @@ from pipeline.errors import CorruptError, ExhaustedError
 
 
 def write_atomically(file: Path, content: str | bytes | Any) -> Path:
-    """Replaces `file` by `content` (text, bytes or any buffer) and returns it; a temporary neighbour, written to
-    disk, takes its name.
+    """Replaces `file` by `content` (text, bytes or any buffer) and returns its path.
 
-    Raises `ExhaustedError` where the disk is full; what was there before is intact then.
+    Writes and syncs a temporary file in the same folder, then renames it. Raises `ExhaustedError` where the disk is
+    full; the old file is then unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write_atomically(file: Path, content: str | bytes | Any) -> Path:
 
 
 def read_object(file: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in `file`. Raises `CorruptError` with `remedy` where there is none: truncated, or not text."""
+    """The JSON object in `file`. Raises `CorruptError` with `remedy` for a truncated file or other content."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -52,7 +52,7 @@ def read_object(file: Path, remedy: str) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Has the operating system write a file, or the names in a folder, to disk."""
+    """Makes the operating system write a file, or a folder's list of names, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,10 +1,10 @@
-"""What a student minimises: pure functions from logits, labels and targets to a number.
+"""The losses of a student: pure functions from logits, labels and targets to a number.
 
 A task's loss is a sum of terms, each with a name and a weight. The ``hard`` term compares the student with the
-labels, the ``soft`` term with its teachers' aggregated soft targets. A term gives one value a row, in nats (for
-numbers, squared); `task_loss` weighs, masks and sums them. Everything is computed in float32, whatever the logits'
-dtype. A task's head names its terms: `DISTRIBUTION_LOSSES` for every kind of classification (of texts, words or an
-answer's start and end), `NUMBER_LOSSES` for numbers.
+labels, the ``soft`` term with its teachers' aggregated soft targets. A term has one value per row, in nats (for
+numbers: squared error). `task_loss` weights, masks and sums them. Everything is computed in float32, for every dtype
+of the logits. A task's head names its terms: `DISTRIBUTION_LOSSES` for every kind of classification (of texts, words
+or an answer's start and end), `NUMBER_LOSSES` for numbers.
 
 Not here: how several teachers become one target (`teachers.aggregation`) and how tasks are drawn
 (`pipeline.training.schedule`).
@@ -26,7 +26,7 @@ from pipeline.batch import UNLABELLED
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each term of a task's loss counts at this step.
+    """The weight of each term of a task's loss at one step.
 
     terms: weight by term; the config normalises their sum to 1, and `annealed` keeps it; a term that is not named
     has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task.
@@ -39,7 +39,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss of N rows of one task is made from.
+    """The inputs of the loss of N rows of one task.
 
     logits: (N, C) the student's, any float dtype · labels: (N,) int64, `UNLABELLED` where there is none ·
     target: (N, C) float, the teachers' probabilities at the temperature; None without teachers ·
@@ -168,7 +168,7 @@ def task_loss(
 
 
 def _target(inputs: LossInputs) -> Tensor:
-    """The inputs' target, which there must be."""
+    """(N, C) the inputs' target. Raises ValueError where there is none or it has another shape than the logits."""
     if inputs.target is None:
         raise ValueError("a loss term needs targets and there is no target")
     if inputs.target.shape != inputs.logits.shape:

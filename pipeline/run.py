@@ -56,7 +56,7 @@ LABEL_STAGES = STAGES[:3]
 
 @dataclass
 class Run:
-    """A run under way: what its stages share."""
+    """A run under way: the objects that its stages share."""
 
     config: RunConfig
     inputs: Inputs
@@ -78,7 +78,7 @@ class Run:
         unit: str = "",
         expected: Mapping[str, float] | None = None,
     ) -> None:
-        """A stage of `order` begins: its time is booked, its progress shown; the rest as `StageProgress` has it."""
+        """Begins a stage of `order`: records its time, shows its progress; other arguments: see `StageProgress`."""
         self.stages.begin(stage)
         place = f"stage {self.order.index(stage) + 1} of {len(self.order)}"
         title = f"{place}, {stage.replace('_', '-')}"
@@ -88,10 +88,10 @@ class Run:
 def distil(
     config: RunConfig, display: Display, group: str | None = None, register: str | None = None
 ) -> Report:
-    """The whole run; returns its report. Raises any `TutelageError`.
+    """Runs all stages; returns the report. Raises any `TutelageError`.
 
-    group: whose seed it is, if any · register: name in MLflow's model registry for its students, with
-    ``-<task>`` where there are several tasks.
+    group: name of the group of seeds, if the run belongs to one · register: name in MLflow's model registry for its
+    students, with ``-<task>`` added where there are several tasks.
     """
     with running(config, display, group=group) as run:
         training.check_results(config)
@@ -110,7 +110,7 @@ def distil(
 
 
 def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
-    """Teachers made and the store filled, no student trained; returns what each teacher did."""
+    """Makes the teachers and fills the store, without training a student; returns each teacher's labelling."""
     with running(config, display, tracked=False) as run:
         run.order = LABEL_STAGES
         with connected(config):
@@ -122,7 +122,7 @@ def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
 def running(
     config: RunConfig, display: Display, tracked: bool = True, group: str | None = None, role: Role = "parent"
 ) -> Iterator[Run]:
-    """The run folder locked, signals handled, MLflow open; closed with the right status whatever happens."""
+    """Locks the run folder, handles signals and opens MLflow; at the end closes MLflow's run with the run's status."""
     stages = Stages()
     inputs = prepare(config)
     with locked(config.run_dir), StopSignals(config.run_dir) as stop:
@@ -146,7 +146,7 @@ def _data_notes(inputs: Inputs) -> list[str]:
 
 
 def _is_trained(run: Run) -> bool:
-    """Whether teachers, soft targets and students are all there."""
+    """Whether all teachers, soft targets and students are complete."""
     if run.inputs.to_fine_tune() or not all(
         training.is_finished(run.config.run_dir, job) for job in jobs_of(run.config)
     ):
@@ -170,7 +170,7 @@ def _store_keys(run: Run) -> dict[str, str]:
 
 
 def make_targets(run: Run) -> None:
-    """Teachers made, looked at, and all their soft targets in the store. Ray must be up."""
+    """Makes and checks the teachers and stores all their soft targets. Ray must be up."""
     run.stop.listen()
     check_room(run.config)
     _fine_tune(run)
@@ -211,7 +211,7 @@ def _fine_tune(run: Run) -> None:
 
 
 def _preflight(run: Run, *, on_ray: bool) -> None:
-    """Looks at every teacher before it labels; stops at one that is not worth it."""
+    """Checks every teacher before it labels; raises `TeacherError` for a teacher that should not be distilled."""
     config = run.config
     run.begin("preflight", _count(len(config.teachers), "teacher"))
     validation = {name: data.splits["validation"] for name, data in run.inputs.data.items()}
@@ -279,7 +279,7 @@ def _record_job(run: Run, job: Job) -> None:
 
 
 def _threads(run: Run, cpus: float) -> int:
-    """Threads of each training worker on the CPUs of this machine, fewer than CPUs where that is faster now."""
+    """Number of threads of each training worker: its CPUs, or fewer where that is faster on this machine now."""
     threads, train = max(1, int(cpus)), run.config.train
     if run.config.cluster.address is not None or train.gpus_per_worker or train.cpus_per_worker is not None:
         return threads  # another machine, or no matter, or the user has decided
@@ -293,7 +293,10 @@ def _threads(run: Run, cpus: float) -> int:
 
 
 def in_thread(work: Callable[[], None], poll: Callable[[], None]) -> None:
-    """Runs `work` off the main thread, where signals are ours and not Ray Train's; re-raises what it raises."""
+    """Runs `work` in another thread and re-raises its errors.
+
+    Ray Train installs signal handlers only in the main thread, where ours must stay.
+    """
     with ThreadPoolExecutor(max_workers=1) as threads:
         future = threads.submit(work)
         while not future.done():
@@ -323,7 +326,9 @@ def _show_progress(display: Display, what: str, file: Path, *, final: bool = Tru
     scores = [p["metrics"]["macro/score"] for p in points if "macro/score" in p["metrics"]]
     note = f"validation {100 * scores[-1]:.1f}" if scores else ""
     last = points[-1]
-    if last["step"] < last["total"] or (final and "macro/score" in last["metrics"]):  # its score comes last
+    if last["step"] < last["total"] or (
+        final and "macro/score" in last["metrics"]
+    ):  # the score is logged last
         display.bar(what, last["step"], last["total"], note)
 
 

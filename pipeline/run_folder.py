@@ -1,4 +1,4 @@
-"""A run's folder: the names of what lies in it, its lock, and the guard that refuses another config or other data."""
+"""A run's folder: the paths in it, its lock, and the check that refuses another config or other data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMINGS = "timings.json"
 
 
 def job_folder(run_dir: Path, job: Job) -> Path:
-    """Where a training keeps its checkpoints, metrics.jsonl and result."""
+    """The folder of a training's checkpoints, metrics.jsonl and result."""
     return run_dir / "checkpoints" / job.name
 
 
@@ -35,17 +35,17 @@ def student_folder(run_dir: Path, student: str, task: str) -> Path:
 
 
 def trials_folder(run_dir: Path) -> Path:
-    """Where each trial of a search has a run folder of its own."""
+    """The folder with the run folders of a search's trials."""
     return run_dir / "trials"
 
 
 def stop_file(run_dir: Path) -> Path:
-    """While this file exists, trainings write a checkpoint and end."""
+    """Path of the stop file: while it exists, trainings write a checkpoint and end."""
     return run_dir / "STOP"
 
 
 def ray_folder(run_dir: Path) -> Path:
-    """What Ray writes for itself while it trains or searches."""
+    """The folder of Ray's own files while it trains or searches."""
     return run_dir / "ray"
 
 
@@ -84,7 +84,7 @@ def refuse_changes(config: RunConfig, fingerprints: Mapping[str, str] | None = N
 
 
 def write_settings(config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
-    """Writes down what `refuse_changes` compares with."""
+    """Writes the config and the fingerprints with which `refuse_changes` compares."""
     write_atomically(config.run_dir / CONFIG, to_yaml(config))
     if fingerprints is not None:
         write_atomically(config.run_dir / INPUTS, json.dumps(fingerprints, indent=1))

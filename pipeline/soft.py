@@ -1,8 +1,8 @@
-"""Soft targets: what teachers answer about examples, before temperature. NumPy and Arrow only.
+"""Soft targets: the teachers' predictions for examples, before temperature. NumPy and Arrow only.
 
-An answer is `Dense` where its space is small (a number for each named column), and `Sparse` where its space is a
-tokenizer's vocabulary (a few token ids, and all the others as one event). Both hold m_i rows for example i, end
-to end, as `pipeline.batch.Ragged` does.
+Soft targets are `Dense` for a small space (one number per named column) and `Sparse` for a tokenizer's vocabulary (a
+few token ids, and all others as one event). Both have m_i rows for example i in one flat order, as
+`pipeline.batch.Ragged` has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.batch import Ragged, offsets_of, rows_of
 from pipeline.errors import TeacherError
 
 NO_ID = -1
-"""Fills up the ids of a row that has fewer than the others; its log-probability is `ABSENT`."""
+"""Pads the ids of a row that has fewer than the others; its log-probability is `ABSENT`."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Vocabulary:
 
 
 Space = tuple[str, ...] | Vocabulary
-"""What soft targets are about: the names of the columns in their order, or a vocabulary."""
+"""The meaning of the columns of soft targets: their names in order, or a vocabulary."""
 
 
 def space_fields(space: Space) -> dict[str, Any]:
-    """The space in JSON types, under the key that says which kind of space it is."""
+    """The space in JSON types, under a key that names the kind of space."""
     if isinstance(space, Vocabulary):
         return {"vocabulary": {"size": space.size, "fingerprint": space.fingerprint}}
     return {"labels": space}
@@ -65,7 +65,7 @@ class _Rows(ABC):
     @property
     @abstractmethod
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """All that is held of the M rows, each (M, …)."""
+        """The arrays that hold the M rows, each (M, …)."""
 
     @abstractmethod
     def with_rows(self, arrays: Sequence[NDArray[Any]], offsets: NDArray[np.int64]) -> Self:
@@ -80,12 +80,12 @@ class _Rows(ABC):
         return np.diff(self.offsets)
 
     def take(self, examples: NDArray[np.int64]) -> Self:
-        """Those `examples` (m,), in that order."""
+        """The rows of `examples` (m,), in that order."""
         rows, offsets = rows_of(self.offsets, examples)
         return self.with_rows([array[rows] for array in self.arrays], offsets)
 
     def half(self) -> Self:
-        """Numbers in float16, as the store keeps them; what float16 cannot hold becomes Inf."""
+        """A copy with numbers in float16, as in the store; numbers too large for float16 become Inf."""
         with np.errstate(over="ignore"):
             halves = [a.astype(np.float16) if a.dtype.kind == "f" else a for a in self.arrays]
         return self.with_rows(halves, self.offsets)
@@ -122,7 +122,7 @@ class Dense(_Rows):
         return type(self)(Ragged(arrays[0], offsets), self.space)
 
     def event(self, row: int, column: int) -> str:
-        """What a number of `values` is about, in words."""
+        """A name for the number ``values[row, column]``, for messages."""
         return f"label {self.space[column]!r}"
 
     def to_arrow(self) -> dict[str, pa.Array]:
@@ -183,7 +183,7 @@ class Sparse(_Rows):
         return type(self)(Ragged(ids, offsets), log_probabilities, rest, self.space)
 
     def event(self, row: int, column: int) -> str:
-        """What a number of `values` is about, in words."""
+        """A name for the number ``values[row, column]``, for messages."""
         ids = self.ids.values[row]
         return f"token id {ids[column]}" if column < len(ids) else "the other token ids"
 
@@ -227,7 +227,7 @@ def join_soft(parts: Sequence[Soft]) -> Soft:
 
 
 def soft_from_arrow(batch: pa.RecordBatch, space: Space) -> Soft:
-    """What `Dense.to_arrow` or `Sparse.to_arrow` made; the space tells which."""
+    """The inverse of `Dense.to_arrow` and `Sparse.to_arrow`; the type of `space` decides which one."""
     if isinstance(space, Vocabulary):
         return Sparse.from_arrow(batch, space)
     return Dense.from_arrow(batch, space)
@@ -235,9 +235,10 @@ def soft_from_arrow(batch: pa.RecordBatch, space: Space) -> Soft:
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What one teacher answers about n examples, entry i about the example of ``keys[i]`` ((n,) uint64).
+    """One teacher's soft targets for n examples; entry i belongs to the example with key ``keys[i]`` ((n,) uint64).
 
-    Examples carry their key, so they can never be read in the wrong order. Raises ValueError for another number.
+    Each entry has its example's key, so that it cannot be read for another example. Raises ValueError where the
+    number of keys differs from the number of entries.
     """
 
     keys: NDArray[np.uint64]

@@ -1,4 +1,4 @@
-"""How long the stages of a run take, over all its launches."""
+"""Seconds of the stages of a run, over all its launches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EVERY_S = 10.0  # between two writes within a stage
 class Stages:
     """Seconds by stage. The first stage, `start`, begins with the object.
 
-    With `keep` they are added to what earlier launches of the same run took, and written into its folder: whenever a
-    stage ends, and every few seconds within one that calls `tick`, so that a launch which is killed counts, too.
+    After `keep` they include the seconds of earlier launches of the same run, and are written to a file: at the end of
+    each stage, and every few seconds within a stage that calls `tick`. So the file also has the time of a killed launch.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Stages:
         self._file: Path | None = None
 
     def keep(self, file: Path) -> None:
-        """Goes on with the times in `file`, if there are any. Raises `CorruptError` where it cannot be read."""
+        """Adds the seconds in `file`, if it exists, and writes to it from now on. Raises `CorruptError`."""
         if file.exists():
             remedy = f"Remove {file}: the report will lack the times of earlier launches, and nothing else."
             before = read_object(file, remedy)
@@ -40,12 +40,12 @@ class Stages:
         self._write()
 
     def begin(self, stage: str) -> None:
-        """Ends the stage before."""
+        """Begins `stage`; ends the stage before it."""
         self._book()
         self._stage = stage
 
     def tick(self) -> None:
-        """Called again and again within a long stage."""
+        """Writes the seconds if the last write was long ago; for repeated calls within a long stage."""
         if time.perf_counter() - self._since > EVERY_S:
             self._book()
 
@@ -54,7 +54,7 @@ class Stages:
         self._book()
 
     def seconds(self) -> dict[str, float]:
-        """By stage, up to now."""
+        """Seconds by stage, up to now."""
         self._book()
         return {stage: round(seconds, 2) for stage, seconds in self._seconds.items()}
 
@@ -73,9 +73,9 @@ class Stages:
 def first_step(started: float, trainings: Iterable[Sequence[Mapping[str, Any]]]) -> float | None:
     """Seconds from a launch to its first training step.
 
-    started: Unix time of the launch · trainings: the lines of each training's metrics.jsonl, earlier launches' among
-    them. None where this launch logged nothing, or first logged a training that it resumed: lines are written every few
-    steps, so that nothing says when such a training took its first step.
+    started: Unix time of the launch · trainings: the lines of each training's metrics.jsonl, also those of earlier
+    launches. None where this launch logged nothing, or where its first line belongs to a training that it resumed:
+    lines are written every few steps, so the time of that training's first step is not known.
     """
     lines = [line for training in trainings for line in training if line["time"] >= started]
     if not lines:

@@ -1,4 +1,4 @@
-"""Asking a run to stop."""
+"""SIGINT and SIGTERM while a run is under way: a checkpoint first, then the end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pipeline.run_folder import stop_file
 
 
 class StopSignals:
-    """While entered: the first SIGINT or SIGTERM asks the trainings for a checkpoint, a second one ends at once.
+    """A context manager. The first SIGINT or SIGTERM creates the stop file, on which trainings write a checkpoint and
+    end; a second one ends the process at once.
 
-    May be entered within another one (a group's), and then starts out as that one stands: a signal that came while
-    the inner run was being prepared is not lost on it.
+    May be entered within another one (a group's). It then starts with the other one's state, so that a signal that
+    came while the inner run was being prepared is not lost.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -38,7 +39,7 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Takes the signals. To be called again once Ray is up: it claims SIGTERM when it starts, and aborts on it."""
+        """Installs the signal handlers. Call it again after Ray's start: Ray installs its own, which abort on SIGTERM."""
         for number in self._before:
             signal.signal(number, self._handle)
 
@@ -50,11 +51,11 @@ class StopSignals:
         self._file.unlink(missing_ok=True)
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a signal to stop has come."""
         return self._signal is not None
 
     def check(self) -> None:
-        """Raises `InterruptedRunError` or `StoppedError` if a stop was asked for."""
+        """Raises `InterruptedRunError` or `StoppedError` if a signal to stop has come."""
         if self._signal is None:
             return
         remedy = "What is done is kept; the same command goes on from here."
@@ -75,14 +76,14 @@ class StopSignals:
 
 
 def _kill_descendants() -> None:
-    """Kills the processes below this one. A private Ray dies with its driver, but two of its agents take a minute."""
+    """Kills the descendants of this process: two agents of a private Ray would outlive their driver by a minute."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         command = ["ps", "-A", "-o", "pid=,ppid="]
         listing = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
         parents = [(int(pid), int(parent)) for pid, parent in map(str.split, listing.splitlines())]
-        found = below = {os.getpid()}
-        while below := {pid for pid, parent in parents if parent in below} - found:
-            found = found | below
-        for pid in found - {os.getpid()}:
+        family = children = {os.getpid()}
+        while children := {pid for pid, parent in parents if parent in children} - family:
+            family = family | children
+        for pid in family - {os.getpid()}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

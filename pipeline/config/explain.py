@@ -1,4 +1,4 @@
-"""A schema's complaints as one line of cause and one of remedy; sections laid over one another."""
+"""Validation errors as one line of cause and one of remedy; a section's keys laid over another section."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def overlay(base: ModelT, keys: Mapping[str, Any], path: tuple[str, ...]) -> ModelT:
-    """`base` with `keys` laid over it, checked again as a whole."""
+    """`base` with the values of `keys` in place of its own, validated again as a whole."""
     data = _merge(base.model_dump(mode="json"), keys)
     try:
         return type(base).model_validate_json(json.dumps(data), strict=True)
@@ -33,7 +33,7 @@ def _merge(base: Any, keys: Any) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> ConfigError:
-    """Pydantic's complaints as errors, one a key: the first of them, with the rest as its `others`."""
+    """Pydantic's errors as `ConfigError`s, one per key: returns the first one, with the rest as its `others`."""
     complaints: dict[str, ConfigError] = {}
     for details in error.errors():
         path, complaint = _complaint(details, model, prefix)
@@ -46,7 +46,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
 def _complaint(
     details: ErrorDetails, model: type[BaseModel], prefix: tuple[str, ...]
 ) -> tuple[str, ConfigError]:
-    """The key's dotted path, and what is wrong there."""
+    """The key's dotted path, and the error there."""
     loc, known = _walk(model, details["loc"])
     path = ".".join((*prefix, *loc)) or "the config"
     if details["type"] == "extra_forbidden":
@@ -62,7 +62,7 @@ def _complaint(
 
 
 def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """The keys that pydantic's `loc` leads through, less what it adds of its own, and the known keys at its end."""
+    """The config keys of pydantic's `loc`, without the parts that pydantic adds, and the known keys at its end."""
     section: Any = model
     path: list[str] = []
     for part in loc:

@@ -1,7 +1,7 @@
-"""The task kinds by name: what a config may say of each, and what everything but a kind's own code knows of it.
+"""The declarations of the task kinds by name: their config keys, and their facts for the rest of the project.
 
-Declarations only, so that a config is checked without torch. The code of a kind is its file under `pipeline.tasks`,
-which takes its declaration from here.
+There are only declarations, so that a config is checked without torch. The code of a kind is in its file under
+`pipeline.tasks`, which imports its declaration from here.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ ECE = Metric("ece", "lower", "decimals")
 
 @dataclass(frozen=True)
 class Kind:
-    """What is declared of a task kind.
+    """The declaration of a task kind.
 
-    name, problem: as a config names it · inputs: columns that make up an example's content · optional_inputs:
-    more of them, read where the config names a column · labels, optional_labels: columns that hold what is true,
-    in the same way · metrics: its scores; the first is the default · auto_class: the class of transformers whose
-    head it uses · outputs: the fields of that class's output that predictions are read from · pipeline: the
-    transformers pipeline that opens an exported folder, None where there is none · truncates: what truncation
-    loses and `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions.
+    name, problem: their values in a config · inputs: columns that make up an example's content · optional_inputs:
+    more of them, read where the config names a column · labels, optional_labels: columns of gold labels, in the same
+    way · metrics: its scores; the first is the default · auto_class: the class of transformers whose head it uses ·
+    outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
+    loads an exported folder, None where there is none · truncates: the unit that truncation loses and
+    `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions.
     """
 
     name: KindName
@@ -138,7 +138,7 @@ METRICS = {metric.name: metric for kind in KINDS for metric in kind.metrics}
 
 
 def kind_of(name: KindName, problem: Problem) -> Kind:
-    """The kind of a config's `kind` and `problem`. Raises `ConfigError` for a problem that the kind has not."""
+    """The kind of a config's `kind` and `problem`. Raises `ConfigError` for a problem that the kind does not have."""
     for kind in KINDS:
         if (kind.name, kind.problem) == (name, problem):
             return kind

@@ -63,7 +63,7 @@ def _cause(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    """What helps against an error of YAML or OmegaConf."""
+    """The remedy for an error of YAML or OmegaConf."""
     match error:
         case MissingMandatoryValue():
             return "Give the key a value: ??? stands for one that must be given."
@@ -113,7 +113,7 @@ GROUP_KEYS = {"workers", "cpus_per_worker", "gpus_per_worker", "resources_per_wo
 
 
 def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
-    """Where a name stands that must exist elsewhere in the config, the name, and the names that there are."""
+    """(path, name, known names) for each reference by name to another part of the config."""
     for name, teacher in config.teachers.items():
         yield f"teachers.{name}.task", teacher.task, config.tasks
     for name in config.aggregation.teacher_weights:
@@ -136,7 +136,7 @@ def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
 
 
 def _check_task(task: str, config: RunConfig) -> None:
-    """A task has a teacher, and its aggregation is valid and suits its kind."""
+    """Raises `ConfigError` where a task has no teacher, or its aggregation is not valid for its kind."""
     if not config.teachers_of(task):
         raise ConfigError(
             f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
@@ -145,7 +145,7 @@ def _check_task(task: str, config: RunConfig) -> None:
 
 
 def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
-    """A student's own keys are valid, and none of them is of the worker group."""
+    """Adds an error where a student's own keys are not valid, or belong to the worker group."""
     own = config.students[name].train
     with errors:
         overlay(config.train, own, ("students", name, "train"))
@@ -159,7 +159,7 @@ def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
 
 
 def _check_seeds(config: RunConfig) -> None:
-    """Several seeds: each once, no single one beside them, and names for their runs."""
+    """Raises `ConfigError` for a repeated seed, for `seed` beside `seeds`, and for run names that are too long."""
     if not config.seeds:
         return
     if len(set(config.seeds)) < len(config.seeds):
@@ -174,7 +174,7 @@ def _check_seeds(config: RunConfig) -> None:
 
 
 def _check_kind(task: str, config: RunConfig, strategy: Strategy) -> None:
-    """What a task's kind and data rule out."""
+    """Raises `ConfigError` for settings that the task's kind or data does not allow."""
     own = config.tasks[task]
     try:
         kind = own.declared

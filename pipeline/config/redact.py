@@ -15,7 +15,7 @@ SECRET = re.compile(r"token(?!s_per_batch)|secret|password|(^|[._-])key($|[._-])
 
 
 def redact(path: str, value: Any) -> Any:
-    """`value`, or what may be shown of it: no secrets by name, none inside URLs. Numbers are never secrets."""
+    """`value` without secrets: neither by the name of its key nor inside URLs. Numbers are never secrets."""
     if isinstance(value, list | tuple):
         return [redact(path, item) for item in value]
     if not isinstance(value, str):

@@ -1,7 +1,7 @@
-"""A config resolved once it is loaded: what a student trains with and how a task aggregates, as frozen objects.
+"""The resolved config: the settings of each student and the aggregation of each task, as frozen objects.
 
-The run's sections are laid under the student's or the task's own keys, and weights are normalised. Whoever needs
-the result takes these objects; only what records or compares configs reads the config itself.
+A student's or task's own keys replace those of the run's sections, and weights are normalised. Other code takes these
+objects; only code that records or compares configs reads the config itself.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of its folder and of its MLflow run."""
+        """The name of the training's folder and MLflow run."""
         return f"{self.student}-{self.mode}"
 
 
 @dataclass(frozen=True)
 class StudentSettings:
-    """What one student trains with.
+    """The settings of one student.
 
-    init_from or model, the other is None: the teacher whose layers it starts from, or a hub id or folder · lengths:
-    tokens a sequence by task · loss: hard and soft sum to 1, every task has a weight (their mean is 1) and a
-    temperature · notes: what was normalised, one line each.
+    init_from, model: the teacher whose layers it starts from, or a hub id or folder; the other one is None · lengths:
+    most tokens per sequence, by task · loss: hard and soft sum to 1; every task has a weight (their mean is 1) and a
+    temperature · notes: the values that were normalised, one line each.
     """
 
     name: str
@@ -54,8 +54,8 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class TaskAggregation:
-    """How a task's teachers become one target. weights: by teacher, in the config's order, summing to 1 · notes: what
-    was normalised."""
+    """The aggregation of a task's teachers into one target. weights: by teacher, in the config's order, sum 1 · notes:
+    the values that were normalised."""
 
     strategy: Strategy
     weights: Mapping[str, float]
@@ -151,7 +151,7 @@ def jobs_of(config: RunConfig) -> list[Job]:
 
 
 def absolute_model(model: str) -> str:
-    """A folder by its absolute path, a hub id as it is."""
+    """The absolute path of a folder; a hub id unchanged."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 

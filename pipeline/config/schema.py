@@ -38,7 +38,7 @@ Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
 
 
 def needs_labels(strategy: Strategy) -> bool:
-    """Whether an aggregation strategy looks at the examples' labels."""
+    """Whether an aggregation strategy reads the examples' labels."""
     return strategy in ("confidence", "best")
 
 
@@ -54,7 +54,7 @@ def strategies(kind: Kind, *, labelled: bool) -> tuple[Strategy, ...]:
 
 
 class Strict(BaseModel):
-    """Frozen, no unknown keys, no NaN or Inf, no silent type conversion."""
+    """Base of all sections: frozen, no unknown keys, no NaN or Inf, no silent type conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -77,7 +77,7 @@ class UnlabelledConfig(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of each input field; by default as in the task's `data.columns`."""
     limit: Count | None = None
-    """At most this many, the same ones every time."""
+    """At most this many examples, the same ones every time."""
 
 
 class DataConfig(Strict):
@@ -92,9 +92,9 @@ class DataConfig(Strict):
     data_files: dict[str, LocalPath | tuple[LocalPath, ...]] | None = None
     """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory. Files that end in .tsv are separated by tabs; patterns (`part-*.csv`) and compressed files work. JSON: a row a line, a list of rows, an object of columns, or SQuAD's own nested form."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What else the format's loader takes, under `load_dataset`'s names: for csv e.g. `{delimiter: ";"}`, `{quoting: 3}` (quotes are plain text), `{names: [text, label]}` (a file without a header), `{encoding: latin-1}`; for json `{field: rows}` (the key with the rows)."""
+    """More arguments of the format's loader, under `load_dataset`'s names: for csv e.g. `{delimiter: ";"}`, `{quoting: 3}` (quotes are plain text), `{names: [text, label]}` (a file without a header), `{encoding: latin-1}`; for json `{field: rows}` (the key with the rows)."""
     splits: dict[Split, str] = Field(default_factory=dict)
-    """What the data set calls each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split under its own name."""
+    """The data set's name of each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split has its own name."""
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of train set aside, by content hash, for each of validation and test that the data set lacks."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -110,18 +110,18 @@ class DataConfig(Strict):
 
 
 class TaskConfig(Strict):
-    """One thing the student must learn."""
+    """One task that the students learn."""
 
     kind: KindName
     """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none."""
     problem: Problem = DEFAULT_PROBLEM
-    """Of text-classification: one label, a list of any number of labels, or a number."""
+    """For text-classification, what a text has: one label, a list of any number of labels, or a number."""
     data: DataConfig
     """Its examples."""
     metric: str | None = None
     """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them)."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `aggregation` that this task sets otherwise."""
+    """Keys of `aggregation` that differ for this task."""
 
     @property
     def declared(self) -> Kind:
@@ -207,15 +207,15 @@ class TeacherConfig(Strict):
     """One task-specific model that serves soft targets."""
 
     task: str
-    """The task it knows."""
+    """Name of its task."""
     model: LocalPath
     """Hub id or local folder; safetensors only."""
     revision: str | None = None
     """Revision of a hub model."""
     fine_tune: FineTuneConfig | None = None
-    """How to make a teacher of `model`; null: it is one already and is used as is."""
+    """How to fine-tune `model` into a teacher; null: `model` is a teacher already."""
     labels: dict[str, str | None] | None = None
-    """What each label of its own that the task has not means: the task's label, or null for none. Several may mean one (their probabilities are summed), and a task's label that nothing means is one that it does not know. For token-classification types will do (`PERSON: PER`)."""
+    """Mapping from each of its labels that the task does not have to the task's label, or to null for none. Several may have the same meaning (their probabilities are summed). A task's label that no label of the teacher means has no prediction of this teacher. For token-classification entity types are enough (`PERSON: PER`)."""
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens a sequence for this teacher; null: the task's."""
     preflight: Literal["stop", "warn"] = "stop"
@@ -235,7 +235,7 @@ class AggregationConfig(Strict):
 
 
 class StudentConfig(Strict):
-    """One student: where it starts, and what it sets otherwise than the run."""
+    """One student: its start, and its differences from the run's settings."""
 
     model: LocalPath | None = None
     """Hub id or local folder of its encoder. Give this or `init_from`."""
@@ -248,9 +248,9 @@ class StudentConfig(Strict):
     max_length: dict[str, Annotated[int, Field(ge=4)]] = Field(default_factory=dict)
     """Tokens a sequence for this student, by task; by default the task's."""
     train: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `train` that this student sets otherwise."""
+    """Keys of `train` that differ for this student."""
     loss: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `loss` that this student sets otherwise."""
+    """Keys of `loss` that differ for this student."""
 
     @model_validator(mode="after")
     def _one_start(self) -> StudentConfig:
@@ -361,7 +361,7 @@ class Distribution(Strict):
 
     @property
     def kind(self) -> str:
-        """Its name in Ray Tune."""
+        """The distribution's name in Ray Tune."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property
@@ -422,7 +422,7 @@ class TuneConfig(Strict):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """One or several."""
+        """The metrics of the search, one or several."""
         return (self.metric,) if isinstance(self.metric, str) else self.metric
 
 
@@ -458,7 +458,7 @@ class RunConfig(Strict):
     cluster: ClusterConfig = ClusterConfig()
     """Where Ray runs."""
     tune: TuneConfig | None = None
-    """What `tutelage tune` searches; no other command reads it."""
+    """The search of `tutelage tune`; no other command reads it."""
 
     @property
     def run_dir(self) -> Path:

@@ -12,7 +12,7 @@ from pipeline.config.redact import redact
 from pipeline.config.resolved import resolve_config
 from pipeline.config.schema import RunConfig
 
-RESULT_FREE = (  # keys that change where and how a run is done, not what comes out
+RESULT_FREE = (  # keys that change how and where a run is executed, not its results
     "runs_dir",
     "store.*",
     "tracking.*",
@@ -68,7 +68,7 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """`path: old → new` for every key that would change the results.
 
-    A group may have other seeds than before: each has a run folder of its own.
+    A group's seeds may change: each seed has its own run folder.
     """
     if old.seeds and new.seeds:
         old = old.model_copy(update={"seeds": new.seeds})

@@ -1,4 +1,4 @@
-"""`data` → the data set's tables, by split. `datasets` loads; JSON that is one document is read here, SQuAD's too."""
+"""`data` → the data set's tables, by split. `datasets` loads them; this module reads JSON that is one document."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.data.json_documents import read_document
 from pipeline.errors import DataError
 
 NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "converters"}
-"""Fields of a builder's config that are no options: other keys of `data` give them, or YAML cannot."""
+"""Fields of a builder's config that are not options: other keys of `data` set them, or YAML cannot."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the config gives it. where: its key in the config, for errors · texts, labels: its columns with
-    text and with labels."""
+    """A data set as declared in the config. where: its config key, for errors · texts, labels: names of its columns
+    with text and with labels."""
 
     where: str
     data: DataConfig
@@ -32,7 +32,7 @@ class Source:
 
 
 def load_splits(source: Source) -> dict[Split, Any]:
-    """The data set's tables, by our split names; those it lacks are left out. Raises `DataError`."""
+    """The data set's tables, by our split names; missing splits are omitted. Raises `DataError`."""
     where, data = source.where, source.data
     check_files(where, data)
     whole = _load(source)
@@ -58,7 +58,7 @@ def load_splits(source: Source) -> dict[Split, Any]:
 
 
 def _load(source: Source) -> Mapping[str, Any]:
-    """The data set's tables, by its own split names. Raises `DataError`."""
+    """The data set's tables, by the data set's split names. Raises `DataError`."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets
 
@@ -96,7 +96,7 @@ def _load(source: Source) -> Mapping[str, Any]:
 
 
 def _load_files(source: Source, name: str, split: str, files: Sequence[str]) -> Any:
-    """One split's table out of files of one format. Raises `DataError` that names the file, as far as it is known."""
+    """One split's table from files of one format. Raises `DataError` with the name of the file where it is known."""
     import datasets
 
     where, options = source.where, source.data.options
@@ -121,7 +121,7 @@ def _load_files(source: Source, name: str, split: str, files: Sequence[str]) -> 
 
 
 def _whole_numbers(table: Any, columns: Sequence[str]) -> Any:
-    """`table` with whole numbers as such in `columns`: pandas makes floats of them where a cell is empty."""
+    """`table` with whole numbers in `columns` as integers: pandas makes floats of them where a cell is empty."""
     import datasets
     from pyarrow import compute, types
 
@@ -134,7 +134,7 @@ def _whole_numbers(table: Any, columns: Sequence[str]) -> Any:
 
 
 def _settings(source: Source, name: str, files: Sequence[str]) -> dict[str, Any]:
-    """What `load_dataset` is given beside the files: texts stay as they are written, `data.options` go first."""
+    """The arguments of `load_dataset` beside the files: texts stay as written; `data.options` override the rest."""
     settings: dict[str, Any] = {}
     if name == "csv":  # a text may be the word "null" or "NA", or 007; an empty cell is no label
         settings = {
@@ -149,7 +149,7 @@ def _settings(source: Source, name: str, files: Sequence[str]) -> dict[str, Any]
 
 
 def _check_options(where: str, name: str, options: Mapping[str, Any]) -> None:
-    """Every option is one that the format's builder takes. Raises `DataError` with the nearest name."""
+    """Raises `DataError`, with the nearest name, for an option that the format's builder does not take."""
     if not options:
         return
     module = importlib.import_module(f"datasets.packaged_modules.{name}.{name}")
@@ -163,7 +163,7 @@ def _check_options(where: str, name: str, options: Mapping[str, Any]) -> None:
 
 
 def _slice(whole: Mapping[str, Any], expression: str) -> Any:
-    """What `load_dataset` would take for a split expression such as ``train[:80%]``."""
+    """The rows that `load_dataset` selects for a split expression such as ``train[:80%]``."""
     import datasets
 
     sizes = {split: len(table) for split, table in whole.items()}

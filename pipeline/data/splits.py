@@ -1,4 +1,4 @@
-"""Data sets → checked splits of one task's examples. Loading is `datasets`' work; here are the checks a user needs."""
+"""Data sets → checked splits of one task's examples. `datasets` loads; this module checks, splits and limits."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its examples, ready: no text stands in two splits, every label is in the label space. Examples
-    without labels stand in train only."""
+    """A task with its checked examples: no text is in two splits, every label is in the label space, and only train
+    has examples without labels."""
 
     task: Task
     splits: Mapping[Split, Examples]
     notes: tuple[str, ...] = field(default=())
 
     def all_examples(self) -> list[Examples]:
-        """Train, validation, test."""
+        """The examples of train, validation and test, in this order."""
         return [self.splits[split] for split in SPLITS]
 
     def labelled_train(self) -> Examples:
-        """Train's examples that have labels."""
+        """The examples of train that have labels."""
         train = self.splits["train"]
         labelled = self.task.reading.labelled(train.labels)
         return train if labelled.all() else train.take(np.flatnonzero(labelled))
@@ -48,11 +48,11 @@ class TaskData:
             more = [
                 column for role, column in examples.inputs.items() if role not in self.task.reading.fields
             ]
-            digest.update(json.dumps(more).encode() if more else b"")  # what scores read beside labels
+            digest.update(json.dumps(more).encode() if more else b"")  # the inputs that only scores read
         return digest.hexdigest()
 
     def distinct(self) -> int:
-        """Distinct examples over all splits: what each teacher has to label."""
+        """Number of distinct examples over all splits: each teacher must label these."""
         return len(np.unique(np.concatenate([examples.keys for examples in self.all_examples()])))
 
 
@@ -62,7 +62,7 @@ def load_tasks(config: RunConfig) -> dict[str, TaskData]:
 
 
 def load_task(name: str, config: TaskConfig) -> TaskData:
-    """One task's data: loaded, checked, split, freed of texts that stand in two splits, limited."""
+    """One task's data: loaded, checked, split, without texts that are in two splits, limited."""
     kind, named = config.declared, config.data.columns
     _check_metric(name, config, kind.selecting)
     fields = kind.content(named)
@@ -109,7 +109,7 @@ def _check_metric(name: str, config: TaskConfig, metrics: Sequence[str]) -> None
 
 
 def _check_labelled(task: Task, splits: Mapping[Split, Examples]) -> None:
-    """Validation and test are labelled throughout, and train in part."""
+    """Raises `DataError` unless all examples of validation and test, and some of train, have labels."""
     for split, examples in splits.items():
         labelled = task.reading.labelled(examples.labels)
         if not labelled.any() or (split != "train" and not labelled.all()):
@@ -122,7 +122,7 @@ def _check_labelled(task: Task, splits: Mapping[Split, Examples]) -> None:
 
 
 def _check_filled(task: Task, splits: Mapping[Split, Examples]) -> None:
-    """No split was emptied by holding out, by what stands in another split, or by leaving out."""
+    """Raises `DataError` where a split has no examples left."""
     for split in SPLITS:
         if not len(splits[split]):
             raise DataError(f"tasks.{task.name}: split {split} is empty", EMPTY)
@@ -135,7 +135,7 @@ def _with_unlabelled(
     splits: Mapping[Split, Examples],
     notes: list[str],
 ) -> Examples:
-    """Train, and after it the examples of `data.unlabelled` that stand nowhere else."""
+    """Train, followed by the examples of `data.unlabelled` that are in no other split."""
     more = data.unlabelled
     assert more is not None
     mapping = {role: more.columns.get(role, columns[role]) for role in task.reading.fields}
@@ -173,7 +173,7 @@ def _check_columns(
 
 
 def _column_remedy(column: str, names: Sequence[str], key: str, role: str) -> str:
-    """What helps where a table lacks a column: a near name, another delimiter, another format."""
+    """The remedy where a table lacks a column: a similar name, another delimiter, or another format."""
     near = difflib.get_close_matches(column, names, n=1)
     if near:
         return f"Did you mean {near[0]!r}? Set {key} to the column that holds the {role}."
@@ -186,7 +186,7 @@ def _column_remedy(column: str, names: Sequence[str], key: str, role: str) -> st
 
 
 def _columns(table: Any, columns: Mapping[str, str]) -> dict[str, Column]:
-    """The table's columns by role, those that it has."""
+    """The table's columns by role; roles without a column are omitted."""
     return {
         role: Column(table[:][column], names_of(table.features[column]))
         for role, column in columns.items()
@@ -205,14 +205,14 @@ def _examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples
 
 
 def _mixed(keys: NDArray[np.uint64], salt: int) -> NDArray[np.uint64]:
-    """The keys shuffled among themselves, so that holding out and limiting draw independently."""
+    """(n,) uint64 hashes of the keys and `salt`, so that holding out and limiting draw independently."""
     return keys * np.uint64(0x9E3779B97F4A7C15 + 2 * salt) ^ (keys >> np.uint64(29))
 
 
 def _hold_out(
     task: Task, splits: dict[Split, Examples], share: float, notes: list[str]
 ) -> dict[Split, Examples]:
-    """Gives train's examples with the smallest hashes, those that have labels, to the splits that are missing."""
+    """Moves the labelled examples of train with the smallest hashes to the splits that are missing."""
     missing: tuple[Split, ...] = ("validation", "test")
     for salt, split in enumerate(missing):
         if split in splits:
@@ -231,7 +231,7 @@ def _hold_out(
 
 
 def _separate(splits: dict[Split, Examples], notes: list[str]) -> dict[Split, Examples]:
-    """Drops from train what stands in validation or test, and from validation what stands in test."""
+    """Drops from train the examples that are in validation or test, and from validation those that are in test."""
     seen = splits["test"].keys
     separated: dict[Split, Examples] = {"test": splits["test"]}
     earlier: tuple[Split, ...] = ("validation", "train")
@@ -248,7 +248,7 @@ def _separate(splits: dict[Split, Examples], notes: list[str]) -> dict[Split, Ex
 
 
 def _limit(examples: Examples, limit: int | None) -> Examples:
-    """The `limit` examples with the smallest hashes, in their own order."""
+    """The `limit` examples with the smallest hashes, in their original order."""
     if limit is None or len(examples) <= limit:
         return examples
     return examples.take(np.sort(np.argsort(_mixed(examples.keys, 2), kind="stable")[:limit]))

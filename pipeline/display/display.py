@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+"""Output while a run goes on: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.config.redact import redact_text
 from pipeline.display.progress import StageProgress
 
 PLAIN_EVERY_S = 30.0
-"""Between two lines of progress where there is no terminal, however many bars there are."""
+"""Seconds between two lines of progress without a terminal, for all bars together."""
 
 
 class Display:
@@ -54,11 +54,11 @@ class Display:
             self._live.stop()
 
     def table(self, render: Callable[[], RenderableType] | None) -> None:
-        """Keeps what `render` gives below the bars, drawn anew several times a second; None: no more. On a terminal."""
+        """On a terminal: shows the result of `render` below the bars, several times a second; None removes it."""
         self._table = render
 
     def _shown(self) -> RenderableType:
-        """Drawn by a thread of `rich`, which holds a lock of its own: it may not wait for ours."""
+        """The table to draw. A thread of rich calls this while it holds its own lock, so it must not wait for ours."""
         render, headline = self._table, self._headline
         head = [Text(headline, style="bold", overflow="ellipsis", no_wrap=True)] if headline else []
         return Group(*head, self._bars, *([] if render is None else [render()]))
@@ -68,7 +68,7 @@ class Display:
         self.console.print(redact_text(text), markup=False)
 
     def begin(self, title: str) -> None:
-        """A line that stays, after which bars of the same names may run once more."""
+        """Prints a line that stays; afterwards bars with names used before may run again."""
         with self._lock:
             for bar in self._ids.values():
                 self._bars.remove_task(bar)
@@ -79,14 +79,14 @@ class Display:
         self.line(title)
 
     def stage(self, stage: StageProgress, what: str) -> None:
-        """A stage begins: a line that stays, after which bars of its items count in its progress."""
+        """Begins a stage: prints a line that stays; afterwards bars of its items count in its progress."""
         with self._lock:
             self._stage, self._headline = stage, stage.title
             self._printed_at = time.monotonic()
         self.line(f"{stage.title}: {what}")
 
     def advance(self, what: str, done: int, total: int) -> None:
-        """Where an item of the stage stands that has no bar."""
+        """Records the progress of an item of the stage that has no bar."""
         with self._lock:
             self._advance(what, done, total)
             if self._is_line_due():
@@ -102,7 +102,7 @@ class Display:
         return not self.console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_EVERY_S
 
     def _progress_line(self, what: str, text: str) -> None:
-        """What a line of progress says where there is no terminal: one item, and the whole stage."""
+        """Prints a line of progress without a terminal: one item, and the whole stage."""
         if self._printed.get(what) == text:  # it has not moved
             return
         now = time.monotonic()
@@ -111,7 +111,7 @@ class Display:
         self.line(f"  {what}: {text}{f' ({counts})' if counts else ''}")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Where `what` stands; at its end the bar becomes a line."""
+        """Shows that `done` of `total` units of `what` are done; at the end the bar becomes a line."""
         with self._lock:
             self._advance(what, done, total)
             if total <= 0 or what in self._ended:

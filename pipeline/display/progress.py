@@ -1,7 +1,7 @@
-"""How far a stage of a run is, and how long it still takes, out of the throughput measured in it.
+"""The progress of a stage of a run, and an estimate of its remaining time from the measured throughput.
 
-A stage has items that are worked on side by side or one after another: teachers to fine-tune, teachers that label,
-trainings of students. Each is so many units long (optimiser steps, examples), which is known once it has begun.
+A stage has items, which run in parallel or one after another: teachers to fine-tune, teachers that label, trainings of
+students. Each item has a number of units (optimiser steps, examples), which is known once the item has begun.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-WINDOW_S = 180.0  # what throughput is measured over: items differ in speed, so older progress says less
-LEAST_S = 5.0  # of progress, before an estimate is worth showing
+WINDOW_S = 180.0  # throughput is measured over this time: items differ in speed, so older progress misleads
+LEAST_S = 5.0  # of progress before an estimate is shown
 
 
 @dataclass(frozen=True)
 class Sample:
-    """So much work had been done in this launch at that time. at: seconds of a monotonic clock · work: units."""
+    """Work done in this launch up to one point in time. at: seconds of a monotonic clock · work: units."""
 
     at: float
     work: float
@@ -24,8 +24,8 @@ class Sample:
 def total_work(totals: Mapping[str, int], expected: Mapping[str, float]) -> float | None:
     """Units of all items of a stage; None where not even one is known.
 
-    totals: units of those that have begun · expected: of every item, how long it should be beside the others. An item
-    that has not begun counts as long as `expected` says, on the scale of those that have.
+    totals: units of the items that have begun · expected: relative length of every item. The length of an item that
+    has not begun is its `expected` length, scaled by the items that have begun.
     """
     scale = sum(expected[name] for name in totals)
     if not scale:
@@ -79,7 +79,7 @@ class StageProgress:
     _samples: list[Sample] = field(default_factory=list)
 
     def advance(self, item: str, done: int, total: int, now: float) -> None:
-        """Takes note that `done` of an item's `total` units are done. What is no item of the stage is ignored."""
+        """Records that `done` of an item's `total` units are done; ignores names that are not items of the stage."""
         if item not in self.expected or item in self._ended:
             return
         self._first.setdefault(item, done)  # a resumed training does not begin at 0
@@ -92,14 +92,14 @@ class StageProgress:
             self._samples = [*older[-1:], *self._samples[len(older) :], Sample(now, work)]
 
     def end(self, item: str) -> None:
-        """Takes note that an item is over; it may have been shorter than it was to be."""
+        """Records that an item has ended; it may have had fewer units than its total."""
         if item in self.expected:
             self._totals[item] = self._done.setdefault(item, 0)
             self._first.setdefault(item, 0)
             self._ended.add(item)
 
     def seconds_left(self, now: float) -> float | None:
-        """How long the stage still takes; None where nothing is known yet."""
+        """Estimated seconds until the stage ends; None without an estimate."""
         total = total_work(self._totals, self.expected)
         if total is None:
             return None

@@ -1,7 +1,7 @@
-"""A table for a terminal of any width: columns that do not fit stand in a further table below.
+"""A table for a terminal of any width: columns that do not fit are shown in another table below.
 
 rich makes columns narrower until they fit, which breaks headers within words and cuts numbers. Here headers break
-between words only, numbers never, and a further table repeats the columns that say what a line is about.
+between words only and numbers never break. Each further table repeats the columns that identify a row.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 2
-FOLDED = 24  # columns of a terminal from which on a name may be folded to make room
+FOLDED = 24  # a name wider than this may be folded to make room
 WORD = re.compile(r"[^/ ._]*[/ ._]?")
-"""What of a header stays on one line: a word, or one part of a path or a name, with what divides it from the next."""
+"""A piece of a header that is never broken: a word, or a part of a path or name with the separator after it."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One column. cells: from top to bottom · words: text, to the left, which may be folded · key: stands at the left
-    of every table · group: neighbours of one group stay in one table where it is wide enough."""
+    """One column. cells: from top to bottom · words: whether it is text, aligned left, which may be folded · key:
+    whether it is repeated at the left of every table · group: neighbours with the same group stay in one table where
+    it is wide enough."""
 
     head: str
     cells: Sequence[str | Text]
@@ -35,13 +36,13 @@ class Field:
 
     @property
     def natural(self) -> int:
-        """Terminal columns that it takes unfolded, its header a word a line."""
+        """Width in terminal columns without folding, with the header broken at every word."""
         cells = (cell if isinstance(cell, str) else cell.plain for cell in self.cells)
         return max(self._head, *map(cell_len, cells), 1)
 
     @property
     def smallest(self) -> int:
-        """Terminal columns that it needs."""
+        """Least width in terminal columns."""
         return max(self._head, min(self.natural, FOLDED)) if self.words else self.natural
 
     @property
@@ -60,7 +61,7 @@ class Field:
 
 @dataclass(frozen=True)
 class WideTable:
-    """Fields side by side, for rich to print. title: above · caption: below; both may be several lines."""
+    """Fields side by side, printed by rich. title: text above · caption: text below; both may have several lines."""
 
     fields: Sequence[Field]
     title: str = ""
@@ -79,9 +80,9 @@ class WideTable:
 
 
 def pages(fields: Sequence[Field], width: int) -> list[list[Field]]:
-    """The fields of each table, in order, so that each fits `width`; keys in all of them.
+    """The fields of each table, in order; each table fits `width` and has all key fields.
 
-    A group that would be torn apart begins a table of its own, unless even that is too narrow for it.
+    A group that would be split begins a new table, unless a whole table is too narrow for it.
     """
     keys = [field for field in fields if field.key]
     others = [field for field in fields if not field.key]
@@ -105,12 +106,12 @@ def pages(fields: Sequence[Field], width: int) -> list[list[Field]]:
 
 
 def needed(fields: Sequence[Field]) -> int:
-    """Terminal columns of a table of these fields at their smallest."""
+    """Least width, in terminal columns, of a table of these fields."""
     return sum(field.smallest for field in fields) + GAP * max(0, len(fields) - 1)
 
 
 def _table(fields: Sequence[Field], width: int) -> Table:
-    """One table; what is left of `width` goes to names that were folded."""
+    """One table; the remaining width goes to folded names."""
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     for field, columns in zip(fields, _widths(fields, width), strict=True):
         head = Text("\n".join(field.head_lines(columns)), overflow="fold")
@@ -129,7 +130,7 @@ def _widths(fields: Sequence[Field], width: int) -> Iterator[int]:
 
 
 def _cell(cell: str | Text, words: bool) -> Text:
-    """Text, since names are no markup; a number is cut visibly or not at all."""
+    """The cell as `Text`, so that names are not read as markup."""
     shown = Text(cell) if isinstance(cell, str) else cell.copy()
     shown.overflow, shown.no_wrap = ("fold", False) if words else ("ellipsis", True)
     return shown
