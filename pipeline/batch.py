@@ -140,7 +140,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The examples of a batch: `rows` (m,) of `examples`. Keys and inputs are computed when they are first read."""
+    """The examples of a batch: `rows` (m,) of `examples`. Keys and inputs are looked up only when they are read."""
 
     examples: Examples
     rows: NDArray[np.int64]

@@ -100,7 +100,7 @@ class DataConfig(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable)."""
     labels: tuple[str, ...] | None = None
-    """The label space, in order. By default the data set's own class names, else the sorted values found in train."""
+    """The label space, in order. By default the data set's own class names, else the sorted values of the column in train."""
     max_length: Annotated[int, Field(ge=4)] = 128
     """Tokens a sequence, special tokens counted. Longer texts are truncated, counted and logged (of a sentence's words, the words that are lost); longer contexts are read in overlapping windows."""
     unlabelled: UnlabelledConfig | None = None

@@ -1,7 +1,7 @@
 """One file per task kind: reading, head, scores. The interfaces of a kind are in `pipeline.tasks.task`.
 
-A kind is declared, by name, in `pipeline.config.kinds`; its file has the code. The rest of the project knows no kind by
-name. To add one, declare it, write its file and give it a line in `MAKERS`.
+A kind is declared, by name, in `pipeline.config.kinds`; its file has the code. No other file of the project
+names a kind. To add one, declare it, write its file and give it a line in `MAKERS`.
 """
 
 from __future__ import annotations
