@@ -43,16 +43,16 @@ def save(folder: Path, *steps: int) -> None:
 
 def step_of(folder: Path) -> int | None:
     """The step of what is loaded, after checking that all of it belongs to that step."""
-    found = load_checkpoint(folder)
-    if found is None:
+    restored = load_checkpoint(folder)
+    if restored is None:
         return None
-    step: int = found.state["step"]
-    assert found.state == {"step": step, "score": 0.1 * step, "task": None}
+    step: int = restored.state["step"]
+    assert restored.state == {"step": step, "score": 0.1 * step, "task": None}
     for group, tensors in tensors_of(step).items():
-        assert found.tensors[group].keys() == tensors.keys()
+        assert restored.tensors[group].keys() == tensors.keys()
         for name, tensor in tensors.items():
-            assert found.tensors[group][name].dtype == tensor.dtype
-            assert torch.equal(found.tensors[group][name], tensor)
+            assert restored.tensors[group][name].dtype == tensor.dtype
+            assert torch.equal(restored.tensors[group][name], tensor)
     return step
 
 
@@ -68,11 +68,11 @@ def test_roundtrip_is_bit_for_bit(tmp_path: Path) -> None:
     shared = torch.arange(12.0).reshape(3, 4)
     groups = {"model": {"odd": odd, "transposed": shared.T, "half": odd.to(torch.bfloat16)}}
     save_checkpoint(tmp_path, 1, groups, {"position": [1, 2.5, "x", None]})
-    found = load_checkpoint(tmp_path)
-    assert found is not None
-    assert found.state == {"position": [1, 2.5, "x", None]}
+    restored = load_checkpoint(tmp_path)
+    assert restored is not None
+    assert restored.state == {"position": [1, 2.5, "x", None]}
     for name, tensor in groups["model"].items():
-        loaded = found.tensors["model"][name]
+        loaded = restored.tensors["model"][name]
         assert loaded.shape == tensor.shape
         assert (
             loaded.contiguous().view(torch.uint8).tolist() == tensor.contiguous().view(torch.uint8).tolist()
@@ -104,7 +104,7 @@ def test_there_is_no_pickle_in_it(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- killed while writing
 
-MOMENTS = {  # name of a test → a call of the writer, which of them, and the step that is found afterwards
+MOMENTS = {  # name of a test → a call of the writer, which of them, and the step that is restored afterwards
     "some tensors written": ("save_file", 2, 1),
     "all written, none synced": ("sync", 1, 1),
     "about to be renamed": ("rename", 1, 1),
@@ -318,10 +318,10 @@ def test_another_trainings_checkpoint_takes_the_place_of_all(tmp_path: Path, own
     (mine / "metrics.jsonl").write_text("kept")
     adopt_checkpoint(theirs / "checkpoint_000003", mine)
     assert names_in(mine) == ["metrics.jsonl", "step-00000040"]
-    found = load_checkpoint(mine)
-    assert found is not None
-    assert found.state == {"progress": {"step": 40}}
-    assert torch.equal(found.tensors["model"]["weight"], tensors_of(40)["model"]["weight"])
+    restored = load_checkpoint(mine)
+    assert restored is not None
+    assert restored.state == {"progress": {"step": 40}}
+    assert torch.equal(restored.tensors["model"]["weight"], tensors_of(40)["model"]["weight"])
     assert names_in(theirs) == ["checkpoint_000003"]
 
 

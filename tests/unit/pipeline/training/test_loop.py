@@ -389,16 +389,16 @@ def test_the_macro_score_is_the_mean_over_tasks(tmp_path: Path) -> None:
 
 def reports_of(trainer: Trainer) -> list[tuple[int, float, int]]:
     """Fills up with what a trainer reports: epochs, macro score, and the step of the checkpoint then there."""
-    told: list[tuple[int, float, int]] = []
+    reported: list[tuple[int, float, int]] = []
 
     def report(epochs: int, scores: Mapping[str, float]) -> None:
         found = load_checkpoint(trainer.folder)
         assert found is not None
         assert found.state["progress"]["kept"] == scores
-        told.append((epochs, scores["macro/score"], found.state["progress"]["step"]))
+        reported.append((epochs, scores["macro/score"], found.state["progress"]["step"]))
 
     trainer.report = report
-    return told
+    return reported
 
 
 @pytest.mark.parametrize(("patience", "kept"), [(None, [0.5, 0.7, 0.6]), (2, [0.5, 0.7, 0.7])])
@@ -408,10 +408,10 @@ def test_each_epoch_is_reported_with_the_scores_of_the_weights_kept(
     """Once its checkpoint is written: who is ended on hearing it loses nothing."""
     stopping = None if patience is None else EarlyStoppingConfig(patience=patience)
     trainer = trainer_of(tmp_path, [task_set(teachers=1)], settings(early_stopping=stopping))
-    told, a_pass = reports_of(trainer), trainer.feed.steps_per_epoch
+    reported, a_pass = reports_of(trainer), trainer.feed.steps_per_epoch
     script(monkeypatch, [0.5, 0.7, 0.6])
     progress = trainer.fit()
-    assert told == [(epoch, score, epoch * a_pass) for epoch, score in enumerate(kept, 1)]
+    assert reported == [(epoch, score, epoch * a_pass) for epoch, score in enumerate(kept, 1)]
     assert progress.kept["mood/accuracy"] == kept[-1]
 
 
@@ -423,13 +423,13 @@ def test_a_resumed_training_knows_what_it_keeps_and_reports_the_rest(
     script(monkeypatch, [0.7, 0.5, 0.6])
     a_pass = trainer_of(tmp_path, sets, config).feed.steps_per_epoch
     first = trainer_of(tmp_path, sets, config, should_stop=StopAfter(a_pass + 1))
-    told = reports_of(first)
+    reported = reports_of(first)
     assert first.fit().status == "interrupted"
-    assert told == [(1, 0.7, a_pass)]
+    assert reported == [(1, 0.7, a_pass)]
     again = trainer_of(tmp_path, sets, config)
-    told = reports_of(again)
+    reported = reports_of(again)
     assert again.fit().kept["macro/score"] == 0.7
-    assert told == [(2, 0.7, 2 * a_pass), (3, 0.7, 3 * a_pass)]
+    assert reported == [(2, 0.7, 2 * a_pass), (3, 0.7, 3 * a_pass)]
 
 
 # ---------------------------------------------------------------- NaN
