@@ -81,7 +81,7 @@ def scores_of(report: dict[str, Any]) -> list[Any]:
 
 def test_a_run_leaves_its_folder_and_no_process(first: Finished) -> None:
     assert {file.name for file in first.run_dir.iterdir()} - {".lock"} == {
-        *("config.yaml", "report.json", "report.md", "figures", "students", "checkpoints"),
+        *("config.yaml", "report.json", "report.md", "timings.json", "figures", "students", "checkpoints"),
         *("inputs.json", "mlflow.json"),
     }
     assert {file.name for file in first.config.run_dir.parent.iterdir()} == {
