@@ -91,7 +91,11 @@ def shrunk(config: dict[str, Any], root: Path, tiny_model: TinyModel) -> dict[st
         name: {**student, **({"model": bare} if "model" in student else {}), "train": {"epochs": 1}}
         for name, student in config["students"].items()
     }
-    tune = {"tune": {**config["tune"], "trials": 2}, "seeds": [0, 1]} if "tune" in config else {}
+    tune = (
+        {"tune": {**config["tune"], "trials": 2, "grace_epochs": 1}, "seeds": [0, 1]}
+        if "tune" in config
+        else {}
+    )
     return {**config, "tasks": tasks, "teachers": teachers, "students": students, **tune}
 
 
