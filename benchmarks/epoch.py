@@ -82,8 +82,8 @@ def trainer(
         sets.append(TaskSet.of(task_data, tokenizer, sources=stored, aggregation=aggregation))
     student = build_student(folder, [s.task for s in sets], layers=layers)
     losses = LossPlan() if store is None else LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0)
-    config = TrainConfig(epochs=1000, tokens_per_batch=1024, checkpoint_steps=10**9)
-    feed = Feed(sets, config.tokens_per_batch)
+    config = TrainConfig(epochs=1000, checkpoint_steps=10**9)
+    feed = Feed(sets, config.batch_size, config.tokens_per_forward)
     return Trainer(student, feed, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
 
 

@@ -36,7 +36,7 @@ from teachers.store import Store
 
 STUDENTS: dict[str, tuple[str, int | None]] = {"tiny": ("bert-tiny", None), "half": ("minilm-l6", 3)}
 TEACHERS = ("aa", "bb")
-TOKENS = 2048
+BATCH = 32
 
 
 def main() -> None:
@@ -141,8 +141,14 @@ def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData]
     sets = [task_set(tokenizer, data, store if distilled else None) for data in tasks]
     model = build_student(ASSETS / folder, [one.task for one in sets], layers=layers)
     losses = LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0) if distilled else LossPlan()
-    config = TrainConfig(epochs=1000, tokens_per_batch=TOKENS, checkpoint_steps=10**9)
-    return Trainer(model, Feed(sets, TOKENS), config, losses, Path(tempfile.mkdtemp(dir=scratch)))
+    config = TrainConfig(epochs=1000, batch_size=BATCH, checkpoint_steps=10**9)
+    return Trainer(
+        model,
+        Feed(sets, config.batch_size, config.tokens_per_forward),
+        config,
+        losses,
+        Path(tempfile.mkdtemp(dir=scratch)),
+    )
 
 
 def task_set(tokenizer: Any, data: TaskData, store: Store | None) -> TaskSet:

@@ -44,7 +44,7 @@ class LiveTeacher:
             Path(spec.model),
             spec.task,
             dtype=spec.serving.dtype,
-            tokens_per_batch=spec.serving.tokens_per_batch,
+            tokens_per_forward=spec.serving.tokens_per_forward,
             max_length=spec.max_length,
             labels=spec.labels,
         )

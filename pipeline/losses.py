@@ -142,8 +142,8 @@ def task_loss(
     """One task's loss: the scalar to differentiate, and its unweighted terms, detached, for the log.
 
     total = task · Σ_term weight · Σ_i term_i / normaliser, and of each term Σ_i term_i / normaliser by name; sums
-    over the valid rows. `normaliser`: how many valid rows the whole step has, over all its micro-batches and
-    workers, so that totals and terms of the parts simply add up to those of the whole. A term that needs targets and
+    over the valid rows. `normaliser`: how many rows a step of that many examples has on average, over all its
+    micro-batches and workers, so that totals and terms of the parts simply add up to those of the whole. A term that needs targets and
     has weight 0 is not computed, and absent from what is returned; one that needs labels is, for its curve.
 
     Raises ValueError for a weight of a term that is not there, a term that needs targets where there are none (never

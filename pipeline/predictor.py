@@ -42,14 +42,14 @@ class Predictor:
         task: Task,
         *,
         dtype: Dtype = "fp32",
-        tokens_per_batch: int = 4096,
+        tokens_per_forward: int = 4096,
         device: str = "cpu",
         max_length: int | None = None,
         labels: Mapping[str, str | None] | None = None,
         where: str | None = None,
     ) -> None:
         self.groups = check_model(folder, task, where or str(folder), max_length=max_length, labels=labels)
-        self.task, self.tokens_per_batch, self.device = task, tokens_per_batch, torch.device(device)
+        self.task, self.tokens_per_forward, self.device = task, tokens_per_forward, torch.device(device)
         self.max_length = max_length or task.head.max_length
         self.tokenizer = open_tokenizer(folder)
         model: Any = open_model(model_class(task.kind), folder, dtype=DTYPES[dtype])
@@ -67,7 +67,7 @@ class Predictor:
         values = torch.empty(int(starts[-1]), len(self.task.head.columns))
         # the longest examples first: memory peaks in the first batch, not in the last
         order = np.argsort(encoded.lengths, kind="stable")[::-1]
-        for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_batch):
+        for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_forward):
             batch = TensorBatch.of(encoded.pad(rows), self.device)
             predictions = self.task.head.read_out(self.model(**batch.inputs), batch)
             if self.groups is not None:

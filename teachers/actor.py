@@ -25,7 +25,7 @@ class TeacherActor:
             resolve(spec.model, spec.revision, f"teachers.{spec.name}"),
             spec.task,
             dtype=spec.serving.dtype,
-            tokens_per_batch=spec.serving.tokens_per_batch,
+            tokens_per_forward=spec.serving.tokens_per_forward,
             device="cuda" if ray.get_gpu_ids() else "cpu",
             max_length=spec.max_length,
             labels=spec.labels,

@@ -46,7 +46,7 @@ def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cp
             folder,
             spec.task,
             dtype=spec.serving.dtype,
-            tokens_per_batch=spec.serving.tokens_per_batch,
+            tokens_per_forward=spec.serving.tokens_per_forward,
             device=device,
             max_length=spec.max_length,
             labels=spec.labels,

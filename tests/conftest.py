@@ -330,7 +330,7 @@ def tiny_run(tmp_path: Path, tiny_model: TinyModel, csv_task: CsvTask) -> TinyRu
     """See `TinyRun`."""
 
     def make(**sections: Any) -> dict[str, Any]:
-        tuned = {"epochs": 1, "learning_rate": 1e-3, "tokens_per_batch": 256}
+        tuned = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16}
         bert, distilbert = str(tiny_model("bert")), str(tiny_model("distilbert"))
         run: dict[str, Any] = {
             "name": "tiny",
@@ -345,7 +345,7 @@ def tiny_run(tmp_path: Path, tiny_model: TinyModel, csv_task: CsvTask) -> TinyRu
                 "cut": {"init_from": "mood-bert", "layers": 1},
                 "bare": {"model": str(tiny_model("bert", layers=1, seed=1))},
             },
-            "train": {"epochs": 1, "tokens_per_batch": 256, "learning_rate": 1e-3},
+            "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3},
             "tracking": {"enabled": False},
         }
         return {**run, **sections}

@@ -141,8 +141,10 @@ class OptimizationConfig(Strict):
 
     epochs: Epochs = 3
     """Passes over the training examples."""
-    tokens_per_batch: Count = 4096
-    """Padded tokens an optimiser step, over all workers and accumulation steps; batches are bucketed by length."""
+    batch_size: Count = 32
+    """Examples an optimiser step, over all workers, all of one task; each weighs the same in the loss."""
+    tokens_per_forward: Count = 4096
+    """Most padded tokens of a forward pass. A step with more is computed in parts, which saves memory and changes no loss; one longer example is a part by itself."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser."""
     learning_rate: Positive = 1e-4
@@ -193,7 +195,7 @@ class ServingConfig(Strict):
     """Custom Ray resources a replica, e.g. `{teacher: 1}`."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the teacher's forward."""
-    tokens_per_batch: Count = 4096
+    tokens_per_forward: Count = 4096
     """Padded tokens a forward; batches are sorted by length."""
     in_flight: Count = 2
     """Calls waiting at one replica."""
@@ -287,8 +289,6 @@ class TrainConfig(OptimizationConfig):
 
     task_sampling: Share = 0.75
     """τ: tasks are drawn ∝ n^τ, n the batches of one pass; 1: every example once an epoch, 0: all tasks alike."""
-    accumulation: Count = 1
-    """Parts in which each worker takes its share of a step, to save memory; the losses stay the same."""
     workers: Count = 1
     """Ray Train workers; they share each step's batch."""
     cpus_per_worker: Positive | None = None

@@ -34,7 +34,7 @@ def baseline_schedules(
     """
 
     def steps_of_an_epoch(lengths: Lengths) -> int:
-        return Schedule(lengths, train.tokens_per_batch, train.task_sampling, seed).steps_per_epoch
+        return Schedule(lengths, train.batch_size, train.task_sampling, seed).steps_per_epoch
 
     epochs = train.epochs * steps_of_an_epoch(every) // steps_of_an_epoch(labelled)
     if epochs <= train.epochs:

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Drawn, Encoded, Examples
+from pipeline.batch import Drawn, Encoded, Examples, token_budget_batches
 from pipeline.data.splits import TaskData
 from pipeline.soft import Dense, Soft
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
-from pipeline.training.schedule import Schedule
+from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers
 
 
@@ -66,60 +66,66 @@ class TaskSet:
 
 @dataclass(frozen=True)
 class FedStep:
-    """One optimiser step: this worker's micro-batches, and the loss normaliser of the step over all workers."""
+    """One optimiser step: this worker's micro-batches, and the loss normaliser of the step over all workers.
+
+    normaliser: examples in the step × the mean of `Encoded.units` over the task's train split. With the step's own sum
+    of units instead, a word in a batch of short sentences would weigh more than one in a batch of long sentences.
+    """
 
     task: str
     batches: list[MicroBatch]
-    normaliser: int
+    normaliser: float
 
 
 class Feed:
     """The micro-batches of a training on several tasks, made one step at a time.
 
-    tokens: padded tokens per step · sampling: see `Schedule` · accumulation: micro-batches per worker and step.
+    batch_size: examples per step, over all workers · tokens: most padded tokens of a micro-batch; a worker's share of a
+    step is cut into as many micro-batches as that needs, their gradients add up · sampling: see `Schedule`.
     """
 
     def __init__(
         self,
         sets: Sequence[TaskSet],
+        batch_size: int,
         tokens: int,
         *,
         seed: int = 0,
         sampling: float = 1.0,
-        accumulation: int = 1,
         workers: Workers | None = None,
     ) -> None:
         self.sets = {task_set.task.name: task_set for task_set in sets}
         self.seed, self.workers = seed, workers or Workers()
-        self._parts = self.workers.world * accumulation
-        lengths = {name: task_set.train.lengths for name, task_set in self.sets.items()}
-        self._schedule = Schedule(lengths, tokens, sampling, seed)
+        self._tokens = tokens
+        self._lengths = {name: task_set.train.lengths for name, task_set in self.sets.items()}
+        self._units = {name: task_set.train.units.mean() or 1.0 for name, task_set in self.sets.items()}
+        self._schedule = Schedule(self._lengths, batch_size, sampling, seed)
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[FedStep]:
         """The steps of epoch number `epoch` (from 0), without the first `done` steps."""
         for step in self._schedule.epoch(epoch)[done:]:
-            units = int(self.sets[step.task].train.units[step.rows].sum())
-            yield FedStep(step.task, self._micro_batches(self.sets[step.task], step.rows), max(1, units))
+            normaliser = len(step.rows) * float(self._units[step.task])
+            yield FedStep(step.task, self._micro_batches(step), normaliser)
 
-    def _micro_batches(self, task_set: TaskSet, rows: NDArray[np.int64]) -> list[MicroBatch]:
-        """This worker's share of a step as `accumulation` micro-batches.
+    def _micro_batches(self, step: Step) -> list[MicroBatch]:
+        """This worker's share of a step.
 
-        Every worker must take part in every collective, so an empty micro-batch gets one row that does not count.
+        Every worker must take part in every step, so an empty share becomes one row that does not count.
         """
-        shares = [
-            rows[part :: self._parts] for part in range(self.workers.rank, self._parts, self.workers.world)
-        ]
-        if self.workers.world == 1:
-            shares = [share for share in shares if len(share)]
+        task_set, lengths = self.sets[step.task], self._lengths[step.task]
+        share = step.rows[self.workers.rank :: self.workers.world]
+        if not len(share):
+            return [_micro_batch(task_set, step.rows[:1], self.workers.device, filler=True)]
+        share = share[np.argsort(lengths[share], kind="stable")]
         return [
-            _micro_batch(task_set, share if len(share) else rows[:1], self.workers.device, not len(share))
-            for share in shares
+            _micro_batch(task_set, rows, self.workers.device)
+            for rows in token_budget_batches(lengths, share, self._tokens)
         ]
 
 
 def _micro_batch(
-    task_set: TaskSet, rows: NDArray[np.int64], device: torch.device, filler: bool
+    task_set: TaskSet, rows: NDArray[np.int64], device: torch.device, filler: bool = False
 ) -> MicroBatch:
     drawn = Drawn(task_set.examples, rows)
     targets = [source.targets(drawn) for source in task_set.sources]

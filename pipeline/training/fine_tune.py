@@ -30,7 +30,7 @@ from students.export import save_task
 from students.student import build_student
 
 logger = logging.getLogger(__name__)
-RECIPE = 1  # raise when the same inputs would give another teacher
+RECIPE = 2  # raise when the same inputs would give another teacher
 FREE = {"checkpoint_steps"}
 STOP_WAIT_S = 30.0  # for a step and its checkpoint; a task that takes longer ends with its driver
 TEACHER = "teacher"
@@ -115,7 +115,7 @@ def fine_tune(
     tokenizer = open_tokenizer(base)
     student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
     task_set = TaskSet.of(data, tokenizer, max_length)
-    feed = Feed([task_set], config.tokens_per_batch, seed=config.seed, workers=workers)
+    feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=config.seed, workers=workers)
     progress = Trainer(student, feed, config, LossPlan(), folder / WORK, should_stop=should_stop).fit()
     if progress.status != "interrupted":
         save_task(student, task.name, tokenizer, folder / TEACHER)

@@ -196,10 +196,10 @@ def _fit(
     student = build_student(folder, tasks, layers=settings.layers, dropout=train.dropout, seed=plan.seed)
     feed = Feed(
         sets,
-        train.tokens_per_batch,
+        train.batch_size,
+        train.tokens_per_forward,
         seed=plan.seed,
         sampling=train.task_sampling,
-        accumulation=train.accumulation,
         workers=workers,
     )
     losses = loss_plan(settings.loss, job.mode)
@@ -218,7 +218,7 @@ def _test(
 ) -> None:
     """Predicts the test splits with a trained student; writes the predictions and the job's result."""
     settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
-    tokens = settings.train.tokens_per_batch
+    tokens = settings.train.tokens_per_forward
     encoded = {
         name: data.task.head.encode(tokenizer, data.splits["test"].inputs, settings.lengths[name])
         for name, data in plan.data.items()

@@ -199,7 +199,7 @@ class Trainer:
         macro: list[float] = []
         for name, task_set in self.feed.sets.items():
             predictions = predict(
-                self.student, task_set.task, task_set.validation, self.config.tokens_per_batch, self.workers
+                self.student, task_set.task, task_set.validation, self.config.tokens_per_forward, self.workers
             )
             if not torch.isfinite(predictions).all():
                 raise DivergedError(

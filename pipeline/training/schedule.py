@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batch import token_budget_batches
+POOL = 16
+"""Batches whose examples are sorted by length together. In larger pools an example meets the same few others in every
+pass, since only they are as long; in smaller ones more of a batch is padding."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,22 @@ class Step:
 class Schedule:
     """The examples of each step.
 
-    A pass over a task sorts its examples by length, ties in random order. It cuts them into batches of `tokens`
-    padded tokens and shuffles the batches; every pass has the same number of batches. An epoch has as many steps as
-    all tasks together have batches. They are divided among the tasks p_i ∝ n_i^τ (BAM, arXiv 1907.04829), where n_i
-    is the task's number of batches. With τ = 1 an epoch visits every example once; with τ < 1 smaller tasks are
-    passed more often.
+    Every step has `batch_size` examples of one task. A pass over a task shuffles its n examples and cuts them into
+    ⌈n ÷ `batch_size`⌉ batches, whose sizes differ by at most one. Within each pool of `POOL` batches the examples are
+    sorted by length before they are cut, so that a batch needs little padding; then all batches are shuffled. Batches
+    of equal counts, not of equal tokens: a loss is a mean over a step, so an example in a smaller batch would weigh more
+    than one in a larger batch.
+
+    An epoch has as many steps as all tasks together have batches. They are divided among the tasks p_i ∝ n_i^τ (BAM,
+    arXiv 1907.04829), where n_i is the task's number of batches. With τ = 1 an epoch visits every example once; with
+    τ < 1 smaller tasks are passed more often.
     """
 
     def __init__(
-        self, lengths: Mapping[str, NDArray[np.int64]], tokens: int, sampling: float, seed: int
+        self, lengths: Mapping[str, NDArray[np.int64]], batch_size: int, sampling: float, seed: int
     ) -> None:
-        self._lengths, self._tokens, self._seed = lengths, tokens, seed
-        self._sizes = {task: len(self._pass(task, 0)) for task in lengths}
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._sizes = {task: -(-len(each) // batch_size) for task, each in lengths.items()}
         self.quotas = _share_out(self._sizes, sampling)
         self.steps_per_epoch = sum(self.quotas.values())
 
@@ -53,8 +59,13 @@ class Schedule:
         lengths = self._lengths[task]
         rng = np.random.default_rng((self._seed, 0, list(self._lengths).index(task), number))
         order = rng.permutation(len(lengths))
-        order = order[np.argsort(lengths[order], kind="stable")]
-        batches = token_budget_batches(lengths, order, self._tokens)
+        batches: list[NDArray[np.int64]] = []
+        edges = np.arange(self._sizes[task] + 1) * len(order) // self._sizes[task]
+        for first in range(0, self._sizes[task], POOL):
+            last = min(first + POOL, self._sizes[task])
+            pool = order[edges[first] : edges[last]]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            batches += np.array_split(pool, last - first)
         return [batches[i] for i in rng.permutation(len(batches))]
 
 

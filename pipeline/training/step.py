@@ -78,7 +78,7 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """Adds the gradient of this worker's share of a step to the student's gradients.
 
-    normaliser: sum of `Encoded.units` over all examples of the step, on all workers. Returns detached scalars: this
+    normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`). Returns detached scalars: this
     worker's share of ``total`` and of each term by name (see `task_loss`). Their sums over the workers are the
     step's losses.
     """

@@ -110,7 +110,7 @@ def make_run(tiny_model: TinyModel, ready_teachers: dict[str, dict[str, Any]]) -
     """See `MakeRun`."""
 
     def make(folder: Path, **sections: Any) -> Path:
-        tuned = {"epochs": 2, "learning_rate": 1e-2, "tokens_per_batch": 128}
+        tuned = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 10}
         bert = str(tiny_model("bert"))
         run: dict[str, Any] = {
             "name": "first",
@@ -130,7 +130,7 @@ def make_run(tiny_model: TinyModel, ready_teachers: dict[str, dict[str, Any]]) -
             },
             "train": {
                 "epochs": 5,
-                "tokens_per_batch": 64,
+                "batch_size": 6,
                 "learning_rate": 2e-3,
                 "checkpoint_steps": 7,
                 "cpus_per_worker": 1,

@@ -81,11 +81,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, tiny_
                 "task": "mood",
                 "model": "bert",
                 "preflight": "warn",
-                "fine_tune": {"tokens_per_batch": 128},
+                "fine_tune": {"batch_size": 10},
             }
         },
         students={"cut": {"init_from": "only", "layers": 1}, "bare": {"model": "bert"}},
-        train={"epochs": 2, "tokens_per_batch": 128},
+        train={"epochs": 2, "batch_size": 10},
         baselines=[],
         tracking={"enabled": False},
     )

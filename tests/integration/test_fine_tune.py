@@ -23,7 +23,7 @@ def test_an_error_ends_the_other_fine_tunings_with_a_checkpoint(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     data = load_task("mood", TaskConfig.model_validate(csv_section(tmp_path / "mood", ("bad", "good"), 96)))
-    endless = FineTuneConfig(epochs=10_000, tokens_per_batch=64, checkpoint_steps=1_000_000)
+    endless = FineTuneConfig(epochs=10_000, batch_size=6, checkpoint_steps=1_000_000)
     folder, stop = tmp_path / "teacher", tmp_path / "STOP"
     request = Request("critic", str(tiny_model("bert")), None, folder, endless, ServingConfig(cpus=1), "mood")
 

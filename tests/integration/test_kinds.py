@@ -88,7 +88,7 @@ def config(folder: Path, tiny_model: TinyModel) -> dict[str, Any]:
         "path": "json",
         "data_files": write(folder / "mood" / "more.jsonl", more),
     }
-    tuned = {"epochs": 3, "learning_rate": 5e-3, "tokens_per_batch": 256}
+    tuned = {"epochs": 3, "learning_rate": 5e-3, "batch_size": 16}
     teachers = {
         f"{task}-{architecture}": {
             "task": task,
@@ -105,7 +105,7 @@ def config(folder: Path, tiny_model: TinyModel) -> dict[str, Any]:
         "tasks": tasks,
         "teachers": teachers,
         "students": {"cut": {"init_from": "mood-bert", "layers": 1, "max_length": {"answers": 28}}},
-        "train": {"epochs": 2, "tokens_per_batch": 256, "learning_rate": 2e-3, "cpus_per_worker": 1},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "cpus_per_worker": 1},
         "cluster": {"cpus": 2},
         "tracking": {"enabled": False},
     }

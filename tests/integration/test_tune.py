@@ -48,7 +48,7 @@ def make_search(
     make_run: MakeRun, teachers: dict[str, dict[str, Any]], folder: Path, **sections: Any
 ) -> None:
     """A run file whose teachers need no fine-tuning, and whose one student trains in seconds."""
-    train = {"epochs": 4, "tokens_per_batch": 64, "learning_rate": 2e-3, "checkpoint_steps": 7}
+    train = {"epochs": 4, "batch_size": 6, "learning_rate": 2e-3, "checkpoint_steps": 7}
     given = {
         "teachers": teachers,
         "aggregation": {"strategy": "mean"},

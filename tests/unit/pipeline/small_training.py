@@ -136,8 +136,8 @@ def student_of(
 
 
 def settings(**changes: Any) -> OptimizationConfig:
-    """Three epochs of about nine steps on `two_tasks`."""
-    values = {"epochs": 3, "tokens_per_batch": 48, "learning_rate": 1e-3, "precision": "fp32", **changes}
+    """Three epochs of ten steps on `two_tasks`."""
+    values = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "precision": "fp32", **changes}
     return OptimizationConfig.model_validate(values)
 
 
@@ -148,14 +148,13 @@ def trainer_of(
     losses: LossPlan = DISTIL,
     *,
     dropout: float = 0.1,
-    accumulation: int = 1,
     sampling: float = 1.0,
     workers: Workers | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """A trainer on a new student, the same one every time."""
     config = config or settings()
-    feed = Feed(sets, config.tokens_per_batch, sampling=sampling, accumulation=accumulation, workers=workers)
+    feed = Feed(sets, config.batch_size, config.tokens_per_forward, sampling=sampling, workers=workers)
     return Trainer(student_of(sets, dropout=dropout), feed, config, losses, folder, should_stop=should_stop)
 
 

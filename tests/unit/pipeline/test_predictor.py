@@ -92,7 +92,7 @@ def test_the_token_budget_changes_no_prediction(tiny_model: TinyModel, architect
     folder = tiny_model(architecture, LABELS)
     expected = predicted(folder)
     for tokens in (1, 17, 100, 10**6):
-        predictions, _ = Predictor(folder, TASK, tokens_per_batch=tokens).predict({"text": TEXTS})
+        predictions, _ = Predictor(folder, TASK, tokens_per_forward=tokens).predict({"text": TEXTS})
         np.testing.assert_allclose(predictions.values, expected, atol=1e-5, rtol=0)  # measured < 1e-7
 
 

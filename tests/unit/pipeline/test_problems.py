@@ -105,7 +105,7 @@ def config_of(tiny_model: TinyModel, folder: Path, problem: str, **changes: Any)
     fitted = {
         "epochs": 12,
         "learning_rate": 5e-3,
-        "tokens_per_batch": 256,
+        "batch_size": 16,
         "dropout": 0.0,
         "precision": "fp32",
     }

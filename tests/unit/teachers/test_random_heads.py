@@ -23,7 +23,7 @@ def teacher(request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path: Pat
     architecture: Architecture = request.param
     base = tiny_model(architecture)
     save_task(build_student(base, [ENTITIES]), "entities", open_tokenizer(base), tmp_path / "teacher")
-    return Predictor(tmp_path / "teacher", ENTITIES, tokens_per_batch=1024)
+    return Predictor(tmp_path / "teacher", ENTITIES, tokens_per_forward=1024)
 
 
 def test_heads_differ_and_come_again(teacher: Predictor) -> None:

@@ -34,7 +34,7 @@ def test_secrets_of_urls_are_not_shown(text: str, shown: str) -> None:
     [
         "teachers.a.model: no folder /data/a@b, see https://host:80/a?b=c",
         "seed: 4 → 0; loss.temperature: 3.0 → 2.0",
-        "tokens_per_batch=512 at 10:30, mail me@host",
+        "tokens_per_forward=512 at 10:30, mail me@host",
         "is the key? token: bad",
     ],
 )

@@ -828,7 +828,7 @@ def test_secrets_are_known_by_name(leaf: str) -> None:
     assert redact(f"some.section.{leaf}", None) is None
 
 
-@pytest.mark.parametrize("leaf", ["tokens_per_batch", "monkey", "keyboard"])
+@pytest.mark.parametrize("leaf", ["tokens_per_forward", "monkey", "keyboard"])
 def test_what_only_looks_like_a_secret_is_shown(leaf: str) -> None:
     assert redact(leaf, "hunter2") == "hunter2"
 

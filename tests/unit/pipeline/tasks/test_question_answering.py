@@ -318,7 +318,7 @@ def test_a_teacher_and_a_student_give_the_same_values(tiny_model: TinyModel, tmp
     folder = saved(student, tiny_model, tmp_path / "qa")
     contexts = [long_context(words, words) for words in (3, 40, 9, 60, 1, 12)]
     inputs = {"question": ["good ?"] * 6, "context": contexts}
-    labelled, _ = Predictor(folder, task, tokens_per_batch=100).predict(inputs)
+    labelled, _ = Predictor(folder, task, tokens_per_forward=100).predict(inputs)
     encoded = task.head.encode(open_tokenizer(folder), inputs)
     said = predict(student, task, encoded, tokens=10_000).numpy()
     np.testing.assert_allclose(said, labelled.values, atol=1e-5)

@@ -17,12 +17,12 @@ def lengths(count: int) -> dict[str, NDArray[np.int64]]:
 
 
 def steps(train: TrainConfig, count: int) -> int:
-    return train.epochs * Schedule(lengths(count), train.tokens_per_batch, 1.0, 0).steps_per_epoch
+    return train.epochs * Schedule(lengths(count), train.batch_size, 1.0, 0).steps_per_epoch
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(100, 6), (130, 7), (1000, 60), (59, 3)])
 def test_the_longer_schedule_has_at_most_the_students_steps(every: int, epochs: int) -> None:
-    train = TrainConfig(epochs=3, tokens_per_batch=10)
+    train = TrainConfig(epochs=3, batch_size=1)
     schedules = baseline_schedules(train, lengths(50), lengths(every), 0)
     assert schedules[PLAIN] == train
     if epochs == 3:  # not even one more epoch fits
@@ -34,7 +34,7 @@ def test_the_longer_schedule_has_at_most_the_students_steps(every: int, epochs: 
 
 
 def test_early_stopping_is_as_patient_in_steps() -> None:
-    train = TrainConfig(epochs=3, tokens_per_batch=10, early_stopping=EarlyStoppingConfig(patience=2))
+    train = TrainConfig(epochs=3, batch_size=1, early_stopping=EarlyStoppingConfig(patience=2))
     longer = baseline_schedules(train, lengths(50), lengths(500), 0)[LONGER]
     assert longer.early_stopping is not None
     assert (longer.epochs, longer.early_stopping.patience) == (30, 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from pipeline.training.feed import FedStep, Feed, TaskSet
 from pipeline.training.step import MicroBatch, Workers
 from tests.unit.pipeline.small_training import gold_of, task_of, task_set, two_tasks
 
-TOKENS = 48
+SIZE = 5
+TOKENS = 4096
 
 
 def numbered(count: int = 24, teachers: int = 0) -> TaskSet:
@@ -37,38 +39,52 @@ def contents(step: FedStep) -> tuple[object, ...]:
 
 
 def test_steps_are_a_function_of_seed_epoch_and_step() -> None:
-    feed, again = Feed(two_tasks(), TOKENS, seed=3), Feed(two_tasks(), TOKENS, seed=3)
+    feed, again = Feed(two_tasks(), SIZE, TOKENS, seed=3), Feed(two_tasks(), SIZE, TOKENS, seed=3)
     later = [contents(step) for step in again.epoch(2, 4)]  # asked for first, as a resumed run does
     whole = [[contents(step) for step in feed.epoch(epoch)] for epoch in range(3)]
     assert whole[2][4:] == later
     assert len(whole[2]) == feed.steps_per_epoch
     assert whole[0] != whole[1]
-    assert whole[0] != [contents(step) for step in Feed(two_tasks(), TOKENS, seed=4).epoch(0)]
+    assert whole[0] != [contents(step) for step in Feed(two_tasks(), SIZE, TOKENS, seed=4).epoch(0)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_workers_shares_make_up_the_step(world: int, accumulation: int) -> None:
-    alone = list(Feed([numbered()], TOKENS).epoch(0))
-    feeds = [
-        Feed([numbered()], TOKENS, accumulation=accumulation, workers=Workers(rank, world))
-        for rank in range(world)
-    ]
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("tokens", [TOKENS, 20])
+def test_the_workers_shares_make_up_the_step(world: int, tokens: int) -> None:
+    alone = list(Feed([numbered()], SIZE, TOKENS).epoch(0))
+    feeds = [Feed([numbered()], SIZE, tokens, workers=Workers(rank, world)) for rank in range(world)]
     seen: Counter[int] = Counter()
     for whole, *shares in zip(alone, *(feed.epoch(0) for feed in feeds), strict=True):
         assert sorted(row for share in shares for row in rows_of(share.batches)) == sorted(
             rows_of(whole.batches)
         )
         assert {share.normaliser for share in shares} == {len(rows_of(whole.batches))}
-        if world > 1:  # all take part in every collective
-            assert {len(share.batches) for share in shares} == {accumulation}
+        assert all(share.batches for share in shares)  # all take part in every collective
         seen.update(rows_of(whole.batches))
     assert seen == Counter(range(24))
 
 
+def test_a_micro_batch_keeps_to_its_tokens() -> None:
+    steps = list(Feed([numbered()], 12, 30).epoch(0))
+    assert {len(rows_of(step.batches)) for step in steps} == {12}
+    batches = [batch for step in steps for batch in step.batches]
+    assert len(batches) > len(steps)
+    assert all(len(b.labels) == 1 or b.tokens.inputs["input_ids"].numel() <= 30 for b in batches)
+
+
+def test_every_unit_of_a_task_weighs_the_same_in_every_step() -> None:
+    sets = numbered()
+    units = np.arange(1, 25)  # as a sentence's words
+    encoded = replace(sets.train, units=units)
+    steps = list(Feed([replace(sets, train=encoded)], SIZE, TOKENS).epoch(0))
+    per_example = {round(step.normaliser / len(rows_of(step.batches)), 9) for step in steps}
+    assert per_example == {units.mean()}
+    assert sum(step.normaliser for step in steps) == pytest.approx(units.sum())
+
+
 def test_a_micro_batch_holds_what_belongs_to_its_rows() -> None:
     sets = numbered(teachers=2)
-    for step in Feed([sets], TOKENS).epoch(0):
+    for step in Feed([sets], SIZE, TOKENS).epoch(0):
         for batch in step.batches:
             rows = batch.labels.numpy()
             assert (
@@ -95,7 +111,7 @@ def test_sources_are_given_keys_and_inputs() -> None:
     examples = gold_of(plain.task, np.zeros(6, dtype=np.int64))
     examples = type(examples)(examples.task, examples.keys + np.uint64(100), {"text": texts}, examples.labels)
     sets = TaskSet(plain.task, plain.train, examples, plain.validation, plain.gold, [source])
-    list(Feed([sets], TOKENS).epoch(0))
+    list(Feed([sets], SIZE, TOKENS).epoch(0))
     assert sorted(pair for keys, read in source.seen for pair in zip(keys, read, strict=True)) == [
         (100 + row, text) for row, text in enumerate(texts)
     ]
@@ -114,4 +130,4 @@ def test_targets_over_a_vocabulary_are_refused_here() -> None:
     plain = task_set(task_of(), count=6)
     sets = TaskSet(plain.task, plain.train, plain.examples, plain.validation, plain.gold, [Tokens()])
     with pytest.raises(TypeError, match="over a vocabulary"):
-        next(Feed([sets], TOKENS).epoch(0))
+        next(Feed([sets], SIZE, TOKENS).epoch(0))

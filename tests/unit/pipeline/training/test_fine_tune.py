@@ -27,7 +27,7 @@ from tests.unit.pipeline.small_training import StopAfter
 CONFIG = FineTuneConfig(
     epochs=3,
     learning_rate=2e-3,
-    tokens_per_batch=256,
+    batch_size=16,
     dropout=0.1,
     seed=3,
     precision="fp32",
@@ -64,7 +64,7 @@ def test_the_name_is_the_same_for_the_same(tiny_model: TinyModel, data: TaskData
         ({"seed": 4}, True),
         ({"early_stopping": None}, True),
         ({"dropout": None}, True),
-        ({"tokens_per_batch": 128}, True),
+        ({"batch_size": 8}, True),
         ({"checkpoint_steps": 7}, False),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_teacher_is_a_plain_folder_that_has_learnt(
 
     folder = tmp_path / "critic"
     model = tiny_model("bert", None if base == "bare" else ("x", "y", "z"))
-    changes = {"epochs": 15, "learning_rate": 5e-3, "dropout": 0.0, "tokens_per_batch": 128}
+    changes = {"epochs": 15, "learning_rate": 5e-3, "dropout": 0.0, "batch_size": 8}
     config = CONFIG.model_copy(update={**changes, "early_stopping": None})
     assert not is_finished(folder)
     progress = fine_tune(model, data, config, folder)

@@ -65,7 +65,7 @@ def config(tiny_run: TinyRun, tiny_model: TinyModel) -> RunConfig:
             aggregation={"strategy": "confidence", "teacher_weights": {"mood-bert": 3.0}},
             train={
                 "epochs": 2,
-                "tokens_per_batch": 256,
+                "batch_size": 16,
                 "learning_rate": 1e-3,
                 "dropout": 0.1,
                 "precision": "fp32",

@@ -54,7 +54,7 @@ def by_hand(sets: TaskSet, optimizer: Callable[[list[Tensor]], torch.optim.Optim
     """Two epochs at a learning rate of 0.01 on the trainer's batches, in as few lines as PyTorch allows."""
     student = student_of([sets], dropout=0.0).train()
     own = optimizer(list(student.parameters()))
-    schedule = Schedule({sets.task.name: sets.train.lengths}, 48, 1.0, 0)
+    schedule = Schedule({sets.task.name: sets.train.lengths}, 4, 1.0, 0)
     for epoch in range(2):
         for step in schedule.epoch(epoch):
             own.zero_grad()
@@ -90,22 +90,21 @@ def test_equals_a_loop_written_by_hand(tmp_path: Path, name: str) -> None:
     assert largest_difference({k: found[k] for k in compared}, {k: expected[k] for k in compared}) < 1e-4
 
 
-@pytest.mark.parametrize("accumulation", [2, 3, 40])
-def test_accumulation_gives_the_gradient_of_the_whole_step(tmp_path: Path, accumulation: int) -> None:
+@pytest.mark.parametrize("tokens", [60, 40, 1])
+def test_a_step_in_parts_gives_the_gradient_of_the_whole_step(tmp_path: Path, tokens: int) -> None:
     # SGD at rate 1 for one step: what the weights move by is the gradient. Differences measured < 3e-8.
-    config = settings(
-        **PLAIN, epochs=1, tokens_per_batch=10_000, optimizer="sgd", learning_rate=1.0, momentum=0
-    )
+    config = settings(**PLAIN, epochs=1, batch_size=12, optimizer="sgd", learning_rate=1.0, momentum=0)
     moved = {}
-    for parts in (1, accumulation):
+    for most in (4096, tokens):
         sets = task_set(count=12, teachers=2, strategy="confidence")
-        trainer = trainer_of(tmp_path / str(parts), [sets], config, dropout=0.0, accumulation=parts)
+        changed = config.model_copy(update={"tokens_per_forward": most})
+        trainer = trainer_of(tmp_path / str(most), [sets], changed, dropout=0.0)
         before = weights_of(trainer.student)
         assert trainer.fit().step == 1
-        moved[parts] = {name: w - before[name] for name, w in weights_of(trainer.student).items()}
-    assert largest_difference(moved[accumulation], moved[1]) < 3e-7
-    assert max(float(move.abs().max()) for move in moved[1].values()) > 0.01
-    one, other = (curve(tmp_path / str(parts), "loss/total") for parts in (1, accumulation))
+        moved[most] = {name: w - before[name] for name, w in weights_of(trainer.student).items()}
+    assert largest_difference(moved[tokens], moved[4096]) < 3e-7
+    assert max(float(move.abs().max()) for move in moved[4096].values()) > 0.01
+    one, other = (curve(tmp_path / str(most), "loss/total") for most in (4096, tokens))
     assert other == pytest.approx(one, abs=1e-6)
 
 
@@ -142,7 +141,7 @@ def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
     config = settings(
         **{**PLAIN, "optimizer": "sgd", "momentum": 0, "gradient_clip": None},
         epochs=1,
-        tokens_per_batch=10_000,
+        batch_size=99,
         learning_rate=0.01,
     )
     moved = {}
@@ -161,7 +160,7 @@ def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
 def test_weight_decay_shrinks_what_has_no_gradient(tmp_path: Path) -> None:
     # At a rate of 0.1 and a decay of 0.5 a step multiplies matrices by 0.95: an unused token's row shows it.
     sets = task_set(count=6)
-    config = settings(**{**PLAIN, "weight_decay": 0.5}, epochs=1, tokens_per_batch=10_000, learning_rate=0.1)
+    config = settings(**{**PLAIN, "weight_decay": 0.5}, epochs=1, batch_size=99, learning_rate=0.1)
     trainer = trainer_of(tmp_path, [sets], config, LossPlan(), dropout=0.0)
     embeddings = trainer.student.encoder.get_parameter("embeddings.word_embeddings.weight")
     unused, before = 1, embeddings.detach().clone()
@@ -268,9 +267,7 @@ def test_sampling_decides_how_many_steps_a_task_gets(
     sets = [
         replace(each, train=replace(each.train, offsets=4 * np.arange(len(each.train) + 1))) for each in sets
     ]
-    trainer = trainer_of(
-        tmp_path, sets, settings(epochs=2, tokens_per_batch=16), LossPlan(), sampling=sampling
-    )
+    trainer = trainer_of(tmp_path, sets, settings(epochs=2), LossPlan(), sampling=sampling)
     trainer.fit()
     steps = Counter(each.task for each in seen)
     assert steps == {"mood": 2 * mood, "tone": 2 * (12 - mood)}
@@ -284,7 +281,7 @@ def test_a_student_of_soft_targets_alone_comes_to_answer_as_its_teacher(tmp_path
         teacher.model("mood").classifier.weight.mul_(20)  # a random teacher hardly has opinions
     says = predict(teacher, sets.task, sets.train, 256).numpy().astype(np.float16)
     taught = replace(sets, sources=[FixedTargets(says)], aggregation=Aggregation("mean", torch.ones(1)))
-    config = settings(epochs=25, learning_rate=3e-3, tokens_per_batch=128)
+    config = settings(epochs=25, learning_rate=3e-3, batch_size=10)
     trainer = trainer_of(tmp_path, [taught], config, LossPlan({"hard": 0.0, "soft": 1.0}, 2.0), dropout=0.0)
     trainer.fit()
     losses = curve(tmp_path, "loss/soft/mood")
@@ -470,7 +467,7 @@ def test_a_step_with_a_nan_loss_is_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_a_skipped_step_moves_nothing(tmp_path: Path) -> None:
     sets = poison(task_set(count=6, teachers=1), range(6))
-    trainer = trainer_of(tmp_path, [sets], settings(epochs=1, tokens_per_batch=10_000))
+    trainer = trainer_of(tmp_path, [sets], settings(epochs=1, batch_size=99))
     before = weights_of(trainer.student)
     assert trainer.fit().skipped == 1
     assert same_bits(weights_of(trainer.student), before)
@@ -488,9 +485,7 @@ class SteepHead(ClassHead):
 def test_a_nan_gradient_of_a_finite_loss_is_left_out_too(tmp_path: Path) -> None:
     plain = text_classification("mood", ("bad", "good"), 16)
     steep = replace(plain, head=SteepHead("mood", 16, ("bad", "good")))
-    trainer = trainer_of(
-        tmp_path, [task_set(steep, count=6)], settings(epochs=1, tokens_per_batch=99), LossPlan()
-    )
+    trainer = trainer_of(tmp_path, [task_set(steep, count=6)], settings(epochs=1, batch_size=99), LossPlan())
     before = weights_of(trainer.student)
     assert trainer.fit().skipped == 1
     assert same_bits(weights_of(trainer.student), before)
@@ -518,7 +513,7 @@ def test_too_many_in_a_row_end_the_run_and_leave_a_sound_checkpoint(
 
 def test_weights_that_blow_up_are_a_diverged_run_even_at_validation(tmp_path: Path) -> None:
     # so few steps that validation comes before the steps to skip are used up
-    config = settings(**PLAIN, epochs=2, tokens_per_batch=200, learning_rate=1e38, optimizer="sgd")
+    config = settings(**PLAIN, epochs=2, batch_size=12, learning_rate=1e38, optimizer="sgd")
     with pytest.raises(DivergedError) as error:
         trainer_of(tmp_path, [task_set()], config, LossPlan()).fit()
     assert "mood" in error.value.cause

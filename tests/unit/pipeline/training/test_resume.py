@@ -50,7 +50,6 @@ def begin(
         two_tasks(),
         config,
         losses,
-        accumulation=2 if name == "sgd" else 1,
         sampling=0.75,
         should_stop=should_stop,
     )

@@ -33,7 +33,7 @@ from tests.unit.pipeline.small_training import (
 
 SGD = settings(epochs=2, optimizer="sgd", learning_rate=0.05)
 ADAMW = settings(epochs=2)
-ROWS = settings(epochs=2, optimizer="sgd", learning_rate=0.05, tokens_per_batch=1)  # one row a step
+ROWS = settings(epochs=2, optimizer="sgd", learning_rate=0.05, batch_size=1)  # one row a step
 POISONED_ROW = 3
 
 
@@ -62,8 +62,9 @@ def adamw(folder: Path, workers: Workers) -> Trainer:
 
 
 def accumulated(folder: Path, workers: Workers) -> Trainer:
-    """Steps of about five rows in up to six parts."""
-    return trainer_of(folder, two_tasks(), SGD, dropout=0.0, accumulation=3, workers=workers)
+    """Steps of four rows in up to four parts."""
+    parts = SGD.model_copy(update={"tokens_per_forward": 12})
+    return trainer_of(folder, two_tasks(), parts, dropout=0.0, workers=workers)
 
 
 def fewer_rows_than_workers(folder: Path, workers: Workers) -> Trainer:
