@@ -17,8 +17,9 @@ import torch
 
 from benchmarks.common import ASSETS, demo_task, machine, paired, ratios, spread
 from pipeline.batch import Ragged
-from pipeline.config.schema import TrainConfig
+from pipeline.config.recipe import StudentRecipe
 from pipeline.data.splits import TaskData
+from pipeline.losses import LossWeights
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet
@@ -81,8 +82,10 @@ def trainer(
         aggregation = Aggregation("confidence", torch.tensor([0.5, 0.5]))
         sets.append(TaskSet.of(task_data, tokenizer, sources=stored, aggregation=aggregation))
     student = build_student(folder, [s.task for s in sets], layers=layers)
-    losses = LossPlan() if store is None else LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0)
-    config = TrainConfig(epochs=1000, checkpoint_steps=10**9)
+    losses = LossPlan() if store is None else LossPlan(others=LossWeights({"hard": 0.3, "soft": 0.7}, 2.0))
+    config = StudentRecipe(
+        epochs=1000, learning_rate=1e-4, head_learning_rate=1e-4, early_stopping=None, checkpoint_steps=10**9
+    )
     feed = Feed(sets, config.batch_size, config.tokens_per_forward)
     return Trainer(student, feed, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
 

@@ -24,8 +24,10 @@ import torch
 from benchmarks.common import ASSETS, machine, paired, ratios, spread
 from pipeline.batch import Ragged
 from pipeline.config.explain import overlay
-from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
+from pipeline.config.recipe import StudentRecipe
+from pipeline.config.schema import SPLITS, TaskConfig
 from pipeline.data.splits import TaskData, load_task
+from pipeline.losses import LossWeights
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet
@@ -140,8 +142,15 @@ def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData]
     tokenizer = open_tokenizer(ASSETS / folder)
     sets = [task_set(tokenizer, data, store if distilled else None) for data in tasks]
     model = build_student(ASSETS / folder, [one.task for one in sets], layers=layers)
-    losses = LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0) if distilled else LossPlan()
-    config = TrainConfig(epochs=1000, batch_size=BATCH, checkpoint_steps=10**9)
+    losses = LossPlan(others=LossWeights({"hard": 0.3, "soft": 0.7}, 2.0)) if distilled else LossPlan()
+    config = StudentRecipe(
+        epochs=1000,
+        batch_size=BATCH,
+        learning_rate=1e-4,
+        head_learning_rate=1e-4,
+        early_stopping=None,
+        checkpoint_steps=10**9,
+    )
     return Trainer(
         model,
         Feed(sets, config.batch_size, config.tokens_per_forward),

@@ -70,7 +70,7 @@ def main() -> None:
 def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -> list[float]:
     """Trains the config's first student as a trial does, but with live teachers; returns the seconds of each epoch."""
     job = Job(next(iter(config.students)), "distilled")
-    plan = replace(new_plan(config, inputs.data, {}, {}), trial=True)
+    plan = replace(new_plan(config, inputs.facts, inputs.data, {}, {}), trial=True)
     student = plan.students[job.student]
     start = start_folder(student, inputs.teachers)
     sets = [live(config, one, teachers) for one in task_sets(plan, start, job.student, None)]

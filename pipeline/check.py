@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.kinds import DEFAULT_PROBLEM
+from pipeline.config.recipe import Reasons, Recipe, TaskLoss
+from pipeline.config.resolved import Resolved
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import notes
 from pipeline.data.files import check_files, is_local, source_of
@@ -41,7 +43,7 @@ def check_local_files(config: RunConfig, errors: Errors) -> None:
 
 
 def summary(config: RunConfig, inputs: Inputs) -> list[str]:
-    """Tasks, teachers and students, one a line, then notes."""
+    """Tasks, teachers and students, one a line, then what is derived for them, and notes."""
     numbers = (
         (len(config.tasks), "task"),
         (len(config.teachers), "teacher"),
@@ -71,10 +73,55 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
         for name, student in config.students.items()
     ]
     lines = [f"run {config.name}: {counted}"]
-    for rows in (tasks, teachers, students):
+    tables: list[Sequence[Sequence[str]]] = [tasks, teachers, students, *_derived(inputs.resolved)]
+    for rows in tables:
         lines += aligned(rows)
     lines += [f"note: {note}" for data in inputs.data.values() for note in data.notes]
-    return lines + [f"note: {note}" for note in [*seed_notes(config), *notes(config)]]
+    return lines + [f"note: {note}" for note in [*seed_notes(config), *notes(inputs.resolved)]]
+
+
+def _derived(resolved: Resolved) -> tuple[Sequence[Sequence[str]], ...]:
+    """Rows on fine-tunings, trainings and losses of which at least one value is derived, with the reasons."""
+    students = resolved.students
+    fine_tunings = [
+        ("fine-tune", name, *_training(one.recipe, one.reasons))
+        for name, one in resolved.fine_tunings.items()
+        if one.reasons
+    ]
+    trainings = [
+        ("train", name, *_training(one.train, one.reasons)) for name, one in students.items() if one.reasons
+    ]
+    losses: dict[tuple[str, ...], list[str]] = {}
+    for name, one in students.items():
+        for task, reasons in one.loss_reasons.items():
+            if reasons:
+                losses.setdefault(_loss(task, one.loss.tasks[task], reasons), []).append(name)
+    rows = [
+        ("loss", task if len(names) == len(students) else f"{task} of {', '.join(names)}", *cells)
+        for (task, *cells), names in losses.items()
+    ]
+    return fine_tunings, trainings, rows
+
+
+def _training(recipe: Recipe, reasons: Reasons) -> list[str]:
+    """The values of a recipe that may be derived, each with its reason if it is."""
+    values: dict[str, float | None] = {
+        "epochs": recipe.epochs,
+        "learning_rate": recipe.learning_rate,
+        "head_learning_rate": recipe.head_learning_rate,
+        "early_stopping.patience": None if recipe.early_stopping is None else recipe.early_stopping.patience,
+    }
+    return [
+        f"{key} {'none' if value is None else f'{value:g}'}{f': {reasons[key]}' if key in reasons else ''}"
+        for key, value in values.items()
+    ]
+
+
+def _loss(task: str, loss: TaskLoss, reasons: Reasons) -> tuple[str, ...]:
+    """A task's temperature and weights, and the reason for those that are derived."""
+    why = dict.fromkeys(reasons.values())
+    cells = [f"{key} {getattr(loss, key):.3g}" for key in ("temperature", "hard", "soft")]
+    return task, *cells, f"{', '.join(reasons)}: {'; '.join(why)}"
 
 
 def _layers(layers: int | Sequence[int] | None) -> str:

@@ -80,6 +80,10 @@ def check(
         with errors:
             _check_space(config)
         inputs = prepare(config, errors)
+        if config.tune is not None:
+            from tune.space import check_grace
+
+            check_grace(config, inputs.facts)
         mark = ""
         if full:
             out.print(to_yaml(config), markup=False)

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster import check_gpus
-from pipeline.config.resolved import StudentSettings, absolute_model, student_settings, task_aggregation
+from pipeline.config.recipe import Facts, ModelFacts, teacher_recipe
+from pipeline.config.resolved import (
+    Resolved,
+    StudentStart,
+    absolute_model,
+    resolve_config,
+    student_start,
+    task_aggregation,
+)
 from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.data.splits import TaskData, load_task
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
@@ -25,15 +33,17 @@ from teachers.store_key import store_key
 
 @dataclass(frozen=True)
 class Inputs:
-    """A run's data and where its models are.
+    """A run's data, where its models are, and its settings.
 
     bases: the folder each teacher is made of, or is · teachers: the folder each one is served from; that of a
-    teacher still to be fine-tuned does not exist yet.
+    teacher still to be fine-tuned does not exist yet · facts: what settings are derived from · resolved: the settings.
     """
 
     data: Mapping[str, TaskData]
     bases: Mapping[str, Path]
     teachers: Mapping[str, Path]
+    facts: Facts
+    resolved: Resolved
 
     def fingerprints(self, config: RunConfig) -> dict[str, str]:
         """Hashes of the data and models, by config key: a run may be resumed only while none of them has changed."""
@@ -61,17 +71,22 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
     errors = errors or Errors()
     with errors:
         check_gpus(config)
-    students = {name: student_settings(config, name) for name in config.students}
+    students = {name: student_start(config, name) for name in config.students}
     bases, starts, tokenizers = _open_models(config, students, errors)
     data: dict[str, TaskData] = {}
     for name, own in config.tasks.items():
         with errors:
             data[name] = load_task(name, own)
+    facts = Facts(
+        {name: task_data.facts() for name, task_data in data.items()},
+        {name: model_facts(folder) for name, folder in starts.items() if folder in tokenizers},
+        {name: model_facts(folder) for name, folder in bases.items() if folder in tokenizers},
+    )
     teachers: dict[str, Path] = {}
     for name, teacher in config.teachers.items():
         if bases.get(name) in tokenizers and teacher.task in data:
             with errors:
-                teachers[name] = _served_from(config, name, bases[name], data[teacher.task])
+                teachers[name] = _served_from(config, name, bases[name], data[teacher.task], facts)
                 _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length)
     for name, student in students.items():
         if starts.get(name) in tokenizers:
@@ -86,11 +101,11 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         with errors:
             _check_labels(config, task, task_data)
     errors.stop()
-    return Inputs(data, bases, teachers)
+    return Inputs(data, bases, teachers, facts, resolve_config(config, facts))
 
 
 def _open_models(
-    config: RunConfig, students: Mapping[str, StudentSettings], errors: Errors
+    config: RunConfig, students: Mapping[str, StudentStart], errors: Errors
 ) -> tuple[dict[str, Path], dict[str, Path], dict[Path, Any]]:
     """Folders of the teachers and of what the students start from, by name, and tokenizers by folder; `errors` gets
     what cannot be opened, which is left out."""
@@ -111,7 +126,12 @@ def _open_models(
     return bases, starts, tokenizers
 
 
-def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Path:
+def model_facts(folder: Path) -> ModelFacts:
+    """What is known of the model in a folder. Raises `TeacherError` where its config cannot be read."""
+    return ModelFacts(open_config(folder).hidden_size)
+
+
+def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts: Facts) -> Path:
     """The folder that a teacher is served from. Raises `TeacherError` or `ConfigError` where it does not fit its task."""
     teacher, where = config.teachers[name], f"teachers.{name}"
     if teacher.fine_tune is None:
@@ -122,11 +142,12 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData) -> Pa
         raise ConfigError(
             f"{where}.labels: a teacher that is fine-tuned learns the task's labels", "Remove labels."
         )
-    folder = teacher_folder(config.teachers_dir, name, base, data, teacher.fine_tune, teacher.max_length)
+    recipe, _ = teacher_recipe(teacher.fine_tune, name, teacher.task, facts)
+    folder = teacher_folder(config.teachers_dir, name, base, data, recipe, teacher.max_length)
     return folder / TEACHER
 
 
-def _check_student(student: StudentSettings, start: Path) -> None:
+def _check_student(student: StudentStart, start: Path) -> None:
     """Raises `TutelageError` unless the model that the student starts from has its layers and positions."""
     try:
         layer_indices(student.layers, open_config(start).num_hidden_layers)
@@ -207,14 +228,13 @@ def fine_tuning_requests(config: RunConfig, inputs: Inputs) -> list[Request]:
     requests = []
     for name in inputs.to_fine_tune():
         teacher = config.teachers[name]
-        assert teacher.fine_tune is not None, "only those are made"
         requests.append(
             Request(
                 name=name,
                 model=absolute_model(teacher.model),
                 revision=teacher.revision,
                 folder=inputs.teachers[name].parent,
-                config=teacher.fine_tune,
+                config=inputs.resolved.fine_tunings[name].recipe,
                 serving=teacher.serving,
                 task=teacher.task,
                 max_length=teacher.max_length,

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.cluster import check_room, connected
 from pipeline.config import view as config_view
-from pipeline.config.resolved import Job, jobs_of, student_settings
+from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.display.progress import StageProgress
@@ -40,7 +40,7 @@ from pipeline.stop import StopSignals
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Role, Tracker
 from pipeline.training import jobs as training
-from pipeline.training.baseline import LONGER, PLAIN
+from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.threads import faster_threads
@@ -120,19 +120,28 @@ def label(config: RunConfig, display: Display) -> dict[str, Labelling]:
 
 @contextmanager
 def running(
-    config: RunConfig, display: Display, tracked: bool = True, group: str | None = None, role: Role = "parent"
+    config: RunConfig,
+    display: Display,
+    tracked: bool = True,
+    group: str | None = None,
+    role: Role = "parent",
+    check: Callable[[Inputs], None] = lambda inputs: None,
 ) -> Iterator[Run]:
-    """Locks the run folder, handles signals and opens MLflow; at the end closes MLflow's run with the run's status."""
+    """Locks the run folder, handles signals and opens MLflow; at the end closes MLflow's run with the run's status.
+
+    check: raises where the inputs do not fit, before anything is written.
+    """
     stages = Stages()
     inputs = prepare(config)
+    check(inputs)
     with locked(config.run_dir), StopSignals(config.run_dir) as stop:
-        fingerprints = inputs.fingerprints(config)
-        refuse_changes(config, fingerprints)
+        fingerprints, derived = inputs.fingerprints(config), inputs.resolved.derived()
+        refuse_changes(config, fingerprints, derived)
         if tracked or (config.run_dir / CONFIG).exists():
-            write_settings(config, fingerprints)
-        for note in [*config_view.notes(config), *_data_notes(inputs)]:
+            write_settings(config, fingerprints, derived)
+        for note in [*config_view.notes(inputs.resolved), *_data_notes(inputs)]:
             display.line(note)
-        with record.recorded_run(config, role, group, display.line, enabled=tracked) as tracker:
+        with record.recorded_run(config, role, group, display.line, derived, enabled=tracked) as tracker:
             if tracked:
                 stages.keep(config.run_dir / TIMINGS)
             try:
@@ -260,12 +269,13 @@ def _train_students(run: Run) -> None:
     config = run.config
     jobs = [job for job in jobs_of(config) if not training.is_finished(config.run_dir, job)]
     if jobs:
-        lengths = {job.name: student_settings(config, job.student).train.epochs for job in jobs}
+        settings = run.inputs.resolved.students
+        lengths = {job.name: settings[job.student].train.epochs for job in jobs}
         run.begin("train", ", ".join(lengths), "trainings", "steps", lengths)
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
     folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
-    plan = training.new_plan(config, run.inputs.data, run.keys, folders)
+    plan = training.new_plan(config, run.inputs.facts, run.inputs.data, run.keys, folders)
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
         in_thread(lambda: training.run_worker_group(plan), lambda: _show_jobs(run, jobs))
@@ -275,7 +285,11 @@ def _train_students(run: Run) -> None:
 
 
 def _record_job(run: Run, job: Job) -> None:
-    record.job_began(run.tracker, run.config, job, job_folder(run.config.run_dir, job) / METRICS)
+    settings, metrics = (
+        run.inputs.resolved.students[job.student],
+        job_folder(run.config.run_dir, job) / METRICS,
+    )
+    record.job_began(run.tracker, run.config, job, settings, metrics)
 
 
 def _threads(run: Run, cpus: float) -> int:
@@ -310,10 +324,9 @@ def _show_jobs(run: Run, jobs: list[Job]) -> None:
     run.stages.tick()
     for job in jobs:
         folder = job_folder(run.config.run_dir, job)
-        files = [folder / METRICS, folder / LONGER / METRICS, folder / PLAIN / METRICS]
-        file = next(
-            filter(Path.exists, files), files[0]
-        )  # a baseline may try two schedules, one after the other
+        # a baseline tries several schedules, one after the other
+        files = [folder / METRICS, *(folder / name / METRICS for name in (LONGER, SHORTER, PLAIN))]
+        file = next(filter(Path.exists, files), files[0])
         _show_progress(run.display, job.name, file, final=file == files[0])
         if training.is_finished(run.config.run_dir, job):
             run.display.end(job.name, "stopped early")
@@ -343,7 +356,7 @@ def _report(run: Run, register: str | None = None) -> Report:
     scored = f"{_count(len(run.config.students), 'student')} on {_count(len(run.config.tasks), 'task')}"
     run.begin("evaluate", scored)
     config, tracker = run.config, run.tracker
-    notes = [*config_view.notes(config), *_data_notes(run.inputs)]
+    notes = [*config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
     validation = ensemble_scores(config, run.inputs.data, run.keys, "validation")
     facts = run_facts(
@@ -355,7 +368,7 @@ def _report(run: Run, register: str | None = None) -> Report:
     for student in config.students:
         for name, results in tasks.items():
             folder, opener = student_folder(config.run_dir, student, name), results.task.kind.pipeline
-            write_model_card(folder, config, report, student, results.task)
+            write_model_card(folder, config, report, run.inputs.resolved.students[student], results.task)
             version = register if register is None or len(tasks) == 1 else f"{register}-{name}"
             record.exported_student(tracker, student, name, folder, opener, version, run.display.line)
     for job in jobs_of(config):

@@ -17,6 +17,8 @@ from pipeline.errors import ConfigError, LockedError
 from pipeline.files import read_object, write_atomically
 
 CONFIG, INPUTS = "config.yaml", "inputs.json"
+DERIVED = "derived"
+"""The key of inputs.json with the derived values."""
 REPORT, REPORT_PAGE = "report.json", "report.md"
 GROUP, GROUP_PAGE = "group.json", "group.md"
 STUDY, STUDY_PAGE, BEST_CONFIG = "study.json", "study.md", "best.yaml"
@@ -67,10 +69,16 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def refuse_changes(config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
-    """Raises `ConfigError` where the folder was begun with another config, or with other content of what it names.
+def refuse_changes(
+    config: RunConfig,
+    fingerprints: Mapping[str, str] | None = None,
+    derived: Mapping[str, float] | None = None,
+) -> None:
+    """Raises `ConfigError` where the folder was begun with another config, with other content of what it names, or by
+    a version that derives other values for the keys that the config leaves out.
 
-    fingerprints: hash of the content by config key (``tasks.movies.data``); None: the config alone is compared.
+    fingerprints: hash of the content by config key (``tasks.movies.data``); None: the config alone is compared ·
+    derived: value by dotted path.
     """
     settings, contents = config.run_dir / CONFIG, config.run_dir / INPUTS
     if settings.exists():
@@ -81,21 +89,36 @@ def refuse_changes(config: RunConfig, fingerprints: Mapping[str, str] | None = N
         )
         changed = [key for key, value in fingerprints.items() if before.get(key, value) != value]
         _refuse(config, [f"{key}: its content has changed" for key in changed])
+        old = before.get(DERIVED, {})
+        _refuse(
+            config,
+            [
+                f"{key}: {old[key]:g} → {value:g}, as this version derives it"
+                for key, value in (derived or {}).items()
+                if old.get(key, value) != value
+            ],
+            "go on with the version that began it",
+        )
 
 
-def write_settings(config: RunConfig, fingerprints: Mapping[str, str] | None = None) -> None:
-    """Writes the config and the fingerprints with which `refuse_changes` compares."""
+def write_settings(
+    config: RunConfig,
+    fingerprints: Mapping[str, str] | None = None,
+    derived: Mapping[str, float] | None = None,
+) -> None:
+    """Writes the config, the fingerprints and the derived values with which `refuse_changes` compares."""
     write_atomically(config.run_dir / CONFIG, to_yaml(config))
     if fingerprints is not None:
-        write_atomically(config.run_dir / INPUTS, json.dumps(fingerprints, indent=1))
+        contents = {**fingerprints, DERIVED: dict(derived or {})}
+        write_atomically(config.run_dir / INPUTS, json.dumps(contents, indent=1))
 
 
-def _refuse(config: RunConfig, changed: Sequence[str]) -> None:
+def _refuse(config: RunConfig, changed: Sequence[str], way: str = "put it back as it was") -> None:
     if not changed:
         return
     more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
     folders = f"{config.run_dir} and {config.run_dir}-seed…" if config.seeds else str(config.run_dir)
     raise ConfigError(
         f"{config.run_dir} was begun with something else: {'; '.join(changed[:3])}{more}",
-        f"Give this one another name (name=…), put it back as it was, or remove {folders}.",
+        f"Give this one another name (name=…), {way}, or remove {folders}.",
     )

@@ -22,6 +22,7 @@ import pytest
 
 from pipeline.models import quiet
 
+RATES = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 Architecture = Literal["bert", "distilbert", "mpnet", "modernbert"]
 
 GOOD = ("good", "great", "lovely", "brilliant", "warm", "funny", "moving", "superb")
@@ -330,7 +331,7 @@ def tiny_run(tmp_path: Path, tiny_model: TinyModel, csv_task: CsvTask) -> TinyRu
     """See `TinyRun`."""
 
     def make(**sections: Any) -> dict[str, Any]:
-        tuned = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16}
+        tuned = {"epochs": 1, "batch_size": 16, **RATES, "early_stopping": None}
         bert, distilbert = str(tiny_model("bert")), str(tiny_model("distilbert"))
         run: dict[str, Any] = {
             "name": "tiny",
@@ -345,7 +346,7 @@ def tiny_run(tmp_path: Path, tiny_model: TinyModel, csv_task: CsvTask) -> TinyRu
                 "cut": {"init_from": "mood-bert", "layers": 1},
                 "bare": {"model": str(tiny_model("bert", layers=1, seed=1))},
             },
-            "train": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3},
+            "train": {**tuned},
             "tracking": {"enabled": False},
         }
         return {**run, **sections}

@@ -30,7 +30,7 @@ from pipeline.tracking.tracker import Status
 from pipeline.training.loop import METRICS
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
-from tune.space import checked, modes, most_epochs, student_of, with_values
+from tune.space import check_grace, checked, modes, most_epochs, student_of, with_values
 from tune.study import Trial, best, load, trial_name
 from tune.trial import Shared, curve
 
@@ -74,7 +74,7 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
     own, student = study_config(config), student_of(config)
     _refuse_another_search(own)
     with (
-        runs.running(own, display, role="study") as run,
+        runs.running(own, display, role="study", check=lambda inputs: check_grace(own, inputs.facts)) as run,
         connected(config, dashboard=config.train.workers > 1),
     ):
         run.order = (*runs.LABEL_STAGES, "search")
@@ -136,12 +136,13 @@ class _Study:
         self.config, self.run = config, run
         self.metrics, self.modes = config.tune.metrics, modes(config)
         self.student = student_of(config)
-        self.most_epochs = most_epochs(config)
+        self.most_epochs = most_epochs(config, run.inputs.facts)
         self.folder = trials_folder(run.config.run_dir)
         self.trials = load(self.folder)
         self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
         self.shared = Shared(
             config=with_absolute_paths(config),
+            facts=run.inputs.facts,
             folder=self.folder.absolute(),
             data=run.inputs.data,
             teacher_keys=run.keys,

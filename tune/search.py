@@ -30,6 +30,7 @@ from ray.tune.schedulers import (
 from ray.tune.search.optuna import OptunaSearch
 
 from pipeline import errors
+from pipeline.config.recipe import Facts
 from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
@@ -67,7 +68,7 @@ def search(
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     remaining = tune.trials - sum(trial.ended for trial in trials)
-    remaining_points = _remaining_points(config, trials)
+    remaining_points = _remaining_points(config, shared.facts, trials)
     if remaining <= 0 or remaining_points == []:
         return
     recorder = _Recorder(shared, trials, watch)
@@ -82,8 +83,8 @@ def search(
         tune_config=ray.tune.TuneConfig(
             metric=None if several or remaining_points is None else tune.metrics[0],
             mode=None if several or remaining_points is None else modes(config)[0],
-            search_alg=None if remaining_points is not None else _Optuna(config, trials),
-            scheduler=_scheduler(config, shared.folder),
+            search_alg=None if remaining_points is not None else _Optuna(config, shared.facts, trials),
+            scheduler=_scheduler(config, shared.facts, shared.folder),
             num_samples=remaining if remaining_points is None else 1,
             max_concurrent_trials=tune.concurrency,
             reuse_actors=True,  # a new process imports for as long as a small student's epoch takes
@@ -158,10 +159,12 @@ def _deadline(tune: TuneConfig, trials: Sequence[Trial]) -> float | None:
 # ---------------------------------------------------------------- the values to try
 
 
-def _remaining_points(config: RunConfig, trials: Sequence[Trial]) -> list[dict[str, Any]] | None:
+def _remaining_points(
+    config: RunConfig, facts: Facts, trials: Sequence[Trial]
+) -> list[dict[str, Any]] | None:
     """For `grid` and `random`, the points without an ended trial; None for other algorithms. An interrupted trial keeps
     its last values."""
-    all_points = points(config)
+    all_points = points(config, facts)
     if all_points is None:
         return None
     earlier = {trial.number: trial for trial in trials}
@@ -172,18 +175,19 @@ def _remaining_points(config: RunConfig, trials: Sequence[Trial]) -> list[dict[s
     ]
 
 
-def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
+def _scheduler(config: RunConfig, facts: Facts, trials: Path) -> TrialScheduler:
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     if tune.scheduler == "asha":
         searched = tune.algorithm == "tpe"  # Tune accepts metric and mode in one place only
         return _Asha(
             config,
+            facts,
             trials,
             time_attr="epoch",
             metric=tune.metrics[0] if searched else None,
             mode=modes(config)[0] if searched else None,
-            max_t=most_epochs(config) + 1,
+            max_t=most_epochs(config, facts) + 1,
             grace_period=tune.grace_epochs,
             reduction_factor=tune.reduction_factor,
         )
@@ -194,6 +198,7 @@ def _scheduler(config: RunConfig, trials: Path) -> TrialScheduler:
         }
         return _Pbt(
             config,
+            facts,
             time_attr="epoch",
             perturbation_interval=tune.grace_epochs,
             hyperparam_mutations={"point": {"values": mutations}},
@@ -211,15 +216,15 @@ class _Asha(AsyncHyperBandScheduler):
     their resources until Ray Train learns from Ray's dashboard that the driver is gone, and the next trial would wait.
     """
 
-    def __init__(self, config: RunConfig, trials: Path, **settings: Any) -> None:
+    def __init__(self, config: RunConfig, facts: Facts, trials: Path, **settings: Any) -> None:
         super().__init__(**settings)
-        self._config, self._folder, self._stopping = config, trials, set[str]()
+        self._config, self._facts, self._folder, self._stopping = config, facts, trials, set[str]()
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         if trial.trial_id in self._stopping:
             return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
-        if action != TrialScheduler.STOP or _is_last(self._config, trial, result):
+        if action != TrialScheduler.STOP or _is_last(self._config, self._facts, trial, result):
             return TrialScheduler.CONTINUE
         if self._config.train.workers == 1:
             return action
@@ -236,12 +241,12 @@ class _Pbt(PopulationBasedTraining):
     waits only for a moment, in which Ray would pause the others one after another.
     """
 
-    def __init__(self, config: RunConfig, **settings: Any) -> None:
+    def __init__(self, config: RunConfig, facts: Facts, **settings: Any) -> None:
         super().__init__(**settings)
-        self._config = config
+        self._config, self._facts = config, facts
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if _is_last(self._config, trial, result):
+        if _is_last(self._config, self._facts, trial, result):
             return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
         return TrialScheduler.CONTINUE if action == TrialScheduler.PAUSE else action
@@ -253,10 +258,10 @@ class _Pbt(PopulationBasedTraining):
         return config, operations
 
 
-def _is_last(config: RunConfig, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
+def _is_last(config: RunConfig, facts: Facts, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
     """Whether `result` is that of the trial's last epoch."""
     own = with_values(config, trial.config["point"]["values"])
-    return bool(result["epoch"] >= student_settings(own, student_of(own)).train.epochs)
+    return bool(result["epoch"] >= student_settings(own, student_of(own), facts).train.epochs)
 
 
 def _within(tune: TuneConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -276,11 +281,11 @@ class _Optuna(OptunaSearch):
     The config's own values come first, so that the winner is never worse than what the user had.
     """
 
-    def __init__(self, config: RunConfig, trials: Sequence[Trial]) -> None:
+    def __init__(self, config: RunConfig, facts: Facts, trials: Sequence[Trial]) -> None:
         tune = config.tune
         assert tune is not None, "`tune.space.checked` comes first"
         waiting = [trial for trial in trials if not trial.ended]
-        own = None if trials else values_of(config, tune.space)
+        own = None if trials else values_of(config, tune.space, facts)
         several = len(tune.metrics) > 1
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._distributions = distributions(tune)

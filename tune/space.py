@@ -9,13 +9,19 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.config.load import parse_config
-from pipeline.config.resolved import resolve_config, student_settings
+from pipeline.config.recipe import Facts
+from pipeline.config.resolved import (
+    student_loss,
+    student_settings,
+    student_start,
+    student_train,
+    task_aggregation,
+)
 from pipeline.config.schema import LONGEST_NAME, Distribution, RunConfig, TuneConfig
 from pipeline.config.view import RESULT_FREE
 from pipeline.errors import ConfigError
@@ -68,13 +74,21 @@ def checked(config: RunConfig) -> TuneConfig:
         )
     _check_names(config)
     _check_population(config, student, tune)
-    longest = most_epochs(config) - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
+    return tune
+
+
+def check_grace(config: RunConfig, facts: Facts) -> None:
+    """Raises `ConfigError` where `tune.grace_epochs` is longer than any trial; apart from `checked`, since the epochs
+    may be derived from the data."""
+    tune = config.tune
+    assert tune is not None, "`checked` comes first"
+    epochs = most_epochs(config, facts)
+    longest = epochs - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
     if tune.scheduler != "none" and tune.grace_epochs > longest:
         raise ConfigError(
-            f"tune.grace_epochs: {tune.grace_epochs}, more than {longest} would change nothing in {most_epochs(config)} epochs",
+            f"tune.grace_epochs: {tune.grace_epochs}, more than {longest} would change nothing in {epochs} epochs",
             "Lower it, or set tune.scheduler to none.",
         )
-    return tune
 
 
 def student_of(config: RunConfig) -> str:
@@ -89,7 +103,7 @@ def student_of(config: RunConfig) -> str:
     return student or next(iter(config.students))
 
 
-def most_epochs(config: RunConfig) -> int:
+def most_epochs(config: RunConfig, facts: Facts) -> int:
     """The number of epochs of the longest possible trial."""
     assert config.tune is not None, "`checked` comes first"
     student = student_of(config)
@@ -98,7 +112,7 @@ def most_epochs(config: RunConfig) -> int:
         for path, one in config.tune.space.items()
         for value in _extremes(one)
     )
-    return max(student_settings(one, student).train.epochs for one in (config, *extremes))
+    return max(student_settings(one, student, facts).train.epochs for one in (config, *extremes))
 
 
 def modes(config: RunConfig) -> tuple[str, ...]:
@@ -135,10 +149,10 @@ def keys_of(config: RunConfig, path: str) -> list[str]:
     return re.findall(rf"(?:^|(?<=\.))(?:{one_key})(?=\.|$)", path)
 
 
-def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str, Any] | None:
+def values_of(config: RunConfig, space: Mapping[str, Distribution], facts: Facts) -> dict[str, Any] | None:
     """The config's own values at the paths of `space`; None where one of them is outside its distribution.
 
-    A missing weight is 1, and a missing task temperature is the loss's, as everywhere.
+    A missing weight is 1, a missing task temperature is the loss's, and what else is missing is derived, as everywhere.
     """
     values: dict[str, Any] = {}
     tree = config.model_dump(mode="json")
@@ -147,8 +161,8 @@ def values_of(config: RunConfig, space: Mapping[str, Distribution]) -> dict[str,
         value = _at(tree, keys)
         if value is None:
             value = _inherited(tree, keys)
-        if value is None:
-            value = _unset(config, keys)
+        if value is None and not _inside(distribution, None):
+            value = _unset(config, keys, facts)
         if not _inside(distribution, value):
             return None
         values[path] = value
@@ -176,7 +190,7 @@ def distributions(tune: TuneConfig) -> dict[str, BaseDistribution]:
         return dict(OptunaSearch.convert_search_space(domains(tune)))
 
 
-def points(config: RunConfig) -> list[dict[str, Any]] | None:
+def points(config: RunConfig, facts: Facts) -> list[dict[str, Any]] | None:
     """The values of all trials of a `grid` or `random` search; None for an algorithm that chooses them one after another.
 
     With more trials, the list only grows at its end. A random search starts with the config's own values, so that its
@@ -188,7 +202,7 @@ def points(config: RunConfig) -> list[dict[str, Any]] | None:
         return list(_grid(tune))
     if tune.algorithm == "tpe":
         return None
-    own = values_of(config, tune.space)
+    own = values_of(config, tune.space, facts)
     first = [] if own is None else [own]
     return [*first, *itertools.islice(_random(tune), tune.trials - len(first))]
 
@@ -222,13 +236,19 @@ def nearest(distribution: Distribution, value: Any) -> Any:
     return min(max(value, low), high)
 
 
-def _unset(config: RunConfig, keys: Sequence[str]) -> float | None:
-    """The value of a weight or temperature that the config does not set; None for other keys."""
+def _unset(config: RunConfig, keys: Sequence[str], facts: Facts) -> Any:
+    """The value in force at a path that the config does not set; None where none is, or where tasks differ in it."""
+    if keys[-2:-1] in (["task_weights"], ["teacher_weights"]):
+        return 1.0
+    settings = student_settings(config, student_of(config), facts)
     match keys:
-        case [*_, "task_weights" | "teacher_weights", _]:
-            return 1.0
-        case [*_, "task_temperatures", _]:
-            return student_settings(config, student_of(config)).loss.temperature
+        case [*_, "task_temperatures", task]:
+            return settings.loss.tasks[task].temperature
+        case [*_, "loss", "hard" | "soft" | "temperature" as key]:
+            values = {getattr(loss, key) for loss in settings.loss.tasks.values()}
+            return values.pop() if len(values) == 1 else None
+        case ["train", *rest] | ["students", _, "train", *rest]:
+            return _at(settings.train.model_dump(mode="json"), rest)
     return None
 
 
@@ -313,10 +333,12 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
 
 
 def _in_force(config: RunConfig, student: str) -> list[Any]:
-    """All settings that decide the student, with sections merged and weights normalised, to compare two configs."""
-    settings = student_settings(config, student)
-    loss = settings.loss.model_copy(update={"temperature": 1.0})  # task_temperatures has every task's
-    return [config.seed, replace(settings, loss=loss), resolve_config(config).aggregations]
+    """All keys that decide the student, with sections merged and weights normalised, to compare two configs."""
+    loss, _ = student_loss(config, student)
+    if loss.task_temperatures.keys() == config.tasks.keys():
+        loss = loss.model_copy(update={"temperature": None})  # no task takes it
+    aggregations = [task_aggregation(config, task) for task in config.tasks]
+    return [config.seed, student_start(config, student), student_train(config, student), loss, aggregations]
 
 
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
@@ -331,7 +353,7 @@ def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
     given = [config.loss.task_temperatures, config.students[student].loss.get("task_temperatures", {})]
     if keys[-1] == "temperature" and set().union(*given) == set(config.tasks):
         return "every task has one of its own", "Search task_temperatures.<task>, or drop the key."
-    loss = student_settings(config, student).loss
+    loss, _ = student_loss(config, student)
     if keys[-1] in ("hard", "soft") and 0 in (loss.hard, loss.soft):
         return (
             "the other weight is 0, so that this one is always 1",
@@ -356,7 +378,7 @@ def _check_population(config: RunConfig, student: str, tune: TuneConfig) -> None
     if tune.scheduler != "pbt":
         return
     remedy = "or set tune.scheduler to asha."
-    if student_settings(config, student).train.early_stopping is not None:
+    if student_train(config, student).early_stopping is not None:
         raise ConfigError(
             f"tune.scheduler: pbt passes on the latest weights of a training, early stopping of {student} keeps its best",
             f"Set train.early_stopping of {student} to null, {remedy}",

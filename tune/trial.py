@@ -14,6 +14,7 @@ import ray.tune
 import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from pipeline.config.recipe import Facts
 from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
@@ -33,11 +34,12 @@ TAKEOVERS = "takeovers.json"
 class Shared:
     """What all trials of a study share; sent to the cluster once.
 
-    config: the study's, with absolute local paths · folder: of all trials' folders · cpus: of each worker ·
+    config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders · cpus: of each worker ·
     teacher_keys and teacher_folders: as in `pipeline.training.jobs.Plan`.
     """
 
     config: RunConfig
+    facts: Facts
     folder: Path
     data: Mapping[str, TaskData]
     teacher_keys: Mapping[str, str]
@@ -72,7 +74,7 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     raises. In a population, `takeovers` of the point counts how often it took over another trial's weights and values.
     """
     config = trial_config(shared.config, shared.folder, point["number"], point["values"])
-    plan = new_plan(config, shared.data, shared.teacher_keys, shared.teacher_folders)
+    plan = new_plan(config, shared.facts, shared.data, shared.teacher_keys, shared.teacher_folders)
     plan = replace(plan, cpus=shared.cpus, trial=True)
     if plan.stop.exists():
         return

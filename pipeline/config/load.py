@@ -19,8 +19,8 @@ from omegaconf.errors import (
 )
 from pydantic import ValidationError
 
-from pipeline.config.explain import explain, overlay
-from pipeline.config.resolved import student_settings, task_aggregation
+from pipeline.config.explain import explain
+from pipeline.config.resolved import student_loss, student_train, task_aggregation
 from pipeline.config.schema import LONGEST_NAME, RunConfig, Strategy, strategies
 from pipeline.errors import ConfigError, Errors, one_of
 
@@ -148,9 +148,9 @@ def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
     """Adds an error where a student's own keys are not valid, or belong to the worker group."""
     own = config.students[name].train
     with errors:
-        overlay(config.train, own, ("students", name, "train"))
+        student_train(config, name)
     with errors:
-        student_settings(config, name)
+        student_loss(config, name)
     for key in sorted(GROUP_KEYS & own.keys()):
         with errors:
             raise ConfigError(

@@ -1,17 +1,29 @@
 """The resolved config: the settings of each student and the aggregation of each task, as frozen objects.
 
-A student's or task's own keys replace those of the run's sections, and weights are normalised. Other code takes these
-objects; only code that records or compares configs reads the config itself.
+A student's or task's own keys replace those of the run's sections, weights are normalised, and the keys that nobody
+gives are derived from the facts of data and models (`pipeline.config.recipe`). Other code takes these objects; only
+code that records or compares configs reads the config itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 from pipeline.config.explain import overlay
+from pipeline.config.recipe import (
+    Facts,
+    Reasons,
+    StudentRecipe,
+    TaskLoss,
+    TeacherRecipe,
+    student_recipe,
+    task_loss,
+    teacher_recipe,
+)
 from pipeline.config.schema import AggregationConfig, LossConfig, RunConfig, Strategy, TrainConfig
 from pipeline.errors import ConfigError
 
@@ -33,12 +45,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class StudentSettings:
-    """The settings of one student.
+class StudentStart:
+    """What is known of a student before data and models are read.
 
     init_from, model: the teacher whose layers it starts from, or a hub id or folder; the other one is None · lengths:
-    most tokens per sequence, by task · loss: hard and soft sum to 1; every task has a weight (their mean is 1) and a
-    temperature · notes: the values that were normalised, one line each.
+    most tokens per sequence, by task.
     """
 
     name: str
@@ -47,8 +58,28 @@ class StudentSettings:
     revision: str | None
     layers: int | tuple[int, ...] | None
     lengths: Mapping[str, int]
-    train: TrainConfig
-    loss: LossConfig
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """A student's loss. tasks: by task; the mean of their weights is 1."""
+
+    tasks: Mapping[str, TaskLoss]
+    annealing: Literal["constant", "linear"]
+
+
+@dataclass(frozen=True)
+class StudentSettings(StudentStart):
+    """The settings of one student, without any value left to derive.
+
+    reasons, loss_reasons: why each derived value is what it is, by key, and by task and key · notes: the values that
+    were normalised, one line each.
+    """
+
+    train: StudentRecipe
+    loss: StudentLoss
+    reasons: Reasons = field(default_factory=dict, compare=False)
+    loss_reasons: Mapping[str, Reasons] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -63,62 +94,106 @@ class TaskAggregation:
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """How a teacher is made. reasons: why each derived value is what it is, by key."""
+
+    recipe: TeacherRecipe
+    reasons: Reasons = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """Every student's settings by name and every task's aggregation by task."""
+    """Every student's settings and every fine-tuning by name, and every task's aggregation by task."""
 
     students: Mapping[str, StudentSettings]
+    fine_tunings: Mapping[str, FineTuning]
     aggregations: Mapping[str, TaskAggregation]
 
+    def derived(self) -> dict[str, float]:
+        """The values that the config does not give, by dotted path."""
+        values: dict[str, float] = {}
+        for name, teacher in self.fine_tunings.items():
+            values |= _derived(f"teachers.{name}.fine_tune", teacher.recipe, teacher.reasons)
+        for name, student in self.students.items():
+            values |= _derived(f"students.{name}.train", student.train, student.reasons)
+            for task, reasons in student.loss_reasons.items():
+                values |= _derived(f"students.{name}.loss.{task}", student.loss.tasks[task], reasons)
+        return values
 
-def resolve_config(config: RunConfig) -> Resolved:
+
+def _derived(path: str, values: object, reasons: Reasons) -> dict[str, float]:
+    return {f"{path}.{key}": attrgetter(key)(values) for key in reasons}
+
+
+def resolve_config(config: RunConfig, facts: Facts) -> Resolved:
     """The whole config resolved. Raises `ConfigError` where an overlay is not valid or weights are all 0."""
     return Resolved(
-        {name: student_settings(config, name) for name in config.students},
+        {name: student_settings(config, name, facts) for name in config.students},
+        {
+            name: FineTuning(*teacher_recipe(teacher.fine_tune, name, teacher.task, facts))
+            for name, teacher in config.teachers.items()
+            if teacher.fine_tune is not None
+        },
         {task: task_aggregation(config, task) for task in config.tasks},
     )
 
 
-def student_settings(config: RunConfig, name: str) -> StudentSettings:
+def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSettings:
     """One student's settings. Raises `ConfigError`."""
-    student = config.students[name]
-    loss, notes = _student_loss(config, name)
-    lengths = {task: student.max_length.get(task, own.data.max_length) for task, own in config.tasks.items()}
+    train, reasons = student_recipe(student_train(config, name), name, facts)
+    given, notes = student_loss(config, name)
+    losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in config.tasks}
     return StudentSettings(
-        name,
-        student.init_from,
-        student.model,
-        student.revision,
-        student.layers,
-        lengths,
-        overlay(config.train, student.train, ("students", name, "train")),
-        loss,
-        tuple(notes),
+        **vars(student_start(config, name)),
+        train=train,
+        loss=StudentLoss({task: loss for task, (loss, _) in losses.items()}, given.annealing),
+        reasons=reasons,
+        loss_reasons={task: why for task, (_, why) in losses.items()},
+        notes=notes,
     )
 
 
-def _student_loss(config: RunConfig, name: str) -> tuple[LossConfig, list[str]]:
+def student_start(config: RunConfig, name: str) -> StudentStart:
+    """What one student starts from."""
+    student = config.students[name]
+    lengths = {task: student.max_length.get(task, own.data.max_length) for task, own in config.tasks.items()}
+    return StudentStart(name, student.init_from, student.model, student.revision, student.layers, lengths)
+
+
+def student_train(config: RunConfig, name: str) -> TrainConfig:
+    """A student's `train` as given: its own keys over the run's. Raises `ConfigError`."""
+    return overlay(config.train, config.students[name].train, ("students", name, "train"))
+
+
+def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, ...]]:
+    """A student's `loss` as given, its own keys over the run's, and notes on what was normalised.
+
+    Every task has a weight; their mean is 1. hard and soft sum to 1 where both are given. Every task has a temperature
+    where `temperature` is given. Raises `ConfigError`.
+    """
     given: LossConfig = overlay(config.loss, config.students[name].loss, ("students", name, "loss"))
-    weights, notes = {task: given.task_weights.get(task, 1.0) for task in config.tasks}, []
-    total, whole = given.hard + given.soft, sum(weights.values())
-    if not total:
-        raise ConfigError(f"loss: hard and soft are both 0 (student {name})", ALL_ZERO)
+    weights, notes = {task: given.task_weights.get(task, 1.0) for task in config.tasks}, tuple[str, ...]()
+    whole = sum(weights.values())
     if not whole:
         raise ConfigError(f"loss.task_weights: every task has weight 0 (student {name})", ALL_ZERO)
-    changes = {
-        "hard": given.hard / total,
-        "soft": given.soft / total,
-        "task_weights": {task: weight * len(weights) / whole for task, weight in weights.items()},
-        "task_temperatures": {
-            task: given.task_temperatures.get(task, given.temperature) for task in config.tasks
-        },
+    changes: dict[str, object] = {
+        "task_weights": {task: weight * len(weights) / whole for task, weight in weights.items()}
     }
+    if given.temperature is not None:
+        changes["task_temperatures"] = {
+            task: given.task_temperatures.get(task, given.temperature) for task in config.tasks
+        }
+    if given.hard is not None and given.soft is not None:
+        total = given.hard + given.soft
+        if not total:
+            raise ConfigError(f"loss: hard and soft are both 0 (student {name})", ALL_ZERO)
+        hard, soft = given.hard / total, given.soft / total
+        changes |= {"hard": hard, "soft": soft}
+        if abs(total - 1) > 1e-9:
+            notes += (f"loss weights of {name} normalised to sum to 1: hard {hard:.3g}, soft {soft:.3g}",)
     loss = given.model_copy(update=changes)
-    if abs(total - 1) > 1e-9:
-        notes += [
-            f"loss weights of {name} normalised to sum to 1: hard {loss.hard:.3g}, soft {loss.soft:.3g}"
-        ]
     if given.task_weights:
-        notes += [f"task weights of {name} normalised to a mean of 1: {_shown(loss.task_weights)}"]
+        notes += (f"task weights of {name} normalised to a mean of 1: {_shown(loss.task_weights)}",)
     return loss, notes
 
 

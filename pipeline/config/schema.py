@@ -1,8 +1,7 @@
 """The whole config tree: one YAML file, `key=value` overrides, strict, frozen, every default here.
 
-Importing this module brings in no torch, Ray or MLflow, so `tutelage check` answers at once and a bad
-config fails before anything starts. Attribute docstrings are the config reference: docs/config.md is
-generated from them.
+Importing this module brings in no torch, Ray or MLflow, so `tutelage check` answers at once and a bad config fails
+before anything starts. Attribute docstrings are the config reference: docs/config.md is generated from them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +33,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # or what may stand for one: a hub id, a URL
+Aim = Literal["max", "min"]
 Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
 
 
@@ -132,25 +132,25 @@ class TaskConfig(Strict):
 class EarlyStoppingConfig(Strict):
     """Stop when the validation score no longer rises; the best epoch's weights are kept."""
 
-    patience: Count = 2
-    """Epochs without a better validation score before training stops."""
+    patience: Count | None = None
+    """Epochs without a better validation score before training stops; null: derived from the epochs."""
 
 
 class OptimizationConfig(Strict):
     """How one model is trained; shared by teachers and students."""
 
-    epochs: Epochs = 3
-    """Passes over the training examples."""
+    epochs: Epochs | None = None
+    """Passes over the training examples; null: derived from their number."""
     batch_size: Count = 32
     """Examples an optimiser step, over all workers, all of one task; each weighs the same in the loss."""
     tokens_per_forward: Count = 4096
     """Most padded tokens of a forward pass. A step with more is computed in parts, which saves memory and changes no loss; one longer example is a part by itself."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser."""
-    learning_rate: Positive = 1e-4
-    """Peak learning rate."""
+    learning_rate: Positive | None = None
+    """Peak learning rate; null: derived from the model's width, for `adamw` alone."""
     head_learning_rate: Positive | None = None
-    """Peak learning rate of the heads, which start from nothing; null: `learning_rate`."""
+    """Peak learning rate of the heads, which start from nothing; null: derived from `learning_rate`."""
     weight_decay: NonNegative = 0.01
     """Weight decay on matrices; biases and norms take none."""
     momentum: Share = 0.9
@@ -165,19 +165,23 @@ class OptimizationConfig(Strict):
     """Dropout of the whole model; null: as its own config has it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of forward and backward; weights stay fp32. auto: bf16 where the GPU or CPU computes in it, fp32 elsewhere."""
-    early_stopping: EarlyStoppingConfig | None = None
-    """null: train every epoch and keep the last weights."""
+    early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
+    """Early stopping; null: train every epoch and keep the last weights."""
     max_skipped_steps: Count = 5
     """Updates in a row that may be skipped for a NaN or Inf loss before the run stops with exit code 3."""
     checkpoint_steps: Count = 200
     """Optimiser steps between checkpoints; there is one at the end of each epoch as well."""
 
+    @model_validator(mode="after")
+    def _rate_of_sgd(self) -> Self:
+        if self.optimizer == "sgd" and self.learning_rate is None:
+            raise ValueError("`learning_rate` is missing: only that of adamw can be derived")
+        return self
+
 
 class FineTuneConfig(OptimizationConfig):
     """How a base model becomes a teacher. The result is cached by content and never made twice."""
 
-    epochs: Epochs = 2
-    """Passes over the training examples."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of head, order and dropout. Its own, so that runs with other seeds share their teachers."""
 
@@ -221,8 +225,7 @@ class TeacherConfig(Strict):
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens a sequence for this teacher; null: the task's."""
     preflight: Literal["stop", "warn"] = "stop"
-    """What a failed preflight does: no better than constant or random predictions, uniform predictions, permuted labels, a
-    flipped sign, replicas that differ."""
+    """What a failed preflight does: no better than constant or random predictions, uniform predictions, permuted labels, a flipped sign, replicas that differ."""
     serving: ServingConfig = ServingConfig()
     """How it is hosted."""
 
@@ -260,9 +263,8 @@ class StudentConfig(Strict):
             raise ValueError("give `model` or `init_from`, and not both")
         if self.layers is not None and self.init_from is None:
             raise ValueError("`layers` needs `init_from`")
-        if self.layers == () or (
-            isinstance(self.layers, tuple) and list(self.layers) != sorted(set(self.layers))
-        ):
+        listed = self.layers if isinstance(self.layers, tuple) else (0,)
+        if not listed or list(listed) != sorted(set(listed)):
             raise ValueError("`layers` must name at least one layer, in rising order, each once")
         return self
 
@@ -270,12 +272,12 @@ class StudentConfig(Strict):
 class LossConfig(Strict):
     """Hard loss against labels + T² · KL soft loss against the aggregated target."""
 
-    hard: NonNegative = 0.3
-    """Weight of the hard loss."""
-    soft: NonNegative = 0.7
-    """Weight of the soft loss. `hard` and `soft` are normalised to sum to 1."""
-    temperature: Positive = 2.0
-    """Temperature of teachers and student in the soft loss."""
+    hard: NonNegative | None = None
+    """Weight of the hard loss; null: derived for each task from its labels."""
+    soft: NonNegative | None = None
+    """Weight of the soft loss; null: derived for each task from its labels. `hard` and `soft` are normalised to sum to 1."""
+    temperature: Positive | None = None
+    """Temperature of teachers and student in the soft loss; null: derived for each task from its labels."""
     task_temperatures: dict[str, Positive] = Field(default_factory=dict)
     """Temperature of a task that needs another, e.g. `{entities: 1}`: where nearly all words have one label, a high one spends the loss on telling apart labels that are all wrong."""
     annealing: Literal["constant", "linear"] = "constant"
@@ -383,9 +385,7 @@ class TuneConfig(Strict):
     """The student that is searched; null: the only one."""
     metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "macro/score"
     """What is searched for, on validation: `macro/score`, `<task>/<metric>`, or a list of these: then the search is for their Pareto front."""
-    mode: Literal["max", "min"] | Annotated[tuple[Literal["max", "min"], ...], Field(min_length=1)] | None = (
-        None
-    )
+    mode: Aim | Annotated[tuple[Aim, ...], Field(min_length=1)] | None = None
     """`max` or `min`, one for each metric; null: as the metric is meant (`min` for `nll`, `ece`, `mse`, `mae`)."""
     trials: Count = 16
     """Trials in all. A finished search goes on when there are more."""
@@ -450,7 +450,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     """How the students are trained."""
     baselines: tuple[Literal["supervised"], ...] = ("supervised",)
-    """`supervised`: each student again from the same start, on labels alone. Where some text is unlabelled, it is trained by `train.epochs` over the labelled examples and by as many as its student's steps allow; the better one on validation is kept."""
+    """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept."""
     store: StoreConfig = StoreConfig()
     """Where soft targets are kept."""
     tracking: TrackingConfig = TrackingConfig()

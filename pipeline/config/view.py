@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline.config.redact import redact
-from pipeline.config.resolved import resolve_config
+from pipeline.config.resolved import Resolved
 from pipeline.config.schema import RunConfig
 
 RESULT_FREE = (  # keys that change how and where a run is executed, not its results
@@ -83,9 +83,8 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
-def notes(config: RunConfig) -> list[str]:
+def notes(resolved: Resolved) -> list[str]:
     """What was normalised, one line each."""
-    resolved = resolve_config(config)
     lines = [note for one in resolved.aggregations.values() for note in one.notes]
     lines += [note for one in resolved.students.values() for note in one.notes]
     return lines

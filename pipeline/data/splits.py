@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batch import Examples, Ragged, content_keys
+from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
+from pipeline.config.recipe import TaskFacts
 from pipeline.config.schema import SPLITS, DataConfig, RunConfig, Split, TaskConfig
 from pipeline.data.files import EMPTY, source_of
 from pipeline.data.load import Source, load_splits
@@ -39,6 +40,22 @@ class TaskData:
         train = self.splits["train"]
         labelled = self.task.reading.labelled(train.labels)
         return train if labelled.all() else train.take(np.flatnonzero(labelled))
+
+    def facts(self) -> TaskFacts:
+        """What settings are derived from. The majority is that of all labels of train: of texts, words, or decisions."""
+        labelled, labels = self.labelled_train(), len(self.task.reading.labels)
+        majority = None
+        if labels:
+            values = labelled.labels.values
+            _, counts = np.unique(values[values != UNLABELLED], return_counts=True)
+            majority = float(counts.max() / counts.sum())
+        return TaskFacts(
+            labels=labels or None,
+            continuous=self.task.kind.continuous,
+            examples=len(self.splits["train"]),
+            labelled=len(labelled),
+            majority=majority,
+        )
 
     def fingerprint(self) -> str:
         """Hash of every split's examples and labels, in their order."""

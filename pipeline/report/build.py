@@ -73,6 +73,8 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
         versus_teachers={name: _versus_teachers(name, by_task, facts) for name in students},
         versions=facts.versions,
         preflight=facts.preflight,
+        recipes=facts.recipes,
+        fine_tunings=facts.fine_tunings,
         notes=tuple(facts.notes),
     )
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config.resolved import student_settings, task_aggregation
+from pipeline.config.resolved import StudentSettings, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
 from pipeline.report.schema import Report
 from pipeline.tasks import Task
 
 
-def write_model_card(folder: Path, config: RunConfig, report: Report, student: str, task: Task) -> None:
-    """Writes README.md of one task's folder: what the model is, how it was made, its scores, how to load it."""
-    results = report.tasks[task.name]
+def write_model_card(
+    folder: Path, config: RunConfig, report: Report, settings: StudentSettings, task: Task
+) -> None:
+    """Writes README.md of one task's folder: what the model is, how it was made, its scores, how to load it.
+
+    settings: the student's.
+    """
+    results, student = report.tasks[task.name], settings.name
     scored = results.students[student]
-    settings, strategy = student_settings(config, student), task_aggregation(config, task.name).strategy
-    loss, length = settings.loss, settings.lengths[task.name]
-    annealing = " (the soft weight falls to 0 over training)" if loss.annealing == "linear" else ""
+    strategy = task_aggregation(config, task.name).strategy
+    loss, length = settings.loss.tasks[task.name], settings.lengths[task.name]
+    annealing = " (the soft weight falls to 0 over training)" if settings.loss.annealing == "linear" else ""
     teachers = "\n".join(
         f"| teacher {name} | {100 * score:.1f} |" for name, score in results.teachers.items()
     )
@@ -51,7 +56,7 @@ Test {results.metric} on {results.examples["test"]} examples:
 {supervised}| **this student** | **{100 * scored.score:.1f}** |
 
 Trained on {results.examples["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
-{start}; loss {loss.hard:.2g} hard + {loss.soft:.2g} soft at temperature {loss.task_temperatures[task.name]:g}{annealing},
+{start}; loss {loss.hard:.2g} hard + {loss.soft:.2g} soft at temperature {loss.temperature:g}{annealing},
 aggregation {strategy}.{calibration}
 
 Limits: it has learnt what its teachers and labels say about texts like those it was trained on, mistakes included.

@@ -13,13 +13,21 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, is_present
-from pipeline.config.resolved import Job, jobs_of, task_aggregation
+from pipeline.config.recipe import Reasons, Recipe
+from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
 from pipeline.data.splits import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report.latency import latencies
-from pipeline.report.schema import PreflightFindings, Size, Sizes
+from pipeline.report.schema import (
+    LossRecord,
+    PreflightFindings,
+    RecipeRecord,
+    Size,
+    Sizes,
+    StudentRecord,
+)
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
 from pipeline.stages import Stages
@@ -171,9 +179,39 @@ def run_facts(
         curves=curves,
         ensemble_validation=dict(ensemble_validation or {}),
         preflight=preflight_records(findings),
+        recipes={name: _student_record(one) for name, one in inputs.resolved.students.items()},
+        fine_tunings={
+            name: RecipeRecord(**_recipe_values(one.recipe, one.reasons))
+            for name, one in inputs.resolved.fine_tunings.items()
+        },
         notes=notes,
         group=group,
     )
+
+
+def _student_record(settings: StudentSettings) -> StudentRecord:
+    loss = {
+        task: LossRecord(
+            hard=one.hard,
+            soft=one.soft,
+            temperature=one.temperature,
+            derived=dict(settings.loss_reasons.get(task, {})),
+        )
+        for task, one in settings.loss.tasks.items()
+    }
+    return StudentRecord(**_recipe_values(settings.train, settings.reasons), loss=loss)
+
+
+def _recipe_values(recipe: Recipe, reasons: Reasons) -> dict[str, Any]:
+    """The values of a `RecipeRecord`."""
+    return {
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "head_learning_rate": recipe.head_learning_rate,
+        "patience": None if recipe.early_stopping is None else recipe.early_stopping.patience,
+        "derived": dict(reasons),
+    }
 
 
 def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, ...]:

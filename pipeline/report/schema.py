@@ -205,6 +205,36 @@ class PreflightFindings(Record):
     """Possible problems of this teacher; they do not stop the run."""
 
 
+class RecipeRecord(Record):
+    """How a model was trained. A supervised baseline may have had other epochs; a note says which."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    patience: int | None
+    """Epochs without a better validation score before training stops; null: no early stopping."""
+    derived: Mapping[str, str]
+    """The reason for each value that the config does not give, by its key."""
+
+
+class LossRecord(Record):
+    """A student's loss on one task."""
+
+    hard: float
+    soft: float
+    temperature: float
+    derived: Mapping[str, str]
+    """The reason for each value that the config does not give, by its key."""
+
+
+class StudentRecord(RecipeRecord):
+    """How a student was trained."""
+
+    loss: Mapping[str, LossRecord]
+    """By task."""
+
+
 # ---------------------------------------------------------------- the files
 
 
@@ -239,6 +269,10 @@ class Report(Record):
     versions: Mapping[str, str]
     """Version by package."""
     preflight: tuple[PreflightFindings, ...]
+    recipes: Mapping[str, StudentRecord]
+    """How each student was trained."""
+    fine_tunings: Mapping[str, RecipeRecord]
+    """How each teacher that was fine-tuned was trained."""
     notes: tuple[str, ...]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
-from pipeline.report.schema import Latencies, PreflightFindings, Sizes
+from pipeline.report.schema import Latencies, PreflightFindings, RecipeRecord, Sizes, StudentRecord
 from pipeline.tasks import Task
 
 
@@ -47,7 +47,8 @@ class RunFacts:
     launch to the first step of its first student, None where it began none · versions: by package · curves: by job,
     one ``{"step": n, "epoch": n, "metrics": {"macro/score": x, "<task>/<metric>": x, …}}`` for each evaluation; a
     student's job has the student's name, its baseline's name starts with it · ensemble_validation: the ensembles'
-    validation scores under the curves' names, empty where they are not known · group: name of the group of seeds,
+    validation scores under the curves' names, empty where they are not known · recipes, fine_tunings: how students and
+    teachers were trained, by name · group: name of the group of seeds,
     None for a single run.
     """
 
@@ -64,5 +65,7 @@ class RunFacts:
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     ensemble_validation: dict[str, float] = field(default_factory=dict)
     preflight: tuple[PreflightFindings, ...] = ()
+    recipes: dict[str, StudentRecord] = field(default_factory=dict)
+    fine_tunings: dict[str, RecipeRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     group: str | None = None

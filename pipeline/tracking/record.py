@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from pipeline.config.resolved import Job, student_settings
+from pipeline.config.resolved import Job, StudentSettings
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.errors import InterruptedRunError, StoppedError
@@ -18,15 +20,22 @@ Note = Callable[[str], None]
 
 @contextmanager
 def recorded_run(
-    config: RunConfig, role: Role, group: str | None, note: Note, *, enabled: bool = True
+    config: RunConfig,
+    role: Role,
+    group: str | None,
+    note: Note,
+    derived: Mapping[str, float] | None = None,
+    *,
+    enabled: bool = True,
 ) -> Iterator[Tracker]:
     """MLflow's run of the whole command; at the end it gets the command's status.
 
-    group: name of the group of seeds, if any · note: shows the user one line · enabled: false records nothing.
+    group: name of the group of seeds, if any · note: shows the user one line · derived: values that the config does not
+    give, by dotted path, recorded beside the config's · enabled: false records nothing.
     """
     tracker = open_tracker(config, config.run_dir) if enabled else NullTracker()
     tags = {"tasks": ",".join(config.tasks), **({"group": group} if group else {})}
-    tracker.run("", config.name, role, tags, flatten(config))
+    tracker.run("", config.name, role, tags, flatten(config) | dict(derived or {}))
     try:
         yield tracker
         tracker.finish("", "FINISHED")
@@ -53,15 +62,14 @@ def training_began(
     tracker.follow(key, metrics)
 
 
-def job_began(tracker: Tracker, config: RunConfig, job: Job, metrics: Path) -> None:
-    """Begins the child run of a student's or a baseline's training."""
+def job_began(tracker: Tracker, config: RunConfig, job: Job, own: StudentSettings, metrics: Path) -> None:
+    """Begins the child run of a student's or a baseline's training. own: the student's settings."""
     distilled = job.mode == "distilled"
     tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
-    own = student_settings(config, job.student)
-    settings = {"train": own.train.model_dump(mode="json"), "seed": config.seed}
+    settings: dict[str, Any] = {"train": own.train.model_dump(mode="json"), "seed": config.seed}
     if distilled:
         tags["teachers"] = ",".join(config.teachers)
-        settings["loss"] = own.loss.model_dump(mode="json")
+        settings["loss"] = asdict(own.loss)
     settings["student"] = config.students[job.student].model_dump(
         mode="json", include={"model", "init_from", "layers"}
     )

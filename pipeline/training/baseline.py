@@ -1,11 +1,10 @@
-"""The schedules of a supervised baseline where some training text is unlabelled.
+"""The schedules of a supervised baseline: a baseline must not lose to its student because of a bad schedule.
 
-A baseline must not lose to its student because of a bad schedule.
-
-The distilled student takes `train.epochs` passes over all examples, the baseline learns from the labelled ones alone.
-The same number of passes over fewer examples may be too few steps. The same number of steps may be too many passes.
-So the baseline is trained by both schedules, and the one with the better validation score is kept. Neither schedule
-has more steps than the student's.
+Labels alone may teach faster than soft targets: in the student's time a baseline may learn its examples by heart. So
+it is trained over a third of the epochs as well. Where some training text is unlabelled, the student takes its epochs
+over all examples, the baseline over the labelled ones alone, which may be too few steps. So it is also trained over as
+many epochs as the student's steps allow. The schedule with the best validation score is kept. None has more steps
+than the student's.
 """
 
 from __future__ import annotations
@@ -13,37 +12,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pipeline.config.recipe import StudentRecipe
 
-from pipeline.config.schema import TrainConfig
-from pipeline.training.schedule import Schedule
-
-PLAIN, LONGER = "plain", "longer"
-Lengths = Mapping[str, NDArray[np.int64]]
+PLAIN, SHORTER, LONGER = "plain", "shorter", "longer"
+SHORTER_BY = 3
 
 
-def baseline_schedules(
-    train: TrainConfig, labelled: Lengths, every: Lengths, seed: int
-) -> dict[str, TrainConfig]:
-    """The schedules to choose from, by name: `train` itself, and a longer one where that is possible.
+def baseline_schedules(train: StudentRecipe, labelled: int, every: int) -> dict[str, StudentRecipe]:
+    """The schedules to choose from, by name: `train` itself, a third of it, and a longer one where that is possible.
 
-    The longer schedule has as many epochs of the labelled examples as fit into the steps of `train` over every
-    example. labelled, every: tokens of each example by task. Early stopping of the longer schedule waits as many
-    steps as the student's; with the same number of epochs it would stop within the warm-up.
+    labelled, every: optimiser steps of one pass over the labelled examples and over all examples. The longer schedule
+    has as many epochs of the labelled examples as fit into the steps of `train` over every example. Its early stopping
+    waits as many steps as the student's; with the same number of epochs it would stop within the warm-up.
     """
-
-    def steps_of_an_epoch(lengths: Lengths) -> int:
-        return Schedule(lengths, train.batch_size, train.task_sampling, seed).steps_per_epoch
-
-    epochs = train.epochs * steps_of_an_epoch(every) // steps_of_an_epoch(labelled)
-    if epochs <= train.epochs:
-        return {PLAIN: train}
-    changes: dict[str, object] = {"epochs": epochs}
-    if train.early_stopping is not None:
-        patience = round(train.early_stopping.patience * epochs / train.epochs)
-        changes["early_stopping"] = train.early_stopping.model_copy(update={"patience": patience})
-    return {PLAIN: train, LONGER: train.model_copy(update=changes)}
+    schedules = {PLAIN: train}
+    shorter = max(1, round(train.epochs / SHORTER_BY))
+    if shorter < train.epochs:
+        schedules[SHORTER] = train.model_copy(update={"epochs": shorter})
+    longer = train.epochs * every // labelled
+    if longer > train.epochs:
+        changes: dict[str, object] = {"epochs": longer}
+        if train.early_stopping is not None:
+            patience = round(train.early_stopping.patience * longer / train.epochs)
+            changes["early_stopping"] = train.early_stopping.model_copy(update={"patience": patience})
+        schedules[LONGER] = train.model_copy(update=changes)
+    return schedules
 
 
 def best_schedule(scores: Mapping[str, float]) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.config.schema import FineTuneConfig, ServingConfig
+from pipeline.config.recipe import TeacherRecipe
+from pipeline.config.schema import ServingConfig
 from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
@@ -44,7 +45,7 @@ def teacher_folder(
     name: str,
     base: Path,
     data: TaskData,
-    config: FineTuneConfig,
+    config: TeacherRecipe,
     max_length: int | None = None,
 ) -> Path:
     """The folder of the teacher that `config` makes of `base` on `data`: `root`/<name>-<hash of all three>."""
@@ -99,7 +100,7 @@ def _set_aside(folder: Path) -> None:
 def fine_tune(
     base: Path,
     data: TaskData,
-    config: FineTuneConfig,
+    config: TeacherRecipe,
     folder: Path,
     workers: Workers | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -147,7 +148,7 @@ class Request:
     model: str
     revision: str | None
     folder: Path
-    config: FineTuneConfig
+    config: TeacherRecipe
     serving: ServingConfig
     task: str
     max_length: int | None = None

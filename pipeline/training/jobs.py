@@ -11,7 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,28 @@ import torch
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
+from pipeline.config.recipe import Facts, StudentRecipe, steps_of_pass
 from pipeline.config.resolved import (
     Job,
     Mode,
+    StudentLoss,
     StudentSettings,
+    StudentStart,
     TaskAggregation,
     jobs_of,
     resolve_config,
     with_absolute_paths,
 )
-from pipeline.config.schema import LossConfig, RunConfig, TrainConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
+from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import METRICS, LossPlan, Progress, Report, StopWatch, Trainer
+from pipeline.training.loop import LABELS_ALONE, METRICS, LossPlan, Progress, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
@@ -101,14 +105,15 @@ def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, sco
         folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
         distilled = job.mode == "distilled"
         job_sets = sets_of(job, folder, distilled)
-        if not distilled and any(
-            len(d.labelled_train()) < len(d.splits["train"]) for d in plan.data.values()
-        ):
+        if not distilled:
             labelled, every = (
-                {task_set.task.name: task_set.train.lengths for task_set in task_sets}
-                for task_sets in (job_sets, sets_of(job, folder, True))
+                steps_of_pass([len(examples) for examples in splits], settings.train.batch_size)
+                for splits in (
+                    [data.labelled_train() for data in plan.data.values()],
+                    [data.splits["train"] for data in plan.data.values()],
+                )
             )
-            schedules = baseline_schedules(settings.train, labelled, every, plan.seed)
+            schedules = baseline_schedules(settings.train, labelled, every)
         status = train_job(
             plan,
             job,
@@ -130,7 +135,7 @@ def train_job(
     sets: Sequence[TaskSet],
     workers: Workers,
     should_stop: Callable[[], bool],
-    schedules: Mapping[str, TrainConfig],
+    schedules: Mapping[str, StudentRecipe],
     report: Report,
 ) -> str:
     """Trains one job from its last checkpoint and writes its result; returns the training's status.
@@ -187,7 +192,7 @@ def _fit(
     sets: Sequence[TaskSet],
     workers: Workers,
     should_stop: Callable[[], bool],
-    train: TrainConfig,
+    train: StudentRecipe,
     report: Report,
     target: Path,
 ) -> tuple[MultiTaskStudent, Progress]:
@@ -274,12 +279,15 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
     return sets
 
 
-def loss_plan(loss: LossConfig, mode: Mode) -> LossPlan:
+def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
     """The loss of a training: the student's, or for a baseline the hard loss alone with the same task weights."""
     if mode == "supervised":
-        return LossPlan(task_weights=loss.task_weights)
-    weights = {"hard": loss.hard, "soft": loss.soft}
-    return LossPlan(weights, loss.temperature, loss.annealing, loss.task_weights, loss.task_temperatures)
+        return LossPlan({task: replace(LABELS_ALONE, task=one.weight) for task, one in loss.tasks.items()})
+    weights = {
+        task: LossWeights({"hard": one.hard, "soft": one.soft}, one.temperature, one.weight)
+        for task, one in loss.tasks.items()
+    }
+    return LossPlan(weights, loss.annealing)
 
 
 def parameter_count(student: MultiTaskStudent) -> int:
@@ -287,7 +295,7 @@ def parameter_count(student: MultiTaskStudent) -> int:
     return sum(parameter.numel() for parameter in student.parameters())
 
 
-def start_folder(settings: StudentSettings, teacher_folders: Mapping[str, str | Path]) -> Path:
+def start_folder(settings: StudentStart, teacher_folders: Mapping[str, str | Path]) -> Path:
     """The folder of the model that a student starts from."""
     if settings.init_from is not None:
         return Path(teacher_folders[settings.init_from])
@@ -391,12 +399,13 @@ def run_worker_group(
 
 def new_plan(
     config: RunConfig,
+    facts: Facts,
     data: Mapping[str, TaskData],
     teacher_keys: Mapping[str, str],
     teacher_folders: Mapping[str, str],
 ) -> Plan:
-    """A plan for one launch of the worker group."""
-    resolved = resolve_config(with_absolute_paths(config))
+    """A plan for one launch of the worker group. facts: what the values are derived from that the config leaves out."""
+    resolved = resolve_config(with_absolute_paths(config), facts)
     run_dir = config.run_dir.absolute()
     return Plan(
         run_dir,

@@ -13,7 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.config.schema import OptimizationConfig
+from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights, annealed
@@ -34,24 +34,22 @@ logger = logging.getLogger(__name__)
 LOG_STEPS = 10  # steps per point of the loss curves
 METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
+LABELS_ALONE = LossWeights({"hard": 1.0}, temperature=1.0)
 DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """Weights of the loss terms before annealing; they sum to 1. The default is training on labels alone."""
+    """Weights of the loss terms before annealing, by task. others: those of all other tasks; by default labels alone."""
 
-    weights: Mapping[str, float] = field(default_factory=lambda: {"hard": 1.0})
-    temperature: float = 1.0
+    tasks: Mapping[str, LossWeights] = field(default_factory=dict)
     annealing: Literal["constant", "linear"] = "constant"
-    task_weights: Mapping[str, float] = field(default_factory=dict)
-    task_temperatures: Mapping[str, float] = field(default_factory=dict)
+    others: LossWeights = LABELS_ALONE
 
     def at(self, task: str, progress: float) -> LossWeights:
         """The weights for a task when `progress` in [0, 1] of the training is done."""
-        weights = annealed(self.weights, progress, self.annealing)
-        temperature = self.task_temperatures.get(task, self.temperature)
-        return LossWeights(weights, temperature, self.task_weights.get(task, 1.0))
+        weights = self.tasks.get(task, self.others)
+        return replace(weights, terms=annealed(weights.terms, progress, self.annealing))
 
 
 @dataclass
@@ -85,7 +83,7 @@ class Trainer:
         self,
         student: MultiTaskStudent,
         feed: Feed,
-        config: OptimizationConfig,
+        config: Recipe,
         losses: LossPlan,
         folder: Path,
         *,
@@ -358,7 +356,7 @@ def _warn_damaged(file: Path, lines: int) -> None:
     logger.warning("%s: %d lines are damaged; its curves lack them", file, lines)
 
 
-def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> torch.optim.Optimizer:
+def make_optimizer(student: MultiTaskStudent, config: Recipe) -> torch.optim.Optimizer:
     """AdamW, fused where possible, or SGD. Weight decay on matrices only; heads have their own learning rate.
 
     Each group's peak learning rate is its `initial_lr`.
@@ -370,11 +368,10 @@ def make_optimizer(student: MultiTaskStudent, config: OptimizationConfig) -> tor
     for parameter in student.parameters():
         if parameter.requires_grad:
             groups[parameter in encoder, parameter.ndim > 1].append(parameter)
-    head_rate = config.head_learning_rate or config.learning_rate
     options = [
         {
             "params": parameters,
-            "initial_lr": config.learning_rate if in_encoder else head_rate,
+            "initial_lr": config.learning_rate if in_encoder else config.head_learning_rate,
             "weight_decay": config.weight_decay if is_matrix else 0.0,
         }
         for (in_encoder, is_matrix), parameters in groups.items()

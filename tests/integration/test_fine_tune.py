@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.config.schema import FineTuneConfig, ServingConfig, TaskConfig
+from pipeline.config.recipe import TeacherRecipe
+from pipeline.config.schema import ServingConfig, TaskConfig
 from pipeline.data.splits import load_task
 from pipeline.errors import ExhaustedError
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all
@@ -23,7 +24,14 @@ def test_an_error_ends_the_other_fine_tunings_with_a_checkpoint(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     data = load_task("mood", TaskConfig.model_validate(csv_section(tmp_path / "mood", ("bad", "good"), 96)))
-    endless = FineTuneConfig(epochs=10_000, batch_size=6, checkpoint_steps=1_000_000)
+    endless = TeacherRecipe(
+        epochs=10_000,
+        batch_size=6,
+        learning_rate=1e-4,
+        head_learning_rate=1e-4,
+        early_stopping=None,
+        checkpoint_steps=1_000_000,
+    )
     folder, stop = tmp_path / "teacher", tmp_path / "STOP"
     request = Request("critic", str(tiny_model("bert")), None, folder, endless, ServingConfig(cpus=1), "mood")
 

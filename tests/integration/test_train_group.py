@@ -32,6 +32,7 @@ from teachers.store_key import store_key
 from tests.conftest import TinyModel
 from tests.integration.command import descendants
 from tests.integration.conftest import MakeRun
+from tests.unit.pipeline.facts import facts_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -67,7 +68,7 @@ class Bench:
         }
         config = self.config.model_copy(update=changes)
         config.run_dir.mkdir(parents=True)
-        return new_plan(config, self.data, self.keys, self.folders)
+        return new_plan(config, facts_of(config), self.data, self.keys, self.folders)
 
 
 @pytest.fixture(scope="module")

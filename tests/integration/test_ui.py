@@ -23,7 +23,7 @@ import pytest
 from playwright.sync_api import Browser, FloatRect, Locator, Page, Route, expect, sync_playwright
 
 from pipeline.config.load import parse_config
-from pipeline.config.resolved import jobs_of
+from pipeline.config.resolved import jobs_of, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.report.build import build
@@ -33,6 +33,7 @@ from pipeline.tracking.tracker import Status, Tracker, open_tracker
 from pipeline.tracking.uri import runs_page, ui_command
 from pipeline.training.loop import METRICS
 from tests.integration.serving import serving
+from tests.unit.pipeline.facts import facts_of
 from tests.unit.pipeline.hand_results import some_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -109,7 +110,8 @@ def record_run(settings: RunConfig) -> Mapping[str, str]:
         terms = ("hard", "soft") if job.mode == "distilled" else ("hard",)
         metrics = job_folder(settings.run_dir, job) / METRICS
         write_curve(metrics, 4, 0.78 - seed / 100, terms, seed)
-        record.job_began(tracker, settings, job, metrics)
+        own = student_settings(settings, job.student, facts_of(settings))
+        record.job_began(tracker, settings, job, own, metrics)
     tasks, facts = some_run(students=("tiny",))
     record.test_scores(tracker, build(tasks, facts))
     for job in jobs_of(settings):

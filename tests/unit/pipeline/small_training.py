@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Drawn, Encoded, Examples, Ragged
-from pipeline.config.schema import OptimizationConfig, Strategy
+from pipeline.config.recipe import Recipe
+from pipeline.config.schema import Strategy
+from pipeline.losses import LossWeights
 from pipeline.soft import Dense
 from pipeline.tasks import Task
 from pipeline.tasks.text_classification import text_classification
@@ -35,7 +37,7 @@ VOCABULARY, TELLING, FILLER = (
     4,
     10,
 )  # ids: a label's telling token is TELLING + label, filler from FILLER on
-DISTIL = LossPlan({"hard": 0.3, "soft": 0.7}, temperature=2.0)
+DISTIL = LossPlan(others=LossWeights({"hard": 0.3, "soft": 0.7}, temperature=2.0))
 
 torch.set_num_threads(1)  # the models are tiny and the tests start several processes
 
@@ -135,16 +137,24 @@ def student_of(
         return MultiTaskStudent(BertModel(config), [each.task for each in sets])
 
 
-def settings(**changes: Any) -> OptimizationConfig:
+def settings(**changes: Any) -> Recipe:
     """Three epochs of ten steps on `two_tasks`."""
-    values = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "precision": "fp32", **changes}
-    return OptimizationConfig.model_validate(values)
+    values = {
+        "epochs": 3,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "head_learning_rate": changes.get("learning_rate", 1e-3),
+        "early_stopping": None,
+        "precision": "fp32",
+        **changes,
+    }
+    return Recipe.model_validate(values)
 
 
 def trainer_of(
     folder: Path,
     sets: Sequence[TaskSet],
-    config: OptimizationConfig | None = None,
+    config: Recipe | None = None,
     losses: LossPlan = DISTIL,
     *,
     dropout: float = 0.1,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline.config.load import parse_config
+from pipeline.config.recipe import ModelFacts, TaskFacts
 from pipeline.errors import TutelageError
 from pipeline.models import fingerprint
 from pipeline.prepare import Inputs, prepare
@@ -100,6 +101,24 @@ def test_a_ready_teacher_is_served_from_its_own_folder(tiny_run: TinyRun, tiny_m
     inputs = prepared(tiny_run(teachers=teachers))
     assert inputs.teachers["mood-ready"] == inputs.bases["mood-ready"] == folder
     assert "mood-ready" not in inputs.to_fine_tune()
+
+
+def test_a_teachers_name_follows_the_values_in_force(tiny_run: TinyRun) -> None:
+    run = tiny_run()
+    run["teachers"]["mood-bert"]["fine_tune"] = {}
+    inputs = prepared(run)
+    recipe = inputs.resolved.fine_tunings["mood-bert"].recipe
+    equal = {"epochs": recipe.epochs, "learning_rate": recipe.learning_rate}
+    for given, same in ((equal, True), ({**equal, "epochs": recipe.epochs + 1}, False)):
+        again = prepared(changed(run, "teachers.mood-bert.fine_tune", given)).teachers["mood-bert"]
+        assert (again == inputs.teachers["mood-bert"]) == same
+
+
+def test_facts_are_those_of_data_and_models(tiny_run: TinyRun) -> None:
+    facts = prepared(tiny_run()).facts
+    assert facts.tasks["tone"] == TaskFacts(3, continuous=False, examples=48, labelled=48, majority=1 / 3)
+    assert facts.students == {"cut": ModelFacts(32), "bare": ModelFacts(32)}
+    assert facts.teachers["mood-distilbert"] == ModelFacts(32)  # whose config calls it `dim`
 
 
 # ---------------------------------------------------------------- content

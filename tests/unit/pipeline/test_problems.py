@@ -16,7 +16,7 @@ import torch
 from pipeline.batch import UNLABELLED, Drawn
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import FineTuneConfig, RunConfig
 from pipeline.data.splits import TaskData, load_tasks
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
@@ -29,7 +29,7 @@ from pipeline.run_folder import job_folder
 from pipeline.saved import score_student, score_table
 from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
-from pipeline.training.baseline import LONGER, PLAIN
+from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import TEACHER, fine_tune
 from pipeline.training.jobs import Plan, is_finished, new_plan, read_result, task_sets, train_jobs
 from pipeline.training.loop import METRICS, read_metrics
@@ -40,6 +40,7 @@ from students.student import build_student
 from teachers.store import Store
 from teachers.store_key import store_key
 from tests.conftest import BAD, GOOD, TinyModel, texts_of
+from tests.unit.pipeline.facts import facts_of
 from tests.unit.pipeline.hand_results import some_facts
 from tests.unit.pipeline.small_training import StopAfter, finish, python, same_bits
 from tests.unit.pipeline.training import two_workers
@@ -108,6 +109,7 @@ def config_of(tiny_model: TinyModel, folder: Path, problem: str, **changes: Any)
         "batch_size": 16,
         "dropout": 0.0,
         "precision": "fp32",
+        "early_stopping": None,
     }
     run = {
         "name": "tiny",
@@ -149,12 +151,12 @@ def test_from_files_to_a_report(tiny_model: TinyModel, tmp_path: Path, problem: 
     inputs = prepare(config)
     data = dict(inputs.data)
     folder = inputs.teachers["big"].parent
-    tuned = config.teachers["big"].fine_tune
-    assert tuned is not None
-    progress = fine_tune(inputs.bases["big"], data["mood"], tuned, folder)
+    progress = fine_tune(
+        inputs.bases["big"], data["mood"], inputs.resolved.fine_tunings["big"].recipe, folder
+    )
     assert progress.best_score > 0.6
     keys = labelled(config, data, {"big": folder / TEACHER})
-    plan = new_plan(config, data, keys, {"big": str(folder / TEACHER)})
+    plan = new_plan(config, facts_of(config), data, keys, {"big": str(folder / TEACHER)})
     train_jobs(plan, Workers())
 
     results = task_results(config, data, keys)
@@ -177,7 +179,7 @@ def test_from_files_to_a_report(tiny_model: TinyModel, tmp_path: Path, problem: 
     metrics, mood = score_table("small", "test", found).fields[:2]
     assert list(metrics.cells) == list(found["mood"])
     assert len(mood.cells) == len(metrics.cells)
-    write_model_card(saved / "mood", config, report, "small", data["mood"].task)
+    write_model_card(saved / "mood", config, report, inputs.resolved.students["small"], data["mood"].task)
     card = (saved / "mood" / "README.md").read_text()
     assert ("labels:" in card) == (problem != "regression")
     code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(saved / "mood"))
@@ -208,6 +210,34 @@ def test_a_pair_is_answered_as_transformers_does(tiny_model: TinyModel, tmp_path
     assert len(np.unique(expected.numpy().round(7), axis=0)) > 40  # so that a wrong order would show
 
 
+@pytest.mark.parametrize(
+    ("problem", "labels", "majority"), [("multi_label", 2, 0.5), ("regression", None, None)]
+)
+def test_the_facts_of_a_task(
+    tiny_model: TinyModel, tmp_path: Path, problem: str, labels: int | None, majority: float | None
+) -> None:
+    facts = load_tasks(config_of(tiny_model, tmp_path, problem))["mood"].facts()
+    assert (facts.labels, facts.majority, facts.continuous) == (labels, majority, problem == "regression")
+    assert (facts.examples, facts.labelled) == (96, 96)
+
+
+def test_a_config_of_tasks_teachers_and_students_trains(tiny_model: TinyModel, tmp_path: Path) -> None:
+    config = config_of(tiny_model, tmp_path, "pairs", train={}, baselines=[])
+    big = config.teachers["big"].model_copy(update={"fine_tune": FineTuneConfig()})
+    config = config.model_copy(update={"teachers": {"big": big}})
+    inputs = prepare(config)
+    folder = inputs.teachers["big"].parent
+    recipe = inputs.resolved.fine_tunings["big"].recipe
+    fine_tune(inputs.bases["big"], inputs.data["mood"], recipe, folder)
+    keys = labelled(config, dict(inputs.data), {"big": folder / TEACHER})
+    plan = new_plan(config, inputs.facts, inputs.data, keys, {"big": str(folder / TEACHER)})
+    train_jobs(plan, Workers())
+    result, _ = read_result(plan.run_dir, Job("small", "distilled"))
+    assert plan.students["small"].train.epochs == 30
+    assert len(result["epoch_seconds"]) <= 30
+    assert result["status"] in ("done", "early_stopped")
+
+
 # ---------------------------------------------------------------- examples without labels
 
 
@@ -236,7 +266,7 @@ def test_unlabelled_examples_teach_by_the_soft_loss_alone(
     config, data, keys = half_labelled
     train = data["mood"].splits["train"]
     assert (len(train), len(data["mood"].labelled_train())) == (96, 48)
-    plan = new_plan(config, data, keys, {"big": str(tmp_path / "teacher")})
+    plan = new_plan(config, facts_of(config), data, keys, {"big": str(tmp_path / "teacher")})
     folder = Path(config.students["small"].model or "")
     (distilled,) = task_sets(plan, folder, "small", Store(config.store_path))
     (supervised,) = task_sets(plan, folder, "small", None)
@@ -261,29 +291,29 @@ def baseline_plan(half_labelled: HalfLabelled, folder: Path, runs: str, *, plain
         mood = data["mood"]
         data = {"mood": replace(mood, splits={**mood.splits, "train": mood.labelled_train()})}
     config = config.model_copy(update={"name": runs})
-    return replace(new_plan(config, data, keys, {"big": str(folder / "teacher")}), jobs=[BASELINE])
+    return replace(
+        new_plan(config, facts_of(config), data, keys, {"big": str(folder / "teacher")}), jobs=[BASELINE]
+    )
 
 
-def test_a_baseline_chooses_between_its_own_epochs_and_its_students_steps(
+def test_a_baseline_chooses_between_its_students_epochs_fewer_and_its_students_steps(
     half_labelled: HalfLabelled, tmp_path: Path
 ) -> None:
     config, data, keys = half_labelled
-    plan = new_plan(config, data, keys, {"big": str(tmp_path / "teacher")})
+    plan = new_plan(config, facts_of(config), data, keys, {"big": str(tmp_path / "teacher")})
     train_jobs(plan, Workers())
     (distilled, _), (baseline, predictions) = (read_result(plan.run_dir, job) for job in jobs_of(config))
     assert "schedules" not in distilled
-    plain, longer = baseline["schedules"]["tried"]
-    assert (plain["name"], plain["epochs"], longer["name"]) == (PLAIN, config.train.epochs, LONGER)
-    assert longer["epochs"] > plain["epochs"]
+    tried = baseline["schedules"]["tried"]
+    assert [(one["name"], one["epochs"]) for one in tried] == [(PLAIN, 4), (SHORTER, 1), (LONGER, 8)]
     assert baseline["step"] <= distilled["step"]
-    assert baseline["best_score"] == max(plain["score"], longer["score"])
+    assert baseline["best_score"] == max(one["score"] for one in tried)
     without = baseline_plan(half_labelled, tmp_path, "without", plain=True)
     train_jobs(without, Workers())
     alone, alone_predictions = read_result(without.run_dir, BASELINE)
-    assert "schedules" not in alone  # nothing is unlabelled: nothing changes
-    assert plain["score"] == alone["best_score"] <= baseline["best_score"]
-    kept = baseline["schedules"]["kept"] == PLAIN
-    assert same_bits(predictions, alone_predictions) == kept
+    assert alone["schedules"]["tried"] == tried[:2]  # nothing is unlabelled: there is no longer one
+    assert alone["best_score"] <= baseline["best_score"]
+    assert same_bits(predictions, alone_predictions) == (baseline["schedules"]["kept"] != LONGER)
     folder = job_folder(plan.run_dir, BASELINE)
     assert sorted(path.name for path in folder.iterdir()) == [METRICS, "predictions.safetensors", RESULT]
     assert read_metrics(folder / METRICS)[-1]["step"] == baseline["step"]
@@ -312,8 +342,8 @@ def test_a_plain_schedule_that_wins_is_what_it_was_before_the_longer_one(
     }
 
 
-@pytest.mark.parametrize("kept", [PLAIN, LONGER])
-def test_a_baseline_resumes_in_either_schedule(
+@pytest.mark.parametrize("kept", [PLAIN, SHORTER, LONGER])
+def test_a_baseline_resumes_in_any_schedule(
     half_labelled: HalfLabelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     monkeypatch.setattr(training, "best_schedule", lambda scores: kept)
@@ -322,7 +352,7 @@ def test_a_baseline_resumes_in_either_schedule(
     stopped = baseline_plan(half_labelled, tmp_path, "stopped")
     folder = job_folder(stopped.run_dir, BASELINE)
     plain_steps = 0
-    for steps, begun in ((2, [PLAIN]), (0, [LONGER, PLAIN])):  # in the first one, then in the second
+    for steps, begun in ((2, [PLAIN]), (0, [LONGER, PLAIN, SHORTER])):  # in the first one, then in the last
         with monkeypatch.context() as patch:
             calls = steps or plain_steps + 2
             patch.setattr(training, "StopWatch", lambda file, calls=calls: StopAfter(calls + 1))
@@ -377,9 +407,8 @@ def test_a_student_has_a_length_of_its_own(tiny_model: TinyModel, tmp_path: Path
     )
     keys = labelled(config, data, {"big": tmp_path / "teacher"})
     train = config.train.model_copy(update={"epochs": 1})
-    plan = new_plan(
-        config.model_copy(update={"train": train}), data, keys, {"big": str(tmp_path / "teacher")}
-    )
+    config = config.model_copy(update={"train": train})
+    plan = new_plan(config, facts_of(config), data, keys, {"big": str(tmp_path / "teacher")})
     train_jobs(plan, Workers())
     short, whole = (read_result(plan.run_dir, Job(name, "distilled")) for name in students)
     texts = [text for examples in data["mood"].all_examples() for text in examples.inputs["text"]]

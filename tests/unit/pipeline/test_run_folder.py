@@ -61,13 +61,29 @@ def test_a_new_folder_takes_any_config_and_keeps_to_it(tmp_path: Path) -> None:
     refuse_changes(settings, contents)
     assert load_config(settings.run_dir / CONFIG) == settings
     hotter = settings.model_copy(update={"loss": settings.loss.model_copy(update={"temperature": 4.0})})
-    with pytest.raises(ConfigError, match=r"loss.temperature: 2.0 → 4.0") as caught:
+    with pytest.raises(ConfigError, match=r"loss.temperature: None → 4.0") as caught:
         refuse_changes(hotter, contents)
     assert caught.value.remedy.endswith(f"or remove {settings.run_dir}.")
     with pytest.raises(
         ConfigError, match=r"begun with something else: tasks.movies.data: its content has changed"
     ):
         refuse_changes(settings, {**contents, "tasks.movies.data": "c"})
+
+
+def test_a_run_does_not_go_on_with_other_derived_values(tmp_path: Path) -> None:
+    settings, contents = config(tmp_path, "first"), {"tasks.movies.data": "a"}
+    before = {"students.tiny.train.epochs": 24, "students.tiny.train.learning_rate": 7.3e-4}
+    write_settings(settings, contents, before)
+    refuse_changes(settings, contents, before)
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes(settings, contents, {**before, "students.tiny.train.epochs": 18})
+    assert caught.value.cause == (
+        f"{settings.run_dir} was begun with something else: "
+        "students.tiny.train.epochs: 24 → 18, as this version derives it"
+    )
+    assert "go on with the version that began it" in caught.value.remedy
+    with pytest.raises(ConfigError, match="its content has changed"):  # the cause before its consequence
+        refuse_changes(settings, {"tasks.movies.data": "b"}, {**before, "students.tiny.train.epochs": 18})
 
 
 def test_more_than_three_changes_are_counted(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.load import parse_config
+from pipeline.config.recipe import Facts
 from pipeline.config.schema import RunConfig
 from pipeline.report.schema import TrialStatus
+from tests.unit.pipeline.facts import facts_of
 from tune.study import Trial
 
 SPACE: dict[str, Any] = {
@@ -28,7 +30,7 @@ RUN: dict[str, Any] = {
         "stars-big": {"task": "stars", "model": "big"},
     },
     "students": {"half": {"init_from": "movies-big", "layers": 2}, "tiny": {"model": "tiny"}},
-    "train": {"epochs": 4},
+    "train": {"epochs": 4, "early_stopping": None},
 }
 
 
@@ -51,6 +53,11 @@ def search_of(
 ) -> RunConfig:
     """`plain`, parsed."""
     return parse_config(plain(space, run, **tune))
+
+
+def with_facts(config: RunConfig) -> tuple[RunConfig, Facts]:
+    """The config and what its missing values are derived from."""
+    return config, facts_of(config)
 
 
 def trial_of(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import TuneConfig
-from tests.unit.tune.studies import search_of, trial_of
+from tests.unit.tune.studies import search_of, trial_of, with_facts
 from tune.importance import FEWEST, importance
 from tune.space import points
 from tune.study import Trial
@@ -24,7 +24,7 @@ def known(count: int = 24, space: dict[str, Any] = SPACE) -> tuple[TuneConfig, l
     """Random trials whose score is their temperature, which is best small."""
     config = search_of(space, trials=count, algorithm="random")
     assert config.tune is not None
-    all_points = points(config)
+    all_points = points(*with_facts(config))
     assert all_points is not None
     trials = [
         trial_of(number, scores={"movies/nll": point["loss.temperature"]}, values=point)

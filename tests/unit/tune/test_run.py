@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 
 from pipeline.config.load import load_config
-from pipeline.config.resolved import student_settings
+from pipeline.config.resolved import student_loss
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomically
 from pipeline.report.schema import TrialStatus
 from tests.unit.pipeline.tracked import Kept
-from tests.unit.tune.studies import SPACE, search_of, trial_of
+from tests.unit.tune.studies import SPACE, search_of, trial_of, with_facts
 from tune.run import _refuse_another_search, _Study, best_config, study_config
 from tune.space import with_values
 from tune.trial import Shared
@@ -33,9 +33,7 @@ def test_the_winner_is_a_plain_run_of_the_searched_student() -> None:
     assert list(config.students) == ["half"]
     assert config.students["half"].layers == (0, 3)
     assert config.loss.temperature == 4.5
-    assert student_settings(config, "half").loss.task_weights == pytest.approx(
-        {"movies": 4 / 3, "stars": 2 / 3}
-    )
+    assert student_loss(config, "half")[0].task_weights == pytest.approx({"movies": 4 / 3, "stars": 2 / 3})
     assert config.tune is None
     assert config.baselines == ("supervised",)
 
@@ -73,7 +71,7 @@ def test_a_trial_has_the_scores_of_the_weights_it_keeps_once_it_has_ended(
     parts = SimpleNamespace(
         config=config,
         run=SimpleNamespace(config=study_config(config), tracker=tracker),
-        shared=Shared(config, tmp_path, {}, {}, {}, 1.0),
+        shared=Shared(*with_facts(config), tmp_path, {}, {}, {}, 1.0),
         student="half",
         ensemble={"macro/score": 0.9, "movies/accuracy": 0.8},
         _tracked=set(),

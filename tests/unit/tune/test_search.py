@@ -32,7 +32,7 @@ from pipeline.errors import DivergedError, TeacherError
 from pipeline.report.schema import TrialStatus
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.result import write_result
-from tests.unit.tune.studies import search_of, trial_of
+from tests.unit.tune.studies import search_of, trial_of, with_facts
 from tune.search import (
     _cause,
     _deadline,
@@ -70,7 +70,7 @@ CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 def shared_of(folder: Path, config: RunConfig | None = None) -> Shared:
     """What trials share, as far as the driver looks into it: of the data, the tasks' names."""
     data = cast(Any, dict.fromkeys(("movies", "stars")))
-    return Shared(config or search_of(SPACE), folder, data, {}, {}, 1.0)
+    return Shared(*with_facts(config or search_of(SPACE)), folder, data, {}, {}, 1.0)
 
 
 def in_tune(number: int, **values: Any) -> TuneTrial:
@@ -130,14 +130,14 @@ def numbers(points: Sequence[dict[str, Any]] | None) -> list[int]:
 
 def test_ended_trials_are_not_run_again() -> None:
     config = search_of(GRID, algorithm="grid", trials=6)
-    assert numbers(_remaining_points(config, [])) == [0, 1, 2, 3, 4, 5]
+    assert numbers(_remaining_points(*with_facts(config), [])) == [0, 1, 2, 3, 4, 5]
     trials = [
         trial_of(0, 0.5),
         trial_of(1, status="failed"),
         trial_of(3, 0.5, "interrupted", values={"loss.soft": 0.123, "loss.annealing": "linear"}),
         trial_of(4, 0.5, "early-stopped"),
     ]
-    left = _remaining_points(config, trials)
+    left = _remaining_points(*with_facts(config), trials)
     assert left is not None
     assert numbers(left) == [2, 3, 5]
     assert left[0]["values"] == {"loss.soft": 0.5, "loss.annealing": "constant"}
@@ -149,12 +149,12 @@ def test_a_finished_random_search_goes_on_with_more_trials() -> None:
     def config(trials: int) -> RunConfig:
         return search_of(SPACE, algorithm="random", trials=trials)
 
-    first = _remaining_points(config(3), [])
+    first = _remaining_points(*with_facts(config(3)), [])
     assert first is not None
     ended = [trial_of(point["number"], 0.5, values=point["values"]) for point in first]
-    assert _remaining_points(config(3), ended) == []
-    assert numbers(_remaining_points(config(5), ended)) == [3, 4]
-    assert _remaining_points(search_of(SPACE), ended) is None
+    assert _remaining_points(*with_facts(config(3)), ended) == []
+    assert numbers(_remaining_points(*with_facts(config(5)), ended)) == [3, 4]
+    assert _remaining_points(*with_facts(search_of(SPACE)), ended) is None
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def points_by(optuna: _Optuna, count: int) -> list[dict[str, Any]]:
 
 
 def test_the_configs_own_values_come_first() -> None:
-    first, second, third = points_by(_Optuna(search_of(SPACE), []), 3)
+    first, second, third = points_by(_Optuna(*with_facts(search_of(SPACE)), []), 3)
     assert first == {"number": 0, "values": OWN}
     assert (second["number"], third["number"]) == (1, 2)
     assert second["values"] != third["values"] != OWN
 
 
 def test_own_values_outside_the_space_are_not_tried() -> None:
-    (first,) = points_by(_Optuna(search_of(SPACE, {"loss.temperature": 9.0}), []), 1)
+    (first,) = points_by(_Optuna(*with_facts(search_of(SPACE, {"loss.temperature": 9.0})), []), 1)
     assert first["number"] == 0
     assert 1 <= first["values"]["loss.temperature"] <= 8
 
@@ -253,7 +253,7 @@ def test_what_is_suggested_is_in_the_space_and_json() -> None:
     config = search_of(space)
     assert config.tune is not None
     known = distributions(config.tune)
-    for point in points_by(_Optuna(config, []), 12):
+    for point in points_by(_Optuna(*with_facts(config), []), 12):
         values = json.loads(json.dumps(point["values"]))
         assert values == point["values"]
         assert values.keys() == space.keys()
@@ -262,14 +262,14 @@ def test_what_is_suggested_is_in_the_space_and_json() -> None:
 
 
 def test_interrupted_trials_are_handed_out_again_under_their_own_numbers() -> None:
-    earlier = _Optuna(search_of(SPACE), [])
+    earlier = _Optuna(*with_facts(search_of(SPACE)), [])
     begun = points_by(earlier, 4)
     statuses: tuple[TrialStatus, ...] = ("interrupted", "finished", "running", "failed")
     trials = [
         trial_of(point["number"], 0.5, status, values=json.loads(json.dumps(point["values"])))
         for point, status in zip(begun, statuses, strict=True)
     ]
-    again = points_by(_Optuna(search_of(SPACE), trials), 4)
+    again = points_by(_Optuna(*with_facts(search_of(SPACE)), trials), 4)
     assert again[:2] == [begun[0], begun[2]]
     assert [point["number"] for point in again] == [0, 2, 4, 5]
     assert all(point["values"] != one["values"] for point in again[2:] for one in begun)
@@ -277,7 +277,7 @@ def test_interrupted_trials_are_handed_out_again_under_their_own_numbers() -> No
 
 def test_two_interrupted_trials_of_the_same_values_stay_two() -> None:
     trials = [trial_of(number, status="interrupted", values=OWN) for number in (1, 3)]
-    suggested = points_by(_Optuna(search_of(SPACE), trials), 3)
+    suggested = points_by(_Optuna(*with_facts(search_of(SPACE)), trials), 3)
     assert [point["number"] for point in suggested] == [1, 3, 4]
     assert suggested[0]["values"] == suggested[1]["values"] == OWN
 
@@ -285,7 +285,10 @@ def test_two_interrupted_trials_of_the_same_values_stay_two() -> None:
 def test_numbers_go_on_after_the_highest() -> None:
     """Where a trial's folder was removed, no other one's may be taken."""
     trials = [trial_of(number, 0.5, values=OWN) for number in (0, 1, 5)]
-    assert [point["number"] for point in points_by(_Optuna(search_of(SPACE), trials), 2)] == [6, 7]
+    assert [point["number"] for point in points_by(_Optuna(*with_facts(search_of(SPACE)), trials), 2)] == [
+        6,
+        7,
+    ]
 
 
 def test_ended_trials_are_told() -> None:
@@ -296,7 +299,7 @@ def test_ended_trials_are_told() -> None:
         trial_of(3, status="finished", values=OWN),
         trial_of(4, 0.6, "interrupted", values={**OWN, "loss.temperature": 4.0}),
     ]
-    study = _Optuna(search_of(SPACE), trials)._study
+    study = _Optuna(*with_facts(search_of(SPACE)), trials)._study
     states = [(one.state.name, one.value) for one in study.trials]
     assert states == [
         ("WAITING", None),
@@ -313,14 +316,15 @@ def test_it_learns_from_what_was_told() -> None:
     space = {"loss.temperature": {"uniform": [1, 8]}}
     trials = [trial_of(n, 1 - n / 20, values={"loss.temperature": 1 + 7 * n / 20}) for n in range(20)]
     temperatures = [
-        point["values"]["loss.temperature"] for point in points_by(_Optuna(search_of(space), trials), 8)
+        point["values"]["loss.temperature"]
+        for point in points_by(_Optuna(*with_facts(search_of(space)), trials), 8)
     ]
     assert sum(temperatures) / len(temperatures) < 3
 
 
 def test_a_resumed_search_draws_other_points() -> None:
-    (_, first) = points_by(_Optuna(search_of(SPACE), []), 2)
-    (other,) = points_by(_Optuna(search_of(SPACE), [trial_of(0, 0.5, values=OWN)]), 1)
+    (_, first) = points_by(_Optuna(*with_facts(search_of(SPACE)), []), 2)
+    (other,) = points_by(_Optuna(*with_facts(search_of(SPACE)), [trial_of(0, 0.5, values=OWN)]), 1)
     assert other["values"] != first["values"]
 
 
@@ -328,7 +332,7 @@ def test_several_metrics_have_directions_of_their_own() -> None:
     config = search_of(SPACE, metric=["macro/score", "movies/nll"], scheduler="none")
     ended = trial_of(0, 0.5, values=OWN, scores={"movies/nll": 0.7})
     part = trial_of(1, 0.5, values=OWN)  # not all of them: its launch was killed
-    optuna = _Optuna(config, [ended, part])
+    optuna = _Optuna(*with_facts(config), [ended, part])
     assert [one.name for one in optuna._study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert [one.values for one in optuna._study.trials] == [[0.5, 0.7], None]
     (point,) = points_by(optuna, 1)
@@ -341,10 +345,12 @@ def test_several_metrics_have_directions_of_their_own() -> None:
 
 
 def test_schedulers_are_what_was_asked_for() -> None:
-    assert isinstance(_scheduler(search_of(SPACE), NOWHERE), AsyncHyperBandScheduler)
-    assert type(_scheduler(search_of(SPACE, scheduler="none"), NOWHERE)) is FIFOScheduler
+    assert isinstance(_scheduler(*with_facts(search_of(SPACE)), NOWHERE), AsyncHyperBandScheduler)
+    assert type(_scheduler(*with_facts(search_of(SPACE, scheduler="none")), NOWHERE)) is FIFOScheduler
     rates = {"loss.temperature": {"uniform": [1, 8]}}
-    population = _scheduler(search_of(rates, scheduler="pbt", algorithm="random", grace_epochs=2), NOWHERE)
+    population = _scheduler(
+        *with_facts(search_of(rates, scheduler="pbt", algorithm="random", grace_epochs=2)), NOWHERE
+    )
     assert isinstance(population, PopulationBasedTraining)
     assert population._perturbation_interval == 2
 
@@ -352,7 +358,7 @@ def test_schedulers_are_what_was_asked_for() -> None:
 def halving(
     config: RunConfig, metric: str = "macro/score", folder: Path = NOWHERE
 ) -> AsyncHyperBandScheduler:
-    scheduler = _scheduler(config, folder)
+    scheduler = _scheduler(*with_facts(config), folder)
     assert isinstance(scheduler, AsyncHyperBandScheduler)
     if config.tune is not None and config.tune.algorithm != "tpe":  # else Tune tells it
         assert scheduler.set_search_properties(metric, "max")
@@ -440,7 +446,7 @@ def test_a_trial_with_a_worker_group_is_asked_to_end_once(tmp_path: Path) -> Non
 
 
 def population() -> Any:
-    scheduler = _scheduler(search_of(RATES, scheduler="pbt", algorithm="random"), NOWHERE)
+    scheduler = _scheduler(*with_facts(search_of(RATES, scheduler="pbt", algorithm="random")), NOWHERE)
     assert isinstance(scheduler, PopulationBasedTraining)
     assert scheduler.set_search_properties("macro/score", "max")
     return scheduler

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.resolved import student_settings
+from pipeline.config.resolved import student_train
 from pipeline.config.schema import Distribution, RunConfig
 from pipeline.errors import ConfigError
-from tests.unit.tune.studies import SPACE, search_of
+from tests.unit.pipeline.facts import facts_of
+from tests.unit.tune.studies import SPACE, search_of, with_facts
 from tune import space as space_of_values
 from tune.space import (
+    check_grace,
     checked,
     distributions,
     domains,
@@ -46,7 +49,7 @@ def refusal(
 
 
 def points_of(config: RunConfig) -> list[dict[str, Any]]:
-    all_points = points(config)
+    all_points = points(*with_facts(config))
     assert all_points is not None
     return all_points
 
@@ -127,7 +130,7 @@ def test_what_cannot_be_searched_is_refused_with_its_path(
         ("train.epochs", {"uniform": [1, 3]}, "1.0"),  # no epochs and a half
         ("train.epochs", {"randint": [0, 3]}, "0"),
         ("students.half.max_length.movies", {"lograndint": [2, 64]}, "2"),
-        ("train.optimizer", {"choice": ["adamw", "sgd", "adam"]}, "'adam'"),
+        ("train.optimizer", {"choice": ["adamw", "adam"]}, "'adam'"),
         ("students.half.layers", {"choice": [1, [0, 1], [1, 0]]}, "[1, 0]"),
         ("loss.annealing", {"choice": ["linear", None]}, "None"),
         ("loss.hard", {"choice": ["0.3"]}, "'0.3'"),
@@ -295,7 +298,7 @@ def test_what_has_dots_in_its_name_may_be_searched() -> None:
     changed = with_values(config, {path: one.arguments[0] for path, one in tune.space.items()})
     assert changed.loss.task_weights == {"imdb.v2": 1.0}
     assert changed.students["half.5"].max_length == {"imdb.v2": 32}
-    assert values_of(config, tune.space) == {
+    assert values_of(config, tune.space, facts_of(config)) == {
         "loss.task_weights.imdb.v2": 1.0,
         "aggregation.teacher_weights.v2.big": 1.0,
         "students.half.5.loss.soft": 0.7,
@@ -396,20 +399,25 @@ def test_names_that_no_config_could_have_are_refused_at_once() -> None:
 def test_grace_that_no_trial_outlives_is_refused(scheduler: str, longest: int) -> None:
     space = {"loss.temperature": UNIFORM}
     given = {**POPULATION, "scheduler": scheduler}
-    checked(search_of(space, **given, grace_epochs=longest))
-    error = refusal(space, **given, grace_epochs=longest + 1)
-    assert (
-        error.cause
-        == f"tune.grace_epochs: {longest + 1}, more than {longest} would change nothing in 4 epochs"
-    )
-    checked(search_of(space, scheduler="none", grace_epochs=5))
+    check_grace(*with_facts(search_of(space, **given, grace_epochs=longest)))
+    cause = f"tune.grace_epochs: {longest + 1}, more than {longest} would change nothing in 4 epochs"
+    with pytest.raises(ConfigError, match=cause):
+        check_grace(*with_facts(search_of(space, **given, grace_epochs=longest + 1)))
+    check_grace(*with_facts(search_of(space, scheduler="none", grace_epochs=5)))
+
+
+def test_grace_is_compared_with_derived_epochs() -> None:
+    config = search_of({"loss.temperature": UNIFORM}, {"train.epochs": None}, grace_epochs=31)
+    checked(config)
+    with pytest.raises(ConfigError, match="more than 30 would change nothing in 30 epochs"):
+        check_grace(*with_facts(config))
 
 
 def test_the_longest_trial_counts() -> None:
-    assert most_epochs(search_of()) == 4
-    assert most_epochs(search_of({"train.epochs": {"randint": [1, 9]}})) == 8
+    assert most_epochs(*with_facts(search_of())) == 4
+    assert most_epochs(*with_facts(search_of({"train.epochs": {"randint": [1, 9]}}))) == 8
     own = search_of({"students.half.train.epochs": {"choice": [9, 2]}}, {"train.epochs": 30})
-    assert most_epochs(own) == 30  # its own, which come first
+    assert most_epochs(*with_facts(own)) == 30  # its own, which come first
 
 
 def test_which_student() -> None:
@@ -467,7 +475,7 @@ def test_values_take_their_places() -> None:
     assert changed.train.early_stopping is not None
     assert changed.train.early_stopping.patience == 5
     assert changed.students["half"].layers == (0, 3)
-    own = student_settings(changed, "half").train.early_stopping
+    own = student_train(changed, "half").early_stopping
     assert own is not None
     assert own.patience == 3
     assert config == search_of()  # as it was
@@ -498,7 +506,7 @@ def own_values(path: str, distribution: dict[str, Any], run: dict[str, Any] | No
     """What the config itself has at `path`; None where it is outside."""
     config = search_of({path: distribution}, run)
     assert config.tune is not None
-    values = values_of(config, config.tune.space)
+    values = values_of(config, config.tune.space, facts_of(config))
     return None if values is None else values[path]
 
 
@@ -520,10 +528,15 @@ def own_values(path: str, distribution: dict[str, Any], run: dict[str, Any] | No
         ("loss.task_temperatures.movies", {"loss.temperature": 3.0}, 3.0),
         ("loss.task_temperatures.movies", {"students.half.loss.temperature": 5.0}, 5.0),
         ("students.half.loss.task_temperatures.movies", {"loss.task_temperatures.movies": 4.0}, 4.0),
+        ("loss.task_temperatures.movies", {}, 2.0),  # derived, as all below
+        ("loss.soft", {}, 0.7),
+        ("students.half.loss.hard", {"loss.soft": 0.1}, 0.75),  # beside the derived 0.3, normalised
+        ("train.learning_rate", {}, 5e-5),
+        ("students.half.train.head_learning_rate", {"train.learning_rate": 1e-4}, 1e-3),
     ],
 )
 def test_the_configs_own_value_is_the_one_in_force(path: str, run: dict[str, Any], value: float) -> None:
-    assert own_values(path, {"uniform": [0, 9]}, run) == value
+    assert own_values(path, {"uniform": [0, 9]}, run) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -534,6 +547,9 @@ def test_the_configs_own_value_is_the_one_in_force(path: str, run: dict[str, Any
         ("tasks.movies.aggregation.strategy", {"choice": ["mean", "best"]}, {}, "mean"),
         ("students.half.layers", {"choice": [[0, 3], 1]}, {"students.half.layers": [0, 3]}, [0, 3]),
         ("train.dropout", {"choice": [None, 0.1]}, {}, None),
+        ("train.epochs", {"choice": [30, 9]}, {"train.epochs": None}, 30),
+        ("train.early_stopping.patience", {"randint": [1, 9]}, {"train": {"early_stopping": {}}}, 7),
+        ("train.learning_rate", {"choice": [None, 1e-3]}, {}, None),
     ],
 )
 def test_own_values_that_are_no_weights(
@@ -541,7 +557,16 @@ def test_own_values_that_are_no_weights(
 ) -> None:
     config = search_of({path: distribution}, run)
     assert config.tune is not None
-    assert values_of(config, config.tune.space) == {path: value}
+    assert values_of(config, config.tune.space, facts_of(config)) == {path: value}
+
+
+def test_a_value_in_which_tasks_differ_is_not_in_the_space() -> None:
+    config = search_of({"loss.temperature": UNIFORM})
+    assert config.tune is not None
+    facts = facts_of(config)
+    many = replace(facts.tasks["movies"], labels=77)
+    facts = replace(facts, tasks={**facts.tasks, "movies": many})
+    assert values_of(config, config.tune.space, facts) is None
 
 
 @pytest.mark.parametrize(
@@ -580,7 +605,7 @@ def test_a_grid_counts_like_a_clock() -> None:
 
 
 def test_optuna_knows_no_points_up_front() -> None:
-    assert points(search_of()) is None
+    assert points(*with_facts(search_of())) is None
 
 
 def test_random_points_start_with_the_configs_own() -> None:

@@ -16,7 +16,7 @@ from pipeline.config.view import differences
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint
 from pipeline.training.loop import METRICS
 from tests.unit.pipeline.small_training import StopAfter, points, same_bits, task_set, trainer_of, weights_of
-from tests.unit.tune.studies import plain, search_of
+from tests.unit.tune.studies import plain, search_of, with_facts
 from tune.study import trial_name
 from tune.trial import (
     TAKEOVERS,
@@ -179,7 +179,7 @@ def test_a_resumed_study_offers_nothing_and_the_weights_stay(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_trial_that_is_to_stop_starts_nothing(tmp_path: Path, workers: int) -> None:
     """Neither a training nor a worker group; without data either would fail."""
-    shared = Shared(search_of(run={"train.workers": workers}), tmp_path, {}, {}, {}, 1.0)
+    shared = Shared(*with_facts(search_of(run={"train.workers": workers})), tmp_path, {}, {}, {}, 1.0)
     (tmp_path / "004").mkdir()
     (tmp_path / "004/STOP").touch()
     run_trial({"number": 4, "values": {}}, shared=shared)

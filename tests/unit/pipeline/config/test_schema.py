@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
-from pipeline.config.resolved import student_settings, task_aggregation
+from pipeline.config.resolved import Resolved, resolve_config, student_loss, student_train, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.config.view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.report.group import seed_notes
+from tests.unit.pipeline.facts import facts_of
 
 ROOT = Path(__file__).resolve().parents[4]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -48,6 +49,10 @@ def changed(values: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(section, {})
         place[leaf] = value
     return run
+
+
+def resolved(config: RunConfig) -> Resolved:
+    return resolve_config(config, facts_of(config))
 
 
 def written(folder: Path, run: object) -> Path:
@@ -303,8 +308,8 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
     assert config.train.early_stopping is not None
     assert config.train.early_stopping.patience == 4
     assert config.students["half"].layers == (0, 2)
-    assert student_settings(config, "tiny").loss.soft == pytest.approx(0.5 / 0.8)
-    assert student_settings(config, "half").loss.soft == 0.7
+    assert student_loss(config, "tiny")[0].soft == 0.5
+    assert student_loss(config, "half")[0].soft is None
     assert config.tasks["movies"].data.limit == {"train": 10}
     assert config.tracking.uri is None
 
@@ -485,10 +490,10 @@ def test_weights_are_normalised_and_that_is_said() -> None:
     )
     assert task_aggregation(config, "movies").weights == {"movies-big": 0.75, "movies-tiny": 0.25}
     assert task_aggregation(config, "tweets").weights == {"tweets-big": 1.0}
-    loss = student_settings(config, "half").loss
+    loss, _ = student_loss(config, "half")
     assert (loss.hard, loss.soft) == (0.25, 0.75)
     assert loss.task_weights == {"movies": 1.5, "tweets": 0.5}
-    assert notes(config) == [
+    assert notes(resolved(config)) == [
         "teacher weights of movies normalised to sum to 1: movies-big 0.75, movies-tiny 0.25",
         "loss weights of half normalised to sum to 1: hard 0.25, soft 0.75",
         "task weights of half normalised to a mean of 1: movies 1.5, tweets 0.5",
@@ -500,7 +505,7 @@ def test_weights_are_normalised_and_that_is_said() -> None:
 def test_a_weight_of_one_beside_another_of_one_is_a_half_and_that_is_said() -> None:
     config = parse_config(changed({"aggregation.teacher_weights": {"movies-big": 1.0}}))
     assert task_aggregation(config, "movies").weights == {"movies-big": 0.5, "movies-tiny": 0.5}
-    assert notes(config) == [
+    assert notes(resolved(config)) == [
         "teacher weights of movies normalised to sum to 1: movies-big 0.5, movies-tiny 0.5"
     ]
 
@@ -511,12 +516,12 @@ def test_weights_that_sum_to_one_are_left_alone(share: float) -> None:
     config = parse_config(
         changed({"aggregation.teacher_weights": weights, "loss": {"hard": share, "soft": 1 - share}})
     )
-    assert notes(config) == []
+    assert notes(resolved(config)) == []
     assert task_aggregation(config, "movies").weights["movies-big"] == pytest.approx(share)
 
 
 def test_nothing_is_noted_of_defaults() -> None:
-    assert notes(parse_config(RUN)) == []
+    assert notes(resolved(parse_config(RUN))) == []
 
 
 @pytest.mark.parametrize(
@@ -544,7 +549,7 @@ def test_weights_that_are_all_zero_are_refused(values: dict[str, Any], cause: st
 
 
 def test_one_loss_alone_is_fine() -> None:
-    loss = student_settings(parse_config(changed({"loss": {"hard": 0, "soft": 5}})), "half").loss
+    loss, _ = student_loss(parse_config(changed({"loss": {"hard": 0, "soft": 5}})), "half")
     assert (loss.hard, loss.soft) == (0.0, 1.0)
 
 
@@ -681,7 +686,7 @@ def test_overlays_reach_only_their_own(tmp_path: Path) -> None:
             }
         )
     )
-    tiny, half = student_settings(config, "tiny").train, student_settings(config, "half").train
+    tiny, half = student_train(config, "tiny"), student_train(config, "half")
     assert (tiny.epochs, half.epochs) == (6, 3)
     assert tiny.early_stopping is not None
     assert tiny.early_stopping.patience == 5

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.config.load import parse_config
+from pipeline.config.resolved import StudentSettings, student_settings
+from pipeline.config.schema import RunConfig
 from pipeline.report.model_card import write_model_card
 from pipeline.report.schema import Report
 from pipeline.tasks.text_classification import text_classification
 from tests.conftest import TinyRun
+from tests.unit.pipeline.facts import facts_of
 from tests.unit.pipeline.hand_results import hand_report
 
 MOOD = text_classification("mood", ("bad", "good"), 32, "accuracy")
@@ -31,9 +34,13 @@ def report_of(supervised: float | None) -> Report:
     return report.model_copy(update={"tasks": {"mood": task}})
 
 
+def settings_of(config: RunConfig) -> StudentSettings:
+    return student_settings(config, "cut", facts_of(config))
+
+
 def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> None:
     config = parse_config(tiny_run(loss={"hard": 1.0, "soft": 3.0, "temperature": 2.5}, seed=7))
-    write_model_card(tmp_path, config, report_of(0.85), "cut", MOOD)
+    write_model_card(tmp_path, config, report_of(0.85), settings_of(config), MOOD)
     card = (tmp_path / "README.md").read_text()
     front, _, body = card.removeprefix("---\n").partition("---\n")
     assert "pipeline_tag: text-classification" in front
@@ -58,13 +65,15 @@ def test_the_model_card_has_the_numbers(tiny_run: TinyRun, tmp_path: Path) -> No
 
 
 def test_the_model_card_without_a_baseline_claims_none(tiny_run: TinyRun, tmp_path: Path) -> None:
-    write_model_card(tmp_path, parse_config(tiny_run(baselines=[])), report_of(None), "cut", MOOD)
+    config = parse_config(tiny_run(baselines=[]))
+    write_model_card(tmp_path, config, report_of(None), settings_of(config), MOOD)
     assert "labels alone" not in (tmp_path / "README.md").read_text()
 
 
 def test_the_model_card_states_the_loss_of_its_own_task(tiny_run: TinyRun, tmp_path: Path) -> None:
     loss = {"temperature": 2.5, "task_temperatures": {"mood": 1.5}, "annealing": "linear"}
-    write_model_card(tmp_path, parse_config(tiny_run(loss=loss)), report_of(None), "cut", MOOD)
+    config = parse_config(tiny_run(loss=loss))
+    write_model_card(tmp_path, config, report_of(None), settings_of(config), MOOD)
     card = (tmp_path / "README.md").read_text()
     assert "at temperature 1.5 (the soft weight falls to 0 over training)" in card
     assert "temperature 2.5" not in card

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.resolved import jobs_of
+from pipeline.config.resolved import jobs_of, student_settings
 from pipeline.errors import StoppedError
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Status
+from tests.unit.pipeline.facts import facts_of
 from tests.unit.pipeline.hand_results import hand_report
 from tests.unit.pipeline.tracked import Kept, config
 
@@ -18,10 +19,15 @@ from tests.unit.pipeline.tracked import Kept, config
 def test_a_student_and_its_baseline_have_runs_with_their_own_settings(tmp_path: Path) -> None:
     settings, tracker = config(tmp_path, "first"), Kept()
     for job in jobs_of(settings):
-        record.job_began(tracker, settings, job, tmp_path / f"{job.name}.jsonl")
+        own = student_settings(settings, job.student, facts_of(settings))
+        record.job_began(tracker, settings, job, own, tmp_path / f"{job.name}.jsonl")
     name, role, tags, params = tracker.runs["half-distilled"]
     assert (name, role, tags["teachers"], tags["mode"]) == ("half-distilled", "student", "big", "distilled")
-    assert (params["loss.soft"], params["train.epochs"], params["student.init_from"]) == (0.7, 3, "big")
+    assert (params["loss.tasks.movies.soft"], params["train.epochs"], params["student.init_from"]) == (
+        0.7,
+        3,
+        "big",
+    )
     _, role, tags, params = tracker.runs["half-supervised"]
     assert role == "baseline"
     assert "teachers" not in tags

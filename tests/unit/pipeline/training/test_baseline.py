@@ -1,41 +1,50 @@
-"""The schedules of a baseline where some text is unlabelled. Trained by them: tests/unit/pipeline/test_problems.py."""
+"""The schedules of a baseline. Trained by them: tests/unit/pipeline/test_problems.py."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from pipeline.config.schema import EarlyStoppingConfig, TrainConfig
-from pipeline.training.baseline import LONGER, PLAIN, baseline_schedules, best_schedule, schedule_note
-from pipeline.training.schedule import Schedule
+from pipeline.config.recipe import Patience, StudentRecipe
+from pipeline.training.baseline import (
+    LONGER,
+    PLAIN,
+    SHORTER,
+    baseline_schedules,
+    best_schedule,
+    schedule_note,
+)
 
 
-def lengths(count: int) -> dict[str, NDArray[np.int64]]:
-    """A task of `count` examples of 10 tokens."""
-    return {"mood": np.full(count, 10)}
-
-
-def steps(train: TrainConfig, count: int) -> int:
-    return train.epochs * Schedule(lengths(count), train.batch_size, 1.0, 0).steps_per_epoch
+def recipe(epochs: int, patience: int | None = None) -> StudentRecipe:
+    stopping = None if patience is None else Patience(patience=patience)
+    return StudentRecipe(epochs=epochs, learning_rate=1e-3, head_learning_rate=1e-3, early_stopping=stopping)
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(100, 6), (130, 7), (1000, 60), (59, 3)])
 def test_the_longer_schedule_has_at_most_the_students_steps(every: int, epochs: int) -> None:
-    train = TrainConfig(epochs=3, batch_size=1)
-    schedules = baseline_schedules(train, lengths(50), lengths(every), 0)
+    train = recipe(3)
+    schedules = baseline_schedules(train, 50, every)
     assert schedules[PLAIN] == train
     if epochs == 3:  # not even one more epoch fits
-        assert list(schedules) == [PLAIN]
+        assert list(schedules) == [PLAIN, SHORTER]
         return
-    longer = schedules[LONGER]
-    assert longer == train.model_copy(update={"epochs": epochs})
-    assert 0 <= steps(train, every) - steps(longer, 50) < 50
+    assert schedules[LONGER] == train.model_copy(update={"epochs": epochs})
+    assert 0 <= train.epochs * every - epochs * 50 < 50
+
+
+@pytest.mark.parametrize(("epochs", "shorter"), [(30, 10), (8, 3), (4, 1), (3, 1), (2, 1)])
+def test_a_third_of_the_students_epochs_is_tried_too(epochs: int, shorter: int) -> None:
+    train = recipe(epochs, patience=2)
+    schedules = baseline_schedules(train, 50, 50)
+    assert schedules == {PLAIN: train, SHORTER: train.model_copy(update={"epochs": shorter})}
+
+
+def test_one_epoch_has_no_shorter_schedule() -> None:
+    assert baseline_schedules(recipe(1), 50, 50) == {PLAIN: recipe(1)}
 
 
 def test_early_stopping_is_as_patient_in_steps() -> None:
-    train = TrainConfig(epochs=3, batch_size=1, early_stopping=EarlyStoppingConfig(patience=2))
-    longer = baseline_schedules(train, lengths(50), lengths(500), 0)[LONGER]
+    longer = baseline_schedules(recipe(3, patience=2), 50, 500)[LONGER]
     assert longer.early_stopping is not None
     assert (longer.epochs, longer.early_stopping.patience) == (30, 20)
 

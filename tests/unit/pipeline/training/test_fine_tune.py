@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from pipeline.batch import UNLABELLED, Ragged
-from pipeline.config.schema import EarlyStoppingConfig, FineTuneConfig, TaskConfig
+from pipeline.config.recipe import Patience, TeacherRecipe
+from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, load_task
 from pipeline.predictor import Predictor
 from pipeline.tasks.text_classification import text_classification
@@ -24,14 +25,15 @@ from pipeline.training.loop import METRICS, read_metrics
 from tests.conftest import CsvTask, TinyModel
 from tests.unit.pipeline.small_training import StopAfter
 
-CONFIG = FineTuneConfig(
+CONFIG = TeacherRecipe(
     epochs=3,
     learning_rate=2e-3,
+    head_learning_rate=2e-3,
     batch_size=16,
     dropout=0.1,
     seed=3,
     precision="fp32",
-    early_stopping=EarlyStoppingConfig(patience=2),
+    early_stopping=Patience(patience=2),
 )
 
 

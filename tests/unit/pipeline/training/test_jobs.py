@@ -20,6 +20,7 @@ from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import load_tasks
 from pipeline.errors import CorruptError
+from pipeline.losses import LossWeights
 from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder, stop_file
 from pipeline.soft import Dense, SoftTargets
@@ -42,6 +43,7 @@ from students.student import build_student
 from teachers.store import Store
 from teachers.store_key import store_key
 from tests.conftest import TinyModel, TinyRun
+from tests.unit.pipeline.facts import facts_of
 from tests.unit.pipeline.small_training import StopAfter, same_bits
 
 CUT, BARE = Job("cut", "distilled"), Job("bare", "distilled")
@@ -87,7 +89,7 @@ def plan_of(config: RunConfig, *, label: bool = True, sign: int = 1) -> Plan:
         if label:
             scaled = Dense(Ragged.single(sign * 30 * logits.values), LABELS[task])
             store.append(keys[name], SoftTargets(examples.keys, scaled))
-    return new_plan(config, data, keys, folders)
+    return new_plan(config, facts_of(config), data, keys, folders)
 
 
 def predictions(plan: Plan, job: Job) -> dict[str, Tensor]:
@@ -128,15 +130,18 @@ def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: T
             },
         )
     )
-    weights, temperatures = {"mood": 1.5, "tone": 0.5}, {"mood": 4.0, "tone": 1.5}
-    cut, own = (student_settings(config, name).loss for name in ("cut", "own"))
-    plan = loss_plan(cut, "distilled")
-    assert plan == LossPlan({"hard": 0.25, "soft": 0.75}, 4.0, "constant", weights, temperatures)
+    cut, own = (student_settings(config, name, facts_of(config)).loss for name in ("cut", "own"))
+    plan, terms = loss_plan(cut, "distilled"), {"hard": 0.25, "soft": 0.75}
+    assert plan == LossPlan({"mood": LossWeights(terms, 4.0, 1.5), "tone": LossWeights(terms, 1.5, 0.5)})
     assert [plan.at(task, 0.5).temperature for task in ("mood", "tone")] == [4.0, 1.5]
+    soft = {"hard": 0.0, "soft": 1.0}
     assert loss_plan(own, "distilled") == LossPlan(
-        {"hard": 0.0, "soft": 1.0}, 4.0, "linear", weights, temperatures
+        {"mood": LossWeights(soft, 4.0, 1.5), "tone": LossWeights(soft, 1.5, 0.5)}, "linear"
     )
-    assert loss_plan(own, "supervised") == LossPlan(task_weights=weights)
+    alone = {"hard": 1.0}
+    assert loss_plan(own, "supervised") == LossPlan(
+        {"mood": LossWeights(alone, 1.0, 1.5), "tone": LossWeights(alone, 1.0, 0.5)}
+    )
 
 
 def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(config: RunConfig) -> None:
@@ -169,16 +174,16 @@ def test_plans_do_not_depend_on_the_working_directory(
     bare = config.students["bare"].model_copy(update={"model": "models/bare"})
     Path("models/bare").mkdir(parents=True)
     relative = config.model_copy(update={"runs_dir": "runs", "students": {**config.students, "bare": bare}})
-    plan = new_plan(relative, {}, {}, {})
+    plan = new_plan(relative, facts_of(relative), {}, {}, {})
     assert (plan.run_dir, plan.stop.parent) == (tmp_path / "runs" / "tiny", tmp_path / "runs" / "tiny")
     assert plan.store == str(tmp_path / "runs" / "_store")
     assert plan.students["bare"].model == str(tmp_path / "models" / "bare")
     hub = bare.model_copy(update={"model": "someone/something"})
     store = config.store.model_copy(update={"path": "s3://bucket/store"})
     remote = relative.model_copy(update={"students": {"bare": hub}, "store": store})
-    kept = new_plan(remote, {}, {}, {})
+    kept = new_plan(remote, facts_of(remote), {}, {}, {})
     assert (kept.students["bare"].model, kept.store) == ("someone/something", "s3://bucket/store")
-    assert new_plan(relative, {}, {}, {}).launch_id != plan.launch_id
+    assert new_plan(relative, facts_of(relative), {}, {}, {}).launch_id != plan.launch_id
 
 
 # ---------------------------------------------------------------- all of them

@@ -232,7 +232,8 @@ def test_annealing_hands_the_soft_weight_over_to_the_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch(monkeypatch)
-    plan = replace(DISTIL, annealing="linear", task_weights={"mood": 1.5, "tone.v2": 0.5})
+    weights = {"mood": 1.5, "tone.v2": 0.5}
+    plan = LossPlan({name: replace(DISTIL.others, task=one) for name, one in weights.items()}, "linear")
     trainer = trainer_of(tmp_path, two_tasks(), settings(epochs=2), plan)
     trainer.fit()
     total = trainer.total_steps
@@ -282,7 +283,9 @@ def test_a_student_of_soft_targets_alone_comes_to_answer_as_its_teacher(tmp_path
     says = predict(teacher, sets.task, sets.train, 256).numpy().astype(np.float16)
     taught = replace(sets, sources=[FixedTargets(says)], aggregation=Aggregation("mean", torch.ones(1)))
     config = settings(epochs=25, learning_rate=3e-3, batch_size=10)
-    trainer = trainer_of(tmp_path, [taught], config, LossPlan({"hard": 0.0, "soft": 1.0}, 2.0), dropout=0.0)
+    trainer = trainer_of(
+        tmp_path, [taught], config, LossPlan(others=LossWeights({"hard": 0.0, "soft": 1.0}, 2.0)), dropout=0.0
+    )
     trainer.fit()
     losses = curve(tmp_path, "loss/soft/mood")
     assert losses[-1] < 0.1 * losses[0]
@@ -299,7 +302,9 @@ def test_a_student_that_is_its_teacher_stays_where_it_is(tmp_path: Path) -> None
         aggregation=Aggregation("mean", torch.ones(1)),
     )
     config = settings(**PLAIN, epochs=1, optimizer="sgd", learning_rate=0.1, momentum=0)
-    trainer = trainer_of(tmp_path, [taught], config, LossPlan({"hard": 0.0, "soft": 1.0}, 4.0), dropout=0.0)
+    trainer = trainer_of(
+        tmp_path, [taught], config, LossPlan(others=LossWeights({"hard": 0.0, "soft": 1.0}, 4.0)), dropout=0.0
+    )
     before = weights_of(trainer.student)
     trainer.fit()
     assert max(map(abs, curve(tmp_path, "loss/soft/mood"))) < 4**2 * 1e-6

@@ -1,0 +1,252 @@
+"""The values of the keys that a config leaves out: derived from the data and the models, before anything is trained.
+
+All functions are pure. A value that the config gives is taken as it is. A derived value comes with the reason for it,
+one line that `tutelage check` prints. The constants are measured on data sets that no example uses; docs/students.md
+has the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config.schema import (
+    Count,
+    EarlyStoppingConfig,
+    Epochs,
+    FineTuneConfig,
+    LossConfig,
+    OptimizationConfig,
+    Positive,
+    TrainConfig,
+)
+
+# ---------------------------------------------------------------- constants
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a model is trained: `steps` optimiser steps, in whole epochs from `fewest` to `most`."""
+
+    steps: int
+    fewest: int
+    most: int
+
+
+STUDENT = Length(steps=1500, fewest=4, most=30)
+TEACHER = Length(steps=600, fewest=3, most=20)
+RATE, RATE_WIDTH, RATE_POWER = 5e-5, 768, 1.5
+"""Learning rate of a model of width 768; it falls with the width to this power."""
+LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
+HEAD_FACTOR, HIGHEST_HEAD_RATE = 10, 3e-3
+LEAST_PATIENCE, PATIENCE_SHARE = 3, 4
+"""Epochs of patience: one of `PATIENCE_SHARE` epochs, at least `LEAST_PATIENCE`."""
+FEW_LABELS, DOMINANT = 10, 0.6
+"""A task is easy to soften with at most so many labels, none of which has this share of the examples."""
+
+
+# ---------------------------------------------------------------- facts
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What is known of a task before training.
+
+    labels: size of the label space; None where a prediction is a number or a place in a text · continuous: whether it
+    is a number · examples: training examples, with and without labels · labelled: those with labels · majority: share
+    of the most frequent label among all labelled texts, words or decisions; None without a label space.
+    """
+
+    labels: int | None
+    continuous: bool
+    examples: int
+    labelled: int
+    majority: float | None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before training: the width of its hidden layers."""
+
+    width: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of a run, by the names in its config. Facts of which nothing is derived may be missing."""
+
+    tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
+    students: Mapping[str, ModelFacts] = field(default_factory=dict)
+    teachers: Mapping[str, ModelFacts] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- recipes
+
+
+class Patience(EarlyStoppingConfig):
+    """Early stopping with its patience."""
+
+    patience: Count
+
+
+class Recipe(OptimizationConfig):
+    """How one model is trained, without any value left to derive; the training loop takes this."""
+
+    epochs: Epochs
+    learning_rate: Positive
+    head_learning_rate: Positive
+    early_stopping: Patience | None
+
+
+class StudentRecipe(Recipe, TrainConfig):
+    """How a student is trained, without any value left to derive."""
+
+
+class TeacherRecipe(Recipe, FineTuneConfig):
+    """How a teacher is fine-tuned, without any value left to derive."""
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss of one task. hard, soft: their weights, whose sum is 1 · weight: of the task among the student's tasks."""
+
+    hard: float
+    soft: float
+    temperature: float
+    weight: float = 1.0
+
+
+Reasons = Mapping[str, str]
+"""Why a derived value is what it is, by key; given values are missing."""
+
+
+def student_recipe(given: TrainConfig, name: str, facts: Facts) -> tuple[StudentRecipe, Reasons]:
+    """A student's `train`, complete, and the reasons for what is derived."""
+    steps = steps_of_pass([task.examples for task in facts.tasks.values()], given.batch_size)
+    values, reasons = _derived(given, name, facts.students, steps, STUDENT)
+    return StudentRecipe.model_validate({**dict(given), **values}), reasons
+
+
+def teacher_recipe(
+    given: FineTuneConfig, name: str, task: str, facts: Facts
+) -> tuple[TeacherRecipe, Reasons]:
+    """A teacher's `fine_tune`, complete, and the reasons for what is derived. A teacher learns from labels alone."""
+    steps = steps_of_pass([facts.tasks[task].labelled] if task in facts.tasks else [], given.batch_size)
+    values, reasons = _derived(given, name, facts.teachers, steps, TEACHER)
+    return TeacherRecipe.model_validate({**dict(given), **values}), reasons
+
+
+def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -> tuple[TaskLoss, Reasons]:
+    """One task's loss and the reasons for what is derived; hard and soft are normalised to sum to 1."""
+    reasons: dict[str, str] = {}
+    temperature = given.task_temperatures.get(task, given.temperature)
+    if temperature is None:
+        temperature, reasons["temperature"] = temperature_of(facts.tasks[task])
+    hard, soft = given.hard, given.soft
+    if hard is None or soft is None:
+        (derived_hard, derived_soft), reason = weights_of(facts.tasks[task])
+        if hard is None:
+            hard, reasons["hard"] = derived_hard, reason
+        if soft is None:
+            soft, reasons["soft"] = derived_soft, reason
+    return TaskLoss(hard / (hard + soft), soft / (hard + soft), temperature, weight), reasons
+
+
+def _derived(
+    given: OptimizationConfig, name: str, models: Mapping[str, ModelFacts], steps: int, length: Length
+) -> tuple[dict[str, object], Reasons]:
+    """The four keys that may be derived, all with values, and the reasons. steps: of one pass."""
+    reasons: dict[str, str] = {}
+    epochs, rate, head_rate, stopping = (
+        given.epochs,
+        given.learning_rate,
+        given.head_learning_rate,
+        given.early_stopping,
+    )
+    if epochs is None:
+        epochs, reasons["epochs"] = epochs_of(steps, length)
+    if rate is None:
+        rate, reasons["learning_rate"] = learning_rate_of(models[name])
+    if head_rate is None:
+        head_rate, reasons["head_learning_rate"] = head_rate_of(rate)
+    if stopping is not None:
+        patience = stopping.patience
+        if patience is None:
+            patience, reasons["early_stopping.patience"] = patience_of(epochs)
+        stopping = Patience(patience=patience)
+    values: dict[str, object] = {
+        "epochs": epochs,
+        "learning_rate": rate,
+        "head_learning_rate": head_rate,
+        "early_stopping": stopping,
+    }
+    return values, reasons
+
+
+# ---------------------------------------------------------------- formulas
+
+
+def steps_of_pass(examples: Sequence[int], batch_size: int) -> int:
+    """Optimiser steps of one pass over tasks with so many examples each (`pipeline.training.schedule`)."""
+    return sum(math.ceil(count / batch_size) for count in examples)
+
+
+def epochs_of(steps: int, length: Length) -> tuple[int, str]:
+    """Epochs, and why. steps: of one pass."""
+    wanted = math.ceil(length.steps / steps)
+    epochs = min(max(wanted, length.fewest), length.most)
+    bound = (
+        {length.fewest: ", no fewer", length.most: ", no more"}.get(epochs, "") if epochs != wanted else ""
+    )
+    return epochs, f"{length.steps:,} steps at {steps:,} a pass{bound}"
+
+
+def learning_rate_of(model: ModelFacts) -> tuple[float, str]:
+    """Peak learning rate of the encoder, two digits, and why."""
+    rate = RATE * (RATE_WIDTH / model.width) ** RATE_POWER
+    return _rounded(min(max(rate, LOWEST_RATE), HIGHEST_RATE)), f"width {model.width}"
+
+
+def head_rate_of(rate: float) -> tuple[float, str]:
+    """Peak learning rate of the heads, and why. rate: the encoder's; the heads' is never lower."""
+    if HEAD_FACTOR * rate <= HIGHEST_HEAD_RATE:
+        return _rounded(HEAD_FACTOR * rate), f"{HEAD_FACTOR} × learning_rate"
+    return max(rate, HIGHEST_HEAD_RATE), f"{HEAD_FACTOR} × learning_rate, no more than {HIGHEST_HEAD_RATE:g}"
+
+
+def patience_of(epochs: int) -> tuple[int, str]:
+    """Epochs of patience, and why."""
+    return max(
+        LEAST_PATIENCE, epochs // PATIENCE_SHARE
+    ), f"epochs ÷ {PATIENCE_SHARE}, at least {LEAST_PATIENCE}"
+
+
+def temperature_of(task: TaskFacts) -> tuple[float, str]:
+    """Temperature of the soft loss, and why."""
+    soft, reason = _can_soften(task)
+    return (2.0 if soft else 1.0), reason
+
+
+def weights_of(task: TaskFacts) -> tuple[tuple[float, float], str]:
+    """Weights of the hard and the soft loss, and why."""
+    soft, reason = _can_soften(task)
+    return ((0.3, 0.7) if soft else (0.5, 0.5)), reason
+
+
+def _can_soften(task: TaskFacts) -> tuple[bool, str]:
+    """Whether a high temperature and a high soft weight help: the teachers' probabilities of few, even labels are
+    informative where those of many, or of a dominant one, differ by little from label smoothing."""
+    if task.continuous:
+        return True, "a number"
+    if task.labels is None or task.majority is None:
+        return False, "a place in a text"
+    return (
+        task.labels <= FEW_LABELS and task.majority < DOMINANT,
+        f"{task.labels} labels, the most frequent {100 * task.majority:.0f} %",
+    )
+
+
+def _rounded(value: float) -> float:
+    """Two significant digits."""
+    return float(f"{value:.2g}")

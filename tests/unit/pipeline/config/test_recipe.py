@@ -1,0 +1,225 @@
+"""Values of keys that a config leaves out: golden values, given values untouched, the reasons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.config.recipe import (
+    STUDENT,
+    TEACHER,
+    Facts,
+    ModelFacts,
+    TaskFacts,
+    epochs_of,
+    head_rate_of,
+    learning_rate_of,
+    patience_of,
+    steps_of_pass,
+    student_recipe,
+    task_loss,
+    teacher_recipe,
+)
+from pipeline.config.resolved import resolve_config, student_settings
+from pipeline.config.schema import FineTuneConfig, LossConfig, RunConfig, TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.training.schedule import Schedule
+
+EVEN = TaskFacts(labels=2, continuous=False, examples=8000, labelled=4000, majority=0.51)
+INTENTS = TaskFacts(labels=77, continuous=False, examples=2500, labelled=2500, majority=0.02)
+ENTITIES = TaskFacts(labels=9, continuous=False, examples=1000, labelled=1000, majority=0.83)
+ANSWERS = TaskFacts(labels=None, continuous=False, examples=600, labelled=600, majority=None)
+STRENGTH = TaskFacts(labels=None, continuous=True, examples=300, labelled=300, majority=None)
+TASKS = {"movies": EVEN, "intents": INTENTS, "words": ENTITIES, "answers": ANSWERS, "strength": STRENGTH}
+FACTS = Facts(TASKS, {"tiny": ModelFacts(128)}, {"big": ModelFacts(384)})
+
+
+def config_of(**sections: Any) -> RunConfig:
+    """A config that names tasks, teachers and students, and `sections`."""
+    task = {"kind": "text-classification", "data": {"path": "csv"}}
+    return parse_config(
+        {
+            "name": "run",
+            "tasks": dict.fromkeys(TASKS, task),
+            "teachers": {
+                "big": {"task": "movies", "model": "big", "fine_tune": {}},
+                **{f"of-{name}": {"task": name, "model": "big"} for name in TASKS},
+            },
+            "students": {"tiny": {"model": "tiny"}},
+            **sections,
+        }
+    )
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_student_has_all_values_and_each_has_a_reason() -> None:
+    recipe, reasons = student_recipe(TrainConfig(), "tiny", FACTS)
+    assert recipe.early_stopping is not None
+    values = (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate, recipe.early_stopping.patience)
+    assert values == (4, 7.3e-4, 3e-3, 3)
+    assert reasons == {
+        "epochs": "1,500 steps at 390 a pass",
+        "learning_rate": "width 128",
+        "head_learning_rate": "10 × learning_rate, no more than 0.003",
+        "early_stopping.patience": "epochs ÷ 4, at least 3",
+    }
+
+
+def test_a_teacher_is_trained_on_the_labelled_examples_of_its_task() -> None:
+    recipe, reasons = teacher_recipe(FineTuneConfig(), "big", "movies", FACTS)
+    assert (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate) == (5, 1.4e-4, 1.4e-3)
+    assert reasons["epochs"] == "600 steps at 125 a pass"  # 4,000 of the 8,000 examples have labels
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 7},
+        {"learning_rate": 2e-5},
+        {"head_learning_rate": 1e-5},
+        {"early_stopping": {"patience": 1}},
+        {"early_stopping": None},
+    ],
+)
+def test_a_given_value_is_taken_and_has_no_reason(given: dict[str, Any]) -> None:
+    config = TrainConfig.model_validate(given)
+    recipe, reasons = student_recipe(config, "tiny", FACTS)
+    (key,) = given
+    assert recipe.model_dump()[key] == given[key]
+    assert not any(reason.startswith(key) for reason in reasons)
+    assert len(reasons) == 3
+
+
+def test_a_complete_config_needs_no_facts() -> None:
+    given = {"epochs": 2, "learning_rate": 1e-3, "head_learning_rate": 1e-3, "early_stopping": None}
+    recipe, reasons = student_recipe(TrainConfig.model_validate(given), "tiny", Facts())
+    assert reasons == {}
+    assert recipe.model_dump() == TrainConfig.model_validate(given).model_dump()
+
+
+def test_what_follows_from_a_given_value_follows_from_it() -> None:
+    given = TrainConfig(epochs=40, learning_rate=2e-5)
+    recipe, _ = student_recipe(given, "tiny", FACTS)
+    assert recipe.head_learning_rate == 2e-4
+    assert recipe.early_stopping is not None
+    assert recipe.early_stopping.patience == 10
+
+
+@pytest.mark.parametrize(
+    ("steps", "student", "teacher"),
+    [
+        (1, (30, ", no more"), (20, ", no more")),
+        (50, (30, ""), (12, "")),
+        (63, (24, ""), (10, "")),
+        (1000, (4, ", no fewer"), (3, ", no fewer")),
+    ],
+)
+def test_epochs_follow_from_the_steps_of_a_pass(
+    steps: int, student: tuple[int, str], teacher: tuple[int, str]
+) -> None:
+    for length, (epochs, bound) in ((STUDENT, student), (TEACHER, teacher)):
+        assert epochs_of(steps, length) == (epochs, f"{length.steps:,} steps at {steps:,} a pass{bound}")
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"), [(64, 1e-3), (128, 7.3e-4), (312, 1.9e-4), (384, 1.4e-4), (768, 5e-5), (4096, 1e-5)]
+)
+def test_wider_models_have_lower_rates(width: int, rate: float) -> None:
+    assert learning_rate_of(ModelFacts(width)) == (rate, f"width {width}")
+
+
+@pytest.mark.parametrize(("rate", "heads"), [(1e-5, 1e-4), (2.9e-4, 2.9e-3), (1e-3, 3e-3), (5e-3, 5e-3)])
+def test_heads_learn_faster_and_never_slower_than_the_encoder(rate: float, heads: float) -> None:
+    assert head_rate_of(rate)[0] == heads
+
+
+def test_patience_is_a_quarter_of_the_epochs() -> None:
+    assert [patience_of(epochs)[0] for epochs in (1, 12, 16, 30)] == [3, 3, 4, 7]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 1000])
+def test_steps_of_a_pass_are_those_of_the_schedule(batch_size: int) -> None:
+    counts = {"a": 100, "b": 33, "c": 7}
+    schedule = Schedule({name: np.full(n, 9) for name, n in counts.items()}, batch_size, 1.0, 0)
+    assert steps_of_pass(list(counts.values()), batch_size) == schedule.steps_per_epoch
+
+
+def test_sgd_without_a_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"students.tiny.train: `learning_rate` is missing"):
+        config_of(students={"tiny": {"model": "tiny", "train": {"optimizer": "sgd"}}})
+
+
+# ---------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize(
+    ("task", "expected", "reason"),
+    [
+        ("movies", (2.0, 0.3, 0.7), "2 labels, the most frequent 51 %"),
+        ("intents", (1.0, 0.5, 0.5), "77 labels, the most frequent 2 %"),
+        ("words", (1.0, 0.5, 0.5), "9 labels, the most frequent 83 %"),
+        ("answers", (1.0, 0.5, 0.5), "a place in a text"),
+        ("strength", (2.0, 0.3, 0.7), "a number"),
+    ],
+)
+def test_the_loss_follows_from_the_labels(
+    task: str, expected: tuple[float, float, float], reason: str
+) -> None:
+    loss, reasons = task_loss(LossConfig(), task, FACTS)
+    assert (loss.temperature, loss.hard, loss.soft) == pytest.approx(expected)
+    assert reasons == dict.fromkeys(("temperature", "hard", "soft"), reason)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"hard": 0.5}, (2.0, 5 / 12, 7 / 12)),  # beside the derived 0.7
+        ({"soft": 0.1}, (2.0, 0.75, 0.25)),
+        ({"hard": 0.0}, (2.0, 0.0, 1.0)),
+        ({"hard": 1.0, "soft": 3.0, "temperature": 5.0}, (5.0, 0.25, 0.75)),
+        ({"temperature": 5.0, "task_temperatures": {"movies": 1.5}}, (1.5, 0.3, 0.7)),
+        ({"task_temperatures": {"words": 1.5}}, (2.0, 0.3, 0.7)),
+    ],
+)
+def test_a_given_loss_is_taken(given: dict[str, Any], expected: tuple[float, float, float]) -> None:
+    loss, reasons = task_loss(LossConfig.model_validate(given), "movies", FACTS)
+    assert (loss.temperature, loss.hard, loss.soft) == pytest.approx(expected)
+    assert not reasons.keys() & given.keys()
+
+
+# ---------------------------------------------------------------- whole configs
+
+
+def test_a_config_of_tasks_teachers_and_students_has_every_value() -> None:
+    resolved = resolve_config(config_of(), FACTS)
+    assert set(resolved.derived()) == {
+        *(f"teachers.big.fine_tune.{key}" for key in ("epochs", "learning_rate", "head_learning_rate")),
+        "teachers.big.fine_tune.early_stopping.patience",
+        *(f"students.tiny.train.{key}" for key in ("epochs", "learning_rate", "head_learning_rate")),
+        "students.tiny.train.early_stopping.patience",
+        *(f"students.tiny.loss.{task}.{key}" for task in TASKS for key in ("hard", "soft", "temperature")),
+    }
+    assert resolved.derived()["students.tiny.train.early_stopping.patience"] == 3
+    assert resolved.derived()["students.tiny.loss.words.hard"] == 0.5
+
+
+def test_a_students_own_keys_come_before_what_is_derived() -> None:
+    own = {"model": "tiny", "train": {"epochs": 9}, "loss": {"temperature": 3.0}}
+    settings = student_settings(config_of(students={"tiny": own}), "tiny", FACTS)
+    assert settings.train.epochs == 9
+    assert "epochs" not in settings.reasons
+    assert {loss.temperature for loss in settings.loss.tasks.values()} == {3.0}
+
+
+def test_early_stopping_is_on_and_null_turns_it_off() -> None:
+    on, off = (
+        student_settings(config_of(train=train), "tiny", FACTS).train.early_stopping
+        for train in ({}, {"early_stopping": None})
+    )
+    assert on is not None
+    assert off is None
