@@ -11,7 +11,7 @@ SECRET_QUERY = re.compile(
     re.IGNORECASE,
 )
 USER_INFO_IN_TEXT = re.compile(r"(?<=://)[^/?#\s'\"]*@|(?<![\w/.])[^\s/:@'\"]+:[^\s/@'\"]+@(?=[\w\[])")
-SECRET = re.compile(r"token(?!s_per_batch)|secret|password|(^|[._-])key($|[._-])|api_?key", re.IGNORECASE)
+SECRET = re.compile(r"token(?!s_per_forward)|secret|password|(^|[._-])key($|[._-])|api_?key", re.IGNORECASE)
 
 
 def redact(path: str, value: Any) -> Any:
