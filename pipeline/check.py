@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
     for rows in tables:
         lines += aligned(rows)
     lines += [f"note: {note}" for data in inputs.data.values() for note in data.notes]
+    lines += [f"note: {note}" for note in _weaknesses(config, inputs)]
     return lines + [f"note: {note}" for note in [*seed_notes(config), *notes(inputs.resolved)]]
 
 
@@ -122,6 +123,31 @@ def _loss(task: str, loss: TaskLoss, reasons: Reasons) -> tuple[str, ...]:
     why = dict.fromkeys(reasons.values())
     cells = [f"{key} {getattr(loss, key):.3g}" for key in ("temperature", "hard", "soft")]
     return task, *cells, f"{', '.join(reasons)}: {'; '.join(why)}"
+
+
+def _weaknesses(config: RunConfig, inputs: Inputs) -> Iterator[str]:
+    """Notes on data that will make results weak, and on texts that models truncate."""
+    from pipeline.data.quality import data_notes, truncation_notes
+    from pipeline.models import open_tokenizer
+
+    tokenizers = {
+        folder: open_tokenizer(folder) for folder in {*inputs.bases.values(), *inputs.starts.values()}
+    }
+    for name, data in inputs.data.items():
+        yield from data_notes(data)
+        default = data.task.head.max_length
+        lengths = {
+            f"teacher {teacher}": (
+                tokenizers[inputs.bases[teacher]],
+                config.teachers[teacher].max_length or default,
+            )
+            for teacher in config.teachers_of(name)
+        }
+        lengths |= {
+            f"student {student}": (tokenizers[inputs.starts[student]], own.max_length.get(name, default))
+            for student, own in config.students.items()
+        }
+        yield from truncation_notes(data, lengths)
 
 
 def _layers(layers: int | Sequence[int] | None) -> str:

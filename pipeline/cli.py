@@ -102,7 +102,7 @@ def check(
 def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     """Runs the preflight of the teachers that need no fine-tuning, in this process."""
     from pipeline.display.wide_table import Field, WideTable
-    from pipeline.prepare import teacher_specs
+    from pipeline.prepare import teacher_curves, teacher_specs
     from pipeline.report.page import preflight_cells
     from pipeline.report.results import preflight_records
     from teachers.checks import refuse
@@ -115,7 +115,7 @@ def _check_teachers(config: RunConfig, inputs: Inputs) -> None:
     if not specs:
         return
     validation = {name: data.splits["validation"] for name, data in inputs.data.items()}
-    findings = preflight(specs, validation, config.preflight_dir, on_ray=False)
+    findings = preflight(specs, validation, config.preflight_dir, on_ray=False, curves=teacher_curves(inputs))
     head, rows = preflight_cells(preflight_records(findings))
     words = ("teacher", "agrees with")
     out.print(
@@ -146,11 +146,15 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
 
     with Display(out) as display:
         if config.seeds:
-            verdict = "\n".join(group_report.verdict(group.distil_seeds(config, display)))
+            made = group.distil_seeds(config, display)
+            verdict, advice = "\n".join(group_report.verdict(made)), group_report.advice_lines(made)
         else:
-            verdict = report_page.verdict(runs.distil(config, display))
+            report = runs.distil(config, display)
+            verdict, advice = report_page.verdict(report), [*map(report_page.advice_line, report.advice)]
     out.print(students(load([config.run_dir])))
     out.print(verdict.replace("**", ""), markup=False)
+    for line in advice:
+        out.print(f"\nadvice: {line.replace('`', '')}", markup=False)
     page, runs_of = (GROUP_PAGE, "-seed*") if config.seeds else (REPORT_PAGE, "")
     out.print(f"\nreport    {config.run_dir / page}", markup=False)
     out.print(f"students  {config.run_dir}{runs_of}/students", markup=False)

@@ -146,15 +146,15 @@ def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedMod
 
 def check_length(folder: Path, max_length: int, where: str) -> None:
     """Raises `TeacherError` if the model has no positions for `max_length` tokens."""
-    positions = _positions(folder)
-    if positions is not None and max_length > positions:
+    most = positions(folder)
+    if most is not None and max_length > most:
         raise TeacherError(
-            f"{where}: max_length {max_length} is more than the model's {positions} positions",
-            f"Set the task's data.max_length to {positions} or less.",
+            f"{where}: max_length {max_length} is more than the model's {most} positions",
+            f"Set the task's data.max_length to {most} or less.",
         )
 
 
-def _positions(folder: Path) -> int | None:
+def positions(folder: Path) -> int | None:
     """The number of tokens that the model has positions for; None where its architecture has no such limit."""
     import torch
     from transformers import AutoModel

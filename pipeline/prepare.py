@@ -24,7 +24,8 @@ from pipeline.data.splits import TaskData, load_task
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model
-from pipeline.training.fine_tune import TEACHER, Request, is_finished, teacher_folder
+from pipeline.training.curve import Curve
+from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder
 from students.layer_init import layer_indices
 from teachers.spec import TeacherSpec
@@ -36,12 +37,14 @@ class Inputs:
     """A run's data, where its models are, and its settings.
 
     bases: the folder each teacher is made of, or is · teachers: the folder each one is served from; that of a
-    teacher still to be fine-tuned does not exist yet · facts: what settings are derived from · resolved: the settings.
+    teacher still to be fine-tuned does not exist yet · starts: the folder each student starts from · facts: what
+    settings are derived from · resolved: the settings.
     """
 
     data: Mapping[str, TaskData]
     bases: Mapping[str, Path]
     teachers: Mapping[str, Path]
+    starts: Mapping[str, Path]
     facts: Facts
     resolved: Resolved
 
@@ -101,7 +104,7 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         with errors:
             _check_labels(config, task, task_data)
     errors.stop()
-    return Inputs(data, bases, teachers, facts, resolve_config(config, facts))
+    return Inputs(data, bases, teachers, starts, facts, resolve_config(config, facts))
 
 
 def _open_models(
@@ -221,6 +224,16 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
             )
         )
     return specs
+
+
+def teacher_curves(inputs: Inputs) -> dict[str, Curve]:
+    """The validation curves of the fine-tuned teachers that exist, by name; without scores where they are lost."""
+    waiting = inputs.to_fine_tune()
+    return {
+        name: read_curve(folder.parent)
+        for name, folder in inputs.teachers.items()
+        if folder != inputs.bases[name] and name not in waiting
+    }
 
 
 def fine_tuning_requests(config: RunConfig, inputs: Inputs) -> list[Request]:

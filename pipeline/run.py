@@ -20,8 +20,10 @@ from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.display.progress import StageProgress
-from pipeline.prepare import Inputs, fine_tuning_requests, prepare, teacher_specs
+from pipeline.prepare import Inputs, fine_tuning_requests, prepare, teacher_curves, teacher_specs
 from pipeline.report import build as reports
+from pipeline.report.advice import advise
+from pipeline.report.evidence import evidence_of
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import ensemble_scores, run_facts, task_results
 from pipeline.report.schema import Report
@@ -225,7 +227,10 @@ def _preflight(run: Run, *, on_ray: bool) -> None:
     run.begin("preflight", _count(len(config.teachers), "teacher"))
     validation = {name: data.splits["validation"] for name, data in run.inputs.data.items()}
     specs = teacher_specs(config, run.inputs)
-    run.findings = preflight(specs, validation, config.preflight_dir, on_ray=on_ray, check=run.stop.check)
+    curves = teacher_curves(run.inputs)
+    run.findings = preflight(
+        specs, validation, config.preflight_dir, on_ray=on_ray, check=run.stop.check, curves=curves
+    )
     for warning in refuse(run.findings, lambda name: config.teachers[name].preflight == "warn"):
         run.display.line(warning)
     run.stop.check()
@@ -363,8 +368,11 @@ def _report(run: Run, register: str | None = None) -> Report:
         config, run.inputs, run.labelled, run.stages, notes, run.findings, run.group, validation
     )
     report = reports.build(tasks, facts)
+    advice = advise(evidence_of(config, run.inputs, run.keys, report, tasks, facts))
+    report = report.model_copy(update={"advice": advice})
     files = reports.write(report, tasks, facts, config.run_dir)
     record.test_scores(tracker, report)
+    record.advice(tracker, report)
     for student in config.students:
         for name, results in tasks.items():
             folder, opener = student_folder(config.run_dir, student, name), results.task.kind.pipeline

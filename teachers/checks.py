@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import Examples, is_present
+from pipeline.batch import UNLABELLED, Examples, is_present
 from pipeline.errors import TeacherError
-from pipeline.losses import soft_kl, soft_squared_error
+from pipeline.losses import hard_cross_entropy, soft_kl, soft_squared_error
 from pipeline.tasks import Task
 from pipeline.tasks.scores import bootstrap, confusion
+from pipeline.training.curve import Curve
 from teachers.aggregation import aggregate
 
 UNIFORM = 0.995  # mean entropy ÷ ln(classes) from which predictions carry no information
@@ -39,6 +40,8 @@ FEW = 3  # fewest examples of a class under another name that count as a renamin
 NAMED = 12  # permuted names that a message lists
 SELF_LOSS = 1e-3  # nats at temperature 1: what float16 may cost
 TEMPERATURE = 2.0
+SHOWN_EPOCHS = 4  # of a learning curve, that a message lists
+NO_CURVE = Curve()
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,13 @@ class Flag:
     certain: bool = True
 
 
-def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> Findings:
-    """The `Findings` of the teacher `name`; `with_agreement` fills in `agreement`, which is empty here."""
+def judge(
+    name: str, task: Task, sample: Examples, predictions: Predictions, curve: Curve = NO_CURVE
+) -> Findings:
+    """The `Findings` of the teacher `name`; `with_agreement` fills in `agreement`, which is empty here.
+
+    curve: of the teacher's fine-tuning, whose scores are those on the whole of validation; none for a ready teacher.
+    """
     values, counts = predictions.values, task.reading.counts(sample.inputs)
     findings = Findings(teacher=name, task=task.name, metric=task.scoring.metric, examples=len(sample))
     if not np.isfinite(values).all():
@@ -121,6 +129,7 @@ def judge(name: str, task: Task, sample: Examples, predictions: Predictions) -> 
         *_replica_flags(findings),
         *_prediction_flags(task, sample, values, rows, chance, findings),
         *_self_loss_flags(findings),
+        *_curve_flags(task, sample, values, curve),
     ]
     return replace(
         findings,
@@ -154,7 +163,7 @@ def _prediction_flags(
     flag = _chance_flag(task, sample, values, chance, findings)
     if flag is not None and flag.certain:
         return [flag]
-    return [*likely[:1], *([flag] if flag is not None else [])]
+    return [*likely[:1], *([flag] if flag is not None else []), *_loss_flags(task, sample, rows)]
 
 
 # ---------------------------------------------------------------- weights and stored targets
@@ -210,6 +219,69 @@ def _self_loss(
     if not task.kind.continuous:
         loss = loss[is_present(rows).any(dim=-1)]
     return float(loss.mean())
+
+
+# ---------------------------------------------------------------- loss and learning curve
+
+
+def _loss_flags(task: Task, sample: Examples, rows: torch.Tensor) -> list[Flag]:
+    """A flag where the hard loss of a teacher's `rows` (N, D) is not below that of predictions without knowledge.
+
+    These are equal probabilities for all labels, ln(labels) nats, and, where there is a label space, the labels'
+    frequencies in the sample. Rows without a prediction for their label are left out.
+    """
+    if task.kind.continuous:
+        return []
+    counts = torch.from_numpy(task.reading.counts(sample.inputs))
+    labels = task.head.row_labels(torch.from_numpy(sample.labels.values), counts)
+    known = labels != UNLABELLED
+    known &= is_present(rows.gather(-1, labels.clamp(min=0).unsqueeze(-1))).squeeze(-1)
+    rows, labels = rows[known], labels[known]
+    if not len(rows):
+        return []
+    loss = float(hard_cross_entropy(rows, labels).mean())
+    guessing = float(is_present(rows).sum(dim=-1).log().mean())
+    if loss >= guessing:
+        return [
+            Flag(
+                f"its loss on the labels is {loss:.2f} nats, that of equal probabilities for all labels {guessing:.2f}: it "
+                "is hardly trained, or far too sure of wrong answers",
+                certain=False,
+            )
+        ]
+    if not task.reading.labels:
+        return []
+    shares = torch.bincount(labels) / len(labels)
+    constant = float(torch.special.entr(shares).sum())
+    if loss < constant:
+        return []
+    return [
+        Flag(
+            f"its loss on the labels is {loss:.2f} nats, not below the {constant:.2f} of their frequencies: it is hardly "
+            "trained, or far too sure of wrong answers",
+            certain=False,
+        )
+    ]
+
+
+def _curve_flags(task: Task, sample: Examples, values: NDArray[np.floating], curve: Curve) -> list[Flag]:
+    """A flag where the validation score was still rising when the fine-tuning ended. The standard error is that of the
+    sample's score; that of the whole of validation is smaller."""
+    from pipeline.shown import points
+
+    if not curve.rise():
+        return []
+    error = float(bootstrap([task.scoring.statistics(values, sample)], task.scoring.score_of)[0].std())
+    if not curve.rising(error):
+        return []
+    scores = ", ".join(map(points, curve.scores[-SHOWN_EPOCHS:]))
+    return [
+        Flag(
+            f"its validation score was still rising when its fine-tuning ended ({scores}; standard error {points(error)}): "
+            f"try fine_tune.epochs {2 * curve.epochs}",
+            certain=False,
+        )
+    ]
 
 
 # ---------------------------------------------------------------- permuted names

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.files import write_atomically
 from pipeline.models import resolve
 from pipeline.predictor import Predictor
-from teachers.checks import Findings, Predictions, judge, relative_difference, with_agreement
+from pipeline.training.curve import Curve
+from teachers.checks import NO_CURVE, Findings, Predictions, judge, relative_difference, with_agreement
 from teachers.random_heads import HEAD_EXAMPLES, HEADS, random_head_scores
 from teachers.spec import TeacherSpec, requested
 
@@ -73,10 +75,11 @@ def preflight(
     *,
     on_ray: bool,
     check: Callable[[], None] = lambda: None,
+    curves: Mapping[str, Curve] = MappingProxyType({}),
 ) -> list[Findings]:
     """Every teacher's findings, from predictions that are in `cache` or are computed now; blocks.
 
-    Raises the error of any teacher, and any error of `check`, which is called about twice a second.
+    curves: of the fine-tuned teachers, by name. Raises the error of any teacher, and any error of `check`, which is called about twice a second.
     """
     samples = {task: sample_of(examples) for task, examples in validation.items()}
     files = {spec.name: _file(cache, spec, samples[spec.task.name]) for spec in specs}
@@ -87,7 +90,16 @@ def preflight(
         predictions[spec.name] = computed
         write_atomically(files[spec.name], _to_bytes(computed))
     complete = {name: one for name, one in predictions.items() if one is not None}
-    findings = [judge(spec.name, spec.task, samples[spec.task.name], complete[spec.name]) for spec in specs]
+    findings = [
+        judge(
+            spec.name,
+            spec.task,
+            samples[spec.task.name],
+            complete[spec.name],
+            curves.get(spec.name, NO_CURVE),
+        )
+        for spec in specs
+    ]
     values = {name: one.values for name, one in complete.items()}
     return with_agreement(findings, values, {spec.task.name: spec.task for spec in specs}, samples)
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.config.schema import RunConfig
+from pipeline.report.page import advice_line
 from pipeline.report.schema import (
+    Advice,
     DeltaRecord,
+    GroupAdvice,
     GroupReport,
     GroupSection,
     GroupTask,
@@ -47,6 +50,20 @@ def build(name: str, reports: Sequence[Report]) -> GroupReport:
         tasks=tasks,
         macro=_section([report.macro for report in reports]),
         p_floor=floor(len(reports)),
+        advice=_common_advice(reports),
+    )
+
+
+def _common_advice(reports: Sequence[Report]) -> tuple[GroupAdvice, ...]:
+    """Advice with the same code and key in more than half of the reports, in the order of its first appearance."""
+    given: dict[tuple[str, str], list[tuple[int, Advice]]] = {}
+    for report in reports:
+        for one in report.advice:
+            given.setdefault((one.code, one.key), []).append((report.seed, one))
+    return tuple(
+        GroupAdvice(**dict(same[0][1]), seeds=tuple(seed for seed, _ in same))
+        for same in given.values()
+        if 2 * len(same) > len(reports)
     )
 
 
@@ -102,6 +119,7 @@ def markdown(group: GroupReport) -> str:
         + ", ".join(f"[{run}](../{run}/report.md)" for run in group.runs)
         + ".",
         *verdict(group),
+        *_advice_section(group),
         "## All tasks",
         f"Unweighted mean of the tasks' test scores ({metrics}), in points.",
         markdown_table(HEAD, _rows(group.macro)),
@@ -120,6 +138,16 @@ def verdict(group: GroupReport) -> list[str]:
     students = group.macro.students
     ranked = sorted(students, key=lambda name: -students[name].score.mean)
     return [_verdict(name, group) for name in ranked]
+
+
+def advice_lines(group: GroupReport) -> list[str]:
+    """The advice that most seeds have, a line each, with the number of seeds."""
+    return [f"{advice_line(one)} ({len(one.seeds)} of {len(group.seeds)} seeds)" for one in group.advice]
+
+
+def _advice_section(group: GroupReport) -> list[str]:
+    lines = advice_lines(group)
+    return ["## Advice", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _verdict(name: str, group: GroupReport) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.report.schema import (
+    Advice,
     Latency,
     Metrics,
     PreflightFindings,
@@ -25,6 +26,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     blocks = [
         f"# {report.name}",
         verdict(report),
+        *_advice_section(report),
         *_picture("retention.png", "Share of the ensemble", figures),
     ]
     blocks += _macro_section(report)
@@ -65,6 +67,27 @@ def verdict(report: Report) -> str:
     if note := busy_note(report):
         sentences.append(f"How much faster is uncertain: {note}")
     return " ".join(sentences)
+
+
+def advice_line(advice: Advice) -> str:
+    """The measurement and what to change, in one line."""
+    if advice.value is None:
+        return f"{advice.text} Key: `{advice.key}`."
+    return f"{advice.text} Try `{advice.key}: {_yaml(advice.value)}`."
+
+
+def _yaml(value: float | Mapping[str, float]) -> str:
+    """A number, or numbers by name, as a config file has it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {number:g}' for name, number in value.items())}}}"
+    return f"{value:g}"
+
+
+def _advice_section(report: Report) -> list[str]:
+    """The section on what a next run should change; none where nothing is wrong."""
+    if not report.advice:
+        return []
+    return ["## Advice", "\n".join(f"- {advice_line(one)}" for one in report.advice)]
 
 
 def _cost(report: Report, student: str, brief: bool = False) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import ABSENT, is_present
+from pipeline.batch import ABSENT, Examples, is_present
 from pipeline.config.recipe import Reasons, Recipe
 from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
@@ -35,7 +35,7 @@ from pipeline.tasks import Task
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
-from teachers.aggregation import ensemble
+from teachers.aggregation import ensemble as ensemble_of
 from teachers.checks import Findings
 from teachers.pool import Labelling
 from teachers.store import Store
@@ -98,16 +98,24 @@ def _predictions(
     config: RunConfig, name: str, data: TaskData, keys: Mapping[str, str], store: Store, split: Split
 ) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
     """(M, C) predictions of each of a task's teachers on a split, from the store, and of their ensemble."""
-    task, examples, weights = data.task, data.splits[split], task_aggregation(config, name).weights
+    task, examples, together = data.task, data.splits[split], task_aggregation(config, name)
+    teachers = stored_predictions(task, examples, {one: keys[one] for one in together.weights}, store)
     counts = task.reading.counts(examples.inputs)
-    teachers: dict[str, NDArray[np.floating]] = {
-        teacher: store.view(keys[teacher], examples.keys, task.head.columns, counts)
+    ensemble = ensemble_values(task, list(teachers.values()), counts, together.strategy, together.weights)
+    return teachers, ensemble
+
+
+def stored_predictions(
+    task: Task, examples: Examples, keys: Mapping[str, str], store: Store
+) -> dict[str, NDArray[np.floating]]:
+    """(M, C) predictions of each teacher on `examples`, from the store. keys: name in the store by teacher."""
+    counts = task.reading.counts(examples.inputs)
+    return {
+        teacher: store.view(key, examples.keys, task.head.columns, counts)
         .gather(examples.keys)
         .values.astype(np.float32)
-        for teacher in weights
+        for teacher, key in keys.items()
     }
-    strategy = task_aggregation(config, name).strategy
-    return teachers, ensemble_values(task, list(teachers.values()), counts, strategy, weights)
 
 
 def ensemble_values(
@@ -121,7 +129,7 @@ def ensemble_values(
     stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
     share = torch.tensor(list(weights.values()))
     rows = task.head.rows(stacked, items)
-    together = ensemble(rows, strategy=strategy, weights=share, continuous=task.kind.continuous)
+    together = ensemble_of(rows, strategy=strategy, weights=share, continuous=task.kind.continuous)
     if not task.kind.continuous:
         present = (
             is_present(rows).any(dim=-1).any(dim=0)

@@ -235,6 +235,25 @@ class StudentRecord(RecipeRecord):
     """By task."""
 
 
+class Advice(Record):
+    """One thing that a next run should change, from what this one measured."""
+
+    code: str
+    """Short name that does not change between versions, for scripts."""
+    text: str
+    """The measurement in one sentence or two."""
+    key: str
+    """Dotted path of the config key to change."""
+    value: int | float | Mapping[str, float] | None
+    """Suggested value of that key; null where none can be computed."""
+
+
+class GroupAdvice(Advice):
+    """Advice that most seeds of a group have. text and value: those of the first of these seeds."""
+
+    seeds: tuple[int, ...]
+
+
 # ---------------------------------------------------------------- the files
 
 
@@ -273,6 +292,8 @@ class Report(Record):
     """How each student was trained."""
     fine_tunings: Mapping[str, RecipeRecord]
     """How each teacher that was fine-tuned was trained."""
+    advice: tuple[Advice, ...] = ()
+    """What a next run should change, what matters most first; empty where nothing is wrong."""
     notes: tuple[str, ...]
 
 
@@ -331,6 +352,8 @@ class GroupReport(Record):
     macro: GroupSection
     p_floor: float
     """The lowest p that this number of seeds can give."""
+    advice: tuple[GroupAdvice, ...] = ()
+    """Advice that more than half of the seeds have."""
 
 
 class TrialRecord(Record):

@@ -12,10 +12,12 @@ from pipeline.config.resolved import Job, StudentSettings
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.errors import InterruptedRunError, StoppedError
+from pipeline.report.page import advice_line, verdict
 from pipeline.report.schema import Report
 from pipeline.tracking.tracker import NullTracker, Params, Role, Tags, Tracker, open_tracker
 
 Note = Callable[[str], None]
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description, in Markdown
 
 
 @contextmanager
@@ -109,6 +111,20 @@ def test_scores(tracker: Tracker, report: Report) -> None:
         if macro.supervised is not None:
             tracker.metrics(Job(student, "supervised").name, _numbers(baseline))
     tracker.metrics("", parent)
+
+
+def advice(tracker: Tracker, report: Report) -> None:
+    """The advice as the tag `advice`, its codes, and as the description with the verdict: on the parent run all of it,
+    on a student's run what names the student. Both are set where there is none, too: an earlier launch may have had some."""
+    runs = {"": (report.advice, verdict(report))}
+    for student in report.macro.students:
+        own = tuple(one for one in report.advice if one.key.startswith(f"students.{student}."))
+        runs[Job(student, "distilled").name] = (own, "")
+    for key, (given, lead) in runs.items():
+        codes = ",".join(dict.fromkeys(one.code for one in given))
+        lines = "\n".join(f"- {advice_line(one)}" for one in given)
+        note = "\n\n".join(part for part in (lead, lines and f"Advice:\n\n{lines}") if part)
+        tracker.tags(key, {"advice": codes or "none", DESCRIPTION: note})
 
 
 def exported_student(

@@ -24,8 +24,9 @@ from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.training.curve import Curve
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, Trainer
+from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, Trainer, read_metrics
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
@@ -95,6 +96,11 @@ def _set_aside(folder: Path) -> None:
         if (folder / TEACHER).exists():
             (folder / TEACHER).rename(folder / ASIDE)
         (folder / FACTS).unlink()
+
+
+def read_curve(folder: Path) -> Curve:
+    """The validation curve of the fine-tuning in `folder`; it stays when the teacher is reused."""
+    return Curve.of(read_metrics(folder / WORK / METRICS))
 
 
 def fine_tune(

@@ -269,6 +269,10 @@ def test_check_prints_a_summary(tutelage: Tutelage, tiny_run: TinyRun, tmp_path:
         f"teacher  tone-bert        of tone  {bert:{wide}}  to be fine-tuned",
         f"student  cut   {'from mood-bert':{len(run['students']['bare']['model']) + 5}}  1 layer",
         f"student  bare  from {run['students']['bare']['model']}",
+        "note: mood: validation has 16 examples, so that a score there has a standard error of up to 12.5 points: too few "
+        "to choose settings by",
+        "note: tone: validation has 16 examples, so that a score there has a standard error of up to 12.5 points: too few "
+        "to choose settings by",
         "note: teacher weights of mood normalised to sum to 1: mood-bert 0.75, mood-distilbert 0.25",
         "note: loss weights of cut normalised to sum to 1: hard 0.667, soft 0.333",
         "note: loss weights of bare normalised to sum to 1: hard 0.667, soft 0.333",

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
 from pipeline.tasks.multi_label import multi_label
 from pipeline.tasks.regression import regression
 from pipeline.tasks.text_classification import text_classification
+from pipeline.training.curve import Curve
 from teachers.checks import (
     REPLICAS,
     Findings,
@@ -340,3 +342,51 @@ def test_agreement_is_with_the_same_tasks_teachers_only() -> None:
     assert a.agreement == {"b": float((GOLD == 2).mean())}
     assert b.agreement == {"a": float((GOLD == 2).mean())}
     assert c.agreement == {}
+
+
+# ---------------------------------------------------------------- loss and learning curve
+
+
+def test_a_teacher_that_is_far_too_sure_is_a_warning() -> None:
+    wrong = np.where(np.arange(120) < 40, (GOLD + 1) % 3, GOLD)  # 67% right, and sure of everything
+    findings = moods(logits_for(wrong, skill=30.0))
+    assert findings.problems == []
+    (warning,) = findings.warnings
+    assert "its loss on the labels is 10." in warning
+    assert "that of equal probabilities for all labels 1.10: it is hardly trained, or far too sure" in warning
+    assert moods(logits_for(wrong, skill=1.5)).warnings == []
+
+
+def test_a_loss_not_below_that_of_the_labels_frequencies_is_a_warning() -> None:
+    gold = np.where(np.arange(200) % 10 < 9, 0, 1)
+    predicted = np.where(np.arange(200) % 40 == 39, 0, gold)  # better than the constant answer
+    findings = judge("t", MOODS, texts(gold), Predictions(logits_for(predicted, skill=0.7, noise=0.01)))
+    assert findings.problems == []
+    (warning,) = findings.warnings
+    assert "nats, not below the 0.33 of their frequencies" in warning
+
+
+def test_a_number_has_no_loss_to_compare() -> None:
+    task = regression("stars", 16, center=0.0, scale=1.0)
+    numbers = np.linspace(-1, 1, 120)
+    findings = judge("t", task, texts(numbers, task), Predictions(numbers[:, None].astype(np.float32)))
+    assert findings.warnings == []
+
+
+def test_labels_that_a_teacher_lacks_have_no_loss() -> None:
+    values = logits_for(GOLD)
+    values[:, 2] = ABSENT
+    assert not any("its loss" in text for text in moods(values).warnings)
+
+
+def test_a_fine_tuning_that_ended_too_early_is_a_warning() -> None:
+    rising, flat = Curve((0.4, 0.6, 0.9), epochs=3), Curve((0.88, 0.9, 0.9), epochs=3)
+    predicted = np.where(np.arange(120) < 12, (GOLD + 1) % 3, GOLD)
+    good = Predictions(logits_for(predicted))
+    (warning,) = judge("t", MOODS, texts(GOLD), good, rising).warnings
+    assert warning.startswith(
+        "its validation score was still rising when its fine-tuning ended (40.0, 60.0, 90.0; standard error 2."
+    )
+    assert warning.endswith("try fine_tune.epochs 6")
+    assert judge("t", MOODS, texts(GOLD), good, flat).warnings == []
+    assert judge("t", MOODS, texts(GOLD), good).warnings == []

@@ -16,6 +16,7 @@ from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import ServingConfig
 from pipeline.tasks import Task
 from pipeline.tasks.question_answering import question_answering
+from pipeline.training.curve import Curve
 from students.export import save_task
 from students.student import build_student
 from teachers import preflight as module
@@ -94,6 +95,15 @@ def test_a_question_answering_teacher_with_a_random_head_stops(tiny_model: TinyM
     assert findings.replica_difference == 0
     assert findings.score > 0
     assert "the same model under random heads" in findings.problems[0]
+
+
+def test_a_cached_teacher_is_warned_of_by_its_curve(teacher: Path, tmp_path: Path) -> None:
+    examples, rising = {"mood": texts(GOLD)}, Curve((0.0, 0.5, 1.0), epochs=3)
+    for _ in range(2):  # predicted, then cached
+        (findings,) = preflight(
+            [spec_of(teacher)], examples, tmp_path / "cache", on_ray=False, curves={"t": rising}
+        )
+        assert "was still rising when its fine-tuning ended (0.0, 50.0, 100.0" in "; ".join(findings.warnings)
 
 
 def test_cached_predictions_open_no_teacher(

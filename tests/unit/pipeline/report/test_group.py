@@ -7,8 +7,8 @@ import re
 import pytest
 
 from pipeline.report.build import build as build_report
-from pipeline.report.group import build, markdown, verdict
-from pipeline.report.schema import GroupReport, to_json
+from pipeline.report.group import advice_lines, build, markdown, verdict
+from pipeline.report.schema import Advice, GroupReport, to_json
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts, some_run
 
 
@@ -103,3 +103,33 @@ def test_page() -> None:
 def test_enough_seeds_need_no_note_on_the_floor() -> None:
     assert "cannot fall below" in markdown(group_of(*[(810, 800)] * 5))
     assert "cannot fall below" not in markdown(group_of(*[(810, 800)] * 6))
+
+
+# ---------------------------------------------------------------- advice
+
+
+def test_advice_that_most_seeds_have_is_the_groups() -> None:
+    longer, soft = (
+        Advice(
+            code="student-undertrained", text="It was improving.", key="students.half.train.epochs", value=6
+        ),
+        Advice(
+            code="student-below-baseline", text="It is behind.", key="students.half.loss.soft", value=0.35
+        ),
+    )
+    plain = [
+        build_report({"movies": hand_task(810, 800, 900, 1000)}, facts)
+        for facts in seeds_of(some_facts(["large"], ["half"]), 3)
+    ]
+    given: list[tuple[Advice, ...]] = [(), (longer, soft), (longer.model_copy(update={"value": 8}),)]
+    reports = [one.model_copy(update={"advice": advice}) for one, advice in zip(plain, given, strict=True)]
+    group = build("several", reports)
+
+    assert [(one.code, one.seeds, one.value) for one in group.advice] == [("student-undertrained", (1, 2), 6)]
+    line = "It was improving. Try `students.half.train.epochs: 6`. (2 of 3 seeds)"
+    assert advice_lines(group) == [line]
+    page = markdown(group)
+    assert (
+        page.index(verdict(group)[-1]) < page.index(f"## Advice\n\n- {line}\n") < page.index("## All tasks")
+    )
+    assert "Advice" not in markdown(build("several", plain))

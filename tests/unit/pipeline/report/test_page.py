@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.report.build import build
-from pipeline.report.page import markdown, verdict
-from pipeline.report.schema import Size, Sizes, TaskStudentScores
+from pipeline.report.page import advice_line, markdown, verdict
+from pipeline.report.schema import Advice, Size, Sizes, TaskStudentScores
 from pipeline.shown import percent, points, recovered, signed
 from tests.unit.pipeline.hand_results import (
     hand_report,
@@ -181,3 +181,37 @@ def test_a_busy_machine_is_named_where_speed_is_claimed() -> None:
         assert (
             "the machine was busy while latencies were measured: the load average was 9.0 on 2 cores" in text
         )
+
+
+# ---------------------------------------------------------------- advice
+
+LONGER = Advice(
+    code="student-undertrained", text="half was still improving.", key="students.half.train.epochs", value=6
+)
+WEIGHTS = Advice(
+    code="ensemble-below-teacher",
+    text="The ensemble is behind.",
+    key="tasks.movies.aggregation.teacher_weights",
+    value={"large": 0.75, "base": 0.25},
+)
+LABELS = Advice(code="class-missed", text="Nobody gets it right.", key="tasks.movies.data", value=None)
+
+
+def test_advice_stands_behind_the_verdict() -> None:
+    report = hand_report(900, 800, 1000, n=1000)
+    assert "Advice" not in markdown(report)
+    page = markdown(report.model_copy(update={"advice": (LONGER, WEIGHTS, LABELS)}))
+    assert page.index(verdict(report)) < page.index("## Advice") < page.index("## All tasks")
+    assert "- half was still improving. Try `students.half.train.epochs: 6`.\n" in page
+    assert (
+        "- The ensemble is behind. Try `tasks.movies.aggregation.teacher_weights: {large: 0.75, base: 0.25}`.\n"
+        in page
+    )
+    assert "- Nobody gets it right. Key: `tasks.movies.data`.\n" in page
+
+
+def test_suggested_values_are_valid_in_a_config_file() -> None:
+    from omegaconf import OmegaConf
+
+    line = advice_line(WEIGHTS).split("`")[1]
+    assert OmegaConf.create(line) == {WEIGHTS.key: WEIGHTS.value}

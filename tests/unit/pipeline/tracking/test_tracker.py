@@ -18,7 +18,11 @@ from mlflow import MlflowClient
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten
+from pipeline.report.page import verdict
+from pipeline.report.schema import Advice
+from pipeline.tracking import record
 from pipeline.tracking.tracker import NullTracker, TrackingOutcome, open_tracker
+from tests.unit.pipeline.hand_results import hand_report
 from tests.unit.pipeline.tracked import Launch, Stored, close, config
 
 pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")
@@ -132,6 +136,33 @@ def test_tags_are_added_and_replaced(launch: Launch, settings: RunConfig) -> Non
         "hub_token": "***",
     }
     assert tags["long"] == "x" * 8000
+
+
+def test_advice_is_a_tag_and_the_description_of_its_runs(launch: Launch, settings: RunConfig) -> None:
+    given = (
+        Advice(code="student-undertrained", text="It improved.", key="students.half.train.epochs", value=6),
+        Advice(code="class-missed", text="Nobody is right.", key="tasks.movies.data", value=None),
+    )
+    report = hand_report(74, 72, 78, n=100)
+    for advice in (given, ()):  # the second launch has none left
+        tracker = launch()
+        tracker.run("", settings.name, "parent", {}, {})
+        tracker.run("half-distilled", "half", "student", {}, {})
+        record.advice(tracker, report.model_copy(update={"advice": advice}))
+        stored = close(tracker, settings)
+        parent, student = (stored.run(key).data.tags for key in ("", "half-distilled"))
+        if advice:
+            assert parent["advice"] == "student-undertrained,class-missed"
+            assert student["advice"] == "student-undertrained"
+            line = "- It improved. Try `students.half.train.epochs: 6`."
+            assert parent["mlflow.note.content"] == (
+                f"{verdict(report)}\n\nAdvice:\n\n{line}\n- Nobody is right. Key: `tasks.movies.data`."
+            )
+            assert student["mlflow.note.content"] == f"Advice:\n\n{line}"
+        else:
+            assert (parent["advice"], student["advice"]) == ("none", "none")
+            assert parent["mlflow.note.content"] == verdict(report)
+            assert student["mlflow.note.content"] == ""
 
 
 def test_tags_of_a_run_never_begun_are_counted_as_lost(launch: Launch, settings: RunConfig) -> None:

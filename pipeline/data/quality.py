@@ -1,0 +1,103 @@
+"""What the data show before training: splits, labels and lengths that will make results weak. One note a finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.batch import Examples
+from pipeline.config.kinds import METRICS
+from pipeline.data.splits import TaskData
+from pipeline.shown import points
+from pipeline.tasks import Task
+from pipeline.tasks.label_counts import label_counts
+
+LARGE_ERROR = 0.03
+"""Standard error of a validation score from which the split is too small to choose by: two settings must then differ by
+eight points (2 · √2 · 0.03) to be told apart for sure. Before training it is the largest possible one, √(0.25 ÷ n)."""
+FEW = 5
+"""Training examples of a label below which it is hardly learnt."""
+DOMINANT = 0.8
+"""Share of the most frequent label from which accuracy rewards predicting nothing else."""
+SAMPLE = 500
+"""Training examples that are encoded to measure truncation: a share to two points."""
+MUCH_TRUNCATED = 0.05
+"""Share of truncated texts from which a longer max_length is worth its cost."""
+SHOWN_LABELS = 3
+
+
+def data_notes(data: TaskData) -> list[str]:
+    """Notes on the splits and labels of one task."""
+    return [*_small_validation(data), *_rare_labels(data), *_dominant_label(data)]
+
+
+def _small_validation(data: TaskData) -> Iterator[str]:
+    task, validation = data.task, data.splits["validation"]
+    if METRICS[task.scoring.metric].shown != "points" or task.kind.continuous:
+        return
+    error = math.sqrt(0.25 / max(1, _decisions(task, validation)))
+    if error >= LARGE_ERROR:
+        yield (
+            f"{task.name}: validation has {len(validation):,} examples, so that a score there has a standard error of up "
+            f"to {points(error)} points: too few to choose settings by"
+        )
+
+
+def _decisions(task: Task, examples: Examples) -> int:
+    """What a score counts: examples, or of kinds with a background label the items outside the background."""
+    if task.reading.background is None:
+        return len(examples)
+    background = task.reading.labels.index(task.reading.background)
+    return int((examples.labels.values != background).sum())
+
+
+def _rare_labels(data: TaskData) -> Iterator[str]:
+    """Labels that are missing in validation, or have fewer than `FEW` examples in train."""
+    task = data.task
+    train, validation = (label_counts(task, data.splits[split].labels) for split in ("train", "validation"))
+    if not len(train):
+        return
+    few, absent = np.flatnonzero(train < FEW), np.flatnonzero(validation == 0)
+    if len(few):
+        shown = _listed([f"{task.reading.labels[i]!r} ({train[i]})" for i in few])
+        yield f"{task.name}: fewer than {FEW} training examples of {shown}: label more of them, or merge the labels"
+    if len(absent):
+        shown = _listed([repr(task.reading.labels[i]) for i in absent])
+        yield f"{task.name}: validation has no example of {shown}: nothing is chosen by how well they are learnt"
+
+
+def _dominant_label(data: TaskData) -> Iterator[str]:
+    task, counts = data.task, label_counts(data.task, data.splits["train"].labels)
+    if task.scoring.metric != "accuracy" or "macro_f1" not in task.kind.selecting or not counts.sum():
+        return
+    share = float(counts.max() / counts.sum())
+    if share >= DOMINANT:
+        yield (
+            f"{task.name}: {points(share)}% of the training labels are {task.reading.labels[int(counts.argmax())]!r}, so that "
+            f"predicting nothing else reaches that accuracy: set tasks.{task.name}.metric to macro_f1"
+        )
+
+
+def truncation_notes(data: TaskData, lengths: Mapping[str, tuple[Any, int]]) -> Iterator[str]:
+    """Notes on models that truncate much of the task's texts. lengths: a tokenizer and most tokens, by the model's name."""
+    task, train = data.task, data.splits["train"]
+    sample = train.take(np.sort(np.argsort(train.keys, kind="stable")[:SAMPLE]))
+    units = max(1, task.head.truncatable(task.reading.counts(sample.inputs)))
+    shares: dict[tuple[int, int], float] = {}
+    for name, (tokenizer, length) in lengths.items():
+        key = (id(tokenizer), length)
+        if key not in shares:
+            shares[key] = task.head.encode(tokenizer, sample.inputs, length).truncated / units
+        if shares[key] > MUCH_TRUNCATED:
+            yield (
+                f"{task.name}: {name} truncates {points(shares[key])}% of the {task.kind.truncates} at {length} tokens: "
+                f"raise tasks.{task.name}.data.max_length"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_LABELS
+    return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
