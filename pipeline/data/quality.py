@@ -26,7 +26,7 @@ SAMPLE = 500
 """Training examples that are encoded to measure truncation: a share to two points."""
 MUCH_TRUNCATED = 0.05
 """Share of truncated texts from which a longer max_length is worth its cost."""
-SHOWN_LABELS = 3
+SHOWN_NAMES = 3
 
 
 def data_notes(data: TaskData) -> list[str]:
@@ -86,18 +86,19 @@ def truncation_notes(data: TaskData, lengths: Mapping[str, tuple[Any, int]]) -> 
     task, train = data.task, data.splits["train"]
     sample = train.take(np.sort(np.argsort(train.keys, kind="stable")[:SAMPLE]))
     units = max(1, task.head.truncatable(task.reading.counts(sample.inputs)))
-    shares: dict[tuple[int, int], float] = {}
+    alike: dict[tuple[int, int], list[str]] = {}
     for name, (tokenizer, length) in lengths.items():
-        key = (id(tokenizer), length)
-        if key not in shares:
-            shares[key] = task.head.encode(tokenizer, sample.inputs, length).truncated / units
-        if shares[key] > MUCH_TRUNCATED:
+        alike.setdefault((id(tokenizer), length), []).append(name)
+    for names in alike.values():
+        tokenizer, length = lengths[names[0]]
+        share = task.head.encode(tokenizer, sample.inputs, length).truncated / units
+        if share > MUCH_TRUNCATED:
             yield (
-                f"{task.name}: {name} truncates {points(shares[key])}% of the {task.kind.truncates} at {length} tokens: "
-                f"raise tasks.{task.name}.data.max_length"
+                f"{task.name}: {points(share)}% of the {task.kind.truncates} are truncated at {length} tokens by "
+                f"{_listed(names)}: raise max_length"
             )
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN_LABELS
-    return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -105,7 +105,8 @@ def test_truncation_by_model(tiny_model: TinyModel) -> None:
     task, tokenizer = moods(), open_tokenizer(tiny_model("bert"))
     texts = examples(task, EVEN[:20], text="good bad good bad")
     data = TaskData(task, {"train": texts, "validation": texts, "test": texts})
-    notes = list(truncation_notes(data, {"teacher large": (tokenizer, 32), "student half": (tokenizer, 6)}))
-    assert notes == [
-        "mood: student half truncates 100.0% of the texts at 6 tokens: raise tasks.mood.data.max_length"
+    short = (tokenizer, 6)
+    lengths = {"teacher large": (tokenizer, 32), "teacher base": short, "student half": short}
+    assert list(truncation_notes(data, lengths)) == [
+        "mood: 100.0% of the texts are truncated at 6 tokens by teacher base, student half: raise max_length"
     ]
