@@ -244,7 +244,7 @@ def _loss_flags(task: Task, sample: Examples, rows: torch.Tensor) -> list[Flag]:
     if loss >= guessing:
         return [
             Flag(
-                f"its loss on the labels is {loss:.2f} nats, that of equal probabilities for all labels {guessing:.2f}: it "
+                f"its loss on the labels is {loss:.3f} nats, that of equal probabilities for all labels {guessing:.3f}: it "
                 "is hardly trained, or far too sure of wrong answers",
                 certain=False,
             )
@@ -257,7 +257,7 @@ def _loss_flags(task: Task, sample: Examples, rows: torch.Tensor) -> list[Flag]:
         return []
     return [
         Flag(
-            f"its loss on the labels is {loss:.2f} nats, not below the {constant:.2f} of their frequencies: it is hardly "
+            f"its loss on the labels is {loss:.3f} nats, not below the {constant:.3f} of their frequencies: it is hardly "
             "trained, or far too sure of wrong answers",
             certain=False,
         )
