@@ -353,7 +353,9 @@ def test_a_teacher_that_is_far_too_sure_is_a_warning() -> None:
     assert findings.problems == []
     (warning,) = findings.warnings
     assert "its loss on the labels is 10." in warning
-    assert "that of equal probabilities for all labels 1.099: it is hardly trained, or far too sure" in warning
+    assert (
+        "that of equal probabilities for all labels 1.099: it is hardly trained, or far too sure" in warning
+    )
     assert moods(logits_for(wrong, skill=1.5)).warnings == []
 
 
