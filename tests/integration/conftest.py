@@ -110,7 +110,13 @@ def make_run(tiny_model: TinyModel, ready_teachers: dict[str, dict[str, Any]]) -
     """See `MakeRun`."""
 
     def make(folder: Path, **sections: Any) -> Path:
-        tuned = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 10}
+        tuned = {
+            "epochs": 2,
+            "learning_rate": 1e-2,
+            "head_learning_rate": 1e-2,
+            "batch_size": 10,
+            "early_stopping": None,
+        }
         bert = str(tiny_model("bert"))
         run: dict[str, Any] = {
             "name": "first",
@@ -132,6 +138,8 @@ def make_run(tiny_model: TinyModel, ready_teachers: dict[str, dict[str, Any]]) -
                 "epochs": 5,
                 "batch_size": 6,
                 "learning_rate": 2e-3,
+                "head_learning_rate": 2e-3,
+                "early_stopping": None,
                 "checkpoint_steps": 7,
                 "cpus_per_worker": 1,
             },

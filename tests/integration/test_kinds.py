@@ -88,7 +88,7 @@ def config(folder: Path, tiny_model: TinyModel) -> dict[str, Any]:
         "path": "json",
         "data_files": write(folder / "mood" / "more.jsonl", more),
     }
-    tuned = {"epochs": 3, "learning_rate": 5e-3, "batch_size": 16}
+    tuned = {"epochs": 3, "learning_rate": 5e-3, "head_learning_rate": 5e-3, "batch_size": 16}
     teachers = {
         f"{task}-{architecture}": {
             "task": task,

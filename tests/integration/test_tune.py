@@ -48,7 +48,13 @@ def make_search(
     make_run: MakeRun, teachers: dict[str, dict[str, Any]], folder: Path, **sections: Any
 ) -> None:
     """A run file whose teachers need no fine-tuning, and whose one student trains in seconds."""
-    train = {"epochs": 4, "batch_size": 6, "learning_rate": 2e-3, "checkpoint_steps": 7}
+    train = {
+        "epochs": 4,
+        "batch_size": 6,
+        "learning_rate": 2e-3,
+        "checkpoint_steps": 7,
+        "early_stopping": None,
+    }
     given = {
         "teachers": teachers,
         "aggregation": {"strategy": "mean"},

@@ -28,14 +28,14 @@ def bare(tiny_run: TinyRun) -> dict[str, Any]:
 
 def test_what_is_derived_stands_with_its_reason(bare: dict[str, Any]) -> None:
     lines = lines_of(bare)
-    rate = "learning_rate 0.001: width 32 head_learning_rate 0.003: 10 × learning_rate, no more than 0.003"
+    rate = "learning_rate 0.001: width 32 head_learning_rate 0.01: 10 × learning_rate"
     assert (
         f"fine-tune mood-bert epochs 20: 600 steps at 2 a pass, no more {rate} "
-        "early_stopping.patience 5: epochs ÷ 4, at least 3"
+        "early_stopping.patience 10: epochs ÷ 2, at least 3"
     ) in lines
     assert (
         f"train cut epochs 30: 1,500 steps at 4 a pass, no more {rate} "
-        "early_stopping.patience 7: epochs ÷ 4, at least 3"
+        "early_stopping.patience 15: epochs ÷ 2, at least 3"
     ) in lines
     assert (
         "loss tone temperature 2 hard 0.3 soft 0.7 temperature, hard, soft: 3 labels, the most frequent 33 %"

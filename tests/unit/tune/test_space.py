@@ -548,7 +548,7 @@ def test_the_configs_own_value_is_the_one_in_force(path: str, run: dict[str, Any
         ("students.half.layers", {"choice": [[0, 3], 1]}, {"students.half.layers": [0, 3]}, [0, 3]),
         ("train.dropout", {"choice": [None, 0.1]}, {}, None),
         ("train.epochs", {"choice": [30, 9]}, {"train.epochs": None}, 30),
-        ("train.early_stopping.patience", {"randint": [1, 9]}, {"train": {"early_stopping": {}}}, 7),
+        ("train.early_stopping.patience", {"randint": [1, 19]}, {"train": {"early_stopping": {}}}, 15),
         ("train.learning_rate", {"choice": [None, 1e-3]}, {}, None),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import Drawn
-from pipeline.config.schema import EarlyStoppingConfig
+from pipeline.config.recipe import Patience
 from pipeline.errors import DivergedError
 from pipeline.losses import LossWeights
 from pipeline.soft import Dense
@@ -347,7 +347,7 @@ def script(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
 def test_early_stopping_keeps_the_best_epochs_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings(epochs=9, schedule="constant", early_stopping=EarlyStoppingConfig(patience=2))
+    config = settings(epochs=9, schedule="constant", early_stopping=Patience(patience=2))
     sets = [task_set(teachers=1)]
     at_epoch: list[dict[str, Tensor]] = []
     trainer = trainer_of(tmp_path, sets, config)
@@ -369,7 +369,7 @@ def test_early_stopping_keeps_the_best_epochs_weights(
 
 
 def test_patience_starts_again_with_a_better_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(epochs=5, early_stopping=EarlyStoppingConfig(patience=2))
+    config = settings(epochs=5, early_stopping=Patience(patience=2))
     script(monkeypatch, [0.5, 0.4, 0.6, 0.5, 0.4])
     progress = trainer_of(tmp_path, [task_set(teachers=1)], config).fit()
     assert (progress.status, progress.best_epoch) == ("done", 2)  # the last epoch there is: done, not stopped
@@ -408,7 +408,7 @@ def test_each_epoch_is_reported_with_the_scores_of_the_weights_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None, kept: list[float]
 ) -> None:
     """Once its checkpoint is written: who is ended on hearing it loses nothing."""
-    stopping = None if patience is None else EarlyStoppingConfig(patience=patience)
+    stopping = None if patience is None else Patience(patience=patience)
     trainer = trainer_of(tmp_path, [task_set(teachers=1)], settings(early_stopping=stopping))
     reported, a_pass = reports_of(trainer), trainer.feed.steps_per_epoch
     script(monkeypatch, [0.5, 0.7, 0.6])
@@ -420,7 +420,7 @@ def test_each_epoch_is_reported_with_the_scores_of_the_weights_kept(
 def test_a_resumed_training_knows_what_it_keeps_and_reports_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings(early_stopping=EarlyStoppingConfig(patience=2))
+    config = settings(early_stopping=Patience(patience=2))
     sets = [task_set(teachers=1)]
     script(monkeypatch, [0.7, 0.5, 0.6])
     a_pass = trainer_of(tmp_path, sets, config).feed.steps_per_epoch
@@ -528,7 +528,7 @@ def test_weights_that_blow_up_are_a_diverged_run_even_at_validation(tmp_path: Pa
 
 def test_the_best_weights_are_not_those_of_a_later_step(tmp_path: Path) -> None:
     """`best` is a copy: training on does not change it."""
-    config = settings(epochs=2, early_stopping=EarlyStoppingConfig(patience=1))
+    config = settings(epochs=2, early_stopping=Patience(patience=1))
     trainer = trainer_of(tmp_path, [task_set(teachers=1)], config)
     trainer.fit()
     own: Mapping[str, Tensor] = dict(trainer.student.named_parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.schema import EarlyStoppingConfig
+from pipeline.config.recipe import Patience
 from pipeline.tasks.text_classification import ClassScoring
 from pipeline.training import checkpoint
 from pipeline.training.loop import METRICS, StopWatch, Trainer, read_metrics
@@ -32,9 +32,9 @@ from tests.unit.pipeline.small_training import (
 )
 
 SETTINGS = {  # all with dropout 0.1, two tasks, two teachers, linear annealing
-    "adamw": settings(early_stopping=EarlyStoppingConfig(patience=1)),
-    "sgd": settings(early_stopping=EarlyStoppingConfig(patience=1), epochs=4, optimizer="sgd"),
-    "bf16": settings(early_stopping=EarlyStoppingConfig(patience=1), epochs=2, precision="bf16"),
+    "adamw": settings(early_stopping=Patience(patience=1)),
+    "sgd": settings(early_stopping=Patience(patience=1), epochs=4, optimizer="sgd"),
+    "bf16": settings(early_stopping=Patience(patience=1), epochs=2, precision="bf16"),
     "no momentum": settings(optimizer="sgd", momentum=0.0, epochs=1),
 }
 SCORES = (0.5, 0.7, 0.6, 0.9)  # on validation, by epoch
