@@ -346,6 +346,7 @@ def tiny_run(tmp_path: Path, tiny_model: TinyModel, csv_task: CsvTask) -> TinyRu
                 "cut": {"init_from": "mood-bert", "layers": 1},
                 "bare": {"model": str(tiny_model("bert", layers=1, seed=1))},
             },
+            "loss": {"hard": 0.3, "soft": 0.7, "temperature": 2.0},
             "train": {**tuned},
             "tracking": {"enabled": False},
         }

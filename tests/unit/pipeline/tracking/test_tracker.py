@@ -65,7 +65,7 @@ def test_params_are_the_flat_config(launch: Launch, settings: RunConfig) -> None
     tracker.run("", settings.name, "parent", {}, {**flatten(settings), **long, "odd key!": None})
     params = close(tracker, settings).run("").data.params
     assert params["tasks.movies.kind"] == "text-classification"
-    assert params["train.learning_rate"] == "0.0001"
+    assert params["train.weight_decay"] == "0.01"
     assert params["tracking.enabled"] == "true"
     assert params["odd key_"] == "null"
     assert params["long.149"] == "x" * 6000
