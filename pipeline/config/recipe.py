@@ -39,7 +39,7 @@ TEACHER = Length(steps=600, fewest=3, most=20)
 RATE, RATE_WIDTH, RATE_POWER = 5e-5, 768, 1.67
 """Learning rate of a model of width 768; it falls with the width to this power."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
-HEAD_FACTOR, HIGHEST_HEAD_RATE = 10, 3e-2
+HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
 LEAST_PATIENCE, PATIENCE_SHARE = 3, 2
 """Epochs of patience: one of `PATIENCE_SHARE` epochs, at least `LEAST_PATIENCE`."""
 FEW_LABELS, DOMINANT = 10, 0.6

@@ -61,18 +61,18 @@ def test_a_student_has_all_values_and_each_has_a_reason() -> None:
     recipe, reasons = student_recipe(TrainConfig(), "tiny", FACTS)
     assert recipe.early_stopping is not None
     values = (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate, recipe.early_stopping.patience)
-    assert values == (4, 1e-3, 1e-2, 3)
+    assert values == (4, 1e-3, 2e-2, 3)
     assert reasons == {
         "epochs": "1,500 steps at 390 a pass",
         "learning_rate": "width 128",
-        "head_learning_rate": "10 × learning_rate",
+        "head_learning_rate": "30 × learning_rate, no more than 0.02",
         "early_stopping.patience": "epochs ÷ 2, at least 3",
     }
 
 
 def test_a_teacher_is_trained_on_the_labelled_examples_of_its_task() -> None:
     recipe, reasons = teacher_recipe(FineTuneConfig(), "big", "movies", FACTS)
-    assert (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate) == (5, 1.6e-4, 1.6e-3)
+    assert (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate) == (5, 1.6e-4, 4.8e-3)
     assert reasons["epochs"] == "600 steps at 125 a pass"  # 4,000 of the 8,000 examples have labels
 
 
@@ -105,7 +105,7 @@ def test_a_complete_config_needs_no_facts() -> None:
 def test_what_follows_from_a_given_value_follows_from_it() -> None:
     given = TrainConfig(epochs=40, learning_rate=2e-5)
     recipe, _ = student_recipe(given, "tiny", FACTS)
-    assert recipe.head_learning_rate == 2e-4
+    assert recipe.head_learning_rate == 6e-4
     assert recipe.early_stopping is not None
     assert recipe.early_stopping.patience == 20
 
@@ -133,7 +133,7 @@ def test_wider_models_have_lower_rates(width: int, rate: float) -> None:
     assert learning_rate_of(ModelFacts(width)) == (rate, f"width {width}")
 
 
-@pytest.mark.parametrize(("rate", "heads"), [(1e-5, 1e-4), (2.9e-4, 2.9e-3), (5e-3, 3e-2), (5e-2, 5e-2)])
+@pytest.mark.parametrize(("rate", "heads"), [(1e-5, 3e-4), (2.9e-4, 8.7e-3), (1e-3, 2e-2), (5e-2, 5e-2)])
 def test_heads_learn_faster_and_never_slower_than_the_encoder(rate: float, heads: float) -> None:
     assert head_rate_of(rate)[0] == heads
 
