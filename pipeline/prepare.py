@@ -20,11 +20,11 @@ from pipeline.config.resolved import (
     task_aggregation,
 )
 from pipeline.config.schema import RunConfig, needs_labels, strategies
+from pipeline.curve import Curve
 from pipeline.data.splits import TaskData, load_task
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model
-from pipeline.training.curve import Curve
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder
 from students.layer_init import layer_indices

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import UNLABELLED, Examples, is_present
+from pipeline.curve import Curve
 from pipeline.errors import TeacherError
 from pipeline.losses import hard_cross_entropy, soft_kl, soft_squared_error
 from pipeline.tasks import Task
 from pipeline.tasks.scores import bootstrap, confusion
-from pipeline.training.curve import Curve
 from teachers.aggregation import aggregate
 
 UNIFORM = 0.995  # mean entropy ÷ ln(classes) from which predictions carry no information

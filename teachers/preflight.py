@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline.batch import Examples
+from pipeline.curve import Curve
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.files import write_atomically
 from pipeline.models import resolve
 from pipeline.predictor import Predictor
-from pipeline.training.curve import Curve
 from teachers.checks import NO_CURVE, Findings, Predictions, judge, relative_difference, with_agreement
 from teachers.random_heads import HEAD_EXAMPLES, HEADS, random_head_scores
 from teachers.spec import TeacherSpec, requested

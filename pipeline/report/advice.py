@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, is_present
+from pipeline.curve import Curve
 from pipeline.data.quality import LARGE_ERROR, MUCH_TRUNCATED
 from pipeline.report.page import CLEAR_ERRORS
 from pipeline.report.schema import Advice, Report
@@ -23,7 +24,6 @@ from pipeline.shown import points
 from pipeline.tasks.label_counts import label_counts, label_hits
 from pipeline.tasks.scores import bootstrap
 from pipeline.tasks.task import Task
-from pipeline.training.curve import Curve
 
 REWEIGHTED = 1.5
 """Paired standard errors by which other weights must gain on validation. They cost nothing to try, so less is needed than

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.resolved import Job, TaskAggregation, task_aggregation
 from pipeline.config.schema import RunConfig
+from pipeline.curve import Curve
 from pipeline.data.quality import MUCH_TRUNCATED
 from pipeline.data.splits import TaskData
 from pipeline.models import positions
@@ -19,7 +20,6 @@ from pipeline.report.schema import Report
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
 from pipeline.tasks.label_counts import label_counts
-from pipeline.training.curve import Curve
 from pipeline.training.result import read_facts
 from teachers.store import Store
 

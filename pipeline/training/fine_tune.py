@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.recipe import TeacherRecipe
 from pipeline.config.schema import ServingConfig
+from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
-from pipeline.training.curve import Curve
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, Trainer, read_metrics
 from pipeline.training.step import Workers

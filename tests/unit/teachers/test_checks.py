@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT
+from pipeline.curve import Curve
 from pipeline.errors import TeacherError
 from pipeline.tasks.multi_label import multi_label
 from pipeline.tasks.regression import regression
 from pipeline.tasks.text_classification import text_classification
-from pipeline.training.curve import Curve
 from teachers.checks import (
     REPLICAS,
     Findings,

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import ServingConfig
+from pipeline.curve import Curve
 from pipeline.tasks import Task
 from pipeline.tasks.question_answering import question_answering
-from pipeline.training.curve import Curve
 from students.export import save_task
 from students.student import build_student
 from teachers import preflight as module

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.curve import Curve
 from pipeline.report.advice import (
     Evidence,
     TaskEvidence,
@@ -32,7 +33,6 @@ from pipeline.report.types import TaskResults
 from pipeline.tasks.label_counts import label_counts
 from pipeline.tasks.multi_label import multi_label
 from pipeline.tasks.text_classification import text_classification
-from pipeline.training.curve import Curve
 from tests.unit.pipeline.hand_results import answers, examples_of, some_facts
 
 N = 400
@@ -126,8 +126,8 @@ def good_task() -> TaskEvidence:
     return task_of(teachers, right(0.88), right(0.8))
 
 
-def only(found: Sequence[Advice]) -> Advice:
-    (one,) = found
+def only(advice: Sequence[Advice]) -> Advice:
+    (one,) = advice
     return one
 
 
@@ -266,7 +266,7 @@ def test_a_student_above_its_ensemble_is_limited_by_it() -> None:
 # ---------------------------------------------------------------- losses
 
 
-def test_a_student_below_its_baseline_is_told_what_to_try_first() -> None:
+def test_a_student_below_its_baseline_gets_what_to_try_first() -> None:
     task = task_of({"large": right(0.95)}, right(0.7), right(0.8))
     evidence = evidence_of(task)
     soft = only(list(harmful_teachers(evidence)))
@@ -299,7 +299,7 @@ def test_with_many_labels_or_a_dominant_one_it_is_the_temperature() -> None:
     )
 
 
-def test_teachers_no_better_than_labels_are_said_to_be_so() -> None:
+def test_teachers_no_better_than_labels_alone() -> None:
     task = task_of({"large": right(0.75)}, right(0.7), right(0.8))
     advice = only(list(harmful_teachers(evidence_of(task))))
     assert "its ensemble, with 75.0, is not better than labels alone" in advice.text

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.training.curve import Curve
+from pipeline.curve import Curve
 
 
 def points_of(
