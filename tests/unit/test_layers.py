@@ -29,6 +29,7 @@ LIGHT = (
     "pipeline.config.schema",
     "pipeline.config.explain",
     "pipeline.config.load",
+    "pipeline.config.recipe",
     "pipeline.errors",
     "pipeline.check",
     "pipeline.data.files",
