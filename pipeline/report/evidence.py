@@ -78,11 +78,11 @@ def _task_evidence(
         combine=combine,
         train_counts=label_counts(task, data.splits["train"].labels),
         truncated=_truncations(config, inputs, data, facts),
-        validation_key=_validation_key(config, data),
+        validation_key=validation_key(config, data),
     )
 
 
-def _validation_key(config: RunConfig, data: TaskData) -> str:
+def validation_key(config: RunConfig, data: TaskData) -> str:
     """The config key that makes a task's validation split larger: its limit, the share held out, or the split itself."""
     own, where = config.tasks[data.task.name].data, f"tasks.{data.task.name}.data"
     if own.limit.get("validation") == len(data.splits["validation"]):

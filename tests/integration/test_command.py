@@ -204,6 +204,9 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
     assert parent.data.params["train.epochs"] == str(config.train.epochs)
     assert parent.data.params["tasks.mood.data.max_length"] == "32"
     assert parent.data.params["teachers.mood-tuned.fine_tune.learning_rate"] == "0.01"
+    codes = dict.fromkeys(one["code"] for one in first.report["advice"])
+    assert parent.data.tags["advice"] == (",".join(codes) or "none")
+    assert parent.data.tags["mlflow.note.content"].startswith("**")  # the verdict
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"config.yaml", "report.json", "report.md", "figures"} <= artifacts
 

@@ -14,10 +14,12 @@ import torch
 
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import ModelFacts, TaskFacts
+from pipeline.curve import Curve
 from pipeline.errors import TutelageError
 from pipeline.models import fingerprint
-from pipeline.prepare import Inputs, prepare
-from pipeline.training.fine_tune import FACTS
+from pipeline.prepare import Inputs, prepare, teacher_curves
+from pipeline.training.fine_tune import FACTS, WORK
+from pipeline.training.loop import METRICS
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 
@@ -67,6 +69,16 @@ def test_a_teacher_that_is_there_is_not_made_again(tiny_run: TinyRun, tiny_model
     shutil.copytree(tiny_model("distilbert", ("bad", "good")), folder)
     (folder.parent / FACTS).write_text(json.dumps({"fingerprint": fingerprint(folder)}))
     assert inputs.to_fine_tune() == ["mood-bert", "tone-bert"]
+    assert teacher_curves(inputs) == {"mood-distilbert": Curve()}  # made elsewhere: its curve is not known
+
+    metrics = folder.parent / WORK / METRICS
+    metrics.parent.mkdir()
+    points = [
+        {"step": 3 * epoch, "total": 6, "epoch": epoch, "metrics": {"macro/score": epoch / 4}}
+        for epoch in (1, 2)
+    ]
+    metrics.write_text("".join(json.dumps(point) + "\n" for point in points))
+    assert teacher_curves(inputs) == {"mood-distilbert": Curve((0.25, 0.5), epochs=2)}
 
 
 @pytest.mark.parametrize(
