@@ -241,27 +241,19 @@ def _loss_flags(task: Task, sample: Examples, rows: torch.Tensor) -> list[Flag]:
         return []
     loss = float(hard_cross_entropy(rows, labels).mean())
     guessing = float(is_present(rows).sum(dim=-1).log().mean())
-    if loss >= guessing:
-        return [
-            Flag(
-                f"its loss on the labels is {loss:.3f} nats, that of equal probabilities for all labels {guessing:.3f}: it "
-                "is hardly trained, or far too sure of wrong answers",
-                certain=False,
-            )
-        ]
-    if not task.reading.labels:
-        return []
     shares = torch.bincount(labels) / len(labels)
-    constant = float(torch.special.entr(shares).sum())
-    if loss < constant:
+    constant = float(torch.special.entr(shares).sum()) if task.reading.labels else guessing
+    if loss < min(guessing, constant):
         return []
-    return [
-        Flag(
-            f"its loss on the labels is {loss:.3f} nats, not below the {constant:.3f} of their frequencies: it is hardly "
-            "trained, or far too sure of wrong answers",
-            certain=False,
-        )
-    ]
+    bound, what = (
+        (guessing, "equal probabilities for all labels")
+        if loss >= guessing
+        else (constant, "their frequencies")
+    )
+    confidence, right = torch.softmax(rows, dim=-1).max(dim=-1).values.mean(), rows.argmax(dim=-1) == labels
+    why = "far too sure of wrong answers" if confidence > right.float().mean() else "hardly trained"
+    text = f"its loss on the labels is {loss:.3f} nats, not below the {bound:.3f} of {what}: it is {why}"
+    return [Flag(text, certain=False)]
 
 
 def _curve_flags(task: Task, sample: Examples, values: NDArray[np.floating], curve: Curve) -> list[Flag]:

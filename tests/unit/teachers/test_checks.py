@@ -353,9 +353,7 @@ def test_a_teacher_that_is_far_too_sure_is_a_warning() -> None:
     assert findings.problems == []
     (warning,) = findings.warnings
     assert "its loss on the labels is 10." in warning
-    assert (
-        "that of equal probabilities for all labels 1.099: it is hardly trained, or far too sure" in warning
-    )
+    assert "not below the 1.099 of equal probabilities for all labels: it is far too sure of wrong" in warning
     assert moods(logits_for(wrong, skill=1.5)).warnings == []
 
 
@@ -365,7 +363,7 @@ def test_a_loss_not_below_that_of_the_labels_frequencies_is_a_warning() -> None:
     findings = judge("t", MOODS, texts(gold), Predictions(logits_for(predicted, skill=0.7, noise=0.01)))
     assert findings.problems == []
     (warning,) = findings.warnings
-    assert "nats, not below the 0.325 of their frequencies" in warning
+    assert "nats, not below the 0.325 of their frequencies: it is hardly trained" in warning
 
 
 def test_a_number_has_no_loss_to_compare() -> None:
