@@ -27,15 +27,18 @@ from pipeline.config.schema import (
 
 @dataclass(frozen=True)
 class Length:
-    """How long a model is trained: `steps` optimiser steps, in whole epochs from `fewest` to `most`."""
+    """How long a model is trained: `steps` × √tasks optimiser steps, in whole epochs from `fewest` to `most`.
+
+    The tasks of a student share an encoder: each adds steps, but fewer than a student of its own would need.
+    """
 
     steps: int
     fewest: int
     most: int
 
 
-STUDENT = Length(steps=1500, fewest=4, most=30)
-TEACHER = Length(steps=600, fewest=3, most=20)
+STUDENT = Length(steps=1500, fewest=4, most=60)
+TEACHER = Length(steps=600, fewest=3, most=30)
 RATE, RATE_WIDTH, RATE_POWER = 5e-5, 768, 1.67
 """Learning rate of a model of width 768; it falls with the width to this power."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
@@ -123,8 +126,8 @@ Reasons = Mapping[str, str]
 
 def student_recipe(given: TrainConfig, name: str, facts: Facts) -> tuple[StudentRecipe, Reasons]:
     """A student's `train`, complete, and the reasons for what is derived."""
-    steps = steps_of_pass([task.examples for task in facts.tasks.values()], given.batch_size)
-    values, reasons = _derived(given, name, facts.students, steps, STUDENT)
+    examples = [task.examples for task in facts.tasks.values()]
+    values, reasons = _derived(given, name, facts.students, examples, STUDENT)
     return StudentRecipe.model_validate({**dict(given), **values}), reasons
 
 
@@ -132,8 +135,8 @@ def teacher_recipe(
     given: FineTuneConfig, name: str, task: str, facts: Facts
 ) -> tuple[TeacherRecipe, Reasons]:
     """A teacher's `fine_tune`, complete, and the reasons for what is derived. A teacher learns from labels alone."""
-    steps = steps_of_pass([facts.tasks[task].labelled] if task in facts.tasks else [], given.batch_size)
-    values, reasons = _derived(given, name, facts.teachers, steps, TEACHER)
+    examples = [facts.tasks[task].labelled] if task in facts.tasks else []
+    values, reasons = _derived(given, name, facts.teachers, examples, TEACHER)
     return TeacherRecipe.model_validate({**dict(given), **values}), reasons
 
 
@@ -154,9 +157,13 @@ def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -
 
 
 def _derived(
-    given: OptimizationConfig, name: str, models: Mapping[str, ModelFacts], steps: int, length: Length
+    given: OptimizationConfig,
+    name: str,
+    models: Mapping[str, ModelFacts],
+    examples: Sequence[int],
+    length: Length,
 ) -> tuple[dict[str, object], Reasons]:
-    """The four keys that may be derived, all with values, and the reasons. steps: of one pass."""
+    """The four keys that may be derived, all with values, and the reasons. examples: of each task."""
     reasons: dict[str, str] = {}
     epochs, rate, head_rate, stopping = (
         given.epochs,
@@ -165,7 +172,9 @@ def _derived(
         given.early_stopping,
     )
     if epochs is None:
-        epochs, reasons["epochs"] = epochs_of(steps, length)
+        epochs, reasons["epochs"] = epochs_of(
+            steps_of_pass(examples, given.batch_size), len(examples), length
+        )
     if rate is None:
         rate, reasons["learning_rate"] = learning_rate_of(models[name])
     if head_rate is None:
@@ -192,14 +201,16 @@ def steps_of_pass(examples: Sequence[int], batch_size: int) -> int:
     return sum(math.ceil(count / batch_size) for count in examples)
 
 
-def epochs_of(steps: int, length: Length) -> tuple[int, str]:
-    """Epochs, and why. steps: of one pass."""
-    wanted = math.ceil(length.steps / steps)
+def epochs_of(steps: int, tasks: int, length: Length) -> tuple[int, str]:
+    """Epochs, and why. steps: of one pass over all tasks."""
+    total = round(length.steps * math.sqrt(tasks))
+    wanted = math.ceil(total / steps)
     epochs = min(max(wanted, length.fewest), length.most)
     bound = (
         {length.fewest: ", no fewer", length.most: ", no more"}.get(epochs, "") if epochs != wanted else ""
     )
-    return epochs, f"{length.steps:,} steps at {steps:,} a pass{bound}"
+    roots = f" ({length.steps:,} × √{tasks})" if tasks > 1 else ""
+    return epochs, f"{total:,} steps{roots} at {steps:,} a pass{bound}"
 
 
 def learning_rate_of(model: ModelFacts) -> tuple[float, str]:

@@ -30,12 +30,12 @@ def test_what_is_derived_stands_with_its_reason(bare: dict[str, Any]) -> None:
     lines = lines_of(bare)
     rate = "learning_rate 0.001: width 32 head_learning_rate 0.02: 30 × learning_rate, no more than 0.02"
     assert (
-        f"fine-tune mood-bert epochs 20: 600 steps at 2 a pass, no more {rate} "
-        "early_stopping.patience 10: epochs ÷ 2, at least 3"
+        f"fine-tune mood-bert epochs 30: 600 steps at 2 a pass, no more {rate} "
+        "early_stopping.patience 15: epochs ÷ 2, at least 3"
     ) in lines
     assert (
-        f"train cut epochs 30: 1,500 steps at 4 a pass, no more {rate} "
-        "early_stopping.patience 15: epochs ÷ 2, at least 3"
+        f"train cut epochs 60: 2,121 steps (1,500 × √2) at 4 a pass, no more {rate} "
+        "early_stopping.patience 30: epochs ÷ 2, at least 3"
     ) in lines
     assert (
         "loss tone temperature 2 hard 0.3 soft 0.7 temperature, hard, soft: 3 labels, the most frequent 33 %"

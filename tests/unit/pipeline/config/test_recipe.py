@@ -61,9 +61,9 @@ def test_a_student_has_all_values_and_each_has_a_reason() -> None:
     recipe, reasons = student_recipe(TrainConfig(), "tiny", FACTS)
     assert recipe.early_stopping is not None
     values = (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate, recipe.early_stopping.patience)
-    assert values == (4, 1e-3, 2e-2, 3)
+    assert values == (9, 1e-3, 2e-2, 4)
     assert reasons == {
-        "epochs": "1,500 steps at 390 a pass",
+        "epochs": "3,354 steps (1,500 × √5) at 390 a pass",
         "learning_rate": "width 128",
         "head_learning_rate": "30 × learning_rate, no more than 0.02",
         "early_stopping.patience": "epochs ÷ 2, at least 3",
@@ -113,7 +113,7 @@ def test_what_follows_from_a_given_value_follows_from_it() -> None:
 @pytest.mark.parametrize(
     ("steps", "student", "teacher"),
     [
-        (1, (30, ", no more"), (20, ", no more")),
+        (1, (60, ", no more"), (30, ", no more")),
         (50, (30, ""), (12, "")),
         (63, (24, ""), (10, "")),
         (1000, (4, ", no fewer"), (3, ", no fewer")),
@@ -123,7 +123,12 @@ def test_epochs_follow_from_the_steps_of_a_pass(
     steps: int, student: tuple[int, str], teacher: tuple[int, str]
 ) -> None:
     for length, (epochs, bound) in ((STUDENT, student), (TEACHER, teacher)):
-        assert epochs_of(steps, length) == (epochs, f"{length.steps:,} steps at {steps:,} a pass{bound}")
+        assert epochs_of(steps, 1, length) == (epochs, f"{length.steps:,} steps at {steps:,} a pass{bound}")
+
+
+def test_more_tasks_have_more_steps_but_not_in_proportion() -> None:
+    assert epochs_of(100, 1, STUDENT) == (15, "1,500 steps at 100 a pass")
+    assert epochs_of(400, 4, STUDENT) == (8, "3,000 steps (1,500 × √4) at 400 a pass")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +209,7 @@ def test_a_config_of_tasks_teachers_and_students_has_every_value() -> None:
         "students.tiny.train.early_stopping.patience",
         *(f"students.tiny.loss.{task}.{key}" for task in TASKS for key in ("hard", "soft", "temperature")),
     }
-    assert resolved.derived()["students.tiny.train.early_stopping.patience"] == 3
+    assert resolved.derived()["students.tiny.train.early_stopping.patience"] == 4
     assert resolved.derived()["students.tiny.loss.words.hard"] == 0.5
 
 
