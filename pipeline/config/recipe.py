@@ -38,7 +38,7 @@ class Length:
 
 
 STUDENT = Length(steps=1500, fewest=4, most=60)
-TEACHER = Length(steps=600, fewest=3, most=30)
+TEACHER = Length(steps=300, fewest=3, most=30)
 RATE, RATE_WIDTH, RATE_POWER = 5e-5, 768, 1.67
 """Learning rate of a model of width 768; it falls with the width to this power."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3

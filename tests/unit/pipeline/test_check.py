@@ -30,7 +30,7 @@ def test_what_is_derived_stands_with_its_reason(bare: dict[str, Any]) -> None:
     lines = lines_of(bare)
     rate = "learning_rate 0.001: width 32 head_learning_rate 0.02: 30 × learning_rate, no more than 0.02"
     assert (
-        f"fine-tune mood-bert epochs 30: 600 steps at 2 a pass, no more {rate} "
+        f"fine-tune mood-bert epochs 30: 300 steps at 2 a pass, no more {rate} "
         "early_stopping.patience 15: epochs ÷ 2, at least 3"
     ) in lines
     assert (

@@ -72,8 +72,8 @@ def test_a_student_has_all_values_and_each_has_a_reason() -> None:
 
 def test_a_teacher_is_trained_on_the_labelled_examples_of_its_task() -> None:
     recipe, reasons = teacher_recipe(FineTuneConfig(), "big", "movies", FACTS)
-    assert (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate) == (5, 1.6e-4, 4.8e-3)
-    assert reasons["epochs"] == "600 steps at 125 a pass"  # 4,000 of the 8,000 examples have labels
+    assert (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate) == (3, 1.6e-4, 4.8e-3)
+    assert reasons["epochs"] == "300 steps at 125 a pass"  # 4,000 of the 8,000 examples have labels
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_what_follows_from_a_given_value_follows_from_it() -> None:
     ("steps", "student", "teacher"),
     [
         (1, (60, ", no more"), (30, ", no more")),
-        (50, (30, ""), (12, "")),
-        (63, (24, ""), (10, "")),
+        (50, (30, ""), (6, "")),
+        (63, (24, ""), (5, "")),
         (1000, (4, ", no fewer"), (3, ", no fewer")),
     ],
 )
