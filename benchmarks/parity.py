@@ -84,10 +84,10 @@ SETTINGS = {
     "qa": Setting(
         "jsonl",
         256,
-        300,
-        4,
+        1000,
+        5,
         1e-3,
-        batch_size=8,
+        batch_size=16,
         kind="question-answering",
         columns={"answer_starts": "answer_starts"},
     ),
