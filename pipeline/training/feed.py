@@ -22,6 +22,9 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers
 
+WORTH_A_PASS = 1.25
+"""Padded tokens of one forward pass ÷ those of two, from which two take less time."""
+
 
 class TargetSource(Protocol):
     """Soft targets of one teacher: read from the store (`teachers.store.Stored`), or computed as they are needed."""
@@ -99,7 +102,8 @@ class Feed:
         self._tokens = tokens
         self._lengths = {name: task_set.train.lengths for name, task_set in self.sets.items()}
         self._units = {name: task_set.train.units.mean() or 1.0 for name, task_set in self.sets.items()}
-        self._schedule = Schedule(self._lengths, batch_size, sampling, seed)
+        paired = {name for name, task_set in self.sets.items() if np.ptp(task_set.train.units)}
+        self._schedule = Schedule(self._lengths, batch_size, sampling, seed, paired)
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[FedStep]:
@@ -120,8 +124,18 @@ class Feed:
         share = share[np.argsort(lengths[share], kind="stable")]
         return [
             _micro_batch(task_set, rows, self.workers.device)
-            for rows in token_budget_batches(lengths, share, self._tokens)
+            for part in _parts(lengths, share)
+            for rows in token_budget_batches(lengths, part, self._tokens)
         ]
+
+
+def _parts(lengths: NDArray[np.int64], share: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """A share sorted by length, in two halves where padding each by itself saves more than a forward pass costs."""
+    halves = np.array_split(share, 2)
+    together, apart = (
+        sum(len(rows) * int(lengths[rows].max(initial=0)) for rows in parts) for parts in ([share], halves)
+    )
+    return halves if together > WORTH_A_PASS * apart else [share]
 
 
 def _micro_batch(

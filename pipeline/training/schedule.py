@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,8 @@ class Schedule:
     ⌈n ÷ `batch_size`⌉ batches, whose sizes differ by at most one. Within each pool of `POOL` batches the examples are
     sorted by length before they are cut, so that a batch needs little padding; then all batches are shuffled. Batches
     of equal counts, not of equal tokens: a loss is a mean over a step, so an example in a smaller batch would weigh more
-    than one in a larger batch.
+    than one in a larger batch. A batch of a task in `paired` has a short half and a long half, so that all have about as
+    many tokens: for tasks whose loss is a mean over words, of which a batch of short sentences would have too few.
 
     An epoch has as many steps as all tasks together have batches. They are divided among the tasks p_i ∝ n_i^τ (BAM,
     arXiv 1907.04829), where n_i is the task's number of batches. With τ = 1 an epoch visits every example once; with
@@ -36,9 +37,14 @@ class Schedule:
     """
 
     def __init__(
-        self, lengths: Mapping[str, NDArray[np.int64]], batch_size: int, sampling: float, seed: int
+        self,
+        lengths: Mapping[str, NDArray[np.int64]],
+        batch_size: int,
+        sampling: float,
+        seed: int,
+        paired: Container[str] = (),
     ) -> None:
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._lengths, self._seed, self._paired = lengths, seed, paired
         self._sizes = {task: -(-len(each) // batch_size) for task, each in lengths.items()}
         self.quotas = _share_out(self._sizes, sampling)
         self.steps_per_epoch = sum(self.quotas.values())
@@ -65,8 +71,16 @@ class Schedule:
             last = min(first + POOL, self._sizes[task])
             pool = order[edges[first] : edges[last]]
             pool = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += np.array_split(pool, last - first)
+            batches += (
+                _pairs(pool, last - first) if task in self._paired else np.array_split(pool, last - first)
+            )
         return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _pairs(pool: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """`count` batches of a sorted pool, each of a chunk and of the chunk as far from the other end."""
+    chunks = np.array_split(pool, 2 * count)
+    return [np.concatenate((chunks[i], chunks[-1 - i])) for i in range(count)]
 
 
 def _share_out(sizes: Mapping[str, int], sampling: float) -> dict[str, int]:

@@ -15,7 +15,7 @@ from pipeline.batch import Drawn, Ragged
 from pipeline.soft import Dense, Sparse, Vocabulary
 from pipeline.training.feed import FedStep, Feed, TaskSet
 from pipeline.training.step import MicroBatch, Workers
-from tests.unit.pipeline.small_training import gold_of, task_of, task_set, two_tasks
+from tests.unit.pipeline.small_training import encode, gold_of, task_of, task_set, two_tasks
 
 SIZE = 5
 TOKENS = 4096
@@ -70,6 +70,23 @@ def test_a_micro_batch_keeps_to_its_tokens() -> None:
     batches = [batch for step in steps for batch in step.batches]
     assert len(batches) > len(steps)
     assert all(len(b.labels) == 1 or b.tokens.inputs["input_ids"].numel() <= 30 for b in batches)
+
+
+def test_halves_of_unlike_length_are_padded_by_themselves() -> None:
+    sets = numbered()
+    rows = [[10] * (2 if row % 2 else 12) for row in range(24)]
+    (step,) = Feed([replace(sets, train=encode(rows))], 24, TOKENS).epoch(0)
+    assert [tuple(batch.tokens.inputs["input_ids"].shape) for batch in step.batches] == [(12, 2), (12, 12)]
+    (step,) = Feed([replace(sets, train=encode([[10] * 12] * 24))], 24, TOKENS).epoch(0)
+    assert len(step.batches) == 1
+
+
+def test_steps_of_words_have_a_short_and_a_long_half() -> None:
+    sets = numbered()
+    lengths = np.arange(1, 25)
+    encoded = replace(encode([[10] * length for length in lengths]), units=lengths)
+    for step in Feed([replace(sets, train=encoded)], 4, TOKENS).epoch(0):
+        assert sum(lengths[row] for row in rows_of(step.batches)) == 50  # 4 × the mean
 
 
 def test_every_unit_of_a_task_weighs_the_same_in_every_step() -> None:

@@ -105,10 +105,13 @@ def test_tasks_are_mixed() -> None:
 
 
 @PROPERTY
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 30), st.floats(0, 1))
-def test_batches_have_equal_counts(lengths: list[int], size: int, sampling: float) -> None:
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 30), st.floats(0, 1), st.booleans()
+)
+def test_batches_have_equal_counts(lengths: list[int], size: int, sampling: float, paired: bool) -> None:
     arrays = {"a": np.array(lengths, dtype=np.int64), "b": np.array([5, 6, 7])}
-    counts = [len(step.rows) for step in Schedule(arrays, size, sampling, 0).epoch(1) if step.task == "a"]
+    schedule = Schedule(arrays, size, sampling, 0, "a" if paired else "")
+    counts = [len(step.rows) for step in schedule.epoch(1) if step.task == "a"]
     assert max(counts) <= size
     assert max(counts) - min(counts) <= 1
 
@@ -119,6 +122,18 @@ def test_batches_hold_examples_of_like_length() -> None:
     tokens = int(lengths["large"].sum())
     padded = sum(len(step.rows) * int(lengths["large"][step.rows].max()) for step in steps)
     assert tokens / padded > 0.9
+
+
+def test_paired_batches_have_about_as_many_tokens() -> None:
+    lengths = lengths_of({"words": 4000}, longest=60)
+
+    def spread(paired: str) -> float:
+        steps = Schedule(lengths, batch_size=32, sampling=1.0, seed=0, paired=paired).epoch(0)
+        assert Counter(row for step in steps for row in step.rows.tolist()) == Counter(range(4000))
+        tokens = [int(lengths["words"][step.rows].sum()) for step in steps]
+        return float(np.std(tokens) / np.mean(tokens))
+
+    assert spread("words") < 0.1 < 0.4 < spread("")
 
 
 def test_an_example_meets_others_in_the_next_pass() -> None:
