@@ -407,9 +407,9 @@ def test_grace_that_no_trial_outlives_is_refused(scheduler: str, longest: int) -
 
 
 def test_grace_is_compared_with_derived_epochs() -> None:
-    config = search_of({"loss.temperature": UNIFORM}, {"train.epochs": None}, grace_epochs=31)
+    config = search_of({"loss.temperature": UNIFORM}, {"train.epochs": None}, grace_epochs=61)
     checked(config)
-    with pytest.raises(ConfigError, match="more than 30 would change nothing in 30 epochs"):
+    with pytest.raises(ConfigError, match="more than 60 would change nothing in 60 epochs"):
         check_grace(*with_facts(config))
 
 
@@ -547,8 +547,8 @@ def test_the_configs_own_value_is_the_one_in_force(path: str, run: dict[str, Any
         ("tasks.movies.aggregation.strategy", {"choice": ["mean", "best"]}, {}, "mean"),
         ("students.half.layers", {"choice": [[0, 3], 1]}, {"students.half.layers": [0, 3]}, [0, 3]),
         ("train.dropout", {"choice": [None, 0.1]}, {}, None),
-        ("train.epochs", {"choice": [30, 9]}, {"train.epochs": None}, 30),
-        ("train.early_stopping.patience", {"randint": [1, 19]}, {"train": {"early_stopping": {}}}, 15),
+        ("train.epochs", {"choice": [60, 9]}, {"train.epochs": None}, 60),
+        ("train.early_stopping.patience", {"randint": [1, 40]}, {"train": {"early_stopping": {}}}, 30),
         ("train.learning_rate", {"choice": [None, 1e-3]}, {}, None),
     ],
 )

@@ -14,7 +14,7 @@ def test_records_have_given_and_derived_values_and_the_reasons(tiny_run: TinyRun
     config = parse_config(tiny_run(train={"batch_size": 16, "early_stopping": None}, loss={"soft": 0.6}))
     resolved = resolve_config(config, facts_of(config))
     record = _student_record(resolved.students["cut"])
-    assert (record.epochs, record.batch_size, record.learning_rate, record.patience) == (30, 16, 5e-5, None)
+    assert (record.epochs, record.batch_size, record.learning_rate, record.patience) == (54, 16, 5e-5, None)
     assert record.derived.keys() == {"epochs", "learning_rate", "head_learning_rate"}
     assert record.loss["mood"].derived.keys() == {"hard", "temperature"}
     assert StudentRecord.model_validate_json(record.model_dump_json()) == record

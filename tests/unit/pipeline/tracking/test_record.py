@@ -25,7 +25,7 @@ def test_a_student_and_its_baseline_have_runs_with_their_own_settings(tmp_path: 
     assert (name, role, tags["teachers"], tags["mode"]) == ("half-distilled", "student", "big", "distilled")
     assert (params["loss.tasks.movies.soft"], params["train.epochs"], params["student.init_from"]) == (
         0.7,
-        30,
+        60,
         "big",
     )
     _, role, tags, params = tracker.runs["half-supervised"]
