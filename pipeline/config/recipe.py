@@ -39,8 +39,8 @@ class Length:
 
 STUDENT = Length(steps=1500, fewest=4, most=60)
 TEACHER = Length(steps=300, fewest=3, most=30)
-RATE, RATE_WIDTH, RATE_POWER = 5e-5, 768, 1.67
-"""Learning rate of a model of width 768; it falls with the width to this power."""
+RATE, RATE_WIDTH = 5e-5, 768
+"""Learning rate of a model of width 768; a model of half the width has twice the rate."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
 LEAST_PATIENCE, PATIENCE_SHARE = 3, 2
@@ -215,7 +215,7 @@ def epochs_of(steps: int, tasks: int, length: Length) -> tuple[int, str]:
 
 def learning_rate_of(model: ModelFacts) -> tuple[float, str]:
     """Peak learning rate of the encoder, two digits, and why."""
-    rate = RATE * (RATE_WIDTH / model.width) ** RATE_POWER
+    rate = RATE * RATE_WIDTH / model.width
     return _rounded(min(max(rate, LOWEST_RATE), HIGHEST_RATE)), f"width {model.width}"
 
 
