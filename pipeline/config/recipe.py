@@ -1,8 +1,8 @@
 """The values of the keys that a config leaves out: derived from the data and the models, before anything is trained.
 
 All functions are pure. A value that the config gives is taken as it is. A derived value comes with the reason for it,
-one line that `tutelage check` prints. The constants are measured on data sets that no example uses; docs/students.md
-has the measurements.
+one line that `tutelage check` prints. The rates and temperatures follow small measurements on R52, CoNLL-2003, movies,
+tweets and strength; the lengths are not measured at full size.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers
 
 WORTH_A_PASS = 1.25
-"""Padded tokens of one forward pass ÷ those of two, from which two take less time."""
+"""Padded tokens of one forward pass ÷ those of two, from which two are taken: a second pass has a cost of its own."""
 
 
 class TargetSource(Protocol):
