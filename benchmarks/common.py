@@ -46,6 +46,13 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
+def mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
+    """The mean over seeds and its standard error; NaN for one seed."""
+    count = len(differences)
+    error = statistics.stdev(differences) / count**0.5 if count > 1 else float("nan")
+    return statistics.mean(differences), error
+
+
 def machine() -> str:
     """The machine and the versions, for the first line of a benchmark's output."""
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"

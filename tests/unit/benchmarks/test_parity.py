@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks import parity
-from benchmarks.parity import Collator, Setting, mean_and_error
+from benchmarks.common import mean_and_error
+from benchmarks.parity import Collator, Setting, passage
 from pipeline.batch import Examples
 from pipeline.config.recipe import Recipe
 from pipeline.losses import LossWeights
@@ -144,3 +145,18 @@ def test_both_sides_take_the_same_steps_where_batches_are_the_same(monkeypatch: 
 def test_the_error_is_of_the_mean() -> None:
     assert list(mean_and_error([1.0, 2.0, 3.0])) == pytest.approx([2.0, 1 / 3**0.5])
     assert np.isnan(mean_and_error([1.0])[1])
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 5, 9])
+def test_a_passage_holds_the_first_answer_whole_and_knows_where_every_answer_in_it_is(words: int) -> None:
+    context = "one two three four five six seven eight"
+    row = {"context": context, "answers": ["four five", "one"], "answer_starts": [14, 0], "id": "a"}
+    lows = set()
+    for seed in range(40):
+        short = passage(row, words, np.random.default_rng(seed))
+        assert short["answers"][0] == "four five" and short["id"] == "a"
+        assert len(short["context"].split()) == min(8, max(2, words))
+        for text, start in zip(short["answers"], short["answer_starts"], strict=True):
+            assert short["context"][start : start + len(text)] == text
+        lows.add(context.index(short["context"]))
+    assert len(lows) == {1: 1, 2: 1, 3: 2, 5: 4, 9: 1}[words]
