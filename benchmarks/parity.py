@@ -3,8 +3,9 @@
     python -m benchmarks.parity [--seeds 5] [--tasks newsgroups movies conll2003 qa] [--pools 16]
 
 Goal: the mean over seeds of Tutelage − Trainer is −0.3 points or more for every task; Trainer ÷ Tutelage in seconds is 2 or
-more where texts are short. `examples/fetch_assets.py bert-tiny newsgroups r52 movies conll2003 qa` fetches the data. It
-needs `accelerate`, which `make install` installs.
+more where texts are short. `examples/fetch_assets.py bert-tiny newsgroups movies conll2003 qa` fetches the data. It needs
+`accelerate`, which `make install` installs. `--tasks amazon r52` has the data of two examples and the recipe that is
+derived for them.
 
 The same for both: the model and its weights before the first step (of each seed: the head's, too), a Hugging Face class;
 the encoded examples of our `Head.encode`; batch size, and so the number of steps; AdamW with its betas, weight decay on
@@ -34,7 +35,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,15 @@ from benchmarks.common import ASSETS, machine, mean_and_error, ratios, spread
 from pipeline.batch import Encoded, Padded, Ragged
 from pipeline.config.explain import overlay
 from pipeline.config.kinds import QUESTION_ANSWERING, TOKEN_CLASSIFICATION, Kind
-from pipeline.config.recipe import Recipe
-from pipeline.config.schema import SPLITS, TaskConfig
+from pipeline.config.recipe import Facts, Recipe, student_recipe
+from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
 from pipeline.data.splits import TaskData, load_task
 from pipeline.models import open_tokenizer
+from pipeline.prepare import model_facts
 from pipeline.tasks.windows import SIDES
 from pipeline.training import schedule
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LossPlan, Trainer
+from pipeline.training.loop import LossPlan, Trainer, make_optimizer
 from pipeline.training.step import predict
 from students.student import MultiTaskStudent, build_student
 
@@ -67,7 +69,8 @@ RANDOM = "Trainer"
 class Setting:
     """One task's data and recipe.
 
-    train, test: most examples · passage: words of a context that are kept around its first answer; questions without
+    train, test: most examples · epochs, learning_rate: None: derived as where a config leaves them out, and the head's
+    rate with them; else the head has the encoder's rate · passage: words of a context that are kept around its first answer; questions without
     an answer are left out then. None: contexts as they are. Of whole contexts, several windows each, BERT-tiny learns
     no more in a benchmark's time than to answer nothing, and two sides that have learnt nothing are equal.
     """
@@ -75,8 +78,9 @@ class Setting:
     suffix: str
     max_length: int
     train: int
-    epochs: int
-    learning_rate: float
+    epochs: int | None = None
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
     batch_size: int = 32
     test: int = 3000
     kind: str = "text-classification"
@@ -86,7 +90,6 @@ class Setting:
 
 SETTINGS = {
     "newsgroups": Setting("csv", 48, 1500, 6, 1e-3),
-    "r52": Setting("csv", 96, 1500, 6, 1e-3),
     "movies": Setting("csv", 64, 2000, 4, 5e-4),
     "conll2003": Setting("jsonl", 96, 1500, 6, 1e-3, kind="token-classification", columns={"labels": "tags"}),
     "qa": Setting(
@@ -99,6 +102,8 @@ SETTINGS = {
         columns={"answer_starts": "answer_starts"},
         passage=64,
     ),
+    "amazon": Setting("csv", 64, 2000),
+    "r52": Setting("csv", 48, 2000),
 }
 DEFAULT = ("newsgroups", "movies", "conll2003", "qa")
 
@@ -143,6 +148,7 @@ class Bout:
         if setting.passage is not None:
             folder = write_passages(folder, scratch / name, setting.passage)
         data = load_task(name, task_config(name, setting, folder))
+        setting = complete(setting, data)
         test = data.task.head.encode(tokenizer, data.splits["test"].inputs)
         values: list[dict[str, list[float]]] = [{side: [] for side in sides} for _ in range(2)]
         return cls(setting, data, TaskSet.of(data, tokenizer), test, *values)
@@ -170,7 +176,7 @@ class Bout:
         task, trainer = self.data.task, self.scores[RANDOM]
         lines = [
             f"{task.name}: {task.scoring.metric}, {len(self.train.train)} train, {len(self.test)} test, "
-            f"{self.setting.epochs} epochs, batches of {self.setting.batch_size}, rate {self.setting.learning_rate}"
+            f"{self.setting.epochs} epochs, batches of {self.setting.batch_size}, rates {self.setting.learning_rate}, {self.setting.head_learning_rate}"
         ]
         for side, values in self.scores.items():
             line = f"  {side}: {statistics.mean(values):.2f} ({' '.join(f'{value:.1f}' for value in values)})"
@@ -234,13 +240,29 @@ def passage(row: Mapping[str, Any], words: int, rng: np.random.Generator) -> dic
 # ---- the two sides ---------------------------------------------------------------------------------
 
 
+def complete(setting: Setting, data: TaskData) -> Setting:
+    """The setting without any value left to derive."""
+    if setting.epochs is not None and setting.learning_rate is not None:
+        return replace(setting, head_learning_rate=setting.head_learning_rate or setting.learning_rate)
+    facts = Facts({data.task.name: data.facts()}, {STUDENT.name: model_facts(STUDENT)})
+    recipe, _ = student_recipe(TrainConfig(batch_size=setting.batch_size), STUDENT.name, facts)
+    return replace(
+        setting,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        head_learning_rate=recipe.head_learning_rate,
+    )
+
+
 def recipe_of(setting: Setting) -> Recipe:
-    """How both sides train: the defaults of a config, but one learning rate for encoder and head, and fp32."""
+    """How both sides train: the defaults of a config, but fp32, to the last epoch, without checkpoints."""
+    assert setting.epochs is not None
+    assert setting.learning_rate is not None
     return Recipe(
         epochs=setting.epochs,
         batch_size=setting.batch_size,
         learning_rate=setting.learning_rate,
-        head_learning_rate=setting.learning_rate,
+        head_learning_rate=setting.head_learning_rate or setting.learning_rate,
         early_stopping=None,
         precision="fp32",
         checkpoint_steps=10**9,
@@ -275,7 +297,6 @@ def train_with_transformers(
             warmup_steps=config.warmup,  # below 1: a share of all steps
             lr_scheduler_type=config.schedule,
             max_grad_norm=config.gradient_clip or 0.0,
-            optim="adamw_torch_fused",
             seed=seed,
             use_cpu=True,
             dataloader_pin_memory=False,
@@ -285,9 +306,11 @@ def train_with_transformers(
             report_to="none",
             disable_tqdm=True,
         )
+        optimizer = make_optimizer(student, config)  # Trainer's own has one rate for encoder and head
         trainer = transformers.Trainer(
             model=student.model(task_set.task.name),
             args=arguments,
+            optimizers=(optimizer, None),
             train_dataset=Rows(len(task_set.train)),
             data_collator=Collator(task_set),
         )
