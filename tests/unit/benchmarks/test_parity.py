@@ -154,7 +154,8 @@ def test_a_passage_holds_the_first_answer_whole_and_knows_where_every_answer_in_
     lows = set()
     for seed in range(40):
         short = passage(row, words, np.random.default_rng(seed))
-        assert short["answers"][0] == "four five" and short["id"] == "a"
+        assert short["answers"][0] == "four five"
+        assert short["id"] == "a"
         assert len(short["context"].split()) == min(8, max(2, words))
         for text, start in zip(short["answers"], short["answer_starts"], strict=True):
             assert short["context"][start : start + len(text)] == text
