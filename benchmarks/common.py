@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.config.schema import SPLITS, DataConfig, TaskConfig
@@ -47,10 +48,10 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
-    """The mean over seeds and its standard error; NaN for one seed."""
+    """The mean over seeds and its standard error; NaN for one seed, and where a difference is NaN."""
     count = len(differences)
-    error = statistics.stdev(differences) / count**0.5 if count > 1 else float("nan")
-    return statistics.mean(differences), error
+    error = float(np.std(differences, ddof=1)) / count**0.5 if count > 1 else float("nan")
+    return float(np.mean(differences)), error
 
 
 def machine() -> str:
