@@ -95,16 +95,16 @@ def overview(report: Report) -> str:
     lines = [line("ensemble", macro.ensemble, [task.ensemble for task in tasks], [NOTHING] * 4)]
     for name, row in macro.students.items():
         size, latency = report.size.students.get(name), report.latency.student_ms(name)
-        cost = [
-            NOTHING if size is None else millions(size.parameters),
-            NOTHING if latency is None else f"{latency:.2f}",
-        ]
+        parameters = NOTHING if size is None else millions(size.parameters)
+        milliseconds = NOTHING if latency is None else f"{latency:.2f}"
         _, _, delta, kept, _ = _cells(row)
         scores = [task.students[name].score for task in tasks]
-        lines.append(line(f"**{name}**", row.score, scores, [delta, kept, *cost]))
+        lines.append(line(f"**{name}**", row.score, scores, [delta, kept, parameters, milliseconds]))
         if row.supervised is not None:
             baseline = [task.students[name].supervised for task in tasks]
-            lines.append(line(f"{name}, supervised", row.supervised, baseline, [NOTHING, NOTHING, *cost]))
+            lines.append(
+                line(f"{name}, supervised", row.supervised, baseline, [NOTHING, NOTHING, parameters, NOTHING])
+            )
     return markdown_table(head, [cells for _, cells in sorted(lines, key=lambda one: -one[0])])
 
 

@@ -152,14 +152,14 @@ class Calls:
         batch = [RunTag(tag, value[:LONGEST_TAG]) for tag, value in tags.items()]
         self._mlflow.log_batch(self._run_id(key), tags=batch)
 
-    def describe_experiment(self, text: str) -> None:
-        """Describe the experiment, unless a person has written another description.
+    def describe_experiment(self, text: str, mark: str) -> None:
+        """Describe the experiment in Markdown, unless a person has written another description.
 
-        text: Markdown; its first line marks a description as this program's.
+        mark: with what every description of this program begins.
         """
         assert self.experiment_id is not None
         before = self._mlflow.get_experiment(self.experiment_id).tags.get(DESCRIPTION, "")
-        if before != text and (not before or before.startswith(text.partition("\n")[0])):
+        if before != text and (not before or before.startswith(mark)):
             self._mlflow.set_experiment_tag(self.experiment_id, DESCRIPTION, text)
 
     def save_view(self, view: View) -> None:

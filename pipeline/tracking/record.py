@@ -15,7 +15,7 @@ from pipeline.config.schema import DataConfig, RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.errors import InterruptedRunError, StoppedError
 from pipeline.report.page import advice_line, overview, verdict
-from pipeline.report.schema import Advice, Report
+from pipeline.report.schema import Advice, Report, Size
 from pipeline.tracking.calls import DESCRIPTION, DataSet
 from pipeline.tracking.names import metrics_of, shown_name
 from pipeline.tracking.tracker import NullTracker, Params, Role, Tags, Tracker, open_tracker
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from pipeline.data.splits import TaskData
 
 Note = Callable[[str], None]
-ABOUT = """Runs of Tutelage: distillation of teachers into students.
+MARK = "Runs of Tutelage"
+ABOUT = f"""{MARK}. **Views**, at the top right, has the students of each run by test score, the same compared \
+by task, and the trials of each search.
 
 One row a command, named as its run; its children, behind the +, are one run a model. The tag `role` says what a run is: \
 `parent` (a whole run: verdict, report.md, settings), `student` (trained with its teachers), `baseline` (the same student \
-trained on labels alone), `teacher`, `ensemble` (a task's teachers together), `study` (a search), `trial` (one of its trainings).
+trained on labels alone), `teacher`, `ensemble` (a task's teachers together), `study` (a search), `trial` (one of its \
+trainings).
 
-Metrics end with the task, `macro` is the mean over the tasks, and what stands before it is the chart's section: `test/movies` \
-is the test score on movies in that task's own metric, `validation/…` the same by epoch on validation, `best/…` on \
-validation of the weights kept. Scores are shares of 1.
-
-**Saved views** (above the list of runs) has the students of each run by test score, the same compared by task, and the \
-trials of each search."""
+Metrics end with the task, `macro` is the mean over the tasks, and what stands before it is the section of its chart: \
+`test/movies` is the test score on movies in that task's own metric, `validation/…` the same by epoch on validation, \
+`best/…` on validation of the weights kept. Scores are shares of 1."""
 
 
 @contextmanager
@@ -57,10 +57,7 @@ def recorded_run(
     give, by dotted path, recorded beside the config's · data: the run's data sets · enabled: false records nothing.
     """
     tracker = open_tracker(config, config.run_dir) if enabled else NullTracker()
-    tags = {"tasks": ",".join(config.tasks), "run": config.name, **({"group": group} if group else {})}
-    tracker.run("", config.name, role, tags, flatten(config) | dict(derived or {}))
-    tracker.inputs("", data)
-    tracker.experiment(ABOUT, views_of_study(config) if role == "study" else views_of_run(config, group))
+    run_began(tracker, config, role, group, derived, data)
     try:
         yield tracker
         tracker.finish("", "FINISHED")
@@ -77,6 +74,23 @@ def recorded_run(
                 f"MLflow did not answer: {outcome.points_lost} points and {outcome.operations_lost} other calls are "
                 "not recorded there; the run folder has everything, and the same command sends it again"
             )
+
+
+def run_began(
+    tracker: Tracker,
+    config: RunConfig,
+    role: Role,
+    group: str | None = None,
+    derived: Mapping[str, float] | None = None,
+    data: Sequence[DataSet] = (),
+) -> None:
+    """Begins the run of the whole command, and saves the views of the experiment's page that show its children."""
+    tags = {"tasks": ",".join(config.tasks), "run": config.name, **({"group": group} if group else {})}
+    tracker.run("", config.name, role, tags, flatten(config) | dict(derived or {}))
+    tracker.inputs("", data)
+    tracker.experiment(
+        ABOUT, MARK, views_of_study(config) if role == "study" else views_of_run(config, group)
+    )
 
 
 def data_sets(config: RunConfig, data: Mapping[str, TaskData]) -> list[DataSet]:
@@ -160,16 +174,16 @@ def test_scores(tracker: Tracker, report: Report) -> None:
         tracker.metrics(Job(student, "distilled").name, _numbers(_student_scores(report, student)))
         if macro.supervised is not None:
             rows = {task: results.students[student].supervised for task, results in report.tasks.items()}
-            tracker.metrics(Job(student, "supervised").name, _numbers(_scores(rows, macro.supervised)))
+            baseline = {**_scores(rows, macro.supervised), **_parameters(report.size.students.get(student))}
+            tracker.metrics(Job(student, "supervised").name, _numbers(baseline))
     together = {task: results.ensemble for task, results in report.tasks.items()}
     _finished(tracker, "ensemble", "ensemble", "ensemble", _scores(together, report.macro.ensemble))
     for task, results in report.tasks.items():
         for teacher, score in results.teachers.items():
-            size = report.size.teachers.get(teacher)
             values = {
                 f"test/{task}": score,
-                "cost/parameters": None if size is None else float(size.parameters),
                 "cost/latency_ms": report.latency.teacher_ms(teacher, task),
+                **_parameters(report.size.teachers.get(teacher)),
             }
             _finished(tracker, f"teacher/{teacher}", teacher, "teacher", values, task)
     tracker.metrics("", _numbers(parent))
@@ -179,16 +193,19 @@ def _scores(by_task: Mapping[str, float | None], mean: float) -> dict[str, float
     return {"test/macro": mean, **{f"test/{task}": score for task, score in by_task.items()}}
 
 
+def _parameters(size: Size | None) -> dict[str, float | None]:
+    return {"cost/parameters": None if size is None else float(size.parameters)}
+
+
 def _student_scores(report: Report, student: str) -> dict[str, float | None]:
     """A student's metrics on test, and what it costs."""
     macro, versus = report.macro.students[student], report.versus_teachers[student]
-    size = report.size.students.get(student)
     rows = {task: results.students[student] for task, results in report.tasks.items()}
     values = _scores({task: row.score for task, row in rows.items()}, macro.score)
     values |= {
         "retention/macro": macro.retention,
         "cost/latency_ms": report.latency.student_ms(student),
-        "cost/parameters": None if size is None else float(size.parameters),
+        **_parameters(report.size.students.get(student)),
         "cost/times_faster": versus.times_faster,
         "cost/times_smaller": versus.times_smaller,
     }
@@ -209,10 +226,10 @@ def _finished(
 
 
 def described(tracker: Tracker, config: RunConfig, report: Report) -> None:
-    """Describes the parent run by its verdict, the table of its students, the advice, and the addresses of its views;
+    """Describes the parent run by the addresses of its views, its verdict, the table of its students and the advice;
     a student's run by the advice that names it. The tag `advice` has the codes. All are set where there is no advice,
     too: an earlier launch may have had some."""
-    whole = [verdict(report), overview(report), *_line_of(tracker, views_of_run(config, report.group))]
+    whole = [*_line_of(tracker, views_of_run(config, report.group)), verdict(report), overview(report)]
     runs: dict[str, tuple[Sequence[Advice], list[str]]] = {"": (report.advice, whole)}
     for student in report.macro.students:
         own = [one for one in report.advice if one.key.startswith(f"students.{student}.")]
@@ -225,8 +242,8 @@ def described(tracker: Tracker, config: RunConfig, report: Report) -> None:
 
 
 def described_study(tracker: Tracker, config: RunConfig, paragraphs: Sequence[str]) -> None:
-    """Describes a study's run by the head of study.md and the addresses of its views. config: the study's own."""
-    tracker.tags("", {DESCRIPTION: "\n\n".join([*paragraphs, *_line_of(tracker, views_of_study(config))])})
+    """Describes a study's run by the addresses of its views and the head of study.md. config: the study's own."""
+    tracker.tags("", {DESCRIPTION: "\n\n".join([*_line_of(tracker, views_of_study(config)), *paragraphs])})
 
 
 def _line_of(tracker: Tracker, views: Sequence[View]) -> list[str]:

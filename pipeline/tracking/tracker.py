@@ -87,8 +87,11 @@ class Tracker(Protocol):
     def experiment_id(self) -> str | None:
         """MLflow's id of the experiment; None until MLflow has answered for the first time."""
 
-    def experiment(self, text: str, views: Sequence[View]) -> None:
-        """Describe the experiment in Markdown, where no person has, and save views of its page."""
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None:
+        """Describe the experiment in Markdown, where no person has, and save views of its page.
+
+        mark: with what every description of this program begins.
+        """
 
     def inputs(self, key: str, data: Sequence[DataSet]) -> None:
         """Log the data sets of a run."""
@@ -133,7 +136,7 @@ class NullTracker:
 
     experiment_id: str | None = None
 
-    def experiment(self, text: str, views: Sequence[View]) -> None: ...
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None: ...
     def inputs(self, key: str, data: Sequence[DataSet]) -> None: ...
     def run(self, key: str, name: str, role: Role, tags: Tags, params: Params) -> None: ...
     def follow(self, key: str, file: Path, rename: Rename = str) -> None: ...
@@ -195,8 +198,8 @@ class MlflowTracker:
     def experiment_id(self) -> str | None:
         return self._ledger.experiment_id
 
-    def experiment(self, text: str, views: Sequence[View]) -> None:
-        self._put("description of the experiment", partial(self._calls.describe_experiment, text))
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None:
+        self._put("description of the experiment", partial(self._calls.describe_experiment, text, mark))
         for view in views:
             self._put(f"view {view.title!r}", partial(self._calls.save_view, view))
 

@@ -1,6 +1,6 @@
 """Views of an experiment that MLflow restores from an address: which runs, in which order, with which columns and charts.
 
-MLflow keeps a saved view in a tag of the experiment, as JSON, and lists it under "Saved views". An address that names
+MLflow keeps a saved view in a tag of the experiment, as JSON, and lists it under "Views". An address that names
 the tag's key opens it. Columns and charts cannot be set by an address in any other way. The names of the keys in that
 JSON are those of MLflow's page (``ExperimentPageUIState.tsx``, ``ExperimentPageSearchFacetsState.tsx`` and
 ``runs-charts.types.ts``, MLflow 3.17); tests/integration/test_ui.py opens every view in a browser.
@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from pipeline.config.kinds import METRICS
 from pipeline.config.schema import RunConfig, TuneConfig
-from pipeline.tracking.names import metrics_of, shown_name
+from pipeline.tracking.names import Part, metrics_of, shown_name
 
 FOLDED = (
     "best",
@@ -74,10 +74,10 @@ def views_of_run(config: RunConfig, group: str | None) -> tuple[View, ...]:
     metrics = metrics_of(config)
     scores = _scores("test", metrics)
     columns = [
-        "tags.`student`",
-        "tags.`mode`",
         *(["params.`seed`"] if group else []),
         *(f"metrics.`{one}`" for one in (*scores, "retention/macro", "cost/parameters", "cost/latency_ms")),
+        "tags.`student`",
+        "tags.`mode`",
     ]
     order = {"orderByKey": "metrics.`test/macro`", "orderByAsc": False}
     listed = {"searchFilter": f"{whose} AND tags.mode IS NOT NULL", **order, **_columns(columns)}
@@ -127,14 +127,21 @@ def _is_lower_better(tune: TuneConfig, metric: str) -> bool:
     return declared is not None and declared.better == "lower"
 
 
-def _scores(part: Literal["best", "test"], metrics: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _scores(part: Part, metrics: Mapping[str, tuple[str, ...]]) -> list[str]:
     """The mean over the tasks, where there are several, then each task's score."""
     return [*([f"{part}/macro"] if len(metrics) > 1 else []), *(f"{part}/{task}" for task in metrics)]
 
 
 def _columns(columns: Sequence[str]) -> dict[str, Any]:
-    """The table's columns. Charts show all runs listed, not MLflow's first ten."""
-    return {"selectedColumns": list(columns), "runsHiddenMode": "SHOW_ALL"}
+    """The table's columns, from left to right, each as wide as its title. Charts show all runs listed, not MLflow's first
+    ten."""
+    widths = {column: max(90, 35 + 8 * len(column.partition("`")[2])) for column in columns}
+    return {
+        "selectedColumns": list(columns),
+        "columnOrder": list(columns),
+        "columnWidths": widths,
+        "runsHiddenMode": "SHOW_ALL",
+    }
 
 
 # ---------------------------------------------------------------- charts
@@ -171,6 +178,7 @@ def _charts(sections: Sequence[_Section]) -> dict[str, Any]:
             "isReordered": True,
             "deleted": False,
             "isGenerated": False,
+            "columns": 2,
         }
         for section in sections
     ]
@@ -179,22 +187,22 @@ def _charts(sections: Sequence[_Section]) -> dict[str, Any]:
 
 def _student_sections(metrics: Mapping[str, tuple[str, ...]]) -> list[_Section]:
     """What to look at where students are compared: the tasks, the cost, how they learned; the rest folded."""
-    titles = {f"test/{task}": f"{task}: {names[0]}" for task, names in metrics.items()}
-    if len(metrics) > 1:
-        titles = {"test/macro": "mean of the tasks", **titles}
-    by_task = [_parallel([], list(titles), "one line a model with all tasks")] if len(titles) > 1 else []
-    learned = {title.replace("test/", "validation/", 1): shown for title, shown in titles.items()}
-    price = [
-        _scatter("cost/latency_ms", first, f"{first} by milliseconds an example")
-        for first in list(titles)[:1]
-    ]
-    price.append(_bar("cost/parameters", "parameters"))
+    scores = _scores("test", metrics)
+    parallel = [_parallel([], scores)] if len(scores) > 1 else []
     return [
-        _Section("Test score by task", (*by_task, *(_bar(name, title) for name, title in titles.items()))),
-        _Section("Test score by cost", tuple(price)),
-        _Section("Validation score by step", tuple(_line(name, title) for name, title in learned.items())),
+        _Section(_titled("Test", metrics), (*parallel, *map(_bar, scores))),
+        _Section("Test score by cost", (_scatter("cost/latency_ms", scores[0]), _bar("cost/parameters"))),
+        _Section(_titled("Validation", metrics), tuple(map(_line, _scores("validation", metrics)))),
         *(_Section(name, closed=True) for name in FOLDED),
     ]
+
+
+def _titled(split: str, metrics: Mapping[str, tuple[str, ...]]) -> str:
+    """The title of a section of scores by task, with the tasks' metrics."""
+    own = {task: names[0] for task, names in metrics.items()}
+    if len(set(own.values())) == 1:
+        return f"{split} {next(iter(own.values()))} by task"
+    return f"{split} score by task ({', '.join(f'{task}: {metric}' for task, metric in own.items())})"
 
 
 def _trial_sections(
@@ -202,34 +210,32 @@ def _trial_sections(
 ) -> list[_Section]:
     """What to look at where trials are compared: which value gave which score."""
     by_task = [f"best/{task}" for task in metrics if f"best/{task}" != first]
-    scatter = [_scatter(path, first, f"{first} by {path}", "PARAM") for path in searched]
+    scatter = [_scatter(path, first, "PARAM") for path in searched]
     return [
-        _Section("Score by value", (_parallel(searched, [*by_task, first], "one line a trial"), *scatter)),
-        _Section("Validation score by step", tuple(_line(f"validation/{task}", task) for task in metrics)),
+        _Section("Score by value", (_parallel(searched, [*by_task, first]), *scatter)),
+        _Section(_titled("Validation", metrics), tuple(map(_line, _scores("validation", metrics)))),
         *(_Section(name, closed=True) for name in FOLDED),
     ]
 
 
-def _parallel(params: Sequence[str], metrics: Sequence[str], title: str) -> dict[str, Any]:
-    """Parallel coordinates; MLflow leaves out runs that lack one of the values."""
+def _parallel(params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """Parallel coordinates, a line a run; MLflow leaves out runs that lack one of the values."""
     own = {"selectedParams": list(params), "selectedMetrics": list(metrics), "showAllRuns": False}
-    return {"type": "PARALLEL", "displayName": title, **own}
+    return {"type": "PARALLEL", **own}
 
 
-def _bar(metric: str, title: str) -> dict[str, Any]:
-    return {"type": "BAR", "metricKey": metric, "displayName": title}
+def _bar(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric}
 
 
-def _scatter(x: str, y: str, title: str, x_type: Literal["METRIC", "PARAM"] = "METRIC") -> dict[str, Any]:
-    axes = {"xaxis": {"key": x, "type": x_type}, "yaxis": {"key": y, "type": "METRIC"}}
-    return {"type": "SCATTER", "displayName": title, **axes}
+def _scatter(x: str, y: str, x_type: Literal["METRIC", "PARAM"] = "METRIC") -> dict[str, Any]:
+    return {"type": "SCATTER", "xaxis": {"key": x, "type": x_type}, "yaxis": {"key": y, "type": "METRIC"}}
 
 
-def _line(metric: str, title: str) -> dict[str, Any]:
+def _line(metric: str) -> dict[str, Any]:
     return {
         "type": "LINE",
         "metricKey": metric,
-        "displayName": title,
         "selectedMetricKeys": [metric],
         "lineSmoothness": 0,
         "xAxisScaleType": "linear",

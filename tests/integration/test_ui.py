@@ -25,16 +25,20 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page, Route, expect
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import jobs_of, student_settings
 from pipeline.config.schema import RunConfig
-from pipeline.config.view import flatten, flatten_values
 from pipeline.report.build import build
+from pipeline.report.page import markdown
+from pipeline.report.schema import Report
 from pipeline.run_folder import job_folder
 from pipeline.tracking import record
+from pipeline.tracking.calls import DataSet
 from pipeline.tracking.tracker import Status, Tracker, open_tracker
-from pipeline.tracking.uri import runs_page, ui_command
+from pipeline.tracking.uri import pages, server_page, ui_command
+from pipeline.tracking.views import views_of_run
 from pipeline.training.loop import METRICS
+from tests.integration.command import wait_until
 from tests.integration.serving import serving
 from tests.unit.pipeline.facts import facts_of
-from tests.unit.pipeline.hand_results import some_run
+from tests.unit.pipeline.hand_results import STUDENTS, some_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -55,8 +59,8 @@ OUTCOMES: Mapping[str, Status] = {
 }
 EPOCHS = {"finished": 4, "early-stopped": 2, "failed": 1, "interrupted": 3}
 TRIALS = ("finished", "early-stopped", "finished", "failed", "early-stopped", "interrupted")
-BEST = "best/macro/score"
 SEARCHED = ("loss.soft", "loss.temperature", "train.learning_rate")
+TASKS = ("movies", "tweets")
 
 
 # ---------------------------------------------------------------- the store
@@ -65,19 +69,24 @@ SEARCHED = ("loss.soft", "loss.temperature", "train.learning_rate")
 def config(folder: Path, name: str) -> RunConfig:
     """A run of two tasks in the experiment that it shares with its study."""
     files = {"train": "train.csv"}
-    tasks = ("movies", "tweets")
+    space = {path: {"uniform": [0.0001, 8]} for path in SEARCHED}
     return parse_config(
         {
             "name": name,
             "runs_dir": str(folder / "runs"),
             "tasks": {
                 task: {"kind": "text-classification", "data": {"path": "csv", "data_files": files}}
-                for task in tasks
+                for task in TASKS
             },
-            "teachers": {f"{task}-minilm": {"task": task, "model": "minilm"} for task in tasks},
-            "students": {"tiny": {"model": "bert-tiny"}},
+            "teachers": {
+                f"{task}-{size}": {"task": task, "model": "minilm"}
+                for task in TASKS
+                for size in ("base", "large")
+            },
+            "students": {name: {"model": "bert-tiny"} for name in STUDENTS},
             "baselines": ["supervised"],
             "tracking": {"experiment": "reviews"},
+            "tune": {"student": "tiny", "space": space, "trials": len(TRIALS)},
         }
     )
 
@@ -90,37 +99,56 @@ def write_curve(file: Path, epochs: int, top: float, terms: tuple[str, ...], see
         for step in range(10, 60 * epochs + 1, 10):
             left = math.exp(-step / 80)
             values = {"loss/total": 0.4 + left * noise.uniform(0.5, 0.7)}
-            values |= {f"loss/{term}/{task}": 0.4 + left for term in terms for task in ("movies", "tweets")}
+            values |= {f"loss/{term}/{task}": 0.4 + left for term in terms for task in TASKS}
             values |= {"train/learning_rate": 3e-4, "train/skipped_steps": 0}
             lines: list[dict[str, float]] = [values]
             if step % 60 == 0:
                 movies, tweets = top - left / 3, top - 0.07 - left / 3
-                scores = {"movies/accuracy": movies, "tweets/accuracy": tweets}
+                scores = {
+                    "movies/accuracy": movies,
+                    "tweets/accuracy": tweets,
+                    "movies/nll": left,
+                    "tweets/nll": left,
+                }
                 lines.append({**scores, "macro/score": (movies + tweets) / 2, "time/epoch_s": 11.0})
             for metrics in lines:
                 stream.write(json.dumps({"step": step, "time": 1.8e9 + step, "metrics": metrics}) + "\n")
     return file
 
 
-def record_run(settings: RunConfig) -> Mapping[str, str]:
-    """What `tutelage train` records of a student and its baseline; run ids by key."""
+def record_run(settings: RunConfig) -> tuple[Mapping[str, str], Report]:
+    """What `tutelage train` records of two students and their baselines; run ids by key, and the report."""
     tracker = open_tracker(settings, settings.run_dir)
-    tracker.run("", settings.name, "parent", {"tasks": "movies,tweets"}, flatten(settings))
+    data = [
+        DataSet(
+            task,
+            f"{number:016x}",
+            {"train": 2000, "validation": 400, "test": 400},
+            "local",
+            {"uri": f"{task}.csv"},
+        )
+        for number, task in enumerate(TASKS)
+    ]
+    record.run_began(tracker, settings, "parent", data=data)
     for seed, job in enumerate(jobs_of(settings)):
         terms = ("hard", "soft") if job.mode == "distilled" else ("hard",)
         metrics = job_folder(settings.run_dir, job) / METRICS
         write_curve(metrics, 4, 0.78 - seed / 100, terms, seed)
         own = student_settings(settings, job.student, facts_of(settings))
-        record.job_began(tracker, settings, job, own, metrics)
-    tasks, facts = some_run(students=("tiny",))
-    record.test_scores(tracker, build(tasks, facts))
+        record.job_began(tracker, settings, job, own, metrics, data)
+    tasks, facts = some_run(students=STUDENTS)
+    report = build(tasks, facts)
+    wait_until(lambda: tracker.experiment_id is not None, lambda: "MLflow does not answer", 240)
+    record.test_scores(tracker, report)
+    record.described(tracker, settings, report)
     for job in jobs_of(settings):
         tracker.finish(job.name, "FINISHED")
-    for file, text in {"report.md": "# Report\n\ntiny keeps 95%", "config.yaml": "name: quickstart"}.items():
+    links = record.links(tracker, settings, views_of_run(settings, None))
+    for file, text in {"report.md": markdown(report, links=links), "config.yaml": "name: quickstart"}.items():
         (settings.run_dir / file).write_text(text)
         tracker.artifacts("", settings.run_dir / file)
     tracker.finish("", "FINISHED")
-    return closed(tracker)
+    return closed(tracker), report
 
 
 def searched(trial: int) -> dict[str, float]:
@@ -130,22 +158,27 @@ def searched(trial: int) -> dict[str, float]:
     return dict(zip(SEARCHED, (soft, temperature, round(draw.uniform(1e-4, 1e-3), 5)), strict=True))
 
 
+def score_of(trial: int) -> float:
+    """Its validation score."""
+    return 0.745 - 0.02 * abs(math.log(searched(trial)["loss.temperature"] / 3))
+
+
 def record_study(settings: RunConfig) -> Mapping[str, str]:
     """What `tutelage tune` records; run ids by key."""
     tracker = open_tracker(settings, settings.run_dir)
-    tags = {"tasks": "movies,tweets", "student": "tiny"}
-    tracker.run("", settings.name, "study", tags, flatten(settings))
+    record.run_began(tracker, settings, "study")
+    tags = {"tasks": ",".join(TASKS), "student": "tiny", "study": settings.name}
     for number, outcome in enumerate(TRIALS):
-        key = f"trial-{number:03d}"
-        values = searched(number)
-        tracker.run(key, key, "trial", {**tags, "study": settings.name}, flatten_values(values))
-        top = 0.78 - 0.02 * abs(math.log(values["loss.temperature"] / 3))
-        file = settings.run_dir / key / METRICS
-        tracker.follow(key, write_curve(file, EPOCHS[outcome], top, ("hard", "soft"), number))
-        tracker.metrics(key, {BEST: top - 0.035})
+        key, top = f"trial-{number:03d}", score_of(number)
+        file = write_curve(
+            settings.run_dir / key / METRICS, EPOCHS[outcome], top + 0.035, ("hard", "soft"), number
+        )
+        record.training_began(tracker, settings, key, key, "trial", tags, searched(number), file)
+        scores = {"macro/score": top, "movies/accuracy": top + 0.035, "tweets/accuracy": top - 0.035}
+        tracker.metrics(key, record.best_metrics(settings, scores))
         tracker.tags(key, {"outcome": outcome})
         tracker.finish(key, OUTCOMES[outcome])
-    tracker.metrics("", {BEST: 0.745, "best/movies/accuracy": 0.78})
+    record.described_study(tracker, settings, ["6 trials of **tiny**."])
     tracker.finish("", "FINISHED")
     return closed(tracker)
 
@@ -159,28 +192,27 @@ def closed(tracker: Tracker) -> Mapping[str, str]:
 
 @dataclass
 class Shown:
-    """A store being served: `url` of the server, `runs` of its experiment, run ids of a run and a study by key."""
+    """A store being served. url: of the server · pages: the addresses that `tutelage ui` prints, by title · run, study:
+    run ids by key · report: the run's."""
 
     url: str
-    runs: str
+    pages: Mapping[str, str]
     run: Mapping[str, str]
     study: Mapping[str, str]
-
-    def trials(self) -> dict[str, str]:
-        """Run id by trial."""
-        return {key: run_id for key, run_id in self.study.items() if key}
+    report: Report
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("ui")
     settings = config(folder, "quickstart")
-    run, study = record_run(settings), record_study(config(folder, "quickstart-study"))
+    run, report = record_run(settings)
+    study = record_study(config(folder, "quickstart-study"))
     command = ui_command(settings, port=5800)
-    port = int(command[-1])
-    url = f"http://127.0.0.1:{port}"
+    url = server_page(settings, int(command[-1]))
+    assert url is not None, "the store is a sqlite file"
     with serving(command, url, folder / "server.log"):
-        yield Shown(url, runs_page(settings, port), run, study)
+        yield Shown(url, pages(settings, url), run, study, report)
 
 
 # ---------------------------------------------------------------- the browser
