@@ -93,7 +93,7 @@ class Pareto:
 
 
 def pareto(rows: Sequence[Row]) -> list[Pareto]:
-    """Score against latency, and against size: each where at least two students of the same tasks have both."""
+    """Score against latency, and against size: each where students of the same tasks differ in it."""
     students = [row for row in rows if row.trial is None and row.macro is not None]
     if len({frozenset(row.tasks) for row in students}) != 1:
         return []  # means over other tasks cannot be compared
@@ -115,7 +115,7 @@ def _pareto(
         for row in rows
         if row.macro is not None and (cost := cost_of(row)) is not None and cost > 0
     ]
-    if len(known) < 2:
+    if len({cost for _, cost, _ in known}) < 2:
         return None
     costs, scores = [math.log(cost) for _, cost, _ in known], [score for *_, score in known]
     x = _scale(min(costs), max(costs), MARGIN + 20, PARETO_WIDTH - MARGIN)
@@ -178,12 +178,13 @@ def _scale(low: float, high: float, first: float, last: float) -> Callable[[floa
 
 
 def _round_numbers(low: float, high: float, most: int) -> list[float]:
-    """At most `most` round numbers between `low` and `high`."""
-    step = 10 ** math.floor(math.log10(max(high - low, 1e-3)))
-    while (math.floor(high / step + 1e-9) - math.ceil(low / step - 1e-9) + 1) > most:
-        step *= 2
-    first = math.ceil(low / step - 1e-9)
-    return [step * number for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    """At most `most` round numbers between `low` and `high`, that is multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** (math.floor(math.log10(max(high - low, 1e-3))) - 1)
+    for step in (power * factor for factor in (1, 2, 5, 10, 20, 50, 100)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            break
+    return [step * number for number in range(first, last + 1)]
 
 
 def _short(name: str) -> str:

@@ -23,7 +23,7 @@ from pipeline.shown import NOTHING, markdown_table, measured, millions, p_value,
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-COLUMNS_A_TABLE = 8  # beside those that identify the row
+COLUMNS_A_TABLE = 6  # beside those that identify the row
 TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")
 
 
