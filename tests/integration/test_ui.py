@@ -323,7 +323,8 @@ def test_the_experiments_page_says_what_its_runs_are(page: Page, shown: Shown) -
     expect(page.get_by_text(re.compile(r"^movies \(0+\)")).first).to_be_visible()  # its data
     page.get_by_role("button", name="Views").click()
     for title in shown.pages:
-        expect(page.get_by_text(title, exact=True)).to_have_count(title != ALL)
+        if title != ALL:
+            expect(page.get_by_text(title, exact=True).first).to_be_visible()
 
 
 def test_students_and_baselines_are_listed_by_test_score(page: Page, shown: Shown) -> None:
@@ -339,8 +340,8 @@ def test_students_and_baselines_are_listed_by_test_score(page: Page, shown: Show
     seen = headings(page)
     assert seen[seen.index("test/macro") :][: len(columns)] == columns
     for name in ranked:
-        shown_score = re.compile(f"^{scores[name]:.4f}"[:7].replace(".", r"\."))
-        expect(cell(page, shown.run[name], "metrics.`test/macro`")).to_have_text(shown_score)
+        digits = re.compile(f"^{re.escape(str(scores[name])[:6])}")
+        expect(cell(page, shown.run[name], "metrics.`test/macro`")).to_have_text(digits)
     keep(page, "mlflow-experiment.png", height=480)
 
 
@@ -371,7 +372,7 @@ def test_trials_are_listed_by_score_with_what_was_searched(page: Page, shown: Sh
 
 def test_trials_compare_by_what_was_searched(page: Page, shown: Shown) -> None:
     visited(page, shown, VALUES)
-    axes = [*SEARCHED, "best/movies", "best/tweets", "best/macro"]
+    axes = ["loss.soft", "loss.t...rature", "train....g_rate", "best/movies", "best/tweets", "best/macro"]
     expect(page.locator(".parcoords .axis-title, .parcoords text.label")).to_have_text(axes)
     expect(page.get_by_text("Score by value")).to_be_visible()
 
