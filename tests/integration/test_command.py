@@ -211,7 +211,8 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
     assert described.startswith("[Students of first, by test score](#/experiments/")
     assert "of the ensemble" in described
     assert "| cut, supervised |" in described
-    data = {one.dataset.name: json.loads(one.dataset.profile) for one in parent.inputs.dataset_inputs}
+    assert parent.inputs is not None
+    data = {one.dataset.name: json.loads(str(one.dataset.profile)) for one in parent.inputs.dataset_inputs}
     assert data == {name: dict(task["examples"]) for name, task in first.report["tasks"].items()}
     assert "viewStateShareKey=students-first" in (first.run_dir / "report.md").read_text()
     assert "mlflow.sharedViewState.students-first" in experiment.tags

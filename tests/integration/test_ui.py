@@ -374,7 +374,7 @@ def test_trials_compare_by_what_was_searched(page: Page, shown: Shown) -> None:
     visited(page, shown, VALUES)
     axes = ["loss.soft", "loss.t...rature", "train....g_rate", "best/movies", "best/tweets", "best/macro"]
     expect(page.locator(".parcoords .axis-title, .parcoords text.label")).to_have_text(axes)
-    expect(page.get_by_text("Score by value")).to_be_visible()
+    expect(page.get_by_text("Score by value", exact=True)).to_be_visible()
 
 
 def test_a_runs_description_has_its_verdict_its_students_and_its_views(page: Page, shown: Shown) -> None:

@@ -40,7 +40,7 @@ def test_the_interval_of_one_seed_is_of_the_test_sample(
 ) -> None:
     gain = gain_of(row([0.8], [supervised], error=0.02))
     assert gain is not None
-    assert (gain.low, gain.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert [gain.low, gain.high] == pytest.approx([low, high], abs=1e-4)
     assert gain.judgement == judgement
 
 
@@ -48,7 +48,7 @@ def test_the_interval_of_seeds_is_students_t() -> None:
     gain = gain_of(row([0.80, 0.81, 0.82], [0.70, 0.70, 0.70]))
     assert gain is not None
     reach = 4.302653 * 0.01 / 3**0.5  # t of 2 degrees of freedom × sd ÷ √n
-    assert (gain.low, gain.high) == (pytest.approx(0.11 - reach), pytest.approx(0.11 + reach))
+    assert [gain.low, gain.high] == pytest.approx([0.11 - reach, 0.11 + reach])
     assert gain.seeds == 3
 
 

@@ -176,9 +176,11 @@ def test_data_sets_are_logged_once(launch: Launch, settings: RunConfig) -> None:
         tracker.run("", settings.name, "parent", {}, {})
         tracker.inputs("", data)
         stored = close(tracker, settings)
-    (one,) = stored.run("").inputs.dataset_inputs
+    inputs = stored.run("").inputs
+    assert inputs is not None
+    (one,) = inputs.dataset_inputs
     assert (one.dataset.name, one.dataset.digest) == ("movies", "0123456789abcdef")
-    assert json.loads(one.dataset.profile) == {"train": 20, "test": 5}
+    assert json.loads(str(one.dataset.profile)) == {"train": 20, "test": 5}
     assert [(tag.key, tag.value) for tag in one.tags] == [("mlflow.data.context", "training")]
     ledger = Ledger(settings.run_dir / "mlflow.json", settings.tracking_uri, settings.experiment)
     assert ledger.runs[""].inputs == {"movies": "0123456789abcdef"}
@@ -197,7 +199,7 @@ def test_views_are_saved_once_and_again_when_they_change(launch: Launch, setting
         tracker = launch()
         tracker.experiment("Ours: about.", "Ours", [View("mine", "Mine", False, {"orderByKey": order})])
         stored = close(tracker, settings)
-        tags = stored.client.get_experiment(stored.outcome.experiment_id).tags
+        tags = stored.client.get_experiment(str(stored.outcome.experiment_id)).tags
         saved.append(json.loads(tags["mlflow.sharedViewState.mine"]))
     assert [json.loads(one["state"])["orderByKey"] for one in saved] == ["first", "first", "second"]
     assert saved[0] == saved[1]  # not sent again: its time is the first launch's
