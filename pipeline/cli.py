@@ -293,17 +293,37 @@ def compare(
 
 @app.command()
 def ui(run: RunFile, overrides: Overrides = None) -> None:
-    """Open MLflow on the run's store, on this machine only."""
+    """Open MLflow on the run's store, on this machine only, and print the addresses of its views."""
+    import webbrowser
+
     from pipeline.tracking.database import database_lock, ensure_database
-    from pipeline.tracking.uri import artifact_root, runs_page, serve, ui_command
+    from pipeline.tracking.uri import artifact_root, opens_browser, pages, serve, server_page, ui_command
 
     config = load_config(run, overrides or [])
-    command = ui_command(config)
-    if (artifacts := artifact_root(config)) is not None:
+    artifacts, base = artifact_root(config), server_page(config)
+    command = [] if artifacts is None and base else ui_command(config)
+    if artifacts is not None:
         with database_lock(artifacts):  # a kill of the server while it makes its tables would spoil the file
             ensure_database(config.tracking_uri)
-    out.print(f"runs at {runs_page(config, int(command[-1]))}", markup=False)
-    raise typer.Exit(serve(command))
+        base = server_page(config, int(command[-1]))
+    assert base is not None, "`ui_command` refuses a server without a page"
+    addresses = pages(config, base)
+    for title, address in addresses.items():
+        out.print(f"{title}\n  {address}", markup=False, soft_wrap=True)
+
+    def show() -> None:
+        if opens_browser(os.environ, sys.platform, terminal=sys.stdout.isatty()):
+            webbrowser.open(next(iter(addresses.values())))
+
+    if not command:  # a server shows its runs itself
+        show()
+        return
+    if os.environ.get("SSH_CONNECTION"):
+        port = command[-1]
+        out.print(
+            f"over ssh, in a terminal at home: ssh -L {port}:127.0.0.1:{port} THIS-MACHINE", markup=False
+        )
+    raise typer.Exit(serve(command, show))
 
 
 def _config_of(student: Path) -> Path:

@@ -41,6 +41,7 @@ from pipeline.stages import Stages, first_step
 from pipeline.stop import StopSignals
 from pipeline.tracking import record
 from pipeline.tracking.tracker import Role, Tracker
+from pipeline.tracking.views import views_of_run
 from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
@@ -143,7 +144,10 @@ def running(
             write_settings(config, fingerprints, derived)
         for note in [*config_view.notes(inputs.resolved), *_data_notes(inputs)]:
             display.line(note)
-        with record.recorded_run(config, role, group, display.line, derived, enabled=tracked) as tracker:
+        data = record.data_sets(config, inputs.data)
+        with record.recorded_run(
+            config, role, group, display.line, derived, data=data, enabled=tracked
+        ) as tracker:
             if tracked:
                 stages.keep(config.run_dir / TIMINGS)
             try:
@@ -203,7 +207,7 @@ def _fine_tune(run: Run) -> None:
         tags = {"task": request.task, "teachers": request.name}
         settings, metrics = request.config.model_dump(mode="json"), request.folder / WORK / METRICS
         key = f"teacher/{request.name}"
-        record.training_began(run.tracker, key, request.name, "teacher", tags, settings, metrics)
+        record.training_began(run.tracker, run.config, key, request.name, "teacher", tags, settings, metrics)
 
     def poll(request: Request) -> None:
         run.stages.tick()
@@ -294,7 +298,8 @@ def _record_job(run: Run, job: Job) -> None:
         run.inputs.resolved.students[job.student],
         job_folder(run.config.run_dir, job) / METRICS,
     )
-    record.job_began(run.tracker, run.config, job, settings, metrics)
+    data = record.data_sets(run.config, run.inputs.data)
+    record.job_began(run.tracker, run.config, job, settings, metrics, data)
 
 
 def _threads(run: Run, cpus: float) -> int:
@@ -370,9 +375,10 @@ def _report(run: Run, register: str | None = None) -> Report:
     report = reports.build(tasks, facts)
     advice = advise(evidence_of(config, run.inputs, run.keys, report, tasks, facts))
     report = report.model_copy(update={"advice": advice})
-    files = reports.write(report, tasks, facts, config.run_dir)
+    links = record.links(tracker, config, views_of_run(config, run.group))
+    files = reports.write(report, tasks, facts, config.run_dir, links)
     record.test_scores(tracker, report)
-    record.advice(tracker, report)
+    record.described(tracker, config, report)
     for student in config.students:
         for name, results in tasks.items():
             folder, opener = student_folder(config.run_dir, student, name), results.task.kind.pipeline
@@ -381,7 +387,7 @@ def _report(run: Run, register: str | None = None) -> Report:
             record.exported_student(tracker, student, name, folder, opener, version, run.display.line)
     for job in jobs_of(config):
         result, _ = training.read_result(config.run_dir, job)
-        tracker.metrics(job.name, record.best_metrics(result["kept"]))
+        tracker.metrics(job.name, record.best_metrics(config, result["kept"]))
         tracker.finish(job.name, "FINISHED")
     record.written_files(tracker, [config.run_dir / CONFIG, *files])
     return report

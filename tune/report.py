@@ -15,6 +15,7 @@ from rich.text import Text
 from pipeline.config.schema import RunConfig
 from pipeline.display.wide_table import Field, WideTable
 from pipeline.files import write_atomically
+from pipeline.report.page import links_section
 from pipeline.report.schema import GroupReport, GroupSection, OnTest, ScoresOnTest, StudyReport, to_json
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, points, signed
@@ -158,9 +159,16 @@ def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
 
 
 def write(
-    config: RunConfig, folder: Path, trials: Sequence[Trial], facts: Facts
+    config: RunConfig,
+    folder: Path,
+    trials: Sequence[Trial],
+    facts: Facts,
+    links: Mapping[str, str] | None = None,
 ) -> tuple[StudyReport, list[Path]]:
-    """Writes study.json, study.md, trials.csv and figures/*.png; returns the contents of study.json, and the files."""
+    """Writes study.json, study.md, trials.csv and figures/*.png; returns the contents of study.json, and the files.
+
+    links: see `pipeline.report.page.links_section`.
+    """
     from tune import figures  # brings in matplotlib
 
     tune = config.tune
@@ -180,13 +188,13 @@ def write(
     )
     files = [write_atomically(folder / FIGURES / name, png) for name, png in drawn.items()]
     write_atomically(folder / TRIALS, to_csv(study))
-    return study, [*files, folder / TRIALS, *write_page(study, folder)]
+    return study, [*files, folder / TRIALS, *write_page(study, folder, links)]
 
 
-def write_page(study: StudyReport, folder: Path) -> list[Path]:
-    """Writes study.md and, last, study.json; returns both files."""
+def write_page(study: StudyReport, folder: Path, links: Mapping[str, str] | None = None) -> list[Path]:
+    """Writes study.md and, last, study.json; returns both files. links: see `pipeline.report.page.links_section`."""
     pictures = sorted(file.name for file in (folder / FIGURES).glob("*.png"))
-    write_atomically(folder / STUDY_PAGE, markdown(study, pictures))
+    write_atomically(folder / STUDY_PAGE, markdown(study, pictures, links))
     write_atomically(folder / STUDY, to_json(study))
     return [folder / STUDY_PAGE, folder / STUDY]
 
@@ -209,8 +217,8 @@ def to_csv(study: StudyReport) -> str:
 # ---------------------------------------------------------------- study.md
 
 
-def markdown(study: StudyReport, pictures: Sequence[str]) -> str:
-    """The text of study.md. pictures: names of the files under figures/."""
+def markdown(study: StudyReport, pictures: Sequence[str], links: Mapping[str, str] | None = None) -> str:
+    """The text of study.md. pictures: names of the files under figures/ · links: see `write_page`."""
 
     def picture(name: str, caption: str) -> list[str]:
         return [f"![{caption}](figures/{name})"] if name in pictures else []
@@ -229,7 +237,8 @@ def markdown(study: StudyReport, pictures: Sequence[str]) -> str:
         ]
     if "curves.png" in pictures:
         blocks += ["## Learning curves", *picture("curves.png", "Validation score by epoch")]
-    return "\n\n".join([*blocks, "## Cost", *_cost(study), *picture("cost.png", "Seconds a trial")]) + "\n"
+    blocks += ["## Cost", *_cost(study), *picture("cost.png", "Seconds a trial"), *links_section(links)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def verdict(study: StudyReport) -> list[str]:

@@ -25,8 +25,9 @@ from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
 from pipeline.report.schema import GroupReport, StudyReport
 from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, trials_folder
-from pipeline.tracking.record import best_metrics, training_began, written_files
+from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
 from pipeline.tracking.tracker import Status
+from pipeline.tracking.views import views_of_study
 from pipeline.training.loop import METRICS
 from tune import report
 from tune.search import cpus_per_trial_worker, search, training_folder
@@ -188,10 +189,19 @@ class _Study:
             name = f"trial-{trial_name(trial.number)}"
             metrics = training_folder(self.shared, trial) / METRICS
             training_began(
-                tracker, key, name, role="trial", tags=tags, settings=trial.values, metrics=metrics
+                tracker,
+                self.config,
+                key,
+                name,
+                role="trial",
+                tags=tags,
+                settings=trial.values,
+                metrics=metrics,
             )
         if trial.status != "running":
-            metrics_by_name = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
+            metrics_by_name = best_metrics(self.config, trial.scores)
+            retention = report.retention(trial.scores, self.ensemble)
+            metrics_by_name |= {f"best/{name}": value for name, value in retention.items()}
             tracker.metrics(key, metrics_by_name, step=trial.epochs)
             tracker.tags(key, {"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
             tracker.finish(key, OUTCOMES[trial.status])
@@ -215,18 +225,26 @@ class _Study:
             curves={trial.number: curve(training_folder(self.shared, trial)) for trial in self.trials},
             timings_s=run.stages.seconds(),
         )
-        study, files = report.write(self.config, folder, self.trials, facts)
+        study, files = report.write(self.config, folder, self.trials, facts, self._links())
         written = [file for file in (folder / BEST_CONFIG, *files) if file.exists()]
         written_files(run.tracker, written)
-        run.tracker.metrics("", {f"validation/{name}/ensemble": one for name, one in self.ensemble.items()})
+        together = best_metrics(self.config, self.ensemble)
+        run.tracker.metrics("", {f"{name}/ensemble": one for name, one in together.items()})
+        described_study(run.tracker, run.config, report.verdict(study))
         if winner is not None:
-            run.tracker.metrics("", best_metrics(winner.scores))
+            run.tracker.metrics("", best_metrics(self.config, winner.scores))
             run.tracker.tags("", {"best_trial": f"trial-{trial_name(winner.number)}"})
         return study
 
+    def _links(self) -> dict[str, str] | None:
+        """Addresses of the study's views in MLflow, by title."""
+        own = self.run.config
+        return links(self.run.tracker, own, views_of_study(own))
+
     def conclude(self, study: StudyReport) -> None:
         """Writes study.json and study.md again, with the test scores in `study`."""
-        written_files(self.run.tracker, report.write_page(study, self.run.config.run_dir))
+        written_files(self.run.tracker, report.write_page(study, self.run.config.run_dir, self._links()))
+        described_study(self.run.tracker, self.run.config, report.verdict(study))
         assert study.test is not None, "it is what concludes a study"
         macro = study.test.scores["macro"]
         means = {name: statistics.mean(getattr(macro, name)) for name in ("default", "best", "ensemble")}

@@ -73,6 +73,8 @@ class Row:
     busy: bool = False
     """Whether latencies were measured on a busy machine, under one seed at least."""
     trial: Trial | None = None
+    delta_error: float | None = None
+    """Standard error of macro's Δ over the choice of test examples; None for several seeds."""
 
     @property
     def split(self) -> Literal["test", "validation"]:
@@ -204,6 +206,7 @@ def _students(members: Sequence[tuple[Path, Report]]) -> list[Row]:
             parameters=_parameters(first.size.students, student),
             latency_ms=_over_seeds([report.latency.student_ms(student) for report in reports]),
             busy=any(report.latency.busy is not None for report in reports),
+            delta_error=first.macro.students[student].delta_error if len(reports) == 1 else None,
         )
         for student in first.macro.students
     ]

@@ -14,13 +14,16 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.compare.columns import KEY, columns
+from pipeline.compare.columns import KEY, Column, columns
+from pipeline.compare.pictures import gains, pareto
 from pipeline.compare.rows import Row, Teacher
+from pipeline.compare.verdict import verdict
 from pipeline.display.wide_table import Field, WideTable
 from pipeline.shown import NOTHING, markdown_table, measured, millions, p_value, plus_minus, points
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+COLUMNS_A_TABLE = 6  # beside those that identify the row
 TEACHERS = ("task", "teacher", "score", "parameters", "ms an example", "in")
 
 
@@ -186,6 +189,9 @@ def to_html(rows: Sequence[Row]) -> str:
         undefined=StrictUndefined,
     )
     return page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        verdict=verdict(rows),
+        gains=gains(rows),
+        pareto=pareto(rows),
         cautions=cautions(rows),
         parts=[_part(part) for part in by_split(rows)],
         teachers_head=TEACHERS,
@@ -201,11 +207,29 @@ def _part(rows: Sequence[Row]) -> dict[str, Any]:
         charts.insert(0, _chart("All tasks", [(row, row.macro) for row in rows]))
     return {
         "title": _title(rows),
-        "columns": columns(rows),
+        "tables": _tables(rows),
         "rows": rows,
         "charts": charts,
         "seeds": any(row.seeds > 1 for row in rows),
     }
+
+
+def _tables(rows: Sequence[Row]) -> list[list[Column]]:
+    """The columns, in as many tables as a page of 1,280 pixels needs; each begins with those that identify the row."""
+    known = columns(rows)
+    keys = [column for column in known if column.about == KEY]
+    groups: dict[str, list[Column]] = {}
+    for column in known:
+        if column.about != KEY:
+            groups.setdefault(column.about, []).append(column)
+    tables: list[list[Column]] = [[]]
+    for group in groups.values():
+        for start in range(0, len(group), COLUMNS_A_TABLE):
+            piece = group[start : start + COLUMNS_A_TABLE]
+            if tables[-1] and len(tables[-1]) + len(piece) > COLUMNS_A_TABLE:
+                tables.append([])
+            tables[-1] += piece
+    return [[*keys, *table] for table in tables]
 
 
 @dataclass(frozen=True)

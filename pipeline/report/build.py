@@ -210,8 +210,16 @@ def _times_faster(student: str, tasks: Mapping[str, TaskLatencies]) -> dict[str,
 # ---------------------------------------------------------------- files
 
 
-def write(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts, folder: Path) -> list[Path]:
+def write(
+    report: Report,
+    tasks: Mapping[str, TaskResults],
+    facts: RunFacts,
+    folder: Path,
+    links: Mapping[str, str] | None = None,
+) -> list[Path]:
     """Writes figures/*.png, report.md and, last, report.json into `folder`; returns their paths.
+
+    links: see `pipeline.report.page.links_section`.
 
     Each file is written atomically. Where report.json exists, all other files exist.
     """
@@ -221,7 +229,7 @@ def write(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts, fol
     written = []
     for name, png in figures.draw(report, tasks, facts).items():
         written.append(write_atomically(folder / FIGURES / name, png))
-    page = markdown(report, [path.name for path in written])
+    page = markdown(report, [path.name for path in written], links)
     written.append(write_atomically(folder / REPORT_PAGE, page))
     written.append(write_atomically(folder / REPORT, to_json(report)))
     return written

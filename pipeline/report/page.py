@@ -14,15 +14,16 @@ from pipeline.report.schema import (
     StudentScores,
     TaskReport,
 )
-from pipeline.shown import NOTHING, markdown_table, measured, percent, points, recovered, signed
+from pipeline.shown import NOTHING, markdown_table, measured, millions, percent, points, recovered, signed
 from pipeline.significance import CLEAR_GAP
 
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
 COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
 
-def markdown(report: Report, figures: Sequence[str] = ()) -> str:
-    """report.md's text. figures: file names under figures/; the page shows those that have a place in it."""
+def markdown(report: Report, figures: Sequence[str] = (), links: Mapping[str, str] | None = None) -> str:
+    """report.md's text. figures: file names under figures/; the page shows those that have a place in it · links: see
+    `links_section`."""
     blocks = [
         f"# {report.name}",
         verdict(report),
@@ -35,6 +36,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     if "curves.png" in figures:
         blocks += ["## Learning curves", *_picture("curves.png", "Validation score by epoch", figures)]
     blocks += [*_preflight_section(report.preflight), *_cost_section(report), *_run_section(report)]
+    blocks += links_section(links)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -74,6 +76,52 @@ def advice_line(advice: Advice) -> str:
     if advice.value is None:
         return f"{advice.text} Key: `{advice.key}`."
     return f"{advice.text} Try `{advice.key}: {_yaml(advice.value)}`."
+
+
+def overview(report: Report) -> str:
+    """A table of ensemble, students and baselines, best first: the score of each task, then the comparison and the cost."""
+    several = len(report.tasks) > 1
+    head = ["model", *(["mean"] if several else [])]
+    head += [f"{name}, {task.metric}" for name, task in report.tasks.items()]
+    head += ["Δ", "retention", "parameters", "ms an example"]
+
+    def line(
+        name: str, mean: float, scores: Sequence[float | None], rest: Sequence[str]
+    ) -> tuple[float, list[str]]:
+        by_task = [NOTHING if score is None else points(score) for score in scores]
+        return mean, [name, *([points(mean)] if several else []), *by_task, *rest]
+
+    macro, tasks = report.macro, report.tasks.values()
+    lines = [line("ensemble", macro.ensemble, [task.ensemble for task in tasks], [NOTHING] * 4)]
+    for name, row in macro.students.items():
+        size, latency = report.size.students.get(name), report.latency.student_ms(name)
+        parameters = NOTHING if size is None else millions(size.parameters)
+        milliseconds = NOTHING if latency is None else f"{latency:.2f}"
+        _, _, delta, kept, _ = _cells(row)
+        scores = [task.students[name].score for task in tasks]
+        lines.append(line(f"**{name}**", row.score, scores, [delta, kept, parameters, milliseconds]))
+        if row.supervised is not None:
+            baseline = [task.students[name].supervised for task in tasks]
+            lines.append(
+                line(f"{name}, supervised", row.supervised, baseline, [NOTHING, NOTHING, parameters, NOTHING])
+            )
+    return markdown_table(head, [cells for _, cells in sorted(lines, key=lambda one: -one[0])])
+
+
+def links_section(links: Mapping[str, str] | None) -> list[str]:
+    """The section on MLflow's pages. links: addresses by title; None where MLflow records nothing, empty where it had
+    not answered when the page was written."""
+    if links is None:
+        return []
+    if not links:
+        return [
+            "## MLflow",
+            "MLflow had not answered when this page was written; `tutelage ui` prints the addresses.",
+        ]
+    lines = "\n".join(f"- [{title}]({address})" for title, address in links.items())
+    served = any(address.startswith("http://127.0.0.1:") for address in links.values())
+    note = "While `tutelage ui` serves them; where another program has this port, it prints the addresses with its own."
+    return ["## MLflow", lines, *([note] if served else [])]
 
 
 def _yaml(value: float | Mapping[str, float]) -> str:

@@ -10,7 +10,10 @@ import contextlib
 import json
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +21,7 @@ from pipeline.tracking.database import database_lock, ensure_database
 from pipeline.tracking.model import describe_model, digest, logged_name, registered_name
 from pipeline.tracking.spool import Ledger, Point, Record
 from pipeline.tracking.uri import quieten
+from pipeline.tracking.views import TAG, View
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +31,21 @@ T = TypeVar("T")
 
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 8000
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's pages show as a description, in Markdown
+INHERITED = ("run", "group")  # tags of the command's own run that its children get too
 LINKS = "mlflow.modelVersions"  # tag of a logged model: the registered versions made from it, JSON
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A task's data as MLflow shows it. digest: hash of the examples, at most 36 characters · sizes: examples by split
+    · source_type, source: where it comes from, as MLflow names kinds of sources: ``local``, ``hugging_face``, …"""
+
+    name: str
+    digest: str
+    sizes: Mapping[str, int]
+    source_type: str
+    source: Mapping[str, str]
 
 
 class Calls:
@@ -46,6 +64,7 @@ class Calls:
         self.open: dict[str, str] = {}
         self.begun: dict[str, str] = {}
         self.points_sent = 0
+        self._inherited: dict[str, str] = {}
 
     @property
     def _mlflow(self) -> MlflowClient:
@@ -113,8 +132,10 @@ class Calls:
         run_id = self.open[key] = self.begun[key] = run.info.run_id
         if run.info.status != "RUNNING":
             self._mlflow.update_run(run_id, status="RUNNING")
-        if key and "" in self.begun:
-            tags = {**tags, "mlflow.parentRunId": self.begun[""]}
+        if not key:
+            self._inherited = {tag: tags[tag] for tag in INHERITED if tag in tags}
+        elif "" in self.begun:
+            tags = {**self._inherited, **tags, "mlflow.parentRunId": self.begun[""]}
         self.set_tags(key, tags)
         texts = {
             re.sub(r"[^\w.\-/ :]", "_", path)[:LONGEST_KEY]: _text(value) for path, value in params.items()
@@ -130,6 +151,53 @@ class Calls:
 
         batch = [RunTag(tag, value[:LONGEST_TAG]) for tag, value in tags.items()]
         self._mlflow.log_batch(self._run_id(key), tags=batch)
+
+    def describe_experiment(self, text: str, mark: str) -> None:
+        """Describe the experiment in Markdown, unless a person has written another description.
+
+        mark: with what every description of this program begins.
+        """
+        assert self.experiment_id is not None
+        before = self._mlflow.get_experiment(self.experiment_id).tags.get(DESCRIPTION, "")
+        if before != text and (not before or before.startswith(mark)):
+            self._mlflow.set_experiment_tag(self.experiment_id, DESCRIPTION, text)
+
+    def save_view(self, view: View) -> None:
+        """Save a view of the experiment, unless an earlier launch did and it has not changed."""
+        assert self.experiment_id is not None
+        contents = blake2b(view.tag(0).encode(), digest_size=8).hexdigest()
+        known = self._ledger.views.get(view.key)
+        if known is not None and known["digest"] == contents:
+            return
+        self._mlflow.set_experiment_tag(self.experiment_id, TAG + view.key, view.tag(int(time.time() * 1000)))
+        self._ledger.views[view.key] = {"title": view.title, "charts": view.charts, "digest": contents}
+
+    def log_inputs(self, key: str, data: Sequence[DataSet]) -> None:
+        """Log the data sets of a run, each once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        run_id = self._run_id(key)
+        logged = self._ledger.runs[key].inputs
+        new = [one for one in data if logged.get(one.name) != one.digest]
+        if new:
+            context = InputTag("mlflow.data.context", "training")
+            self._mlflow.log_inputs(
+                run_id,
+                [
+                    DatasetInput(
+                        Dataset(
+                            name=one.name,
+                            digest=one.digest,
+                            source_type=one.source_type,
+                            source=json.dumps(dict(one.source)),
+                            profile=json.dumps(dict(one.sizes)),
+                        ),
+                        [context],
+                    )
+                    for one in new
+                ],
+            )
+        logged.update({one.name: one.digest for one in new})
 
     def _known_run(self, key: str) -> Run | None:
         """The run that an earlier launch began, unless MLflow has lost or deleted it."""

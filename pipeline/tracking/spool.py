@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from pipeline.errors import ExhaustedError
 from pipeline.files import write_atomically
 
 log = logging.getLogger(__name__)
+
+Rename = Callable[[str], str]
 
 
 class Point(NamedTuple):
@@ -39,6 +41,16 @@ class Record:
     """Values logged directly, not from a file, by `metric@step`."""
     models: dict[str, dict[str, str]] = field(default_factory=dict)
     """Logged models by name: model id, digest of the folder, status."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Digests of the data sets logged, by name."""
+
+
+class ViewRecord(TypedDict):
+    """A saved view of the experiment that was sent. digest: of its contents."""
+
+    title: str
+    charts: bool
+    digest: str
 
 
 class Ledger:
@@ -50,6 +62,8 @@ class Ledger:
         self.mark = uuid.uuid4().hex
         self.experiment_id: str | None = None
         self.runs: dict[str, Record] = {}
+        self.views: dict[str, ViewRecord] = {}
+        """Saved views of the experiment, by key."""
         self._saved = ""
         try:
             data = json.loads(file.read_text("utf-8"))
@@ -57,6 +71,7 @@ class Ledger:
                 self.runs = {key: Record(**record) for key, record in data["runs"].items()}
                 self.mark = str(data["mark"])
                 self.experiment_id = data.get("experiment_id")
+                self.views = dict(data.get("views", {}))
         except FileNotFoundError:
             pass
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -65,7 +80,13 @@ class Ledger:
     def save(self) -> None:
         """Write the file atomically if anything changed."""
         runs = {key: asdict(record) for key, record in self.runs.items()}
-        known = {**self.place, "experiment_id": self.experiment_id, "mark": self.mark, "runs": runs}
+        known = {
+            **self.place,
+            "experiment_id": self.experiment_id,
+            "mark": self.mark,
+            "views": self.views,
+            "runs": runs,
+        }
         text = json.dumps(known, indent=1)
         if text == self._saved:
             return
@@ -79,10 +100,13 @@ class Ledger:
 
 
 class Tail:
-    """Reads a growing text file in pieces; starts again from the first line after the file was cut or rewritten."""
+    """Reads a growing text file in pieces; starts again from the first line after the file was cut or rewritten.
 
-    def __init__(self, key: str, file: Path) -> None:
-        self.key, self.file = key, file
+    rename: the name in MLflow of a metric in the file.
+    """
+
+    def __init__(self, key: str, file: Path, rename: Rename = str) -> None:
+        self.key, self.file, self.rename = key, file, rename
         self._offset, self._last = 0, b""
 
     def read(self) -> list[bytes]:
@@ -109,14 +133,17 @@ class Tail:
             self.advance(lines)
 
 
-def unsent(lines: Iterable[bytes], sent: Mapping[str, int]) -> tuple[list[Point], int]:
-    """The points in `lines` after the last step `sent` of their metric, and the number of lines that are not metrics."""
+def unsent(lines: Iterable[bytes], sent: Mapping[str, int], rename: Rename = str) -> tuple[list[Point], int]:
+    """The points in `lines` after the last step `sent` of their metric, and the number of lines that are not metrics.
+
+    sent: by name in MLflow, which `rename` gives.
+    """
     last, points, broken = dict(sent), [], 0
     for line in lines:
         try:
             record = json.loads(line)
             step, time_ms = int(record["step"]), int(record["time"] * 1000)
-            values = {str(metric): float(value) for metric, value in record["metrics"].items()}
+            values = {rename(metric): float(value) for metric, value in record["metrics"].items()}
         except (ValueError, LookupError, TypeError, AttributeError):
             broken += 1
             continue

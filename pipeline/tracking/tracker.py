@@ -22,7 +22,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,14 @@ from typing import Any, Literal, Protocol
 
 from pipeline.config.redact import redact, redact_text
 from pipeline.config.schema import RunConfig
-from pipeline.tracking.calls import METRICS_A_BATCH, Calls, batches
-from pipeline.tracking.spool import Ledger, Point, Tail, unsent
+from pipeline.tracking.calls import METRICS_A_BATCH, Calls, DataSet, batches
+from pipeline.tracking.spool import Ledger, Point, Rename, Tail, unsent
 from pipeline.tracking.uri import artifact_root
+from pipeline.tracking.views import View
 
 log = logging.getLogger(__name__)
 
-Role = Literal["parent", "teacher", "student", "baseline", "study", "trial"]
+Role = Literal["parent", "teacher", "ensemble", "student", "baseline", "study", "trial"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, str]
 Params = Mapping[str, Any]
@@ -82,8 +83,24 @@ class Tracker(Protocol):
     def run(self, key: str, name: str, role: Role, tags: Tags, params: Params) -> None:
         """Start the run `key`, or continue the one that an earlier launch began."""
 
-    def follow(self, key: str, file: Path) -> None:
-        """Send the points of a `metrics.jsonl`, present and future, until `finish` or `close`."""
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; None until MLflow has answered for the first time."""
+
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None:
+        """Describe the experiment in Markdown, where no person has, and save views of its page.
+
+        mark: with what every description of this program begins.
+        """
+
+    def inputs(self, key: str, data: Sequence[DataSet]) -> None:
+        """Log the data sets of a run."""
+
+    def follow(self, key: str, file: Path, rename: Rename = str) -> None:
+        """Send the points of a `metrics.jsonl`, present and future, until `finish` or `close`.
+
+        rename: the name in MLflow of a metric in the file.
+        """
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
         """Log values, except those that an earlier launch logged at the same step."""
@@ -117,8 +134,12 @@ class Tracker(Protocol):
 class NullTracker:
     """Records nothing."""
 
+    experiment_id: str | None = None
+
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None: ...
+    def inputs(self, key: str, data: Sequence[DataSet]) -> None: ...
     def run(self, key: str, name: str, role: Role, tags: Tags, params: Params) -> None: ...
-    def follow(self, key: str, file: Path) -> None: ...
+    def follow(self, key: str, file: Path, rename: Rename = str) -> None: ...
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None: ...
     def artifacts(self, key: str, path: Path, under: str | None = None) -> None: ...
     def model(self, key: str, name: str, folder: Path, task: str) -> None: ...
@@ -173,9 +194,21 @@ class MlflowTracker:
             f"run {name}", partial(self._calls.begin, key, name, {"role": role, **_clean(tags)}, clean_params)
         )
 
-    def follow(self, key: str, file: Path) -> None:
+    @property
+    def experiment_id(self) -> str | None:
+        return self._ledger.experiment_id
+
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None:
+        self._put("description of the experiment", partial(self._calls.describe_experiment, text, mark))
+        for view in views:
+            self._put(f"view {view.title!r}", partial(self._calls.save_view, view))
+
+    def inputs(self, key: str, data: Sequence[DataSet]) -> None:
+        self._put(f"data sets of {key!r}", partial(self._calls.log_inputs, key, data))
+
+    def follow(self, key: str, file: Path, rename: Rename = str) -> None:
         if not any(tail.key == key and tail.file == file for tail in self._tails):
-            self._tails.append(Tail(key, file))
+            self._tails.append(Tail(key, file, rename))
             self._wake.set()
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
@@ -217,7 +250,8 @@ class MlflowTracker:
         left = 0
         for tail in self._tails:
             record = self._ledger.runs.get(tail.key)
-            points, broken = unsent(Tail(tail.key, tail.file).read_all(), record.followed if record else {})
+            again, sent = Tail(tail.key, tail.file), record.followed if record else {}
+            points, broken = unsent(again.read_all(), sent, tail.rename)
             left += len(points) + broken
         outcome = TrackingOutcome(
             points_sent=self._calls.points_sent,
@@ -294,7 +328,7 @@ class MlflowTracker:
             return
         sent = self._ledger.runs[tail.key].followed
         while (lines := tail.read()) and not self._abandoned.is_set():
-            points, broken = unsent(lines, sent)
+            points, broken = unsent(lines, sent, tail.rename)
             for batch in batches(points, METRICS_A_BATCH):
                 what = f"{len(batch)} points of {tail.file.name}"
                 self._attempt(_Operation(what, len(batch), partial(self._calls.log_points, tail.key, batch)))

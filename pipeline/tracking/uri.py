@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,9 +19,11 @@ from pipeline.config.redact import redact
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking.spool import Ledger
+from pipeline.tracking.views import page
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+FIRST_PORT = 5000  # that `tutelage ui` tries first
 STOP_S = 10.0  # from SIGTERM until the server must have ended
 QUIET = {  # set before MLflow is imported; variables that the user has set stay
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,7 +52,7 @@ def artifact_root(config: RunConfig) -> Path | None:
     return Path(config.runs_dir).absolute() / "_mlflow" / "artifacts"
 
 
-def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
+def ui_command(config: RunConfig, port: int = FIRST_PORT) -> list[str]:
     """The command that shows the run's store in a browser, on loopback, at `port` or the next free one.
 
     Sets the environment that keeps MLflow quiet; the command inherits it. Raises `ConfigError` where the store is a
@@ -69,8 +71,10 @@ def ui_command(config: RunConfig, port: int = 5000) -> list[str]:
     return [*command, "--host", "127.0.0.1", "--port", str(free_port(port))]
 
 
-def serve(command: Sequence[str]) -> int:
+def serve(command: Sequence[str], once_up: Callable[[], object] = lambda: None) -> int:
     """Runs the server of `ui_command` until it ends; returns its exit code.
+
+    once_up: called once, as soon as the server accepts connections.
 
     SIGTERM and SIGHUP return 75, SIGINT returns 130. Each of these signals ends all of the server's processes, which
     have their own process group: they get SIGTERM, on which the server ends without a traceback, and SIGKILL if they
@@ -81,8 +85,12 @@ def serve(command: Sequence[str]) -> int:
     before = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in numbers}
     server = subprocess.Popen(command, start_new_session=True)
     try:
+        waiting, port = True, int(command[-1])
         while server.poll() is None and not signals:
             time.sleep(0.2)
+            if waiting and _accepts(port):
+                waiting = False
+                once_up()
         _signal_group(server.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(timeout=STOP_S)
@@ -94,25 +102,63 @@ def serve(command: Sequence[str]) -> int:
     return code if not signals else 130 if signals[0] == signal.SIGINT else 75
 
 
+def _accepts(port: int) -> bool:
+    """Whether something listens on a port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _signal_group(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 
-def runs_page(config: RunConfig, port: int) -> str:
-    """Address of the page with the runs of the config's experiment, or of MLflow's list where it has none yet.
+def server_page(config: RunConfig, port: int = FIRST_PORT) -> str | None:
+    """Address of the MLflow server that shows the run's store: its own, or that of `tutelage ui` at `port`; None for a
+    store that has no page of this kind. Without user and password."""
+    parts = urlsplit(config.tracking_uri)
+    if parts.scheme in ("http", "https"):
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return None if parts.scheme in SERVERS else f"http://127.0.0.1:{port}"
 
-    By default MLflow opens its pages for applications of language models instead.
+
+def pages(config: RunConfig, base: str) -> dict[str, str]:
+    """Addresses by title: the saved views of the config's run, of its seeds and of its search, as far as they were
+    sent, then all runs of its experiment. Of MLflow's list of experiments where nothing was sent yet. base: see
+    `server_page`."""
+    uri, name = redact("uri", config.tracking_uri), config.name
+    runs = [name, *map(config.name_of_seed, config.seeds)]
+    runs += [f"{name}-study", f"{name}-best", *(f"{name}-best-seed{seed}" for seed in config.seeds)]
+    addresses: dict[str, str] = {}
+    experiment = None
+    for run in runs:
+        ledger = Ledger(Path(config.runs_dir) / run / "mlflow.json", uri, config.experiment)
+        if (known := ledger.experiment_id) is not None:
+            experiment = known
+            for key, view in ledger.views.items():
+                addresses[view["title"]] = f"{base}/{page(known, key, view['charts'])}"
+    if experiment is None:
+        return {"MLflow": f"{base}/#/experiments"}
+    return {**addresses, f"All runs of {config.experiment}": f"{base}/{page(experiment)}"}
+
+
+def opens_browser(environment: Mapping[str, str], platform: str, *, terminal: bool) -> bool:
+    """Whether a person at this terminal expects a page to open by itself.
+
+    That is where the machine's own display can show it, or where BROWSER names a program for it, as editors that reach
+    a machine over ssh do. Over ssh alone it is not: a display would be forwarded slowly, and without one Python would
+    open a text browser in the terminal.
     """
-    seeds_and_study = sorted(Path(config.runs_dir).glob(f"{config.name}-*"))  # a name has no wildcards
-    uri = redact("uri", config.tracking_uri)
-    ledgers = (
-        Ledger(folder / "mlflow.json", uri, config.experiment)
-        for folder in (config.run_dir, *seeds_and_study)
+    if not terminal:
+        return False
+    if environment.get("BROWSER"):
+        return True
+    if any(environment.get(name) for name in ("SSH_CONNECTION", "SSH_TTY")):
+        return False
+    return platform in ("darwin", "win32") or any(
+        environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
-    known = next((ledger.experiment_id for ledger in ledgers if ledger.experiment_id), None)
-    experiment = f"/{known}/runs" if known else ""
-    return f"http://127.0.0.1:{port}/#/experiments{experiment}"
 
 
 def free_port(first: int) -> int:

@@ -196,6 +196,7 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
         "bare-distilled": "student",
         "cut-supervised": "baseline",
         "bare-supervised": "baseline",
+        "ensemble": "ensemble",
     }
     parent = runs["first"]
     for name, run in runs.items():
@@ -206,19 +207,27 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
     assert parent.data.params["teachers.mood-tuned.fine_tune.learning_rate"] == "0.01"
     codes = dict.fromkeys(one["code"] for one in first.report["advice"])
     assert parent.data.tags["advice"] == (",".join(codes) or "none")
-    assert parent.data.tags["mlflow.note.content"].startswith("**")  # the verdict
+    described = parent.data.tags["mlflow.note.content"]
+    assert described.startswith("[Students of first, by test score](#/experiments/")
+    assert "of the ensemble" in described
+    assert "| cut, supervised |" in described
+    assert parent.inputs is not None
+    data = {one.dataset.name: json.loads(str(one.dataset.profile)) for one in parent.inputs.dataset_inputs}
+    assert data == {name: dict(task["examples"]) for name, task in first.report["tasks"].items()}
+    assert "viewStateShareKey=students-first" in (first.run_dir / "report.md").read_text()
+    assert "mlflow.sharedViewState.students-first" in experiment.tags
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"config.yaml", "report.json", "report.md", "figures"} <= artifacts
 
     student = runs["cut-distilled"]
     scored = {name: task["students"]["cut"] for name, task in first.report["tasks"].items()}
     for task, result in scored.items():
-        assert {f"loss/soft/{task}", f"loss/hard/{task}", f"{task}/accuracy"} <= student.data.metrics.keys()
-        assert student.data.metrics[f"test/{task}/accuracy"] == pytest.approx(result["score"])
+        assert {f"loss/soft/{task}", f"loss/hard/{task}", f"validation/{task}"} <= student.data.metrics.keys()
+        assert student.data.metrics[f"test/{task}"] == pytest.approx(result["score"])
         assert student.data.metrics[f"retention/{task}"] == pytest.approx(result["retention"])
         assert f"loss/soft/{task}" not in runs["cut-supervised"].data.metrics
-        assert f"test/{task}/accuracy" in runs["cut-supervised"].data.metrics
-    epochs = client.get_metric_history(student.info.run_id, "macro/score")
+        assert f"test/{task}" in runs["cut-supervised"].data.metrics
+    epochs = client.get_metric_history(student.info.run_id, "validation/macro")
     lines = read_metrics(first.run_dir / "checkpoints" / "cut-distilled" / METRICS)
     expected = [
         (line["step"], line["metrics"]["macro/score"]) for line in lines if "macro/score" in line["metrics"]
@@ -370,7 +379,14 @@ def assert_one_finished_run_each(runs: Path) -> None:
     experiment = client.get_experiment_by_name("second")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
-    assert sorted((str(run.info.run_name), run.info.status) for run in found) == [
-        (name, "FINISHED")
-        for name in ("bare-distilled", "bare-supervised", "cut-distilled", "cut-supervised", "second")
+    assert {run.info.status for run in found} == {"FINISHED"}
+    trained = [run.info.run_name for run in found if run.data.tags["role"] not in ("teacher", "ensemble")]
+    assert sorted(trained) == [
+        "bare-distilled",
+        "bare-supervised",
+        "cut-distilled",
+        "cut-supervised",
+        "second",
     ]
+    names = [run.info.run_name for run in found]
+    assert len(set(names)) == len(names)

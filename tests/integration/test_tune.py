@@ -157,9 +157,10 @@ def _check_mlflow(folder: Path, statuses: list[str]) -> None:
         assert run.info.status == ("FAILED" if status == "failed" else "FINISHED")
         assert "loss.temperature" in run.data.params
         if status == "finished":
-            wanted = {"macro/score", "mood/accuracy", "loss/soft/mood", "retention/macro", "retention/tone"}
+            wanted = {"validation/macro", "validation/mood", "loss/soft/mood", "best/macro"}
+            wanted |= {"best/retention/macro", "best/retention/tone"}
             assert wanted <= set(run.data.metrics)
-            history = client.get_metric_history(run.info.run_id, "macro/score")
+            history = client.get_metric_history(run.info.run_id, "validation/macro")
             assert len({point.step for point in history}) == len(history) == 4, "each epoch once"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"best.yaml", "study.md", "study.json", "trials.csv", "figures"} <= artifacts

@@ -24,8 +24,10 @@ from filelock import FileLock
 
 from pipeline import cli
 from pipeline.config.load import load_config, parse_config
+from pipeline.config.redact import redact
 from pipeline.config.view import to_yaml
 from pipeline.errors import DataError, TutelageError
+from pipeline.tracking.spool import Ledger
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -606,3 +608,30 @@ def test_a_damaged_student_is_two_lines(
     code, _, err = tutelage("evaluate", student.parent)
     assert code == 2
     assert two_lines(err)[0].startswith(f"{student}: its weights cannot be loaded: ")
+
+
+# ---------------------------------------------------------------- ui
+
+
+def test_ui_of_a_tracking_server_prints_its_addresses_and_ends(
+    tutelage: Tutelage, tmp_path: Path, tiny_run: TinyRun
+) -> None:
+    uri = "https://me:hunter2@mlflow.example/base"
+    run = tiny_run(tracking={"uri": uri, "experiment": "reviews"})
+    file = written(tmp_path, run)
+    code, out, err = tutelage("ui", file)
+    assert (code, err) == (0, "")
+    assert out == "MLflow\n  https://mlflow.example/base/#/experiments\n"
+    ledger = Ledger(tmp_path / "runs" / "tiny" / "mlflow.json", str(redact("uri", uri)), "reviews")
+    ledger.experiment_id = "7"
+    ledger.views["students-tiny"] = {"title": "Students of tiny", "charts": False, "digest": ""}
+    ledger.save()
+    code, out, _ = tutelage("ui", file)
+    page = "  https://mlflow.example/base/#/experiments/7/runs?workflowType=machine_learning"
+    assert out.splitlines() == [
+        "Students of tiny",
+        f"{page}&viewStateShareKey=students-tiny",
+        "All runs of reviews",
+        page,
+    ]
+    assert "hunter2" not in out

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
+from pipeline.tracking.calls import DataSet
+from pipeline.tracking.spool import Rename
 from pipeline.tracking.tracker import NullTracker, Params, Role, Status, Tags, Tracker, TrackingOutcome
+from pipeline.tracking.views import View
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,6 +54,10 @@ class Kept(NullTracker):
     def __init__(self) -> None:
         self.runs: dict[str, tuple[str, Role, Tags, Params]] = {}
         self.followed: dict[str, Path] = {}
+        self.renamed: dict[str, Rename] = {}
+        self.views: list[View] = []
+        self.data: dict[str, list[DataSet]] = {}
+        self.tagged: dict[str, dict[str, str]] = {}
         self.logged: dict[str, dict[str, float]] = {}
         self.models: list[tuple[str, str]] = []
         self.registered: list[str] = []
@@ -60,8 +67,18 @@ class Kept(NullTracker):
     def run(self, key: str, name: str, role: Role, tags: Tags, params: Params) -> None:
         self.runs[key] = (name, role, tags, params)
 
-    def follow(self, key: str, file: Path) -> None:
+    def follow(self, key: str, file: Path, rename: Rename = str) -> None:
         self.followed[key] = file
+        self.renamed[key] = rename
+
+    def experiment(self, text: str, mark: str, views: Sequence[View]) -> None:
+        self.views += views
+
+    def inputs(self, key: str, data: Sequence[DataSet]) -> None:
+        self.data.setdefault(key, []).extend(data)
+
+    def tags(self, key: str, tags: Tags) -> None:
+        self.tagged.setdefault(key, {}).update(tags)
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
         self.logged.setdefault(key, {}).update(values)

@@ -82,10 +82,10 @@ def test_a_trial_has_the_scores_of_the_weights_it_keeps_once_it_has_ended(
     _Study._track(study, trial_of(3, 0.72, status, epochs=2))
     assert tracker.logged["trial/3"] == pytest.approx(
         {
-            "best/macro/score": 0.72,
-            "best/movies/accuracy": 0.72,
-            "retention/macro": 0.8,
-            "retention/movies": 0.9,
+            "best/macro": 0.72,
+            "best/movies": 0.72,
+            "best/retention/macro": 0.8,
+            "best/retention/movies": 0.9,
         }
     )
 

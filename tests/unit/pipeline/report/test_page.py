@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.report.build import build
-from pipeline.report.page import advice_line, markdown, verdict
+from pipeline.report.page import advice_line, links_section, markdown, overview, verdict
 from pipeline.report.schema import Advice, Size, Sizes, TaskStudentScores
 from pipeline.shown import percent, points, recovered, signed
 from tests.unit.pipeline.hand_results import (
@@ -215,3 +215,35 @@ def test_suggested_values_are_valid_in_a_config_file() -> None:
 
     line = advice_line(WEIGHTS).split("`")[1]
     assert OmegaConf.create(line) == {WEIGHTS.key: WEIGHTS.value}
+
+
+def test_the_overview_has_ensemble_students_and_baselines_best_first() -> None:
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in overview(build(*some_run())).splitlines()
+    ]
+    head, _, *rows = lines
+    assert head[:2] == ["model", "mean"]
+    assert head[-4:] == ["Δ", "retention", "parameters", "ms an example"]
+    assert sorted(row[0] for row in rows) == [
+        "**half**",
+        "**tiny**",
+        "ensemble",
+        "half, supervised",
+        "tiny, supervised",
+    ]
+    means = [float(row[1]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    assert all(len(row) == len(head) for row in rows)
+    one_task, *_ = overview(hand_report(74, None, 78, n=100)).splitlines()
+    assert "mean" not in one_task
+    assert "movies, accuracy" in one_task
+
+
+def test_addresses_stand_at_the_end_or_why_they_do_not() -> None:
+    report = hand_report(74, 72, 78, n=100)
+    assert "## MLflow" not in markdown(report)  # nothing is recorded
+    assert "had not answered" in markdown(report, links={})
+    text = markdown(report, links={"Students": "http://127.0.0.1:5000/#/experiments/1"})
+    assert "- [Students](http://127.0.0.1:5000/#/experiments/1)" in text
+    assert "`tutelage ui`" in links_section({"Students": "http://127.0.0.1:5000/#/x"})[-1]
+    assert "`tutelage ui`" not in links_section({"Students": "https://mlflow.example/#/x"})[-1]

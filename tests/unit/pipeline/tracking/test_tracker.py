@@ -18,10 +18,14 @@ from mlflow import MlflowClient
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten
-from pipeline.report.page import verdict
+from pipeline.report.page import overview, verdict
 from pipeline.report.schema import Advice
 from pipeline.tracking import record
+from pipeline.tracking.calls import DataSet
+from pipeline.tracking.spool import Ledger
 from pipeline.tracking.tracker import NullTracker, TrackingOutcome, open_tracker
+from pipeline.tracking.uri import pages
+from pipeline.tracking.views import View
 from tests.unit.pipeline.hand_results import hand_report
 from tests.unit.pipeline.tracked import Launch, Stored, close, config
 
@@ -148,21 +152,102 @@ def test_advice_is_a_tag_and_the_description_of_its_runs(launch: Launch, setting
         tracker = launch()
         tracker.run("", settings.name, "parent", {}, {})
         tracker.run("half-distilled", "half", "student", {}, {})
-        record.advice(tracker, report.model_copy(update={"advice": advice}))
+        record.described(tracker, settings, report.model_copy(update={"advice": advice}))
         stored = close(tracker, settings)
         parent, student = (stored.run(key).data.tags for key in ("", "half-distilled"))
         if advice:
             assert parent["advice"] == "student-undertrained,class-missed"
             assert student["advice"] == "student-undertrained"
             line = "- It improved. Try `students.half.train.epochs: 6`."
-            assert parent["mlflow.note.content"] == (
-                f"{verdict(report)}\n\nAdvice:\n\n{line}\n- Nobody is right. Key: `tasks.movies.data`."
-            )
+            whole = f"{verdict(report)}\n\n{overview(report)}"
+            advised = f"{whole}\n\nAdvice:\n\n{line}\n- Nobody is right. Key: `tasks.movies.data`."
+            assert parent["mlflow.note.content"].endswith(advised)
             assert student["mlflow.note.content"] == f"Advice:\n\n{line}"
         else:
             assert (parent["advice"], student["advice"]) == ("none", "none")
-            assert parent["mlflow.note.content"] == verdict(report)
+            assert parent["mlflow.note.content"].endswith(whole)
             assert student["mlflow.note.content"] == ""
+
+
+def test_data_sets_are_logged_once(launch: Launch, settings: RunConfig) -> None:
+    data = [DataSet("movies", "0123456789abcdef", {"train": 20, "test": 5}, "local", {"uri": "movies.csv"})]
+    for _ in range(2):
+        tracker = launch()
+        tracker.run("", settings.name, "parent", {}, {})
+        tracker.inputs("", data)
+        stored = close(tracker, settings)
+    inputs = stored.run("").inputs
+    assert inputs is not None
+    (one,) = inputs.dataset_inputs
+    assert (one.dataset.name, one.dataset.digest) == ("movies", "0123456789abcdef")
+    assert json.loads(str(one.dataset.profile)) == {"train": 20, "test": 5}
+    assert [(tag.key, tag.value) for tag in one.tags] == [("mlflow.data.context", "training")]
+    ledger = Ledger(settings.run_dir / "mlflow.json", settings.tracking_uri, settings.experiment)
+    assert ledger.runs[""].inputs == {"movies": "0123456789abcdef"}
+
+
+def test_data_sets_of_a_run_never_begun_are_counted_as_lost(launch: Launch, settings: RunConfig) -> None:
+    tracker = launch()
+    tracker.run("", settings.name, "parent", {}, {})
+    tracker.inputs("nobody", [])
+    assert tracker.close(timeout_s=60).operations_lost == 1
+
+
+def test_views_are_saved_once_and_again_when_they_change(launch: Launch, settings: RunConfig) -> None:
+    saved = []
+    for order in ("first", "first", "second"):
+        tracker = launch()
+        tracker.experiment("Ours: about.", "Ours", [View("mine", "Mine", False, {"orderByKey": order})])
+        stored = close(tracker, settings)
+        tags = stored.client.get_experiment(str(stored.outcome.experiment_id)).tags
+        saved.append(json.loads(tags["mlflow.sharedViewState.mine"]))
+    assert [json.loads(one["state"])["orderByKey"] for one in saved] == ["first", "first", "second"]
+    assert saved[0] == saved[1]  # not sent again: its time is the first launch's
+    assert tags["mlflow.note.content"] == "Ours: about."
+    addresses = pages(settings, "http://here")
+    assert list(addresses) == ["Mine", f"All runs of {settings.name}"]
+    assert addresses["Mine"].endswith("/runs?workflowType=machine_learning&viewStateShareKey=mine")
+
+
+def test_a_persons_description_of_the_experiment_stays(launch: Launch, settings: RunConfig) -> None:
+    for theirs, kept in ((None, "Ours: old."), ("Ours: older.", "Ours: old."), ("Mine.", "Mine.")):
+        tracker = launch()
+        tracker.run("", settings.name, "parent", {}, {})
+        stored = close(tracker, settings)
+        experiment = str(stored.outcome.experiment_id)
+        if theirs is not None:
+            stored.client.set_experiment_tag(experiment, "mlflow.note.content", theirs)
+        tracker = launch()
+        tracker.experiment("Ours: old.", "Ours", [])
+        close(tracker, settings)
+        assert stored.client.get_experiment(experiment).tags["mlflow.note.content"] == kept
+
+
+def test_children_have_the_run_and_group_of_their_parent(launch: Launch, settings: RunConfig) -> None:
+    tracker = launch()
+    tracker.run("", settings.name, "parent", {"run": "one", "group": "several", "tasks": "movies"}, {})
+    tracker.run("half", "half", "student", {"mode": "distilled"}, {})
+    tags = close(tracker, settings).run("half").data.tags
+    assert {tag: tags.get(tag) for tag in ("run", "group", "mode", "tasks")} == {
+        "run": "one",
+        "group": "several",
+        "mode": "distilled",
+        "tasks": None,
+    }
+
+
+def test_points_are_renamed_and_sent_once(launch: Launch, settings: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    line = {"step": 1, "time": 1.8e9, "metrics": {"movies/accuracy": 0.5}}
+    file.write_text(json.dumps(line) + "\n")
+    for _ in range(2):
+        tracker = launch()
+        tracker.run("", settings.name, "parent", {}, {})
+        tracker.follow("", file, lambda name: f"validation/{name.partition('/')[0]}")
+        tracker.finish("", "FINISHED")
+        stored = close(tracker, settings)
+    assert stored.history("", "validation/movies") == [(1, 0.5)]
+    assert stored.history("", "movies/accuracy") == []
 
 
 def test_tags_of_a_run_never_begun_are_counted_as_lost(launch: Launch, settings: RunConfig) -> None:

@@ -11,7 +11,8 @@ import pytest
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking.tracker import open_tracker
-from pipeline.tracking.uri import runs_page, ui_command
+from pipeline.tracking.uri import opens_browser, pages, server_page, ui_command
+from pipeline.tracking.views import View
 from tests.unit.pipeline.tracked import Launch, config
 
 pytestmark = pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b")
@@ -45,17 +46,46 @@ def test_ui_of_a_server_is_the_servers_own() -> None:
     assert "http://127.0.0.1:1" in refused.value.remedy
 
 
-def test_the_runs_page_is_the_experiments(launch: Launch, settings: RunConfig) -> None:
-    assert runs_page(settings, 5001) == "http://127.0.0.1:5001/#/experiments"
+def test_the_server_page_is_the_servers_own_without_its_password(tmp_path: Path) -> None:
+    assert server_page(config(tmp_path, "first"), 5001) == "http://127.0.0.1:5001"
+    away = config(tmp_path, "first", uri="https://me:hunter2@mlflow.example:8443/base/")
+    assert server_page(away) == "https://mlflow.example:8443/base"
+    assert server_page(config(tmp_path, "first", uri="databricks://profile")) is None
+
+
+def test_pages_are_those_of_the_run_its_seeds_and_its_search(launch: Launch, settings: RunConfig) -> None:
+    base = "http://127.0.0.1:5001"
+    assert pages(settings, base) == {"MLflow": f"{base}/#/experiments"}
     tracker = launch()
     tracker.run("", settings.name, "parent", {}, {})
+    tracker.experiment("Ours.", "Ours", [View("mine", "Mine", True, {})])
     experiment = tracker.close(timeout_s=60).experiment_id
-    page = f"http://127.0.0.1:5001/#/experiments/{experiment}/runs"
-    assert runs_page(settings, 5001) == page
-    settings.run_dir.rename(
-        settings.run_dir.with_name(f"{settings.name}-study")
-    )  # a search has no other folder
-    assert runs_page(settings, 5001) == page
-    other = settings.run_dir.with_name(f"{settings.name}-study").rename(settings.run_dir.with_name("other"))
-    assert other.exists()
-    assert runs_page(settings, 5001) == "http://127.0.0.1:5001/#/experiments"
+    runs = f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    wanted = {
+        "Mine": f"{runs}&compareRunsMode=CHART&viewStateShareKey=mine",
+        f"All runs of {settings.name}": runs,
+    }
+    assert pages(settings, base) == wanted
+    study = settings.run_dir.rename(settings.run_dir.with_name(f"{settings.name}-study"))
+    assert pages(settings, base) == wanted  # a search that was stopped has no other folder
+    study.rename(settings.run_dir.with_name("other"))
+    assert pages(settings, base) == {"MLflow": f"{base}/#/experiments"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "terminal", "opens"),
+    [
+        ({"DISPLAY": ":0"}, "linux", True, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True, True),
+        ({}, "linux", True, False),  # Python would open a text browser in the terminal
+        ({}, "darwin", True, True),
+        ({"DISPLAY": ":0"}, "linux", False, False),  # a pipe, or a service
+        ({"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "a 1 b 22"}, "linux", True, False),
+        ({"SSH_TTY": "/dev/pts/0"}, "darwin", True, False),
+        ({"BROWSER": "code-browser", "SSH_CONNECTION": "a 1 b 22"}, "linux", True, True),  # opens at home
+    ],
+)
+def test_a_browser_opens_where_a_person_expects_it(
+    environment: dict[str, str], platform: str, terminal: bool, opens: bool
+) -> None:
+    assert opens_browser(environment, platform, terminal=terminal) == opens
