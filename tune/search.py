@@ -58,21 +58,29 @@ Watch = Callable[[Trial], None]
 
 
 def search(
-    config: RunConfig, shared: Shared, trials: list[Trial], watch: Watch, should_stop: Callable[[], bool]
+    config: RunConfig,
+    shared: Shared,
+    trials: list[Trial],
+    watch: Watch,
+    should_stop: Callable[[], bool],
+    finals: Sequence[dict[str, Any]] | None = None,
 ) -> None:
     """Runs the remaining trials; adds them to `trials` and updates them while they run. Blocks. Ray must be running.
 
-    trials: those of earlier launches · should_stop: ends the search early, as does the time budget over all launches;
+    trials: those of earlier launches · finals: points to train to their end, whatever it takes, in place of a search,
+    each with its `number`, its `seed` and the trial that it `repeats` · should_stop: ends the search early, as does the time budget over all launches;
     running trials are then interrupted. Raises `ExhaustedError` where Tune itself fails.
     """
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     remaining = tune.trials - sum(trial.ended for trial in trials)
     remaining_points = _remaining_points(config, shared.facts, trials)
+    if finals is not None:
+        remaining, remaining_points = len(finals), list(finals)
     if remaining <= 0 or remaining_points == []:
         return
     recorder = _Recorder(shared, trials, watch)
-    stopper = _Stopper(should_stop, _deadline(tune, trials), recorder)
+    stopper = _Stopper(should_stop, _deadline(tune, trials) if finals is None else None, recorder)
     recorder.stopper = stopper
     several = len(tune.metrics) > 1
     storage = ray_folder(shared.folder.parent)
@@ -84,7 +92,7 @@ def search(
             metric=None if several or remaining_points is None else tune.metrics[0],
             mode=None if several or remaining_points is None else modes(config)[0],
             search_alg=None if remaining_points is not None else _Optuna(config, shared.facts, trials),
-            scheduler=_scheduler(config, shared.facts, shared.folder),
+            scheduler=_scheduler(config, shared.facts, shared.folder) if finals is None else FIFOScheduler(),
             num_samples=remaining if remaining_points is None else 1,
             max_concurrent_trials=tune.concurrency,
             reuse_actors=True,  # a new process imports for as long as a small student's epoch takes
@@ -458,9 +466,8 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         point = trial.config["point"]
         record = next((one for one in self._trials if one.number == point["number"]), None)
         if record is None:
-            record = Trial(
-                point["number"], dict(point["values"])
-            )  # complete: the live table shows it at once
+            given = {key: point[key] for key in ("seed", "repeats") if key in point}
+            record = Trial(point["number"], dict(point["values"]), **given)
             self._trials.append(record)
             self._trials.sort(key=lambda one: one.number)
         record.values = dict(point["values"])

@@ -7,17 +7,19 @@ at any point can be resumed. A trial's curve is read from metrics.jsonl of its t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_atomically
-from pipeline.report.schema import TrialRecord, TrialStatus
+from pipeline.report.schema import GainRecord, TrialRecord, TrialStatus
 
 ENDED = ("finished", "early-stopped", "failed")
 TRIAL = "trial.json"
+DEFAULT = -1
+"""Stands for the number of a trial: the config's own values where no trial that finished has them."""
 
 
 @dataclass
@@ -34,6 +36,10 @@ class Trial:
     scores: dict[str, float] = field(default_factory=dict)
     failures: int = 0
     error: str | None = None
+    seed: int | None = None
+    """The training's seed where it is another than the config's."""
+    repeats: int | None = None
+    """Of a finalist's training: the number of the trial whose values it has, `DEFAULT` for the config's own."""
 
     @property
     def ended(self) -> bool:
@@ -113,18 +119,24 @@ def _gain(trial: Trial, metric: str, mode: str) -> float:
     return trial.scores[metric] if mode == "max" else -trial.scores[metric]
 
 
-def records(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> tuple[TrialRecord, ...]:
-    """The trials in the form of study.json. Scores that are not finite are left out."""
-    winner = best(trials, metrics, modes)
+def records(
+    trials: Sequence[Trial],
+    metrics: Sequence[str],
+    modes: Sequence[str],
+    winner: int | None,
+    gains: Mapping[int, GainRecord],
+) -> tuple[TrialRecord, ...]:
+    """The trials in the form of study.json. Scores that are not finite are left out. gains: by number."""
     front = {trial.number for trial in pareto_front(trials, metrics, modes)}
     return tuple(
         TrialRecord(
-            **{
-                **asdict(trial),
+            **{name: value for name, value in asdict(trial).items() if name not in ("seed", "repeats")}
+            | {
                 "seconds": round(trial.seconds, 2),
                 "scores": {name: score for name, score in trial.scores.items() if isfinite(score)},
             },
-            best=winner is not None and trial.number == winner.number,
+            gain=gains.get(trial.number),
+            best=trial.number == winner,
             pareto=trial.number in front,
         )
         for trial in trials

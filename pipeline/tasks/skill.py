@@ -11,9 +11,6 @@ the coefficient of determination at the best rising line through the predictions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,18 +21,8 @@ from torch.nn.functional import cross_entropy
 from pipeline.batch import UNLABELLED, Examples, is_present
 from pipeline.tasks.task import Task
 
-SKILL = "skill"
-"""Name of the score, beside the metrics of a task."""
 LARGEST_LOG_TEMPERATURE = 5.0
 """The best temperature is looked for between e⁻⁵ and e⁵."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference of skill, a share, and its standard error over the validation examples."""
-
-    mean: float
-    error: float
 
 
 def relative_losses(task: Task, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
@@ -57,20 +44,6 @@ def relative_losses(task: Task, values: NDArray[np.floating], examples: Examples
 def skill(losses: NDArray[np.float64]) -> float:
     """The skill of (n,) `relative_losses`: 1 is perfect, 0 no better than a constant, below 0 worse."""
     return float(1 - losses.mean())
-
-
-def difference(
-    losses: Mapping[str, NDArray[np.float64]], others: Mapping[str, NDArray[np.float64]]
-) -> Difference:
-    """The mean over tasks of a model's skill − another's, with its paired standard error over examples.
-
-    losses, others: `relative_losses` by task, of the same examples.
-    """
-    gains: Sequence[NDArray[np.float64]] = [others[task] - own for task, own in losses.items()]
-    variance = sum(float(gain.var(ddof=1)) / len(gain) if len(gain) > 1 else np.inf for gain in gains)
-    return Difference(
-        mean=float(np.mean([gain.mean() for gain in gains])), error=float(np.sqrt(variance)) / len(gains)
-    )
 
 
 def _owners(rows: int, counts: Tensor) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The skill score: log-loss at the best temperature as a share of a constant's, for every kind, and its paired error."""
+"""The skill score: log-loss at the best temperature as a share of a constant's, for every kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.batch import ABSENT, Examples, Ragged
 from pipeline.tasks import Task
 from pipeline.tasks.multi_label import multi_label
 from pipeline.tasks.regression import regression
-from pipeline.tasks.skill import difference, relative_losses, skill
+from pipeline.tasks.skill import relative_losses, skill
 from pipeline.tasks.text_classification import text_classification
 from pipeline.tasks.token_classification import token_classification
 from tests.unit.pipeline.tasks import questions
@@ -128,14 +128,3 @@ def test_an_answer_has_two_rows_over_the_cells_of_its_own_context() -> None:
         near[start + last, 1] += 4
     assert relative_losses(task, near, examples).shape == (2,)
     assert score(task, near, examples) > 0.5 > score(task, values, examples)
-
-
-def test_a_difference_is_paired_by_example_and_averaged_over_tasks() -> None:
-    rng = np.random.default_rng(0)
-    a, b = {"x": rng.random(100), "y": rng.random(50)}, {"x": rng.random(100), "y": rng.random(50)}
-    gain = difference(a, b)
-    gains = [b["x"] - a["x"], b["y"] - a["y"]]
-    assert gain.mean == pytest.approx((gains[0].mean() + gains[1].mean()) / 2)
-    assert gain.mean == pytest.approx(np.mean([skill(a[t]) - skill(b[t]) for t in a]))
-    assert gain.error == pytest.approx(np.sqrt(gains[0].var(ddof=1) / 100 + gains[1].var(ddof=1) / 50) / 2)
-    assert difference(a, a).error == 0
