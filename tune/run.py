@@ -255,9 +255,7 @@ class _Study:
                 tags |= {"seed": str(trial.seed), "repeats": _who(trial.repeats)}
             name = f"{what}-{trial_name(trial.number)}"
             metrics = training_folder(shared, trial) / METRICS
-            training_began(
-                tracker, key, name, role="trial", tags=tags, settings=trial.values, metrics=metrics
-            )
+            training_began(tracker, key, name, role=what, tags=tags, settings=trial.values, metrics=metrics)
         if trial.status != "running":
             metrics_by_name = best_metrics(trial.scores) | report.retention(trial.scores, self.ensemble)
             tracker.metrics(key, metrics_by_name, step=trial.epochs)

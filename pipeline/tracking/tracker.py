@@ -36,7 +36,7 @@ from pipeline.tracking.uri import artifact_root
 
 log = logging.getLogger(__name__)
 
-Role = Literal["parent", "teacher", "student", "baseline", "study", "trial"]
+Role = Literal["parent", "teacher", "student", "baseline", "study", "trial", "final"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, str]
 Params = Mapping[str, Any]

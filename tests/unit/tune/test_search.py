@@ -561,7 +561,7 @@ class Study:
         folder = training_folder(self.shared, Trial(number, {}))
         save_checkpoint(folder, 5, {}, {})
         if result is not None:
-            write_result(folder, result)
+            write_result(folder, result, {})
         return folder
 
     @property
