@@ -29,7 +29,7 @@ from pipeline.report.results import ensemble_scores
 from pipeline.report.schema import GroupReport, StudyReport
 from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, finals_folder, trials_folder
 from pipeline.tracking.record import best_metrics, training_began, written_files
-from pipeline.tracking.tracker import Status
+from pipeline.tracking.tracker import Role, Status
 from pipeline.training.loop import METRICS
 from tune import report
 from tune.choice import Gain
@@ -245,7 +245,8 @@ class _Study:
         self.run.display.line(f"  {report.trial_line(trial, self.metrics, gain)}")
 
     def _track(self, trial: Trial) -> None:
-        what, shared = ("trial", self.shared) if trial.repeats is None else ("final", self.shared_by_finals)
+        what: Role = "trial" if trial.repeats is None else "final"
+        shared = self.shared if trial.repeats is None else self.shared_by_finals
         tracker, key = self.run.tracker, f"{what}/{trial.number}"
         if key not in self._tracked:
             self._tracked.add(key)

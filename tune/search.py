@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,6 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline import errors
 from pipeline.config.recipe import Facts
 from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
@@ -48,7 +46,7 @@ from tune.space import (
     values_of,
     with_values,
 )
-from tune.study import Trial, folder_of, save
+from tune.study import Trial, cause_of, folder_of, save
 from tune.trial import Shared, run_trial, trial_job
 
 CHECKPOINTS = 10
@@ -427,7 +425,9 @@ class _Recorder(_Unsaved, ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         one = self._record_of(trial)
         one.failures += 1
-        one.error = _cause(trial)
+        one.error = cause_of(
+            trial.error_file
+        )  # in the driver; `get_error` reads a copy that may not exist yet
         self._end(one, "failed")
 
     def on_trial_complete(
@@ -492,16 +492,3 @@ def training_folder(shared: Shared, trial: Trial) -> Path:
 
 def _stop_file(trials: Path, number: int) -> Path:
     return stop_file(folder_of(trials, number))
-
-
-def _cause(trial: TuneTrial) -> str:
-    """The trial's error on one line: the last exception's name and message, of a `TutelageError` its cause alone;
-    without an exception, the last line of the error file."""
-    file = trial.error_file  # in the driver; `get_error` reads a copy of it, which may not exist yet
-    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).is_file() else ""
-    exceptions = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    if exceptions:
-        kind, message = exceptions[-1]
-        return message if hasattr(errors, kind) else f"{kind}: {message}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown"

@@ -7,12 +7,14 @@ at any point can be resumed. A trial's curve is read from metrics.jsonl of its t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pipeline import errors
 from pipeline.files import write_atomically
 from pipeline.report.schema import GainRecord, TrialRecord, TrialStatus
 
@@ -73,6 +75,19 @@ def load(trials: Path) -> list[Trial]:
             trial.status = "interrupted"
         trials_on_disk.append(trial)
     return sorted(trials_on_disk, key=lambda trial: trial.number)
+
+
+def cause_of(error_file: str | None) -> str:
+    """A failed trial's error on one line: the last exception's name and message, of a `TutelageError` its cause alone;
+    without an exception, the last line of the file that Tune wrote."""
+    file = None if error_file is None else Path(error_file)
+    text = file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+    exceptions = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    if exceptions:
+        kind, message = exceptions[-1]
+        return message if hasattr(errors, kind) else f"{kind}: {message}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"
 
 
 def best(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> Trial | None:

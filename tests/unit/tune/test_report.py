@@ -17,6 +17,7 @@ from pipeline.compare.rows import load as compared
 from pipeline.report.build import build as build_report
 from pipeline.report.group import build as build_group
 from pipeline.report.schema import GroupReport, OnTest, StudyReport, read, to_json
+from pipeline.shown import signed
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 from tests.unit.tune.studies import search_of, trial_of
 from tune import report
@@ -358,7 +359,7 @@ def test_a_default_that_stays_is_said_to_with_the_gains_that_did_not_suffice() -
         "**The default stays.** Gain over the default on validation, over 3 seeds: trial 1 +1.2 ± 0.6, trial 2 −0.2 ± 0.4."
         in text
     )
-    assert f"corrected for all trials, is {report.signed(CHANCE[1].lowest)}" in text
+    assert f"corrected for all trials, is {signed(CHANCE[1].lowest)}" in text
     assert [trial.best for trial in study.trials] == [True, False, False, False]
     tested = study.model_copy(update={"test": on_test([800, 810], [800, 810])})
     assert "On test, over 2 seeds, it scores 80.5 ± 0.7." in " ".join(verdict(tested))
