@@ -41,6 +41,11 @@ def trials_folder(run_dir: Path) -> Path:
     return run_dir / "trials"
 
 
+def finals_folder(run_dir: Path) -> Path:
+    """The folder of a study's finals: trainings of its best few trials and of its default under every seed."""
+    return run_dir / "finals"
+
+
 def stop_file(run_dir: Path) -> Path:
     """Path of the stop file: while it exists, trainings write a checkpoint and end."""
     return run_dir / "STOP"

@@ -6,23 +6,35 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from pipeline.config.kinds import SKILL
 from pipeline.config.schema import RunConfig
 from pipeline.display.wide_table import Field, WideTable
 from pipeline.files import write_atomically
 from pipeline.report.page import links_section
-from pipeline.report.schema import GroupReport, GroupSection, OnTest, ScoresOnTest, StudyReport, to_json
+from pipeline.report.schema import (
+    ChoiceRecord,
+    GainRecord,
+    GroupReport,
+    GroupSection,
+    OnTest,
+    ScoresOnTest,
+    StudyReport,
+    to_json,
+)
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, points, signed
 from pipeline.significance import Spread, floor, sign_flip_p
+from tune.choice import Gain
+from tune.finals import Choice
 from tune.importance import importance
 from tune.space import modes, student_of
-from tune.study import Trial, best, records
+from tune.study import DEFAULT, Trial, records
 
 TRIALS = "trials.csv"
 MARKS = {
@@ -40,7 +52,9 @@ class Facts:
 
     ensemble: validation scores of the teachers together, by ``macro/score`` and ``<task>/<metric>`` · forwards: by
     teacher, examples that it predicted in this launch · needed: by teacher, soft targets that the study reads ·
-    curves: by trial, validation lines of metrics.jsonl · timings_s: seconds by stage, over all launches.
+    curves: by trial, validation lines of metrics.jsonl · timings_s: seconds by stage, over all launches · gains: of
+    finished trials over the default, by number · choice: the outcome of the finals, if there were any · winner: the
+    number of the winning trial, or `DEFAULT`.
     """
 
     ensemble: Mapping[str, float]
@@ -48,13 +62,16 @@ class Facts:
     needed: Mapping[str, int]
     curves: Mapping[int, Sequence[Mapping[str, Any]]]
     timings_s: Mapping[str, float]
+    gains: Mapping[int, Gain] = field(default_factory=dict)
+    choice: Choice | None = None
+    winner: int | None = None
 
 
 # ---------------------------------------------------------------- while it runs
 
 
-def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> WideTable:
-    """The trials so far, for a terminal."""
+def live_table(trials: Sequence[Trial], metrics: Sequence[str], gains: Mapping[int, Gain]) -> WideTable:
+    """The trials so far, for a terminal. gains: over the default, by number; the column is there once one is known."""
     paths = list(trials[0].values) if trials else []
     fields = [
         Field("trial", [str(trial.number) for trial in trials], key=True),
@@ -75,6 +92,8 @@ def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> WideTable:
         )
         for metric in metrics
     ]
+    if gains:
+        fields.append(Field("gain", [_gain_of(gains.get(trial.number)) for trial in trials], group="scores"))
     fields += [
         Field("epochs", [str(trial.epochs) for trial in trials], group="cost"),
         Field("s", [f"{trial.seconds:.0f}" for trial in trials], group="cost"),
@@ -82,12 +101,22 @@ def live_table(trials: Sequence[Trial], metrics: Sequence[str]) -> WideTable:
     return WideTable(fields)
 
 
-def trial_line(trial: Trial, metrics: Sequence[str]) -> str:
-    """One line about a trial that ended."""
+def trial_line(trial: Trial, metrics: Sequence[str], gain: Gain | None = None) -> str:
+    """One line about a training that ended. gain: over the default."""
     scores = [f"{one} {measured(one, trial.scores[one])}" for one in metrics if one in trial.scores]
+    if gain is not None:
+        scores.append(f"{_gain_of(gain)} to the default")
     values = ", ".join(f"{path}={shown(value)}" for path, value in trial.values.items())
     why = f" ({trial.error})" if trial.error else ""
-    return f"trial {trial.number}: {trial.status}{why}, {', '.join([*scores, f'{trial.epochs} epochs'])} · {values}"
+    name = f"trial {trial.number}"
+    if trial.repeats is not None:
+        name = f"{'the default' if trial.repeats == DEFAULT else f'trial {trial.repeats}'}, seed {trial.seed}"
+    return f"{name}: {trial.status}{why}, {', '.join([*scores, f'{trial.epochs} epochs'])} · {values}"
+
+
+def _gain_of(gain: Gain | GainRecord | None) -> str:
+    """`+1.2 ± 0.6`: a gain with its standard error, in points."""
+    return NOTHING if gain is None else f"{signed(gain.mean)} ± {points(gain.error)}"
 
 
 def shown(value: Any) -> str:
@@ -100,7 +129,7 @@ def retention(scores: Mapping[str, float], ensemble: Mapping[str, float]) -> dic
     return {
         f"retention/{name.split('/')[0]}": scores[name] / whole
         for name, whole in ensemble.items()
-        if name in scores and whole > 0
+        if name in scores and whole > 0 and not name.endswith(f"/{SKILL}")
     }
 
 
@@ -120,14 +149,31 @@ def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -
         space={path: one.model_dump(mode="json") for path, one in tune.space.items()},
         algorithm=tune.algorithm,
         scheduler=tune.scheduler,
-        trials=records(trials, tune.metrics, modes(config)),
+        trials=records(
+            trials,
+            tune.metrics,
+            modes(config),
+            facts.winner,
+            {number: _record(gain) for number, gain in facts.gains.items()},
+        ),
         ensemble=facts.ensemble,
         importance=importance(tune, trials, tune.metrics[0]),
         teacher_forwards=facts.forwards,
         soft_targets=facts.needed,
         forwards_ratio=forwards / needed if needed else None,
         timings_s=facts.timings_s,
+        choice=None if facts.choice is None else _choice(facts.choice),
     )
+
+
+def _record(gain: Gain) -> GainRecord:
+    return GainRecord(mean=gain.mean, error=gain.error, lowest=gain.lowest, by_chance=gain.by_chance)
+
+
+def _choice(choice: Choice) -> ChoiceRecord:
+    default, winner = (None if one == DEFAULT else one for one in (choice.default, choice.winner))
+    gains = {number: _record(gain) for number, gain in choice.gains.items()}
+    return ChoiceRecord(default=default, winner=winner, stays=choice.stays, seeds=choice.seeds, gains=gains)
 
 
 def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
@@ -175,8 +221,8 @@ def write(
     assert tune is not None, "`tune.space.checked` comes first"
     study = build(config, folder.name, trials, facts)
     directions = modes(config)
-    winner = best(trials, tune.metrics, directions)
-    tasks = [name for name in facts.ensemble if name != "macro/score"]
+    winner = next((trial for trial in trials if trial.number == facts.winner), None)
+    tasks = [name for name in facts.ensemble if not name.startswith("macro/")]
     drawn = figures.draw(
         tune=tune,
         mode=directions[0],
@@ -206,11 +252,12 @@ def to_csv(study: StudyReport) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     facts = ("number", "status", "best", "pareto", "epochs", "seconds", "failures", "error")
-    writer.writerow([*facts, *paths, *names])
+    writer.writerow([*facts, "gain", "gain_error", *paths, *names])
     for trial in study.trials:
         own = [getattr(trial, name) for name in facts]
         values = [trial.values.get(path) for path in paths]
-        writer.writerow([*own, *values, *(trial.scores.get(name) for name in names)])
+        gains = [None, None] if trial.gain is None else [trial.gain.mean, trial.gain.error]
+        writer.writerow([*own, *gains, *values, *(trial.scores.get(name) for name in names)])
     return text.getvalue()
 
 
@@ -249,6 +296,13 @@ def verdict(study: StudyReport) -> list[str]:
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
     winner = study.winner
     lead = f"{len(study.trials)} trials of **{study.student}**: {ended or 'none had begun'}."
+    if study.choice is not None and study.choice.stays:
+        on_test = (
+            []
+            if study.test is None
+            else [_default_on_test(study.test), _gain_from_teachers(study.test, stays=True)]
+        )
+        return [f"{lead} **The default stays.** {_finals(study.choice)}", *on_test]
     if winner is None:
         return [f"{lead} None of them has a score." if counts else lead]
     scores = ", ".join(f"{one} {measured(one, winner.scores[one])}" for one in study.metrics)
@@ -258,6 +312,8 @@ def verdict(study: StudyReport) -> list[str]:
     place = many if front > 1 else "alone on the Pareto front"
     which = f", {place}," if _several(study) else ""
     paragraphs = [f"{lead} The winner{which} is trial {winner.number}, {scores} on validation: {values}."]
+    if study.choice is not None:
+        paragraphs.append(_finals(study.choice))
     if study.scheduler == "pbt":
         paragraphs.append(
             "Values of a population change on the way, weights pass from trial to trial: shown are each trial's last "
@@ -266,6 +322,25 @@ def verdict(study: StudyReport) -> list[str]:
     if study.test is not None:
         paragraphs += [_gain(study.test), _gain_from_teachers(study.test)]
     return paragraphs
+
+
+def _finals(choice: ChoiceRecord) -> str:
+    """Sentences on the finals: the gain of each finalist, and what it is worth."""
+    seeds = f"over {len(choice.seeds)} seeds" if len(choice.seeds) > 1 else "with one seed"
+    if not choice.gains:
+        return f"No other trial ran to its end, to be compared with it {seeds}."
+    ranked = sorted(choice.gains.items(), key=lambda item: -item[1].mean)
+    each = ", ".join(f"trial {number} {_gain_of(gain)}" for number, gain in ranked)
+    top = choice.gains[choice.winner] if not choice.stays and choice.winner is not None else ranked[0][1]
+    sure = f"the lower end of its 90% interval, corrected for all trials, is {signed(top.lowest)}"
+    luck = f"the best of as many trials, all as good as the default, would show {signed(top.by_chance)} by chance"
+    return f"Gain over the default on validation, {seeds}: {each}. Of the best one {sure}; {luck}."
+
+
+def _default_on_test(test: OnTest) -> str:
+    """A sentence on the default's test score."""
+    over = f"over {len(test.seeds)} seeds" if len(test.seeds) > 1 else "with one seed"
+    return f"On test, {over}, it scores {plus_minus(Spread(test.scores['macro'].default))}."
 
 
 def _several(study: StudyReport) -> bool:
@@ -287,13 +362,14 @@ def _gain(test: OnTest) -> str:
     return f"{text}the search bought {gain} points{chance if seeds > 1 else ', which one seed cannot tell from chance'}."
 
 
-def _gain_from_teachers(test: OnTest) -> str:
-    """Sentences on the gain from the teachers: default and winner, each beside the same settings trained on labels alone."""
+def _gain_from_teachers(test: OnTest, stays: bool = False) -> str:
+    """Sentences on the gain from the teachers: default and winner, each beside the same settings trained on labels alone.
+    stays: the default is the winner."""
     macro, seeds = test.scores["macro"], len(test.seeds)
-    models = (
+    models = [
         ("the student of the default weights is", macro.default, macro.default_supervised),
         ("that of the winner is", macro.best, macro.best_supervised),
-    )
+    ][: 1 if stays else 2]
     parts = [
         f"{who} {_beside(scores, supervised)}" for who, scores, supervised in models if supervised is not None
     ]
@@ -306,10 +382,10 @@ def _gain_from_teachers(test: OnTest) -> str:
     sure = f"p {p_value(sign_flip_p(deltas))}" if seeds > 1 else "one seed cannot tell that from chance"
     worth = signed(statistics.fmean(deltas))
     if worth == "0.0":
-        return f"{text} With the winner's settings nothing shows that the teachers help ({sure})."
+        return f"{text} With these settings nothing shows that the teachers help ({sure})."
     if worth.startswith("−"):
-        return f"{text} With the winner's settings labels alone do better than the teachers ({sure})."
-    return f"{text} With the winner's settings the teachers are worth {worth} points ({sure})."
+        return f"{text} With these settings labels alone do better than the teachers ({sure})."
+    return f"{text} With these settings the teachers are worth {worth} points ({sure})."
 
 
 def _beside(scores: Sequence[float], supervised: Sequence[float]) -> str:
@@ -323,7 +399,7 @@ def _beside(scores: Sequence[float], supervised: Sequence[float]) -> str:
 
 
 def _bought(study: StudyReport) -> list[str]:
-    if study.test is None:
+    if study.test is None or (study.choice is not None and study.choice.stays):
         return []
     rows = []
     for name, one in study.test.scores.items():
@@ -349,13 +425,29 @@ def _trials(study: StudyReport) -> str:
     for trial in study.trials:
         mark = "**" if trial.best else ""
         scores = [measured(one, trial.scores[one]) if one in trial.scores else NOTHING for one in metrics]
+        if any(one.gain for one in study.trials):
+            scores.append(_gain_of(trial.gain))
         front = ["yes" if trial.pareto else NOTHING] if _several(study) else []
         values = [shown(trial.values.get(path, NOTHING)) for path in paths]
         ended = trial.status + (f": {trial.error}" if trial.error else "")
         own = [text.replace("|", "\\|") for text in (f"{mark}{trial.number}{mark}", ended, *values)]
         rows.append([*own, *scores, *front, str(trial.epochs), f"{trial.seconds:.0f}"])
-    head = ["trial", "ended", *paths, *metrics, *(["Pareto"] if _several(study) else []), "epochs", "seconds"]
-    return markdown_table(head, rows, words=2)
+    gain = ["gain ¹"] if any(one.gain for one in study.trials) else []
+    head = [
+        "trial",
+        "ended",
+        *paths,
+        *metrics,
+        *gain,
+        *(["Pareto"] if _several(study) else []),
+        "epochs",
+        "seconds",
+    ]
+    note = (
+        "\n\n¹ Over the trial with the config's own values, on the same validation examples, ± its paired standard error: "
+        "the seed is one, so that what the seed changes is not in it."
+    )
+    return markdown_table(head, rows, words=2) + (note if gain else "")
 
 
 def _cost(study: StudyReport) -> list[str]:

@@ -1,14 +1,17 @@
 """One study from config to report: soft targets → trials → winner → test scores of the winner and of the default.
 
-A study's folder is `runs/<name>-study`. The default weights are trained in the plain run `runs/<name>`, as `tutelage
-train` trains the same file, the winner in `runs/<name>-best`, from `best.yaml`. Trials see validation only; only these
-two runs are scored on test, once.
+A study's folder is `runs/<name>-study`. The best few trials and the default, which is the config's own values, are
+trained again under every seed; the default stays unless one of them is better by more than chance (`tune.choice`). Then
+the default is trained in the plain run `runs/<name>`, as `tutelage train` trains the same file, and a winner in
+`runs/<name>-best`, from `best.yaml`. Trials see validation only; only these two runs are scored on test, once.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline import group as groups
@@ -24,15 +27,17 @@ from pipeline.files import write_atomically
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
 from pipeline.report.schema import GroupReport, StudyReport
-from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, trials_folder
+from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, finals_folder, trials_folder
 from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
-from pipeline.tracking.tracker import Status
+from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
 from pipeline.training.loop import METRICS
 from tune import report
+from tune.choice import Gain
+from tune.finals import Choice, Finals, decides
 from tune.search import cpus_per_trial_worker, search, training_folder
-from tune.space import check_grace, checked, modes, most_epochs, student_of, with_values
-from tune.study import Trial, best, load, trial_name
+from tune.space import check_grace, checked, modes, most_epochs, student_of, values_of, with_values
+from tune.study import DEFAULT, Trial, best, load, trial_name
 from tune.trial import Shared, curve
 
 FREE = {"trials", "concurrency", "time_budget_s", "retries"}
@@ -78,30 +83,39 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
         runs.running(own, display, role="study", check=lambda inputs: check_grace(own, inputs.facts)) as run,
         connected(config, dashboard=config.train.workers > 1),
     ):
-        run.order = (*runs.LABEL_STAGES, "search")
+        run.order = (*runs.LABEL_STAGES, "search", "finals")
         runs.make_targets(run)
         run.stages.begin("search")
         study = _Study(config, run)
         try:
             study.search()
+            study.finals()
         finally:
             written = study.write()
         run.stages.begin("test")
         run.stop.check()
-        winner = best(study.trials, study.metrics, study.modes)
+        winner = study.winner
         if winner is None:
             raise ExhaustedError(
                 "no trial gave a student",
                 f"{own.run_dir / STUDY_PAGE} says how each ended; change tune.space or tune.trials.",
             )
-        display.begin("the default weights, scored on test")
-        default = _distil(config.model_copy(update={"tune": None}), display)
-        display.begin(f"the winner, trial {winner.number}, trained again and scored on test")
-        chosen = _distil(best_config(config, winner.values), display, register)
+        stays = winner == DEFAULT or study.values_of(winner) == study.own
+        display.begin("the default, scored on test")
+        default = _distil(config.model_copy(update={"tune": None}), display, register if stays else None)
+        chosen = default
+        if not stays:
+            display.begin(f"the winner, trial {winner}, trained again and scored on test")
+            chosen = _distil(best_config(config, study.values_of(winner)), display, register)
         run.stop.listen()
         concluded = written.model_copy(update={"test": report.tested(default, chosen, student)})
         study.conclude(concluded)
         return concluded
+
+
+def _who(number: int) -> str:
+    """`trial 7`, or `the default`."""
+    return "the default" if number == DEFAULT else f"trial {number}"
 
 
 def _distil(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
@@ -140,6 +154,10 @@ class _Study:
         self.most_epochs = most_epochs(config, run.inputs.facts)
         self.folder = trials_folder(run.config.run_dir)
         self.trials = load(self.folder)
+        self.final_trials = load(finals_folder(run.config.run_dir))
+        self.own = values_of(config, config.tune.space, run.inputs.facts)
+        self.rules = Finals(config, run.inputs.data, self.own)
+        self.choice: Choice | None = None
         self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
         self.shared = Shared(
             config=with_absolute_paths(config),
@@ -150,7 +168,7 @@ class _Study:
             teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
         )
-        self._tracked: set[int] = set()  # trials with an open run in MLflow
+        self._tracked: set[str] = set()  # keys of open runs in MLflow
 
     def search(self) -> None:
         """Runs the trials that are left."""
@@ -162,38 +180,89 @@ class _Study:
         self.run.begin("search", what, noun="trials", unit="epochs", expected=ahead)
         for trial in self.trials:
             self._track(trial)
-        self.run.display.table(lambda: report.live_table(self.trials, self.metrics))
+        self._run(self.shared, self.trials, None)
+
+    def finals(self) -> None:
+        """Trains the best few trials and the default under the seeds, and chooses the winner."""
+        if not decides(self.config):
+            return
+        waiting = self.rules.points(self.trials, self.final_trials)
+        if waiting:
+            names = ", ".join(map(_who, self.rules.candidates(self.trials)))
+            what = f"{names} under {len(self.rules.seeds)} seeds; {len(waiting)} trainings"
+            ahead = {f"final {point['number']}": 1.0 for point in waiting}
+            self.run.begin("finals", what, noun="trainings", unit="epochs", expected=ahead)
+            self._run(self.shared_by_finals, self.final_trials, waiting)
+            self.run.stop.check()
+        self.choice = self.rules.choice(
+            self.trials, self.final_trials, self._folders(self.shared), self._folders(self.shared_by_finals)
+        )
+
+    @property
+    def shared_by_finals(self) -> Shared:
+        """`shared`, with the finals' folder."""
+        return replace(self.shared, folder=finals_folder(self.run.config.run_dir).absolute())
+
+    @property
+    def winner(self) -> int | None:
+        """The winner's number, or `DEFAULT`; where nothing was chosen the best trial's, None without any."""
+        if self.choice is not None:
+            return self.choice.winner
+        trial = best(self.trials, self.metrics, self.modes)
+        return None if trial is None else trial.number
+
+    def values_of(self, number: int) -> Mapping[str, Any]:
+        """The values of a trial, of the default none."""
+        return next((trial.values for trial in self.trials if trial.number == number), {})
+
+    def _run(self, shared: Shared, trials: list[Trial], finals: Sequence[dict[str, Any]] | None) -> None:
+        """Runs a search, or with `finals` these trainings, and shows them."""
+        self.run.display.table(lambda: report.live_table(trials, self.metrics, self._gains()))
         try:
             runs.in_thread(
-                lambda: search(self.config, self.shared, self.trials, self.watch, self.run.stop),
+                lambda: search(self.config, shared, trials, self.watch, self.run.stop, finals),
                 self.run.stages.tick,
             )
         finally:
             self.run.display.table(None)
 
+    def _folders(self, shared: Shared) -> dict[int, Path]:
+        """The folders of the trainings, by number."""
+        trials = self.trials if shared.folder == self.shared.folder else self.final_trials
+        return {trial.number: training_folder(shared, trial) for trial in trials}
+
+    def _gains(self) -> dict[int, Gain]:
+        return self.rules.gains(self.trials, self._folders(self.shared)) if decides(self.config) else {}
+
     def watch(self, trial: Trial) -> None:
-        """Records and shows a trial that started, finished an epoch, or ended."""
+        """Records and shows a training that started, finished an epoch, or ended."""
         self._track(trial)
         epochs = trial.epochs if trial.ended else self.most_epochs
-        self.run.display.advance(f"trial {trial.number}", trial.epochs, epochs)
+        what = "trial" if trial.repeats is None else "final"
+        self.run.display.advance(f"{what} {trial.number}", trial.epochs, epochs)
         if trial.status == "running":
             return
-        self.run.display.line(f"  {report.trial_line(trial, self.metrics)}")
+        gain = self._gains().get(trial.number) if trial.repeats is None else None
+        self.run.display.line(f"  {report.trial_line(trial, self.metrics, gain)}")
 
     def _track(self, trial: Trial) -> None:
-        tracker, key = self.run.tracker, f"trial/{trial.number}"
-        if trial.number not in self._tracked:
-            self._tracked.add(trial.number)
+        what: Role = "trial" if trial.repeats is None else "final"
+        shared = self.shared if trial.repeats is None else self.shared_by_finals
+        tracker, key = self.run.tracker, f"{what}/{trial.number}"
+        if key not in self._tracked:
+            self._tracked.add(key)
             tags = {"student": self.student, "tasks": ",".join(self.config.tasks)}
             tags |= {"teachers": ",".join(self.config.teachers), "study": self.run.config.name}
-            name = f"trial-{trial_name(trial.number)}"
-            metrics = training_folder(self.shared, trial) / METRICS
+            if trial.repeats is not None:
+                tags |= {"seed": str(trial.seed), "repeats": _who(trial.repeats)}
+            name = f"{what}-{trial_name(trial.number)}"
+            metrics = training_folder(shared, trial) / METRICS
             training_began(
                 tracker,
                 self.config,
                 key,
                 name,
-                role="trial",
+                role=what,
                 tags=tags,
                 settings=trial.values,
                 metrics=metrics,
@@ -205,16 +274,18 @@ class _Study:
             tracker.metrics(key, metrics_by_name, step=trial.epochs)
             tracker.tags(key, {"outcome": trial.status, **({"error": trial.error} if trial.error else {})})
             tracker.finish(key, OUTCOMES[trial.status])
-            self._tracked.discard(trial.number)  # a trial that is interrupted may begin again
+            self._tracked.discard(key)  # a trial that is interrupted may begin again
 
     def write(self) -> StudyReport:
         """Writes study.json, study.md, best.yaml, trials.csv and figures; returns the contents of study.json."""
-        folder, run = self.run.config.run_dir, self.run
-        winner = best(self.trials, self.metrics, self.modes)
+        folder, run, winner = self.run.config.run_dir, self.run, self.winner
         if winner is not None:
-            chosen = to_yaml(best_config(self.config, winner.values))
-            head = f"# Trial {winner.number} of {run.config.name}: `tutelage train` makes its student.\n"
-            write_atomically(folder / BEST_CONFIG, head + chosen)
+            stays = self.choice is not None and self.choice.stays
+            why = ", the default, which no trial was better than by more than chance" if stays else ""
+            head = f"# {_who(winner).capitalize()} of {run.config.name}{why}: `tutelage train` makes its student.\n"
+            write_atomically(
+                folder / BEST_CONFIG, head + to_yaml(best_config(self.config, self.values_of(winner)))
+            )
         facts = report.Facts(
             ensemble=self.ensemble,
             forwards={name: done.forwards for name, done in run.labelled.items()},
@@ -224,6 +295,9 @@ class _Study:
             },
             curves={trial.number: curve(training_folder(self.shared, trial)) for trial in self.trials},
             timings_s=run.stages.seconds(),
+            gains=self._gains(),
+            choice=self.choice,
+            winner=winner,
         )
         study, files = report.write(self.config, folder, self.trials, facts, self._links())
         written = [file for file in (folder / BEST_CONFIG, *files) if file.exists()]
@@ -231,9 +305,10 @@ class _Study:
         together = best_metrics(self.config, self.ensemble)
         run.tracker.metrics("", {f"{name}/ensemble": one for name, one in together.items()})
         described_study(run.tracker, run.config, report.verdict(study))
-        if winner is not None:
-            run.tracker.metrics("", best_metrics(self.config, winner.scores))
-            run.tracker.tags("", {"best_trial": f"trial-{trial_name(winner.number)}"})
+        trial = next((one for one in self.trials if one.number == winner), None)
+        if trial is not None:
+            run.tracker.metrics("", best_metrics(self.config, trial.scores))
+            run.tracker.tags("", {"best_trial": f"trial-{trial_name(trial.number)}"})
         return study
 
     def _links(self) -> dict[str, str] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,6 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline import errors
 from pipeline.config.recipe import Facts
 from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
@@ -48,7 +46,7 @@ from tune.space import (
     values_of,
     with_values,
 )
-from tune.study import Trial, folder_of, save
+from tune.study import Trial, cause_of, folder_of, save
 from tune.trial import Shared, run_trial, trial_job
 
 CHECKPOINTS = 10
@@ -58,21 +56,29 @@ Watch = Callable[[Trial], None]
 
 
 def search(
-    config: RunConfig, shared: Shared, trials: list[Trial], watch: Watch, should_stop: Callable[[], bool]
+    config: RunConfig,
+    shared: Shared,
+    trials: list[Trial],
+    watch: Watch,
+    should_stop: Callable[[], bool],
+    finals: Sequence[dict[str, Any]] | None = None,
 ) -> None:
     """Runs the remaining trials; adds them to `trials` and updates them while they run. Blocks. Ray must be running.
 
-    trials: those of earlier launches · should_stop: ends the search early, as does the time budget over all launches;
+    trials: those of earlier launches · finals: points to train to their end, whatever it takes, in place of a search,
+    each with its `number`, its `seed` and the trial that it `repeats` · should_stop: ends the search early, as does the time budget over all launches;
     running trials are then interrupted. Raises `ExhaustedError` where Tune itself fails.
     """
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
     remaining = tune.trials - sum(trial.ended for trial in trials)
     remaining_points = _remaining_points(config, shared.facts, trials)
+    if finals is not None:
+        remaining, remaining_points = len(finals), list(finals)
     if remaining <= 0 or remaining_points == []:
         return
     recorder = _Recorder(shared, trials, watch)
-    stopper = _Stopper(should_stop, _deadline(tune, trials), recorder)
+    stopper = _Stopper(should_stop, _deadline(tune, trials) if finals is None else None, recorder)
     recorder.stopper = stopper
     several = len(tune.metrics) > 1
     storage = ray_folder(shared.folder.parent)
@@ -84,7 +90,7 @@ def search(
             metric=None if several or remaining_points is None else tune.metrics[0],
             mode=None if several or remaining_points is None else modes(config)[0],
             search_alg=None if remaining_points is not None else _Optuna(config, shared.facts, trials),
-            scheduler=_scheduler(config, shared.facts, shared.folder),
+            scheduler=_scheduler(config, shared.facts, shared.folder) if finals is None else FIFOScheduler(),
             num_samples=remaining if remaining_points is None else 1,
             max_concurrent_trials=tune.concurrency,
             reuse_actors=True,  # a new process imports for as long as a small student's epoch takes
@@ -419,7 +425,9 @@ class _Recorder(_Unsaved, ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         one = self._record_of(trial)
         one.failures += 1
-        one.error = _cause(trial)
+        one.error = cause_of(
+            trial.error_file
+        )  # in the driver; `get_error` reads a copy that may not exist yet
         self._end(one, "failed")
 
     def on_trial_complete(
@@ -458,9 +466,8 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         point = trial.config["point"]
         record = next((one for one in self._trials if one.number == point["number"]), None)
         if record is None:
-            record = Trial(
-                point["number"], dict(point["values"])
-            )  # complete: the live table shows it at once
+            given = {key: point[key] for key in ("seed", "repeats") if key in point}
+            record = Trial(point["number"], dict(point["values"]), **given)
             self._trials.append(record)
             self._trials.sort(key=lambda one: one.number)
         record.values = dict(point["values"])
@@ -485,16 +492,3 @@ def training_folder(shared: Shared, trial: Trial) -> Path:
 
 def _stop_file(trials: Path, number: int) -> Path:
     return stop_file(folder_of(trials, number))
-
-
-def _cause(trial: TuneTrial) -> str:
-    """The trial's error on one line: the last exception's name and message, of a `TutelageError` its cause alone;
-    without an exception, the last line of the error file."""
-    file = trial.error_file  # in the driver; `get_error` reads a copy of it, which may not exist yet
-    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).is_file() else ""
-    exceptions = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    if exceptions:
-        kind, message = exceptions[-1]
-        return message if hasattr(errors, kind) else f"{kind}: {message}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.kinds import SKILL
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import Facts
 from pipeline.config.resolved import (
@@ -405,11 +406,9 @@ def _instead(keys: Sequence[str], student: str) -> str:
 
 
 def _check_metric(config: RunConfig, metric: str) -> None:
-    if metric == MACRO:
-        return
-    metrics = [MACRO]
+    metrics = [f"macro/{SKILL}", MACRO]
     for task, settings in config.tasks.items():
-        metrics += [f"{task}/{one.name}" for one in settings.declared.metrics]
+        metrics += [f"{task}/{name}" for name in (SKILL, *(one.name for one in settings.declared.metrics))]
     if metric not in metrics:
         raise ConfigError(f"tune.metric: there is no {metric!r}", f"Known: {', '.join(metrics)}.")
 

@@ -7,17 +7,21 @@ at any point can be resumed. A trial's curve is read from metrics.jsonl of its t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pipeline import errors
 from pipeline.files import write_atomically
-from pipeline.report.schema import TrialRecord, TrialStatus
+from pipeline.report.schema import GainRecord, TrialRecord, TrialStatus
 
 ENDED = ("finished", "early-stopped", "failed")
 TRIAL = "trial.json"
+DEFAULT = -1
+"""Stands for the number of a trial: the config's own values where no trial that finished has them."""
 
 
 @dataclass
@@ -34,6 +38,10 @@ class Trial:
     scores: dict[str, float] = field(default_factory=dict)
     failures: int = 0
     error: str | None = None
+    seed: int | None = None
+    """The training's seed where it is another than the config's."""
+    repeats: int | None = None
+    """Of a finalist's training: the number of the trial whose values it has, `DEFAULT` for the config's own."""
 
     @property
     def ended(self) -> bool:
@@ -67,6 +75,19 @@ def load(trials: Path) -> list[Trial]:
             trial.status = "interrupted"
         trials_on_disk.append(trial)
     return sorted(trials_on_disk, key=lambda trial: trial.number)
+
+
+def cause_of(error_file: str | None) -> str:
+    """A failed trial's error on one line: the last exception's name and message, of a `TutelageError` its cause alone;
+    without an exception, the last line of the file that Tune wrote."""
+    file = None if error_file is None else Path(error_file)
+    text = file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+    exceptions = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    if exceptions:
+        kind, message = exceptions[-1]
+        return message if hasattr(errors, kind) else f"{kind}: {message}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"
 
 
 def best(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> Trial | None:
@@ -113,18 +134,24 @@ def _gain(trial: Trial, metric: str, mode: str) -> float:
     return trial.scores[metric] if mode == "max" else -trial.scores[metric]
 
 
-def records(trials: Sequence[Trial], metrics: Sequence[str], modes: Sequence[str]) -> tuple[TrialRecord, ...]:
-    """The trials in the form of study.json. Scores that are not finite are left out."""
-    winner = best(trials, metrics, modes)
+def records(
+    trials: Sequence[Trial],
+    metrics: Sequence[str],
+    modes: Sequence[str],
+    winner: int | None,
+    gains: Mapping[int, GainRecord],
+) -> tuple[TrialRecord, ...]:
+    """The trials in the form of study.json. Scores that are not finite are left out. gains: by number."""
     front = {trial.number for trial in pareto_front(trials, metrics, modes)}
     return tuple(
         TrialRecord(
-            **{
-                **asdict(trial),
+            **{name: value for name, value in asdict(trial).items() if name not in ("seed", "repeats")}
+            | {
                 "seconds": round(trial.seconds, 2),
                 "scores": {name: score for name, score in trial.scores.items() if isfinite(score)},
             },
-            best=winner is not None and trial.number == winner.number,
+            gain=gains.get(trial.number),
+            best=trial.number == winner,
             pareto=trial.number in front,
         )
         for trial in trials

@@ -47,8 +47,11 @@ class Shared:
     cpus: float
 
 
-def trial_config(config: RunConfig, folder: Path, number: int, values: Values) -> RunConfig:
-    """The config of trial `number`: `values` in their places, the searched student alone, no baseline."""
+def trial_config(
+    config: RunConfig, folder: Path, number: int, values: Values, seed: int | None = None
+) -> RunConfig:
+    """The config of trial `number`: `values` in their places, the searched student alone, no baseline. seed: None: the
+    config's."""
     student = student_of(config)
     changed = with_values(config, values)
     return changed.model_copy(
@@ -58,6 +61,7 @@ def trial_config(config: RunConfig, folder: Path, number: int, values: Values) -
             "students": {student: changed.students[student]},
             "baselines": (),
             "tune": None,
+            "seed": config.seed if seed is None else seed,
         }
     )
 
@@ -68,12 +72,13 @@ def trial_job(config: RunConfig) -> Job:
 
 
 def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
-    """Ray Tune's trainable: trains `point`, `{"number": n, "values": {path: value}}`, from its folder's last checkpoint.
+    """Ray Tune's trainable: trains `point`, `{"number": n, "values": {path: value}}`, with a `seed` of its own or the
+    config's, from its folder's last checkpoint.
 
     One worker trains in this process, several in a Ray Train group of their own, by the same loop. Raises what training
     raises. In a population, `takeovers` of the point counts how often it took over another trial's weights and values.
     """
-    config = trial_config(shared.config, shared.folder, point["number"], point["values"])
+    config = trial_config(shared.config, shared.folder, point["number"], point["values"], point.get("seed"))
     plan = new_plan(config, shared.facts, shared.data, shared.teacher_keys, shared.teacher_folders)
     plan = replace(plan, cpus=shared.cpus, trial=True)
     if plan.stop.exists():

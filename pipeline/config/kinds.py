@@ -133,6 +133,8 @@ QUESTION_ANSWERING = Kind(
 )
 
 KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+SKILL = "skill"
+"""Name of the smooth score that every kind has beside its metrics (`pipeline.tasks.skill`)."""
 METRICS = {metric.name: metric for kind in KINDS for metric in kind.metrics}
 """Every metric by its name: a name means the same, and is shown the same, whatever the kind."""
 

@@ -383,8 +383,8 @@ class TuneConfig(Strict):
     """Distribution by dotted path of the key, e.g. `loss.temperature: {uniform: [1, 8]}`. Any key that changes the student and neither teachers nor soft targets."""
     student: str | None = None
     """The student that is searched; null: the only one."""
-    metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "macro/score"
-    """What is searched for, on validation: `macro/score`, `<task>/<metric>`, or a list of these: then the search is for their Pareto front."""
+    metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "macro/skill"
+    """What is searched for, on validation: `macro/skill`, the share of the gold labels' log-loss that the student explains at its best temperature (of a number, the coefficient of determination), mean over the tasks: smoother than any metric · `macro/score`, `<task>/skill`, `<task>/<metric>` · a list of these: then the search is for their Pareto front."""
     mode: Aim | Annotated[tuple[Aim, ...], Field(min_length=1)] | None = None
     """`max` or `min`, one for each metric; null: as the metric is meant (`min` for `nll`, `ece`, `mse`, `mae`)."""
     trials: Count = 16

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, Examples, is_present
+from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
 from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
@@ -32,6 +33,7 @@ from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
 from pipeline.stages import Stages
 from pipeline.tasks import Task
+from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
@@ -85,13 +87,18 @@ def _one_task(
 def ensemble_scores(
     config: RunConfig, data: Mapping[str, TaskData], keys: Mapping[str, str], split: Split
 ) -> dict[str, float]:
-    """The ensembles' scores by ``<task>/<metric>``, and ``macro/score``, their mean."""
-    store, scores = Store(config.store_path), {}
+    """The ensembles' scores by ``<task>/<metric>``, ``macro/score``, their mean, and ``macro/skill``."""
+    store, scores, skills = Store(config.store_path), {}, []
     for name, task_data in data.items():
         _, together = _predictions(config, name, task_data, keys, store, split)
         metric = task_data.task.scoring.metric
         scores[f"{name}/{metric}"] = task_data.task.scoring.scores(together, task_data.splits[split])[metric]
-    return {**scores, "macro/score": statistics.mean(scores.values())}
+        skills.append(skill(relative_losses(task_data.task, together, task_data.splits[split])))
+    return {
+        **scores,
+        "macro/score": statistics.mean(scores.values()),
+        f"macro/{SKILL}": statistics.mean(skills),
+    }
 
 
 def _predictions(

@@ -356,6 +356,33 @@ class GroupReport(Record):
     """Advice that more than half of the seeds have."""
 
 
+class GainRecord(Record):
+    """How much a trial is better than the default on validation, in shares of the search's metric."""
+
+    mean: float
+    """Over the seeds."""
+    error: float
+    """Standard error, paired by example; over several seeds also that of the seeds."""
+    lowest: float
+    """Lower end of the 90 % interval, corrected for the number of trials that could have been picked."""
+    by_chance: float
+    """What the best of as many trials, all as good as the default, would be expected to show."""
+
+
+class ChoiceRecord(Record):
+    """How the winner was chosen: the default stays unless a trial is better by more than chance."""
+
+    default: int | None
+    """Number of the trial with the config's own values; null where no trial has them."""
+    winner: int | None
+    """Number of the winning trial; null for a default that is no trial."""
+    stays: bool
+    """Whether the default was not replaced."""
+    seeds: tuple[int, ...]
+    gains: Mapping[int, GainRecord]
+    """Of the other finalists over the default, over the seeds, by number of the trial."""
+
+
 class TrialRecord(Record):
     """One trial of a search."""
 
@@ -370,6 +397,9 @@ class TrialRecord(Record):
     """Validation scores of the kept weights, by macro/score and <task>/<metric>."""
     failures: int
     error: str | None
+    gain: GainRecord | None
+    """Its gain over the trial with the config's own values, with the trials' own seed; null where one of them has no
+    predictions."""
     best: bool
     """Whether it is the winner."""
     pareto: bool
@@ -430,12 +460,14 @@ class StudyReport(Record):
     forwards_ratio: float | None
     timings_s: Mapping[str, float]
     """Seconds by stage, over all launches."""
+    choice: ChoiceRecord | None = None
+    """How the winner was chosen; null before, and in a search for several metrics or for one without a standard error."""
     test: OnTest | None = None
-    """The test scores; null until the winner has been trained again."""
+    """The test scores; null until default and winner have been trained."""
 
     @property
     def winner(self) -> TrialRecord | None:
-        """The best trial, if any has a score."""
+        """The winning trial; None where none has a score, and where the default wins without being a trial."""
         return next((trial for trial in self.trials if trial.best), None)
 
 

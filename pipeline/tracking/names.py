@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from pipeline.config.kinds import SKILL
 from pipeline.config.schema import RunConfig
 
 MACRO = "macro/score"  # the training loop's name of the mean over the tasks
@@ -20,7 +21,11 @@ def metrics_of(config: RunConfig) -> dict[str, tuple[str, ...]]:
     return {
         name: tuple(
             dict.fromkeys(
-                (task.metric or task.declared.metrics[0].name, *(m.name for m in task.declared.metrics))
+                (
+                    task.metric or task.declared.metrics[0].name,
+                    *(m.name for m in task.declared.metrics),
+                    SKILL,
+                )
             )
         )
         for name, task in config.tasks.items()
@@ -28,7 +33,7 @@ def metrics_of(config: RunConfig) -> dict[str, tuple[str, ...]]:
 
 
 def shown_name(part: Part, metric: str, metrics: Mapping[str, tuple[str, ...]]) -> str:
-    """The name in MLflow of a score that the training loop calls ``<task>/<metric>`` or ``macro/score``.
+    """The name in MLflow of a score that the training loop calls ``<task>/<metric>``, ``macro/score`` or ``macro/skill``.
 
     ``<part>/<task>`` for the task's own metric, ``<part>/<metric>/<task>`` for another one, ``<part>/macro`` for the
     mean. What is no score of a task keeps its name, behind ``best/`` or ``test/``: ``loss/hard/<task>``, ``train/skipped_steps``.
@@ -36,6 +41,8 @@ def shown_name(part: Part, metric: str, metrics: Mapping[str, tuple[str, ...]]) 
     """
     if metric == MACRO:
         return f"{part}/macro"
+    if metric == f"macro/{SKILL}":
+        return f"{part}/{SKILL}/macro"
     task, _, measure = metric.rpartition("/")
     if measure not in metrics.get(task, ()):
         return metric if part == "validation" else f"{part}/{metric}"

@@ -37,7 +37,7 @@ from pipeline.tracking.views import View
 
 log = logging.getLogger(__name__)
 
-Role = Literal["parent", "teacher", "ensemble", "student", "baseline", "study", "trial"]
+Role = Literal["parent", "teacher", "ensemble", "student", "baseline", "study", "trial", "final"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, str]
 Params = Mapping[str, Any]

@@ -174,10 +174,10 @@ def train_job(
         facts["schedules"] = {"kept": kept, "tried": tried}
         if workers.rank == 0:
             write_atomically(target / METRICS, (folders[kept] / METRICS).read_bytes())
-    if not plan.trial:
+    if plan.trial:
+        _validated(student, sets, schedules[kept].tokens_per_forward, workers, target, facts)
+    else:
         _test(plan, job, folder, student, sets, workers=workers, facts=facts)
-    elif workers.rank == 0:
-        write_result(target, facts)
     if workers.rank == 0:
         remove_checkpoints(target)
         for name in schedules:
@@ -210,6 +210,20 @@ def _fit(
     losses = loss_plan(settings.loss, job.mode)
     trainer = Trainer(student, feed, train, losses, target, should_stop=should_stop, report=report)
     return student, trainer.fit()
+
+
+def _validated(
+    student: MultiTaskStudent,
+    sets: Sequence[TaskSet],
+    tokens: int,
+    workers: Workers,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes a trial's result, with the validation predictions of the weights kept: the search pairs trials by example."""
+    predictions = {s.task.name: predict(student, s.task, s.validation, tokens, workers) for s in sets}
+    if workers.rank == 0:
+        write_result(folder, facts, predictions)
 
 
 def _test(

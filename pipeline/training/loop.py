@@ -21,10 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights, annealed
+from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.step import accumulate, predict, share_gradients
@@ -194,7 +196,7 @@ class Trainer:
     def _validate(self, epoch: int) -> None:
         """Scores the student on validation; keeps the best weights and stops early where configured."""
         values: dict[str, float] = {}
-        macro: list[float] = []
+        main, skills = list[float](), list[float]()
         for name, task_set in self.feed.sets.items():
             predictions = predict(
                 self.student, task_set.task, task_set.validation, self.config.tokens_per_forward, self.workers
@@ -205,9 +207,12 @@ class Trainer:
                     DIVERGED,
                 )
             scores = task_set.task.scoring.scores(predictions.numpy(), task_set.gold)
+            scores[SKILL] = skill(relative_losses(task_set.task, predictions.numpy(), task_set.gold))
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
-            macro.append(scores[task_set.task.scoring.metric])
-        score = values["macro/score"] = sum(macro) / len(macro)
+            main.append(scores[task_set.task.scoring.metric])
+            skills.append(scores[SKILL])
+        score = values["macro/score"] = sum(main) / len(main)
+        values[f"macro/{SKILL}"] = sum(skills) / len(skills)
         self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = epoch + 1 == self.config.epochs
         if self.config.early_stopping is None or score > self.progress.best_score:

@@ -1,4 +1,7 @@
-"""The files of a finished training: its facts and its predictions on the test splits, with checksums over both."""
+"""The files of a finished training: its facts and its predictions, with checksums over both.
+
+Predictions are those on the test splits; of a search's trial, which never sees them, those on the validation splits.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,11 @@ from pipeline.files import read_object, write_atomically
 RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
 
 
-def write_result(
-    folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, Tensor] | None = None
-) -> None:
-    """Writes the (M, C) test predictions by task, which a search's trial has not, and then `facts`.
-
-    The facts are written last: a training that has them is finished.
-    """
-    result = {**facts, "predictions": None}
-    if predictions is not None:
-        data = save(dict(predictions))
-        write_atomically(folder / PREDICTIONS, data)
-        result["predictions"] = _digest(data)
-    text = json.dumps(result)
+def write_result(folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, Tensor]) -> None:
+    """Writes the (M, C) predictions by task, and then `facts`: a training that has facts is finished."""
+    data = save(dict(predictions))
+    write_atomically(folder / PREDICTIONS, data)
+    text = json.dumps(result := {**facts, "predictions": _digest(data)})
     write_atomically(folder / RESULT, json.dumps({**result, "checksum": _digest(text.encode())}))
 
 
@@ -43,7 +38,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_predictions(folder: Path) -> dict[str, Tensor]:
-    """The (M, C) test predictions by task. Raises `CorruptError` where they are missing or do not match their checksum."""
+    """The (M, C) predictions by task. Raises `CorruptError` where they are missing or do not match their checksum."""
     file = folder / PREDICTIONS
     try:
         data = file.read_bytes()

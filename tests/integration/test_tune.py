@@ -78,7 +78,7 @@ def test_a_killed_search_goes_on_to_its_winner(
     }
     search = {"trials": 4, "concurrency": 2, "space": space, "algorithm": "random", "scheduler": "none"}
     student = {"bare": {"model": str(tiny_model("bert", layers=1, seed=1))}}
-    make_search(make_run, ready_teachers, tmp_path, students=student, tune=search)
+    make_search(make_run, ready_teachers, tmp_path, students=student, tune=search, seeds=[0, 1])
 
     with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
         wait_until(lambda: command.ended() or _done(tmp_path) >= 1, lambda: command.output, 240)
@@ -111,23 +111,36 @@ def _done(folder: Path) -> int:
 
 
 def _check_winner(folder: Path, study: dict[str, Any]) -> None:
-    """The best on validation, its config complete, its scores on test beside the default's and the baseline's."""
-    scored = [trial for trial in study["trials"] if trial["status"] == "finished"]
+    """The best on validation under every seed, or the default; its config complete; scores on test beside the baseline's."""
+    finished = [trial["number"] for trial in study["trials"] if trial["status"] == "finished"]
     (winner,) = [trial for trial in study["trials"] if trial["best"]]
-    assert winner["scores"]["macro/score"] == max(trial["scores"]["macro/score"] for trial in scored)
     own = next(trial for trial in study["trials"] if trial["number"] == 0)
     assert own["values"]["loss.temperature"] == 2.0, "the config's own values come first"
+    choice = study["choice"]
+    assert (choice["default"], choice["winner"], choice["seeds"]) == (0, winner["number"], [0, 1])
+    assert {int(number) for number in choice["gains"]} == set(finished) - {0}
+    assert choice["stays"] == (winner["number"] == 0)
+    assert choice["stays"] or choice["gains"][str(winner["number"])]["lowest"] > 0
+    finals = [
+        json.loads(file.read_text()) for file in (folder / "runs/first-study/finals").glob("*/trial.json")
+    ]
+    assert sorted((one["repeats"], one["seed"], one["status"]) for one in finals) == [
+        (number, 1, "finished") for number in finished
+    ]
+    run = "first" if choice["stays"] else "first-best"
     config = load_config(folder / "runs/first-study/best.yaml")
     assert config.loss.temperature == winner["values"]["loss.temperature"]
     assert config.tune is None
-    report = json.loads((folder / "runs/first-best/report.json").read_text())
+    reports = [json.loads((folder / f"runs/{run}-seed{seed}/report.json").read_text()) for seed in (0, 1)]
     macro = study["test"]["scores"]["macro"]
-    assert macro["best"] == [report["macro"]["students"]["bare"]["score"]]
-    assert macro["best_supervised"] == [report["macro"]["students"]["bare"]["supervised"]]
+    assert macro["best"] == [report["macro"]["students"]["bare"]["score"] for report in reports]
+    assert macro["best_supervised"] == [
+        report["macro"]["students"]["bare"]["supervised"] for report in reports
+    ]
     assert macro["default_supervised"] is not None
     curve = [
         json.loads(line)["metrics"]
-        for line in (folder / "runs/first-best/checkpoints/bare-distilled/metrics.jsonl")
+        for line in (folder / f"runs/{run}-seed0/checkpoints/bare-distilled/metrics.jsonl")
         .read_text()
         .splitlines()
     ]
@@ -148,6 +161,10 @@ def _check_mlflow(folder: Path, statuses: list[str]) -> None:
     runs = client.search_runs([experiment.experiment_id])
     assert all(run.info.status in ("FINISHED", "FAILED") for run in runs)
     (parent,) = [run for run in runs if run.data.tags["role"] == "study"]
+    finals = [run for run in runs if run.data.tags["role"] == "final"]
+    assert [(run.data.tags["seed"], run.info.status) for run in finals] == [
+        ("1", "FINISHED")
+    ] * statuses.count("finished")
     children = {run.info.run_name: run for run in runs if run.data.tags["role"] == "trial"}
     assert len(children) == 4
     for number, status in enumerate(statuses):

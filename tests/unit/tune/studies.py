@@ -45,7 +45,7 @@ def plain(
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = value
-    return {**tree, "tune": {"student": "half", "space": dict(space), **tune}}
+    return {**tree, "tune": {"student": "half", "metric": "macro/score", "space": dict(space), **tune}}
 
 
 def search_of(

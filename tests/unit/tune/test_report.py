@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from pipeline.compare.rows import load as compared
 from pipeline.report.build import build as build_report
 from pipeline.report.group import build as build_group
 from pipeline.report.schema import GroupReport, OnTest, StudyReport, read, to_json
+from pipeline.shown import signed
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts
 from tests.unit.tune.studies import search_of, trial_of
 from tune import report
+from tune.choice import Gain
+from tune.finals import Choice
 from tune.report import (
     Facts,
     build,
@@ -32,7 +36,8 @@ from tune.report import (
     write,
     write_page,
 )
-from tune.study import Trial
+from tune.space import modes
+from tune.study import DEFAULT, Trial, best
 
 SPACE: dict[str, Any] = {
     "loss.temperature": {"uniform": [1, 8]},
@@ -64,7 +69,10 @@ def some_trials() -> list[Trial]:
 
 def study_of(trials: list[Trial] | None = None, facts: Facts = FACTS, **tune: Any) -> StudyReport:
     """study.json's content, as a later launch reads it."""
-    content = build(search_of(SPACE, **tune), "run-study", some_trials() if trials is None else trials, facts)
+    config, own = search_of(SPACE, **tune), some_trials() if trials is None else trials
+    top = best(own, config.tune.metrics, modes(config)) if config.tune else None
+    facts = replace(facts, winner=None if top is None else top.number)
+    content = build(config, "run-study", own, facts)
     return StudyReport.model_validate_json(to_json(content))
 
 
@@ -199,9 +207,9 @@ def test_what_the_search_bought(default: list[int], winner: list[int], words: st
     [
         # the default's baseline is far below the winner's student, which its own baseline beats
         ([600], [617], (580, 691), "the student of the default weights is 2.0 points above its supervised baseline "
-         "(58.0) and that of the winner is 7.4 points below its supervised baseline (69.1). With the winner's settings "
+         "(58.0) and that of the winner is 7.4 points below its supervised baseline (69.1). With these settings "
          "labels alone do better than the teachers (one seed cannot tell that from chance)."),
-        ([600] * 8, [617] * 8, (580, 600), "With the winner's settings the teachers are worth +1.7 points (p 0.0078)."),
+        ([600] * 8, [617] * 8, (580, 600), "With these settings the teachers are worth +1.7 points (p 0.0078)."),
         ([600] * 2, [600] * 2, (None, 600), "alone, that of the winner is level with its supervised baseline (60.0). With "
          "the winner's settings nothing shows that the teachers help (p 1)."),
     ],
@@ -329,12 +337,78 @@ def test_files_are_written_and_compare_reads_them(tmp_path: Path) -> None:
     assert len(compared([folder])) == 4
 
 
+# ---------------------------------------------------------------- finals
+
+CHANCE = {1: Gain(0.012, 0.006, looks=3), 2: Gain(-0.002, 0.004, looks=3)}
+SURE = {1: Gain(0.05, 0.006, looks=3)}
+
+
+def decided(choice: Choice) -> StudyReport:
+    """A study with finals."""
+    number = choice.winner if choice.winner != DEFAULT else None
+    content = build(
+        search_of(SPACE), "run-study", some_trials(), replace(FACTS, choice=choice, winner=number)
+    )
+    return StudyReport.model_validate_json(to_json(content))
+
+
+def test_a_default_that_stays_is_said_to_with_the_gains_that_did_not_suffice() -> None:
+    study = decided(Choice(winner=0, default=0, seeds=(0, 1, 2), gains=CHANCE))
+    (text,) = verdict(study)
+    assert (
+        "**The default stays.** Gain over the default on validation, over 3 seeds: trial 1 +1.2 ± 0.6, trial 2 −0.2 ± 0.4."
+        in text
+    )
+    assert f"corrected for all trials, is {signed(CHANCE[1].lowest)}" in text
+    assert [trial.best for trial in study.trials] == [True, False, False, False]
+    tested = study.model_copy(update={"test": on_test([800, 810], [800, 810])})
+    assert "On test, over 2 seeds, it scores 80.5 ± 0.7." in " ".join(verdict(tested))
+    assert "What the search bought" not in markdown(tested, [])
+
+
+def test_a_default_that_is_no_trial_may_win() -> None:
+    study = decided(Choice(winner=DEFAULT, default=DEFAULT, seeds=(0,), gains={}))
+    assert study.choice is not None
+    assert (study.choice.default, study.choice.winner, study.choice.stays) == (None, None, True)
+    assert study.winner is None
+    assert (
+        "**The default stays.** No other trial ran to its end, to be compared with it with one seed."
+        in verdict(study)[0]
+    )
+
+
+def test_a_winner_has_its_gain_in_the_verdict() -> None:
+    study = decided(Choice(winner=1, default=0, seeds=(0, 1), gains=SURE))
+    text = " ".join(verdict(study))
+    assert "The winner is trial 1" in text
+    assert "over 2 seeds: trial 1 +5.0 ± 0.6" in text
+
+
+def test_gains_of_the_trials_stand_in_the_page_the_csv_and_the_live_table() -> None:
+    study = build(search_of(SPACE), "run-study", some_trials(), replace(FACTS, gains=CHANCE, winner=1))
+    assert "| gain ¹ |" in markdown(study, [])
+    assert "| +1.2 ± 0.6 |" in markdown(study, [])
+    rows = list(csv.DictReader(io.StringIO(to_csv(study))))
+    assert [row["gain"] for row in rows] == ["", "0.012", "-0.002", ""]
+    assert rows[1]["gain_error"] == "0.006"
+    assert "+1.2 ± 0.6" in seen(some_trials(), gains=CHANCE)
+    assert "+1.2 ± 0.6 to the default" in trial_line(some_trials()[1], ["macro/score"], CHANCE[1])
+
+
+def test_a_finals_line_names_its_trial_and_seed() -> None:
+    one, other = trial_of(3, 0.8, seed=2, repeats=1), trial_of(4, 0.8, seed=1, repeats=DEFAULT)
+    assert trial_line(one, ["macro/score"]).startswith("trial 1, seed 2: finished, macro/score 80.0")
+    assert trial_line(other, ["macro/score"]).startswith("the default, seed 1: finished")
+
+
 # ---------------------------------------------------------------- while it goes on
 
 
-def seen(trials: list[Trial], metrics: tuple[str, ...] = ("macro/score",)) -> str:
+def seen(
+    trials: list[Trial], metrics: tuple[str, ...] = ("macro/score",), gains: dict[int, Gain] | None = None
+) -> str:
     file = io.StringIO()
-    Console(file=file, width=120).print(live_table(trials, metrics))
+    Console(file=file, width=120).print(live_table(trials, metrics, gains or {}))
     return file.getvalue()
 
 

@@ -34,7 +34,6 @@ from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.result import write_result
 from tests.unit.tune.studies import search_of, trial_of, with_facts
 from tune.search import (
-    _cause,
     _deadline,
     _Optuna,
     _Recorder,
@@ -50,7 +49,7 @@ from tune.search import (
     training_folder,
 )
 from tune.space import distributions
-from tune.study import Trial, load
+from tune.study import Trial, cause_of, load
 from tune.trial import Shared
 
 SPACE: dict[str, Any] = {
@@ -561,7 +560,7 @@ class Study:
         folder = training_folder(self.shared, Trial(number, {}))
         save_checkpoint(folder, 5, {}, {})
         if result is not None:
-            write_result(folder, result)
+            write_result(folder, result, {})
         return folder
 
     @property
@@ -718,11 +717,11 @@ def test_a_trial_that_failed_says_why(tmp_path: Path) -> None:
     ],
 )
 def test_a_cause_is_one_line(tmp_path: Path, error: Exception, cause: str) -> None:
-    assert _cause(failing(tmp_path, error)) == cause
+    assert cause_of(failing(tmp_path, error).error_file) == cause
 
 
 def test_a_cause_that_nobody_wrote_down(tmp_path: Path) -> None:
-    assert _cause(failing(tmp_path, None)) == "unknown"
+    assert cause_of(failing(tmp_path, None).error_file) == "unknown"
 
 
 # ---------------------------------------------------------------- stopping

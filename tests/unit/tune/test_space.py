@@ -439,7 +439,7 @@ def test_which_student() -> None:
 def test_a_metric_that_nobody_reports_is_refused(metric: str) -> None:
     error = refusal(metric=["macro/score", metric], scheduler="none")
     assert error.cause == f"tune.metric: there is no {metric!r}"
-    assert "macro/score, movies/accuracy" in error.remedy
+    assert "macro/score, movies/skill, movies/accuracy" in error.remedy
     assert "stars/pearson" in error.remedy
 
 

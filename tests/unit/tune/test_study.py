@@ -158,7 +158,7 @@ def test_what_has_no_score_is_not_on_the_front() -> None:
 
 def study_of(trials: list[Trial]) -> dict[str, Any]:
     """study.json's content."""
-    rows = [one.model_dump(mode="json") for one in records(trials, MACRO, ["max"])]
+    rows = [one.model_dump(mode="json") for one in records(trials, MACRO, ["max"], 1, {})]
     return {**some_study("run-study"), "trials": rows}
 
 
@@ -191,19 +191,19 @@ def test_compare_reads_what_a_study_says(tmp_path: Path) -> None:
 
 def test_records_say_which_are_best_and_on_the_front() -> None:
     trials = [trial_of(0, 0.8), trial_of(1, 0.9), replace(trial_of(2, 0.9), failures=1)]
-    rows = records(trials, MACRO, ["max"])
+    rows = records(trials, MACRO, ["max"], 1, {})
     assert [(row.number, row.best, row.pareto) for row in rows] == [
         (0, False, False),
         (1, True, True),
         (2, False, True),
     ]
     assert rows[2].failures == 1
-    assert records([], MACRO, ["max"]) == ()
+    assert records([], MACRO, ["max"], None, {}) == ()
 
 
 def test_a_score_that_is_no_number_costs_no_study() -> None:
     trial = trial_of(0, 0.8)
     trial.scores["movies/nll"] = float("nan")
-    (row,) = records([trial], MACRO, ["max"])
+    (row,) = records([trial], MACRO, ["max"], 0, {})
     assert "movies/nll" not in row.scores
     assert row.scores["macro/score"] == 0.8

@@ -34,12 +34,6 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert all(torch.equal(read[name], VALUES[name]) for name in VALUES)
 
 
-def test_a_trial_of_a_search_has_facts_alone(tmp_path: Path) -> None:
-    write_result(tmp_path, FACTS)
-    assert [file.name for file in tmp_path.iterdir()] == [RESULT]
-    assert read_facts(tmp_path)["kept"] == FACTS["kept"]
-
-
 def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1 if file.name == PREDICTIONS else data.index(b"0.3")] ^= 1  # the last byte of a number
