@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.fields import SPLITS
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
 from pipeline.config.resolved import Resolved, resolve_config, student_loss, student_train, task_aggregation
-from pipeline.config.schema import SPLITS, RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.report.group import seed_notes
