@@ -67,7 +67,7 @@ def received(
     without letters and digits; of the rest the `limit` with the smallest hashes.
     """
     task, dropped = data.task, dict[str, int]()
-    examples, origin, dropped["without words"] = _candidates(task, sources)
+    examples, origin, dropped["without letters or digits"] = _candidates(task, sources)
 
     def keep(chosen: NDArray[np.bool_], reason: str) -> None:
         nonlocal examples, origin
@@ -76,10 +76,10 @@ def received(
 
     _, first = np.unique(examples.keys, return_index=True)
     keep(np.isin(np.arange(len(examples)), first), "duplicates")
-    keep(~in_held_out(task.reading, examples, data.splits), "of validation or test")
+    keep(~in_held_out(task.reading, examples, data.splits), "in validation or test")
     train = marks(task.reading.plain(data.splits["train"].inputs))
     keep(~np.isin(marks(task.reading.plain(examples.inputs)), train), "duplicates")
-    keep(np.isin(examples.keys, limited(examples, limit).keys), "over the limit")
+    keep(np.isin(examples.keys, limited(examples, limit).keys), "beyond the limit")
 
     counts = np.bincount(origin, minlength=len(sources))
     shares = ", ".join(f"{name} {count:,}" for name, count in zip(sources, counts, strict=True))

@@ -1,8 +1,9 @@
 """Plain text between task kinds: words → text, text → sentences.
 
 A sentence ends
-- after ``.``, ``!``, ``?`` or ``…``, with the quotes and brackets that close there, where whitespace and no lower-case
-  letter follows ("e.g. this" goes on, "Dr. Who" does not: there is no list of abbreviations);
+- after ``.``, ``!``, ``?`` or ``…``, with the quotes and brackets that close there, where whitespace follows, and then no
+  lower-case letter. A ``.`` after a single letter ends none. So "e.g. this", "U.S. Army" and "J. R. Smith" stay whole;
+  "Dr. Who" does not: there is no list of abbreviations;
 - after ``。``, ``！``, ``？`` or ``｡``, with the same, whatever follows;
 - at an empty line.
 """
@@ -16,15 +17,16 @@ import regex
 
 from pipeline.tasks.spans import UNSPACED
 
-CLOSING = r"""["'”’»›)\]}」』】）》]"""
+CLOSING = r"""["'”’»›)\]}」』】）》]*+"""
 SENTENCE_END = regex.compile(
-    rf"(?<![.!?…])[.!?…]++{CLOSING}*+(?=\s++(?!\p{{Ll}}))|[。！？｡]++{CLOSING}*+|\n[^\S\n]*+\n"
+    rf"(?<![.!?…])(?:(?<!\b\p{{L}})\.|[!?…])[.!?…]*+{CLOSING}(?=\s++(?!\p{{Ll}}))"
+    rf"|[。！？｡]++{CLOSING}"
+    r"|\n[^\S\n]*+\n"
 )
-"""No part of the text is read more than twice, so that any text takes linear time."""
-BESIDE_UNSPACED = regex.compile(
-    rf"(?<=[{UNSPACED}\u3000-\u303f\uff00-\uffef]) | (?=[{UNSPACED}\u3000-\u303f\uff00-\uffef])"
-)
-"""A space beside a character of a script without spaces, or beside its punctuation."""
+"""It never goes back over what it has read, so that any text takes linear time."""
+PUNCTUATION = r"\u3000-\u303f\uff00-\uffef"
+BESIDE_UNSPACED = regex.compile(rf"(?<=[{UNSPACED}{PUNCTUATION}]) | (?=[{UNSPACED}{PUNCTUATION}])")
+"""A space beside a character of a script without spaces, or beside the punctuation of one."""
 LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]")
 
 
@@ -34,10 +36,10 @@ def joined(words: Sequence[str]) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, without the whitespace around them; whitespace alone is no sentence."""
+    """The sentences of a text, without the whitespace around them; what has no letter and no digit is none."""
     ends = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
     parts = (text[start:end].strip() for start, end in pairwise(ends))
-    return [part for part in parts if part]
+    return [part for part in parts if has_words(part)]
 
 
 def has_words(text: str) -> bool:
