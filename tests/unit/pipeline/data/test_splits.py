@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
 from pipeline.config.fields import SPLITS, Split
-from pipeline.config.load import parse_config
 from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, _hold_out, _separate, limited, load_task
 from pipeline.errors import ConfigError, DataError
@@ -174,20 +173,6 @@ def test_texts_keep_every_character(tmp_path: Path) -> None:
         ("  spaces ", "y"),
     ]
     assert contents(load_rows(tmp_path, {**WHOLE, "test": odd}), "test") == odd
-
-
-def test_load_tasks_loads_each(csv_task: CsvTask) -> None:
-    run = {
-        "name": "run",
-        "tasks": {"mood": csv_task(), "tone": csv_task(("bad", "good", "plain"))},
-        "teachers": {name: {"task": name, "model": "m"} for name in ("mood", "tone")},
-        "students": {"s": {"model": "m"}},
-    }
-    found = load_tasks(parse_config(run))
-    assert {name: data.task.reading.labels for name, data in found.items()} == {
-        "mood": ("bad", "good"),
-        "tone": ("bad", "good", "plain"),
-    }
 
 
 # ---------------------------------------------------------------- what is refused
