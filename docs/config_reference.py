@@ -1,4 +1,4 @@
-"""Writes docs/config.md and docs/config-search.md out of the schema in pipeline/config/schema.py.
+"""Writes docs/config.md and docs/config-search.md out of the schema in pipeline/config/.
 
 ::
 
@@ -44,7 +44,7 @@ WORDS = {
 }
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 INTRO = """\
-<!-- Made by `python docs/config_reference.py` from pipeline/config/schema.py; do not edit. -->
+<!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
 # Config reference
 
 Every key of a run's YAML file. A key that is not here is refused with the nearest name, a value of another type too, and
@@ -59,7 +59,7 @@ so is a key that stands twice. `tutelage check --full RUN.yaml` prints the whole
 - The keys of a search (`tune`) are on [a page of their own](config-search.md).
 """
 INTRO_SEARCH = """\
-<!-- Made by `python docs/config_reference.py` from pipeline/config/schema.py; do not edit. -->
+<!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
 # Config reference: searching
 
 The section `tune` of a run's YAML file, which `tutelage tune` alone reads; all other keys are in the

@@ -63,7 +63,7 @@ class TransferConfig(Strict):
     """Training texts of other tasks, which this task's teachers label too: students learn them from the teachers alone. `transfer: all` and `transfer: [a, b]` are short for `{tasks: all}` and `{tasks: [a, b]}`."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
-    """The tasks whose texts are taken; `all`: every other task whose texts fit. Single texts fit from any task; pairs only from tasks of pairs."""
+    """The tasks whose texts are taken; `all`: every other task whose texts fit. A task of single texts may take those of any task, a task of pairs those of pairs alone."""
     limit: Count | None = None
     """At most this many texts, of all these tasks together, the same ones every time; a larger limit keeps those of a smaller one."""
 
