@@ -66,26 +66,26 @@ def received(
     Each text once, none that its own train split has, that stands in its validation or test (see `in_held_out`), or
     without letters and digits; of the rest the `limit` with the smallest hashes.
     """
-    task, dropped = data.task, dict[str, int]()
-    examples, origin, dropped["without letters or digits"] = _candidates(task, sources)
-
-    def keep(chosen: NDArray[np.bool_], reason: str) -> None:
-        nonlocal examples, origin
-        dropped[reason] = dropped.get(reason, 0) + int((~chosen).sum())
-        examples, origin = examples.take(np.flatnonzero(chosen)), origin[chosen]
-
-    _, first = np.unique(examples.keys, return_index=True)
-    keep(np.isin(np.arange(len(examples)), first), "duplicates")
-    keep(~in_held_out(task.reading, examples, data.splits), "in validation or test")
-    train = marks(task.reading.plain(data.splits["train"].inputs))
-    keep(~np.isin(marks(task.reading.plain(examples.inputs)), train), "duplicates")
-    keep(np.isin(examples.keys, limited(examples, limit).keys), "beyond the limit")
-
-    counts = np.bincount(origin, minlength=len(sources))
+    task, train = data.task, data.splits["train"]
+    examples, origin, without_words = _candidates(task, sources)
+    fresh = np.zeros(len(examples), dtype=bool)
+    fresh[np.unique(examples.keys, return_index=True)[1]] = True
+    held_out = fresh & in_held_out(task.reading, examples, data.splits)
+    ours, theirs = (marks(task.reading.plain(some.inputs)) for some in (train, examples))
+    known = fresh & ~held_out & np.isin(theirs, ours)
+    free = fresh & ~held_out & ~known
+    taken = free & np.isin(examples.keys, limited(examples.take(np.flatnonzero(free)), limit).keys)
+    dropped = {
+        "without letters or digits": without_words,
+        "duplicates": int((~fresh | known).sum()),
+        "in validation or test": int(held_out.sum()),
+        "beyond the limit": int((free & ~taken).sum()),
+    }
+    counts = np.bincount(origin[taken], minlength=len(sources))
     shares = ", ".join(f"{name} {count:,}" for name, count in zip(sources, counts, strict=True))
-    note = f"{len(examples):,} texts of other tasks join train without labels: {shares}"
+    note = f"{counts.sum():,} texts of other tasks join train without labels: {shares}"
     losses = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
-    return examples, f"{note}; dropped: {losses}" if losses else note
+    return examples.take(np.flatnonzero(taken)), f"{note}; dropped: {losses}" if losses else note
 
 
 def _candidates(task: Task, sources: Mapping[str, TaskData]) -> tuple[Examples, NDArray[np.int64], int]:
@@ -128,7 +128,7 @@ def in_held_out(reading: Reading, examples: Examples, splits: Mapping[Split, Exa
     theirs = [sentence for (column,) in there for text in column for sentence in sentences(text)]
     stands = np.isin(marks(texts), np.concatenate((whole, marks((theirs,)))))
     ours = [sentences(text) for text in texts[0]]
-    owners = np.repeat(np.arange(len(ours)), [len(one) for one in ours])
+    owners = np.repeat(np.arange(len(ours)), np.array([len(one) for one in ours], dtype=np.int64))
     stands[owners[np.isin(marks(([*chain(*ours)],)), whole)]] = True
     return stands
 

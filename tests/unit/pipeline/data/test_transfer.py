@@ -114,6 +114,10 @@ def test_what_has_no_words_is_dropped_and_counted() -> None:
     more, note = received(texts("own"), {"b": texts("", " ", "...", "😀", "fine")})
     assert more.inputs == {"text": ["fine"]}
     assert note.endswith("b 1; dropped: 4 without letters or digits")
+    for task, own in ((TEXTS, {"text": ["own"]}), (WORDS, {"words": [["own"]]})):
+        more, note = received(data_of(task, own), {"b": texts("...", "!")})
+        assert len(more) == 0
+        assert "0 texts of other tasks join train without labels: b 0" in note
     pairs = data_of(PAIRS, {"text": ["a", "!", "c"], "text_pair": ["?", "b", "d"]})
     more, _ = received(data_of(ANSWERS, {"question": ["own"], "context": ["own"]}), {"pairs": pairs})
     assert (more.inputs["question"], more.inputs["context"]) == (["c"], ["d"])
