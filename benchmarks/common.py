@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config.schema import SPLITS, DataConfig, TaskConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.fields import SPLITS
+from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, load_task
 
 ASSETS = Path(".cache/assets")

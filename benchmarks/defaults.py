@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 from benchmarks.common import ASSETS, machine, mean_and_error
+from pipeline.config.fields import SPLITS
 from pipeline.config.load import load_config
-from pipeline.config.schema import SPLITS
 from pipeline.report.schema import Report
 
 TUTELAGE = str(Path(sys.executable).parent / "tutelage")

@@ -24,8 +24,9 @@ import torch
 from benchmarks.common import ASSETS, machine, paired, ratios, spread
 from pipeline.batch import Ragged
 from pipeline.config.explain import overlay
+from pipeline.config.fields import SPLITS
 from pipeline.config.recipe import StudentRecipe
-from pipeline.config.schema import SPLITS, TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, load_task
 from pipeline.losses import LossWeights
 from pipeline.models import open_tokenizer

@@ -47,9 +47,10 @@ from torch.utils.data import Dataset
 from benchmarks.common import ASSETS, machine, mean_and_error, ratios, spread
 from pipeline.batch import Encoded, Padded, Ragged
 from pipeline.config.explain import overlay
+from pipeline.config.fields import SPLITS
 from pipeline.config.kinds import QUESTION_ANSWERING, TOKEN_CLASSIFICATION, Kind
 from pipeline.config.recipe import Facts, Recipe, student_recipe
-from pipeline.config.schema import SPLITS, TaskConfig, TrainConfig
+from pipeline.config.schema import TaskConfig, TrainConfig
 from pipeline.data.splits import TaskData, load_task
 from pipeline.models import open_tokenizer
 from pipeline.prepare import model_facts

@@ -1,4 +1,4 @@
-"""Writes docs/config.md and docs/config-search.md out of the schema in pipeline/config/schema.py.
+"""Writes docs/config.md and the pages beside it out of the schema in pipeline/config/.
 
 ::
 
@@ -26,8 +26,6 @@ from pydantic.fields import FieldInfo
 from pipeline.config.schema import RunConfig
 
 FOLDER = Path(__file__).parent
-SEARCH = "tune"
-"""The section that has a page of its own."""
 PLACEHOLDERS = {
     "tasks": "<task>",
     "teachers": "<teacher>",
@@ -44,7 +42,7 @@ WORDS = {
 }
 BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 INTRO = """\
-<!-- Made by `python docs/config_reference.py` from pipeline/config/schema.py; do not edit. -->
+<!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
 # Config reference
 
 Every key of a run's YAML file. A key that is not here is refused with the nearest name, a value of another type too, and
@@ -56,23 +54,34 @@ so is a key that stands twice. `tutelage check --full RUN.yaml` prints the whole
   override wins over the file.
 - `${key.path}` stands for another key's value, `${oc.env:NAME}` for an environment variable, as text.
 - Relative paths start at the working directory; `~` is your home folder.
-- The keys of a search (`tune`) are on [a page of their own](config-search.md).
+- The keys of a task (`tasks`) are on [a page of their own](config-tasks.md), and so are [those of a search](config-search.md)
+  (`tune`).
+"""
+INTRO_TASKS = """\
+<!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
+# Config reference: tasks
+
+The section `tasks` of a run's YAML file: what the tasks are, and which examples they have. All other keys are in the
+[config reference](config.md); [Data and task kinds](data.md) explains how examples are read.
 """
 INTRO_SEARCH = """\
-<!-- Made by `python docs/config_reference.py` from pipeline/config/schema.py; do not edit. -->
+<!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
 # Config reference: searching
 
 The section `tune` of a run's YAML file, which `tutelage tune` alone reads; all other keys are in the
 [config reference](config.md), how a search works in [Searching](search.md).
 """
+APART = {"tasks": ("config-tasks.md", INTRO_TASKS), "tune": ("config-search.md", INTRO_SEARCH)}
+"""The sections that have a page of their own: its name and how it begins."""
 
 
 def render() -> dict[str, str]:
     """The pages' texts by file name."""
-    texts = list(sections(RunConfig, ""))
-    search = [text for text in texts if text.startswith(f"## `{SEARCH}")]
-    rest = [text for text in texts if text not in search]
-    pages = {"config.md": [INTRO, *rest], "config-search.md": [INTRO_SEARCH, *search]}
+    pages = {"config.md": [INTRO]} | {name: [intro] for name, intro in APART.values()}
+    for text in sections(RunConfig, ""):
+        heading, _, _ = text.partition("\n")
+        name, _ = APART.get(heading.strip("# `").partition(".")[0], ("config.md", INTRO))
+        pages[name].append(text)
     return {name: "\n\n".join(map(str.rstrip, parts)) + "\n" for name, parts in pages.items()}
 
 

@@ -16,9 +16,10 @@ import typer
 from rich.console import Console
 
 from pipeline.cluster import lock_private_ray
+from pipeline.config.fields import Split
 from pipeline.config.load import load_config
 from pipeline.config.redact import redact_text
-from pipeline.config.schema import RunConfig, Split
+from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
 from pipeline.errors import Errors, TutelageError
 

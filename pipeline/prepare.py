@@ -21,7 +21,8 @@ from pipeline.config.resolved import (
 )
 from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.curve import Curve
-from pipeline.data.splits import TaskData, load_task
+from pipeline.data.splits import TaskData
+from pipeline.data.transfer import load_tasks
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model
@@ -76,10 +77,7 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         check_gpus(config)
     students = {name: student_start(config, name) for name in config.students}
     bases, starts, tokenizers = _open_models(config, students, errors)
-    data: dict[str, TaskData] = {}
-    for name, own in config.tasks.items():
-        with errors:
-            data[name] = load_task(name, own)
+    data = load_tasks(config, errors)
     facts = Facts(
         {name: task_data.facts() for name, task_data in data.items()},
         {name: model_facts(folder) for name, folder in starts.items() if folder in tokenizers},

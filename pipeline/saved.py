@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.config.schema import RunConfig, Split
+from pipeline.config.fields import Split
+from pipeline.config.schema import RunConfig
 from pipeline.data.splits import load_task
 from pipeline.display.wide_table import Field, WideTable
 from pipeline.errors import ConfigError

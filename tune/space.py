@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.fields import LONGEST_NAME
 from pipeline.config.kinds import SKILL
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import Facts
@@ -23,7 +24,7 @@ from pipeline.config.resolved import (
     student_train,
     task_aggregation,
 )
-from pipeline.config.schema import LONGEST_NAME, Distribution, RunConfig, TuneConfig
+from pipeline.config.schema import Distribution, RunConfig, TuneConfig
 from pipeline.config.view import RESULT_FREE
 from pipeline.errors import ConfigError
 

@@ -69,6 +69,10 @@ class Kind:
         """The input columns that are read where a config names columns for the roles `named`."""
         return (*self.inputs, *(role for role in self.optional_inputs if role in named))
 
+    def sides(self, named: Container[str]) -> int:
+        """How many texts an example is made of: one, or the two of a pair; `named` as in `content`."""
+        return len(self.content(named))
+
     def truths(self, named: Container[str]) -> tuple[str, ...]:
         """The label columns that are read where a config names columns for the roles `named`."""
         return (*self.labels, *(role for role in self.optional_labels if role in named))

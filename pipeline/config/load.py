@@ -20,8 +20,9 @@ from omegaconf.errors import (
 from pydantic import ValidationError
 
 from pipeline.config.explain import explain
-from pipeline.config.resolved import student_loss, student_train, task_aggregation
-from pipeline.config.schema import LONGEST_NAME, RunConfig, Strategy, strategies
+from pipeline.config.fields import LONGEST_NAME
+from pipeline.config.resolved import student_loss, student_train, task_aggregation, transfer_sources
+from pipeline.config.schema import RunConfig, Strategy, strategies
 from pipeline.errors import ConfigError, Errors, one_of
 
 
@@ -97,6 +98,10 @@ def parse_config(data: Any, errors: Errors | None = None) -> RunConfig:
     with errors:
         _check_seeds(config)
     errors.stop()
+    for task in config.tasks:  # which reads what the other tasks are
+        with errors:
+            _check_transfer(task, config)
+    errors.stop()
     return config
 
 
@@ -122,6 +127,9 @@ def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
         for name in own.aggregation.get("teacher_weights", {}):
             ours = config.teachers_of(task) if name in config.teachers else config.teachers
             yield f"tasks.{task}.aggregation.teacher_weights.{name}", name, ours
+        if own.transfer is not None and own.transfer.tasks != "all":
+            for name in own.transfer.tasks:
+                yield f"tasks.{task}.transfer", name, config.tasks
     for key in ("task_weights", "task_temperatures"):
         for task in getattr(config.loss, key):
             yield f"loss.{key}.{task}", task, config.tasks
@@ -180,14 +188,29 @@ def _check_kind(task: str, config: RunConfig, strategy: Strategy) -> None:
         kind = own.declared
     except ConfigError as error:
         raise ConfigError(f"tasks.{task}.{error.cause}", error.remedy) from None
-    labelled = own.data.unlabelled is None
+    labelled = own.without_labels is None
     others = f"Set tasks.{task}.aggregation.strategy to {one_of(strategies(kind, labelled=labelled))}."
     if strategy not in strategies(kind, labelled=True):
         cause = f"tasks.{task}: strategy {strategy} is made for probabilities, a {kind.problem} has none"
         raise ConfigError(cause, others)
     if strategy not in strategies(kind, labelled=labelled):
-        cause = f"tasks.{task}: strategy {strategy} needs labels, data.unlabelled has none"
+        cause = f"tasks.{task}: strategy {strategy} needs labels, {own.without_labels} has none"
         raise ConfigError(cause, others)
+
+
+def _check_transfer(task: str, config: RunConfig) -> None:
+    """Raises `ConfigError` where a task is to take its own texts, or single texts in place of pairs."""
+    transfer, where = config.tasks[task].transfer, f"tasks.{task}.transfer"
+    if transfer is None or transfer.tasks == "all":
+        return
+    if task in transfer.tasks:
+        raise ConfigError(f"{where}: {task} has its own texts already", f"Leave {task} out of the list.")
+    _, unfit = transfer_sources(config, task)
+    if unfit:
+        raise ConfigError(
+            f"{where}: {task} takes pairs of texts, {', '.join(unfit)} {'have' if len(unfit) > 1 else 'has'} single ones",
+            f"Leave {'them' if len(unfit) > 1 else 'it'} out, or write `transfer: all` for all tasks that fit.",
+        )
 
 
 def _known(path: str, name: str, names: Iterable[str]) -> None:

@@ -11,14 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.config.fields import Count, Epochs, Positive
 from pipeline.config.schema import (
-    Count,
     EarlyStoppingConfig,
-    Epochs,
     FineTuneConfig,
     LossConfig,
     OptimizationConfig,
-    Positive,
     TrainConfig,
 )
 

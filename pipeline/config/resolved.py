@@ -212,6 +212,20 @@ def task_aggregation(config: RunConfig, task: str) -> TaskAggregation:
     return TaskAggregation(own.strategy, weights, notes)
 
 
+def transfer_sources(config: RunConfig, task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tasks whose texts a task takes, and those that are named for it, or by `all`, and do not fit; both sorted.
+
+    A task of pairs takes pairs. A task of single texts takes any: a pair is cut into the sentences of its sides.
+    """
+    transfer = config.tasks[task].transfer
+    if transfer is None:
+        return (), ()
+    sides = {name: own.declared.sides(own.data.columns) for name, own in config.tasks.items()}
+    named = sorted(sides.keys() - {task} if transfer.tasks == "all" else set(transfer.tasks))
+    fitting = tuple(name for name in named if sides[name] >= sides[task])
+    return fitting, tuple(name for name in named if name not in fitting)
+
+
 def _shown(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
 

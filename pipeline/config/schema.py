@@ -7,32 +7,24 @@ before anything starts. Attribute docstrings are the config reference: docs/conf
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_serializer, model_validator
 
+from pipeline.config.data import DataConfig, TransferConfig
+from pipeline.config.fields import (
+    Count,
+    Epochs,
+    LocalPath,
+    Name,
+    NonNegative,
+    Positive,
+    Share,
+    Strict,
+)
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
 
-LONGEST_NAME = 64
-Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$")]
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Epochs = Annotated[int, Field(ge=1, le=10_000)]
-LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # or what may stand for one: a hub id, a URL
 Aim = Literal["max", "min"]
 Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
 
@@ -53,62 +45,6 @@ def strategies(kind: Kind, *, labelled: bool) -> tuple[Strategy, ...]:
     )
 
 
-class Strict(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no NaN or Inf, no silent type conversion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class UnlabelledConfig(Strict):
-    """More examples without labels: students learn them from the teachers alone."""
-
-    path: LocalPath
-    """As `data.path`."""
-    name: str | None = None
-    """Configuration of a hub data set."""
-    revision: str | None = None
-    """Revision of a hub data set."""
-    data_files: LocalPath | tuple[LocalPath, ...] | None = None
-    """Files, for csv, json, parquet and text."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """As `data.options`; its own, the task's are not taken over."""
-    split: str = "train"
-    """Which split of the data set; `load_dataset`'s slices work."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Column of each input field; by default as in the task's `data.columns`."""
-    limit: Count | None = None
-    """At most this many examples, the same ones every time."""
-
-
-class DataConfig(Strict):
-    """Where a task's examples come from: whatever `datasets.load_dataset` takes, or a folder saved by `save_to_disk`."""
-
-    path: LocalPath
-    """`csv`, `json`, `parquet`, `text`, a hub id, or a local folder."""
-    name: str | None = None
-    """Configuration of a hub data set."""
-    revision: str | None = None
-    """Revision of a hub data set."""
-    data_files: dict[str, LocalPath | tuple[LocalPath, ...]] | None = None
-    """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory. Files that end in .tsv are separated by tabs; patterns (`part-*.csv`) and compressed files work. JSON: a row a line, a list of rows, an object of columns, or SQuAD's own nested form."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of the format's loader, under `load_dataset`'s names: for csv e.g. `{delimiter: ";"}`, `{quoting: 3}` (quotes are plain text), `{names: [text, label]}` (a file without a header), `{encoding: latin-1}`; for json `{field: rows}` (the key with the rows)."""
-    splits: dict[Split, str] = Field(default_factory=dict)
-    """The data set's name of each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split has its own name."""
-    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of train set aside, by content hash, for each of validation and test that the data set lacks."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable)."""
-    labels: tuple[str, ...] | None = None
-    """The label space, in order. By default the data set's own class names, else the sorted values of the column in train."""
-    max_length: Annotated[int, Field(ge=4)] = 128
-    """Tokens a sequence, special tokens counted. Longer texts are truncated, counted and logged (of a sentence's words, the words that are lost); longer contexts are read in overlapping windows."""
-    unlabelled: UnlabelledConfig | None = None
-    """More training examples, without labels. Rows of train whose label is null are the same."""
-    limit: dict[Split, Count] = Field(default_factory=dict)
-    """At most this many examples a split, the same ones every time; a larger limit keeps those of a smaller one."""
-
-
 class TaskConfig(Strict):
     """One task that the students learn."""
 
@@ -118,6 +54,8 @@ class TaskConfig(Strict):
     """For text-classification, what a text has: one label, a list of any number of labels, or a number."""
     data: DataConfig
     """Its examples."""
+    transfer: TransferConfig | None = None
+    """Other tasks' training texts as more examples without labels: `all`, a list of tasks, or a section."""
     metric: str | None = None
     """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them)."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
@@ -127,6 +65,13 @@ class TaskConfig(Strict):
     def declared(self) -> Kind:
         """The kind's declaration. Raises `ConfigError` where the kind has no such problem."""
         return kind_of(self.kind, self.problem)
+
+    @property
+    def without_labels(self) -> str | None:
+        """The key that adds training examples without labels; None where none does."""
+        if self.data.unlabelled is not None:
+            return "data.unlabelled"
+        return None if self.transfer is None else "transfer"
 
 
 class EarlyStoppingConfig(Strict):

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import DataConfig, UnlabelledConfig
+from pipeline.config.data import DataConfig, UnlabelledConfig
 from pipeline.errors import DataError
 
 FORMATS = {

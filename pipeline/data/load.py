@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.data import DataConfig
+from pipeline.config.fields import SPLITS, Split
 from pipeline.config.redact import redact
-from pipeline.config.schema import SPLITS, DataConfig, Split
 from pipeline.data.files import broken_json, check_files, delimiter_of, files_of, format_of, line_of
 from pipeline.data.json_documents import read_document
 from pipeline.errors import DataError

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
+from pipeline.config.data import DataConfig
+from pipeline.config.fields import SPLITS, Split
 from pipeline.config.recipe import TaskFacts
-from pipeline.config.schema import SPLITS, DataConfig, RunConfig, Split, TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.data.files import EMPTY, source_of
 from pipeline.data.load import Source, load_splits
 from pipeline.errors import ConfigError, DataError
@@ -73,11 +75,6 @@ class TaskData:
         return len(np.unique(np.concatenate([examples.keys for examples in self.all_examples()])))
 
 
-def load_tasks(config: RunConfig) -> dict[str, TaskData]:
-    """Every task's data. Raises `DataError`."""
-    return {name: load_task(name, task) for name, task in config.tasks.items()}
-
-
 def load_task(name: str, config: TaskConfig) -> TaskData:
     """One task's data: loaded, checked, split, without texts that are in two splits, limited."""
     kind, named = config.declared, config.data.columns
@@ -102,11 +99,11 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
     label = read["train"][kind.labels[0]]
     if task.reading.labels and config.data.labels is None and label.names is None:
         notes += check_inferred(name, "train", label.values)
-    splits = {split: _examples(task, split, read[split]) for split in tables}
+    splits = {split: read_examples(task, split, read[split]) for split in tables}
     _check_labelled(task, splits)
     splits = _hold_out(task, splits, config.data.holdout, notes)
     splits = _separate(splits, notes)
-    splits = {split: _limit(examples, config.data.limit.get(split)) for split, examples in splits.items()}
+    splits = {split: limited(examples, config.data.limit.get(split)) for split, examples in splits.items()}
     _check_filled(task, splits)
     _check_labelled(task, splits)
     if config.data.unlabelled is not None:
@@ -159,13 +156,13 @@ def _with_unlabelled(
     where = f"tasks.{task.name}.data.unlabelled"
     table = load_splits(Source(where, source_of(more), list(mapping.values())))["train"]
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
-    extra = _examples(task, "unlabelled", _columns(table, mapping))
+    extra = read_examples(task, "unlabelled", _columns(table, mapping))
     _, first = np.unique(extra.keys, return_index=True)
     seen = np.concatenate([examples.keys for examples in splits.values()])
     fresh = np.sort(first[~np.isin(extra.keys[first], seen)])
     if len(fresh) < len(extra):
         notes.append(f"{len(extra) - len(fresh)} unlabelled examples dropped: they stand elsewhere as well")
-    extra = _limit(extra.take(fresh), more.limit)
+    extra = limited(extra.take(fresh), more.limit)
     return join(splits["train"], extra)
 
 
@@ -211,8 +208,8 @@ def _columns(table: Any, columns: Mapping[str, str]) -> dict[str, Column]:
     }
 
 
-def _examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples:
-    """A split as `Examples`, keyed by its content."""
+def read_examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples:
+    """Columns by role as the task's `Examples`, keyed by their content; `split` names them in errors."""
     inputs, labels = task.reading.read(columns, split)
     content = {role: inputs[role] for role in task.reading.fields}
     return Examples(task.name, content_keys(task.kind.name, content), inputs, labels)
@@ -264,7 +261,7 @@ def _separate(splits: dict[Split, Examples], notes: list[str]) -> dict[Split, Ex
     return {split: separated[split] for split in SPLITS}
 
 
-def _limit(examples: Examples, limit: int | None) -> Examples:
+def limited(examples: Examples, limit: int | None) -> Examples:
     """The `limit` examples with the smallest hashes, in their original order."""
     if limit is None or len(examples) <= limit:
         return examples

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT, Examples, is_present
+from pipeline.config.fields import SPLITS, Split
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
 from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
-from pipeline.config.schema import SPLITS, RunConfig, Split, Strategy, needs_labels
+from pipeline.config.schema import RunConfig, Strategy, needs_labels
 from pipeline.data.splits import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs

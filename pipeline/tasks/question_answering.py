@@ -141,6 +141,14 @@ class QuestionReading:
         """(n,) cells per example: the words of the context, and one for "no answer"."""
         return cell_counts(inputs["context"])
 
+    def plain(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Sequence[str], ...]:
+        """Questions and contexts."""
+        return tuple(inputs[role] for role in self.fields)
+
+    def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """Pairs as a question and its context."""
+        return dict(zip(self.fields, columns, strict=True))
+
 
 @dataclass(frozen=True)
 class SpanHead:

@@ -6,9 +6,9 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-WORD = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]\p{M}*+|[\p{L}\p{M}\p{N}_]++|[^\s\p{L}\p{M}\p{N}_]"
-)
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"
+"""Of a regular expression's set: the characters of scripts without spaces."""
+WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[\p{{L}}\p{{M}}\p{{N}}_]++|[^\s\p{{L}}\p{{M}}\p{{N}}_]")
 """A word: letters and digits with their marks, or one character of a script without spaces, or one other character."""
 
 

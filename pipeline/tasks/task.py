@@ -43,7 +43,8 @@ class Reading(Protocol):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The inputs from which an example's content key is computed. Other inputs are used for scores only."""
+        """The inputs from which an example's content key is computed: a text, or both sides of a pair. Other inputs are
+        used for scores only."""
         ...
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
@@ -59,6 +60,14 @@ class Reading(Protocol):
 
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
         """(n,) int64 items per example."""
+        ...
+
+    def plain(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Sequence[str], ...]:
+        """The examples as plain text: for each of `fields` a column of n strings."""
+        ...
+
+    def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """Inputs made of plain text, a column for each of `fields`. A text may become several examples, or none."""
         ...
 
 

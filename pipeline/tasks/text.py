@@ -39,6 +39,14 @@ class TextReading:
         """(n,) ones: one item per example."""
         return np.ones(len(inputs["text"]), dtype=np.int64)
 
+    def plain(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Sequence[str], ...]:
+        """The texts, or both sides of the pairs."""
+        return tuple(inputs[role] for role in self.fields)
+
+    def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """The same texts, or pairs."""
+        return dict(zip(self.fields, columns, strict=True))
+
 
 @dataclass(frozen=True)
 class TextHead:

@@ -28,8 +28,9 @@ from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
 from pipeline.tasks.heads import attach_head, label_settings
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
 from pipeline.tasks.label_map import Groups, label_groups, marginalise, match_declared
+from pipeline.tasks.plain_text import joined, sentences
 from pipeline.tasks.scores import refuse_unlabelled, scores, softmax
-from pipeline.tasks.spans import first_covered, last_covered
+from pipeline.tasks.spans import WORD, first_covered, last_covered
 from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
@@ -128,6 +129,15 @@ class TokenReading:
     def counts(self, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.int64]:
         """(n,) words per sentence."""
         return _counts(inputs["words"])
+
+    def plain(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Sequence[str], ...]:
+        """The sentences, their words joined."""
+        return ([joined(row) for row in inputs["words"]],)
+
+    def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """The words of each sentence of the texts."""
+        (texts,) = columns
+        return {"words": [WORD.findall(sentence) for text in texts for sentence in sentences(text)]}
 
 
 @dataclass(frozen=True)

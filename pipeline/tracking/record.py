@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.data import DataConfig
 from pipeline.config.redact import redact
 from pipeline.config.resolved import Job, StudentSettings
-from pipeline.config.schema import DataConfig, RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.config.view import flatten, flatten_values
 from pipeline.errors import InterruptedRunError, StoppedError
 from pipeline.report.page import advice_line, overview, verdict

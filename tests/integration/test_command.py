@@ -17,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.config.fields import SPLITS
 from pipeline.config.load import load_config
 from pipeline.config.resolved import jobs_of
-from pipeline.config.schema import SPLITS, RunConfig
-from pipeline.data.splits import TaskData, load_tasks
+from pipeline.config.schema import RunConfig
+from pipeline.data.splits import TaskData
+from pipeline.data.transfer import load_tasks
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS, RESULT
 from teachers.store import Store

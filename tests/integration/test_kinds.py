@@ -1,5 +1,5 @@
 """One student of every task kind, as a person would run it: teachers of two architectures and tokenizers, labelled,
-unlabelled and windowed examples, one store, one report, and folders that plain transformers opens."""
+unlabelled and windowed examples, texts of other tasks, one store, one report, and folders that plain transformers opens."""
 
 from __future__ import annotations
 
@@ -88,6 +88,9 @@ def config(folder: Path, tiny_model: TinyModel) -> dict[str, Any]:
         "path": "json",
         "data_files": write(folder / "mood" / "more.jsonl", more),
     }
+    tasks["mood"]["transfer"] = "all"
+    tasks["entities"]["transfer"] = ["answers", "mood"]
+    tasks["answers"]["transfer"] = {"tasks": ["strength"], "limit": 20}
     tuned = {"epochs": 3, "learning_rate": 5e-3, "head_learning_rate": 5e-3, "batch_size": 16}
     teachers = {
         f"{task}-{architecture}": {
@@ -142,8 +145,24 @@ def test_each_teacher_saw_each_example_once(done: tuple[Path, Command]) -> None:
     report = report_of(done[0])
 
     assert report["forwards_ratio"] == 1.0
-    assert report["teacher_forwards"]["mood-bert"] == 60 + 20 + 20 + 30  # the unlabelled ones, too
-    assert report["teacher_forwards"]["entities-mpnet"] == 100
+    own = 60 + 20 + 20
+    answers = 60 + 1  # every context has the same question
+    assert report["teacher_forwards"]["topics-bert"] == own
+    assert (
+        report["teacher_forwards"]["mood-bert"] == own + 30 + answers + 60 + 2 * 60 + 60
+    )  # the unlabelled ones, too
+    assert report["teacher_forwards"]["entities-mpnet"] == own + answers + 60 + 30
+    assert report["teacher_forwards"]["answers-bert"] == own + 20
+
+
+def test_the_report_counts_the_texts_of_other_tasks(done: tuple[Path, Command]) -> None:
+    folder, command = done
+    report = report_of(folder)
+
+    note = "mood: 301 texts of other tasks join train without labels: answers 61, entities 60, strength 120, topics 60"
+    assert note in report["notes"]
+    assert note in command.output
+    assert report["tasks"]["mood"]["examples"] == {"train": 60 + 30 + 301, "validation": 20, "test": 20}
 
 
 def test_every_teacher_was_looked_at_first(done: tuple[Path, Command]) -> None:

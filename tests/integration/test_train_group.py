@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
-from pipeline.data.splits import TaskData, load_tasks
+from pipeline.data.splits import TaskData
+from pipeline.data.transfer import load_tasks
 from pipeline.errors import DivergedError
 from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder

@@ -26,6 +26,8 @@ SCRIPTS = sorted(
 
 LIGHT = (
     "pipeline.config.kinds",
+    "pipeline.config.fields",
+    "pipeline.config.data",
     "pipeline.config.schema",
     "pipeline.config.explain",
     "pipeline.config.load",

@@ -57,3 +57,17 @@ def test_given_values_have_no_reason(bare: dict[str, Any]) -> None:
 def test_a_config_that_gives_all_has_no_such_lines(tiny_run: TinyRun) -> None:
     lines = lines_of(tiny_run())
     assert not any(line.startswith(("train ", "fine-tune ", "loss ")) for line in lines)
+
+
+def test_texts_of_other_tasks_are_counted_and_lengthen_what_students_take_alone(bare: dict[str, Any]) -> None:
+    before = lines_of(bare)
+    bare["tasks"]["mood"]["transfer"] = "all"
+    lines = lines_of(bare)
+    assert "note: mood: 48 texts of other tasks join train without labels: tone 48" in lines
+    assert "task mood text-classification 96 train, 16 validation, 16 test 2 labels: bad, good" in lines
+    (line,) = [line for line in lines if line.startswith("train cut ")]
+    assert line.startswith("train cut epochs 60: 2,121 steps (1,500 × √2) at 5 a pass, no more ")
+    for start in ("fine-tune ", "loss "):
+        assert [line for line in lines if line.startswith(start)] == [
+            line for line in before if line.startswith(start)
+        ]

@@ -17,7 +17,8 @@ from pipeline.batch import UNLABELLED, Drawn
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import FineTuneConfig, RunConfig
-from pipeline.data.splits import TaskData, load_tasks
+from pipeline.data.splits import TaskData
+from pipeline.data.transfer import load_tasks
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from pipeline.prepare import prepare

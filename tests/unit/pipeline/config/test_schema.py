@@ -15,10 +15,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.fields import SPLITS
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
-from pipeline.config.resolved import Resolved, resolve_config, student_loss, student_train, task_aggregation
-from pipeline.config.schema import SPLITS, RunConfig
+from pipeline.config.resolved import (
+    Resolved,
+    resolve_config,
+    student_loss,
+    student_train,
+    task_aggregation,
+    transfer_sources,
+)
+from pipeline.config.schema import RunConfig
 from pipeline.config.view import differences, flatten, notes, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.report.group import seed_notes
@@ -438,6 +446,89 @@ def test_unlabelled_examples_have_no_strategies_that_need_labels(problem: str, s
     assert error.cause == f"tasks.movies: strategy {strategy} needs labels, data.unlabelled has none"
     others = "mean" if problem == "regression" else "mean, log_mean or entropy"
     assert error.remedy == f"Set tasks.movies.aggregation.strategy to {others}."
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_texts_of_other_tasks_have_no_strategies_that_need_labels(strategy: str) -> None:
+    run = changed({"tasks.movies.transfer": "all", "tasks.movies.aggregation.strategy": strategy})
+    if strategy not in ("confidence", "best"):
+        parse_config(run)
+        return
+    error = refusal(run)
+    assert error.cause == f"tasks.movies: strategy {strategy} needs labels, transfer has none"
+    assert error.remedy == "Set tasks.movies.aggregation.strategy to mean, log_mean or entropy."
+
+
+# ---------------------------------------------------------------- texts of other tasks
+
+
+@pytest.mark.parametrize(
+    ("given", "tasks", "limit"),
+    [
+        ("all", "all", None),
+        (["tweets"], ("tweets",), None),
+        ({"limit": 5}, "all", 5),
+        ({"tasks": "all", "limit": 5}, "all", 5),
+        ({"tasks": ["tweets"]}, ("tweets",), None),
+    ],
+)
+def test_transfer_may_be_written_short(tmp_path: Path, given: Any, tasks: object, limit: int | None) -> None:
+    config = parse_config(changed({"tasks.movies.transfer": given}))
+    transfer = config.tasks["movies"].transfer
+    assert transfer is not None
+    assert (transfer.tasks, transfer.limit) == (tasks, limit)
+    assert load_config(written(tmp_path, yaml.safe_load(to_yaml(config)))) == config
+    assert parse_config(RUN).tasks["movies"].transfer is None
+
+
+def test_transfer_by_override(tmp_path: Path) -> None:
+    file = written(tmp_path, RUN)
+    for override, tasks in (("=all", "all"), ("=[tweets]", ("tweets",)), (".limit=7", "all")):
+        transfer = load_config(file, [f"tasks.movies.transfer{override}"]).tasks["movies"].transfer
+        assert transfer is not None
+        assert transfer.tasks == tasks
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (["tweet"], "tasks.movies.transfer: there is no 'tweet'\nDid you mean 'tweets'?"),
+        (
+            ["movies"],
+            "tasks.movies.transfer: movies has its own texts already\nLeave movies out of the list.",
+        ),
+        ([], "tasks.movies.transfer.tasks: Tuple should have at least 1 item"),
+        ("tweets", "tasks.movies.transfer: give `all`, a list of tasks, or a section (given: 'tweets')"),
+        (5, "tasks.movies.transfer: give `all`, a list of tasks, or a section (given: 5)"),
+        ({"limit": 0}, "tasks.movies.transfer.limit: Input should be greater than or equal to 1"),
+        ({"task": ["tweets"]}, "tasks.movies.transfer.task: unknown key\nDid you mean 'tasks'?"),
+    ],
+)
+def test_transfer_from_what_is_no_other_task(given: Any, cause: str) -> None:
+    assert str(refusal(changed({"tasks.movies.transfer": given}))).startswith(cause)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [{"kind": "question-answering"}, {"data.columns": {"text_pair": "more"}}],
+    ids=["answers", "pairs"],
+)
+def test_a_task_of_pairs_takes_no_single_texts(pairs: dict[str, Any]) -> None:
+    of_pairs = {f"tasks.movies.{key}": value for key, value in pairs.items()}
+    error = refusal(changed({**of_pairs, "tasks.movies.transfer": ["tweets"]}))
+    assert error.cause == "tasks.movies.transfer: movies takes pairs of texts, tweets has single ones"
+    assert error.remedy == "Leave it out, or write `transfer: all` for all tasks that fit."
+    assert transfer_sources(
+        parse_config(changed({**of_pairs, "tasks.movies.transfer": "all"})), "movies"
+    ) == (
+        (),
+        ("tweets",),
+    )
+    other = parse_config(
+        changed({**of_pairs, "tasks.tweets.transfer": ["movies"]})
+    )  # sentences of both sides
+    assert transfer_sources(other, "tweets") == (("movies",), ())
+    assert transfer_sources(other, "movies") == ((), ())
 
 
 def test_a_teachers_labels_may_mean_none() -> None:
@@ -911,6 +1002,7 @@ BINDING: dict[str, Any] = {
     "tasks.movies.metric": "macro_f1",
     "tasks.movies.problem": "multi_label",
     "tasks.movies.data.unlabelled": {"path": "csv"},
+    "tasks.movies.transfer": {"limit": 5},
     "teachers.movies-big.max_length": 64,
     "teachers.movies-big.labels": {"awful": "bad"},
     "students.tiny.max_length": {"movies": 64},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.files import broken_json, check_files, files_of, missing_remedy
 from pipeline.errors import DataError
 

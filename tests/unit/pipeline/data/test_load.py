@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import SPLITS, TaskConfig
+from pipeline.config.fields import SPLITS
+from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, load_task
 from pipeline.errors import DataError
 from tests.unit.pipeline.data.test_json_documents import SQUAD

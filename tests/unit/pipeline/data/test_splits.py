@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
-from pipeline.config.load import parse_config
-from pipeline.config.schema import SPLITS, Split, TaskConfig
-from pipeline.data.splits import TaskData, _hold_out, _limit, _separate, load_task, load_tasks
+from pipeline.config.fields import SPLITS, Split
+from pipeline.config.schema import TaskConfig
+from pipeline.data.splits import TaskData, _hold_out, _separate, limited, load_task
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.text_classification import text_classification
 from tests.conftest import CsvTask, write_csv
@@ -173,20 +173,6 @@ def test_texts_keep_every_character(tmp_path: Path) -> None:
         ("  spaces ", "y"),
     ]
     assert contents(load_rows(tmp_path, {**WHOLE, "test": odd}), "test") == odd
-
-
-def test_load_tasks_loads_each(csv_task: CsvTask) -> None:
-    run = {
-        "name": "run",
-        "tasks": {"mood": csv_task(), "tone": csv_task(("bad", "good", "plain"))},
-        "teachers": {name: {"task": name, "model": "m"} for name in ("mood", "tone")},
-        "students": {"s": {"model": "m"}},
-    }
-    found = load_tasks(parse_config(run))
-    assert {name: data.task.reading.labels for name, data in found.items()} == {
-        "mood": ("bad", "good"),
-        "tone": ("bad", "good", "plain"),
-    }
 
 
 # ---------------------------------------------------------------- what is refused
@@ -811,16 +797,16 @@ def test_a_larger_limit_keeps_what_a_smaller_one_has(texts: list[str], data: st.
     shuffled = data.draw(st.permutations(texts))
     before: set[str] = set()
     for limit in limits:
-        chosen = list(_limit(examples_of(texts), limit).inputs["text"])
+        chosen = list(limited(examples_of(texts), limit).inputs["text"])
         assert len(chosen) == min(limit, len(texts))
         assert chosen == [text for text in texts if text in chosen]  # in their own order
         assert before <= set(chosen)
-        assert set(_limit(examples_of(shuffled), limit).inputs["text"]) == set(chosen)
+        assert set(limited(examples_of(shuffled), limit).inputs["text"]) == set(chosen)
         before = set(chosen)
 
 
 def test_limits_are_a_fair_sample() -> None:
-    chosen = _limit(examples_of([str(i) for i in range(4000)]), 1000).labels.values
+    chosen = limited(examples_of([str(i) for i in range(4000)]), 1000).labels.values
     assert abs(chosen.mean() - 2000) < 150
     assert 420 < (chosen < 2000).sum() < 580
 

@@ -22,8 +22,9 @@ from transformers import AutoModelForTokenClassification
 
 from pipeline import tasks
 from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, is_present
+from pipeline.config.data import DataConfig
 from pipeline.config.kinds import TOKEN_CLASSIFICATION
-from pipeline.config.schema import DataConfig, TaskConfig
+from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import load_task
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss

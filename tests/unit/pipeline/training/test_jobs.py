@@ -18,7 +18,7 @@ from pipeline.batch import Drawn, Ragged
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig
-from pipeline.data.splits import load_tasks
+from pipeline.data.transfer import load_tasks
 from pipeline.errors import CorruptError
 from pipeline.losses import LossWeights
 from pipeline.predictor import Predictor

@@ -1,0 +1,78 @@
+"""The part of the config tree that says which examples a task has. See `pipeline.config.schema`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.fields import Count, LocalPath, Split, Strict
+
+
+class UnlabelledConfig(Strict):
+    """More examples without labels: students learn them from the teachers alone."""
+
+    path: LocalPath
+    """As `data.path`."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+    data_files: LocalPath | tuple[LocalPath, ...] | None = None
+    """Files, for csv, json, parquet and text."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """As `data.options`; its own, the task's are not taken over."""
+    split: str = "train"
+    """Which split of the data set; `load_dataset`'s slices work."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of each input field; by default as in the task's `data.columns`."""
+    limit: Count | None = None
+    """At most this many examples, the same ones every time."""
+
+
+class DataConfig(Strict):
+    """Where a task's examples come from: whatever `datasets.load_dataset` takes, or a folder saved by `save_to_disk`."""
+
+    path: LocalPath
+    """`csv`, `json`, `parquet`, `text`, a hub id, or a local folder."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+    data_files: dict[str, LocalPath | tuple[LocalPath, ...]] | None = None
+    """Files by split, for csv, json, parquet and text. Relative to `path` where that is a folder, else to the working directory. Files that end in .tsv are separated by tabs; patterns (`part-*.csv`) and compressed files work. JSON: a row a line, a list of rows, an object of columns, or SQuAD's own nested form."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """More arguments of the format's loader, under `load_dataset`'s names: for csv e.g. `{delimiter: ";"}`, `{quoting: 3}` (quotes are plain text), `{names: [text, label]}` (a file without a header), `{encoding: latin-1}`; for json `{field: rows}` (the key with the rows)."""
+    splits: dict[Split, str] = Field(default_factory=dict)
+    """The data set's name of each split, e.g. `{validation: dev}`; `load_dataset`'s slices (`train[:80%]`) work. By default each split has its own name."""
+    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of train set aside, by content hash, for each of validation and test that the data set lacks."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable)."""
+    labels: tuple[str, ...] | None = None
+    """The label space, in order. By default the data set's own class names, else the sorted values of the column in train."""
+    max_length: Annotated[int, Field(ge=4)] = 128
+    """Tokens a sequence, special tokens counted. Longer texts are truncated, counted and logged (of a sentence's words, the words that are lost); longer contexts are read in overlapping windows."""
+    unlabelled: UnlabelledConfig | None = None
+    """More training examples, without labels. Rows of train whose label is null are the same."""
+    limit: dict[Split, Count] = Field(default_factory=dict)
+    """At most this many examples a split, the same ones every time; a larger limit keeps those of a smaller one."""
+
+
+class TransferConfig(Strict):
+    """Training texts of other tasks, which this task's teachers label too: students learn them from the teachers alone. `transfer: all` and `transfer: [a, b]` are short for `{tasks: all}` and `{tasks: [a, b]}`."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
+    """The tasks whose texts are taken; `all`: every other task whose texts fit. A task of single texts may take those of any task, a task of pairs those of pairs alone."""
+    limit: Count | None = None
+    """At most this many texts, of all these tasks together, the same ones every time; a larger limit keeps those of a smaller one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_tasks(cls, given: Any) -> Any:
+        if not isinstance(given, dict | list | tuple | cls) and given != "all":
+            raise ValueError("give `all`, a list of tasks, or a section")
+        section = given if isinstance(given, dict | cls) else {"tasks": given}
+        if isinstance(section, dict) and isinstance(section.get("tasks"), list):  # no JSON any more: strict
+            return {**section, "tasks": tuple(section["tasks"])}
+        return section
