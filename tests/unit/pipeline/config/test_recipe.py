@@ -74,6 +74,8 @@ def test_a_teacher_is_trained_on_the_labelled_examples_of_its_task() -> None:
     recipe, reasons = teacher_recipe(FineTuneConfig(), "big", "movies", FACTS)
     assert (recipe.epochs, recipe.learning_rate, recipe.head_learning_rate) == (3, 1e-4, 3e-3)
     assert reasons["epochs"] == "300 steps at 125 a pass"  # 4,000 of the 8,000 examples have labels
+    many, why = teacher_recipe(FineTuneConfig(), "big", "intents", FACTS)
+    assert (many.epochs, why["epochs"]) == (8, "600 steps at 79 a pass")  # 77 labels
 
 
 @pytest.mark.parametrize(
