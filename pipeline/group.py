@@ -15,7 +15,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.files import write_atomically
 from pipeline.report import group as reports
-from pipeline.report.schema import GroupReport, to_json
+from pipeline.report.json_file import to_json
+from pipeline.report.schema import GroupReport
 from pipeline.run_folder import GROUP, GROUP_PAGE, REPORT, locked, refuse_changes, write_settings
 from pipeline.stop import StopSignals
 

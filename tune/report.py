@@ -16,6 +16,7 @@ from pipeline.config.kinds import SKILL
 from pipeline.config.schema import RunConfig
 from pipeline.display.wide_table import Field, WideTable
 from pipeline.files import write_atomically
+from pipeline.report.json_file import to_json
 from pipeline.report.page import links_section
 from pipeline.report.schema import (
     ChoiceRecord,
@@ -25,7 +26,6 @@ from pipeline.report.schema import (
     OnTest,
     ScoresOnTest,
     StudyReport,
-    to_json,
 )
 from pipeline.run_folder import FIGURES, STUDY, STUDY_PAGE
 from pipeline.shown import NOTHING, markdown_table, measured, p_value, percent, plus_minus, points, signed

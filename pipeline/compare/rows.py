@@ -17,7 +17,8 @@ import yaml
 
 from pipeline.errors import DataError
 from pipeline.report.group import outcome_of
-from pipeline.report.schema import GroupReport, Report, Size, StudyReport, read
+from pipeline.report.json_file import read
+from pipeline.report.schema import GroupReport, Report, Size, StudyReport
 from pipeline.run_folder import CONFIG, GROUP, REPORT, STUDY
 from pipeline.significance import Outcome, Spread
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.kinds import METRICS
 from pipeline.files import write_atomically
+from pipeline.report.json_file import to_json
 from pipeline.report.page import markdown
 from pipeline.report.schema import (
     Metrics,
@@ -26,7 +27,6 @@ from pipeline.report.schema import (
     TaskReport,
     TaskStudentScores,
     VersusTeachers,
-    to_json,
 )
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import FIGURES, REPORT, REPORT_PAGE

@@ -1,6 +1,6 @@
 """The layout of report.json, group.json and study.json. `pipeline.report` and `tune.report` write these files.
 
-Scores are shares (0.862), not points. Mappings are keyed by the names in the run's config. `read` refuses a file of
+Scores are shares (0.862), not points. Mappings are keyed by the names in the run's config. `pipeline.report.json_file` refuses a file of
 another version: `tutelage train` on a finished run evaluates again and writes a new file; it trains nothing.
 
 This module does not import torch, so that `tutelage compare` starts fast. docs/report_schema.py makes the JSON schema
@@ -9,15 +9,11 @@ in docs/report.schema.json from these classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from pipeline.errors import DataError
+from pydantic import BaseModel, ConfigDict
 
 Version = Literal[1]
 TrialStatus = Literal["running", "finished", "early-stopped", "failed", "interrupted"]
@@ -397,13 +393,13 @@ class TrialRecord(Record):
     """Validation scores of the kept weights, by macro/score and <task>/<metric>."""
     failures: int
     error: str | None
-    gain: GainRecord | None
-    """Its gain over the trial with the config's own values, with the trials' own seed; null where one of them has no
-    predictions."""
     best: bool
     """Whether it is the winner."""
     pareto: bool
     """Whether no other trial beats it in one of the metrics without losing in another."""
+    gain: GainRecord | None = None
+    """Its gain over the trial with the config's own values, with the trials' own seed; null where one of them has no
+    predictions."""
 
 
 class ScoresOnTest(Record):
@@ -469,46 +465,3 @@ class StudyReport(Record):
     def winner(self) -> TrialRecord | None:
         """The winning trial; None where none has a score, and where the default wins without being a trial."""
         return next((trial for trial in self.trials if trial.best), None)
-
-
-File = TypeVar("File", bound=Record)
-
-
-def to_json(content: Record) -> str:
-    """The text of the JSON file."""
-    return content.model_dump_json(indent=2) + "\n"
-
-
-def read(file: Path, layout: type[File]) -> File:
-    """The content of a file that `to_json` made.
-
-    Raises `DataError` where the file is missing, cannot be read, or has another version or another layout.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if isinstance(content, dict) and (version := content.get("report_version")) != VERSION:
-            raise DataError(
-                f"{file} has report version {version or 'none'}, this tutelage reads version {VERSION}",
-                "The command that made it writes it anew; what is trained already is not trained again.",
-            )
-        return layout.model_validate_json(text)
-    except FileNotFoundError:
-        remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
-        raise DataError(f"{file}: there is no report", remedy) from None
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}", "Give a file that you may read.") from None
-    except ValueError as error:  # not JSON, not UTF-8, not this layout
-        raise DataError(
-            f"{file} is not a report: {_first(error)}",
-            "Leave it out, or delete it and run the command that made it.",
-        ) from None
-
-
-def _first(error: ValueError) -> str:
-    """The error in one line; of several validation errors the first."""
-    if isinstance(error, ValidationError):
-        one, more = error.errors()[0], error.error_count() - 1
-        where = ".".join(map(str, one["loc"])) or "the file"
-        return f"{where}: {one['msg']}" + (f" (and {more} more)" if more else "")
-    return " ".join(f"{type(error).__name__} {error}".split())

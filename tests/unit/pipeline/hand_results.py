@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.batch import Examples, Ragged
 from pipeline.report.build import build
 from pipeline.report.group import build as build_group
-from pipeline.report.schema import Latencies, Latency, Report, Size, Sizes, TaskLatencies, to_json
+from pipeline.report.json_file import to_json
+from pipeline.report.schema import Latencies, Latency, Report, Size, Sizes, TaskLatencies
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.tasks.multi_label import multi_label
 from pipeline.tasks.regression import regression

@@ -18,7 +18,8 @@ from pipeline.config.view import to_yaml
 from pipeline.display.display import Display
 from pipeline.errors import ConfigError, DivergedError, InterruptedRunError, LockedError
 from pipeline.report.build import build
-from pipeline.report.schema import GroupReport, Report, read, to_json
+from pipeline.report.json_file import read, to_json
+from pipeline.report.schema import GroupReport, Report
 from pipeline.run_folder import locked
 from tests.conftest import TinyRun
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.report.build import build, write
+from pipeline.report.json_file import read
 from pipeline.report.page import markdown, verdict
-from pipeline.report.schema import Latencies, Report, Sizes, read
+from pipeline.report.schema import Latencies, Report, Sizes
 from pipeline.tasks.scores import agreement, scores, softmax
 from tests.unit.pipeline.hand_results import (
     answers,

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.report.build import build as build_report
 from pipeline.report.group import advice_lines, build, markdown, verdict
-from pipeline.report.schema import Advice, GroupReport, to_json
+from pipeline.report.json_file import to_json
+from pipeline.report.schema import Advice, GroupReport
 from tests.unit.pipeline.hand_results import hand_task, seeds_of, some_facts, some_run
 
 

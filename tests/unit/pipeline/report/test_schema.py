@@ -15,7 +15,8 @@ from docs import report_schema
 from pipeline.errors import DataError
 from pipeline.report.build import build
 from pipeline.report.group import build as build_group
-from pipeline.report.schema import Report, read, to_json
+from pipeline.report.json_file import read, to_json
+from pipeline.report.schema import Report
 from tests.unit.pipeline.hand_results import numbers_and_marks, seeds_of, some_run, some_study
 
 

@@ -32,4 +32,6 @@ def test_a_name_ends_with_the_task(part: Part, metric: str, name: str) -> None:
 
 
 def test_the_tasks_own_metric_comes_first(tmp_path: Path) -> None:
-    assert metrics_of(config(tmp_path, "first")) == {"movies": ("accuracy", "macro_f1", "nll", "ece")}
+    assert metrics_of(config(tmp_path, "first")) == {
+        "movies": ("accuracy", "macro_f1", "nll", "ece", "skill")
+    }

@@ -74,7 +74,7 @@ def test_tasks_with_their_own_metrics_are_named_with_them() -> None:
 @pytest.mark.parametrize(
     ("tune", "first", "ascending"),
     [
-        ({}, "best/macro", False),
+        ({}, "best/skill/macro", False),
         ({"metric": "movies/accuracy"}, "best/movies", False),
         ({"metric": "tweets/nll"}, "best/nll/tweets", True),
         ({"metric": "macro/score", "mode": "min"}, "best/macro", True),
