@@ -87,7 +87,7 @@ def validation_key(config: RunConfig, data: TaskData) -> str:
     own, where = config.tasks[data.task.name].data, f"tasks.{data.task.name}.data"
     if own.limit.get("validation") == len(data.splits["validation"]):
         return f"{where}.limit.validation"
-    if any(note.startswith("no validation split") for note in data.notes):
+    if any(note.startswith(f"{data.task.name}: no validation split") for note in data.notes):
         return f"{where}.holdout"
     return f"{where}.splits.validation"
 

@@ -194,6 +194,8 @@ def test_mlflow_has_the_run_and_its_children(first: Finished) -> None:
         "first": "parent",
         "mood-tuned": "teacher",
         "tone-tuned": "teacher",
+        "mood-ready": "teacher",
+        "tone-ready": "teacher",
         "cut-distilled": "student",
         "bare-distilled": "student",
         "cut-supervised": "baseline",

@@ -84,7 +84,7 @@ def config(folder: Path, name: str) -> RunConfig:
             "students": {name: {"model": "bert-tiny"} for name in STUDENTS},
             "baselines": ["supervised"],
             "tracking": {"experiment": "reviews"},
-            "tune": {"student": "tiny", "space": space, "trials": len(TRIALS)},
+            "tune": {"student": "tiny", "metric": "macro/score", "space": space, "trials": len(TRIALS)},
         }
     )
 

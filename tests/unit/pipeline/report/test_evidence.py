@@ -28,5 +28,5 @@ def test_what_makes_validation_larger(tiny_run: TinyRun, changes: dict[str, Any]
     data = prepare(config).data["mood"]
     assert validation_key(config, data) == f"tasks.mood.data.{key}"
     if not changes:
-        held_out = replace(data, notes=("no validation split: 7 examples of train held out for it",))
+        held_out = replace(data, notes=("mood: no validation split: 7 examples of train held out for it",))
         assert validation_key(config, held_out) == "tasks.mood.data.holdout"
