@@ -7,10 +7,14 @@ any runs do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import MappingProxyType
 
 from pipeline import run as runs
 from pipeline.cluster import connected
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.files import write_atomically
@@ -31,10 +35,16 @@ def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
     }
 
 
-def distil_seeds(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
+def distil_seeds(
+    config: RunConfig,
+    display: Display,
+    register: str | None = None,
+    trained: Mapping[int, Mapping[Job, Path]] = MappingProxyType({}),
+) -> GroupReport:
     """Makes every seed's run, then group.json and group.md; returns the contents of group.json.
 
-    register: name in MLflow's model registry for the first seed's students.
+    register: name in MLflow's model registry for the first seed's students · trained: as `pipeline.run.distil` takes
+    it, by seed.
 
     Raises any `TutelageError`; the runs of the earlier seeds stay.
     """
@@ -50,7 +60,8 @@ def distil_seeds(config: RunConfig, display: Display, register: str | None = Non
             for number, (seed, one) in enumerate(configs.items(), start=1):
                 stop.check()
                 display.begin(f"seed {seed} ({number} of {len(configs)}): {one.run_dir}")
-                finished.append(runs.distil(one, display, config.name, register if number == 1 else None))
+                name = register if number == 1 else None
+                finished.append(runs.distil(one, display, config.name, name, trained.get(seed, {})))
         group = reports.build(config.name, finished)
         write_atomically(folder / GROUP_PAGE, reports.markdown(group))
         write_atomically(folder / GROUP, to_json(group))

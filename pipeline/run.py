@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -89,15 +90,23 @@ class Run:
 
 
 def distil(
-    config: RunConfig, display: Display, group: str | None = None, register: str | None = None
+    config: RunConfig,
+    display: Display,
+    group: str | None = None,
+    register: str | None = None,
+    trained: Mapping[Job, Path] = MappingProxyType({}),
 ) -> Report:
     """Runs all stages; returns the report. Raises any `TutelageError`.
 
     group: name of the group of seeds, if the run belongs to one · register: name in MLflow's model registry for its
-    students, with ``-<task>`` added where there are several tasks.
+    students, with ``-<task>`` added where there are several tasks · trained: folders of trials that are trainings of this
+    run's jobs (`pipeline.training.jobs.take_over`).
     """
     with running(config, display, group=group) as run:
         training.check_results(config)
+        for job, source in trained.items():
+            if training.take_over(config.run_dir, job, source):
+                display.line(f"{job.name} was trained by the search, in {source}")
         if not _is_trained(run):
             with connected(config):
                 make_targets(run)

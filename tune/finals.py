@@ -95,14 +95,7 @@ class Finals:
     ) -> Choice | None:
         """Which of the candidates wins; None where the default has no predictions under some seed. A candidate without
         predictions under some seed is out. Folders: of the trainings, by number."""
-        places = {
-            (one.repeats, one.seed): folder_of_final[one.number] for one in finals if one.status == "finished"
-        }
-        places |= {
-            (number, self.config.seed): folder_of_trial[number]
-            for number in self.candidates(trials)
-            if self._is_trials_own(number, self.config.seed)
-        }
+        places = self.places(trials, finals, folder_of_trial, folder_of_final)
         samples: dict[int, list[Sample]] = {}
         for number in self.candidates(trials):
             folders = [places.get((number, seed)) for seed in self.seeds]
@@ -119,6 +112,25 @@ class Finals:
             if number != default
         }
         return Choice(winner_of(gains, default), default, self.seeds, gains)
+
+    def places(
+        self,
+        trials: Sequence[Trial],
+        finals: Sequence[Trial],
+        folder_of_trial: Mapping[int, Path],
+        folder_of_final: Mapping[int, Path],
+    ) -> dict[tuple[int, int], Path]:
+        """The folders of the candidates' finished trainings, by (number of the candidate, seed)."""
+        places = {
+            (one.repeats, one.seed): folder_of_final[one.number]
+            for one in finals
+            if one.status == "finished" and one.repeats is not None and one.seed is not None
+        }
+        return places | {
+            (number, self.config.seed): folder_of_trial[number]
+            for number in self.candidates(trials)
+            if self._is_trials_own(number, self.config.seed)
+        }
 
     def gains(self, trials: Sequence[Trial], folders: Mapping[int, Path]) -> dict[int, Gain]:
         """The gain of every finished trial over the trial with the default's values, with the trials' own seed; empty

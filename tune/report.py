@@ -410,7 +410,7 @@ def _bought(study: StudyReport) -> list[str]:
     return [
         "## What the search bought",
         markdown_table(["on test", *COMPARED, "Δ", "p"], rows),
-        "Points, mean ± standard deviation over the seeds. Searched: the winner, trained again from `best.yaml`. "
+        "Points, mean ± standard deviation over the seeds. Searched: the winner. "
         "Supervised: the same student with the same settings, trained on labels alone. "
         f"Δ: searched − default, p by the paired sign-flip test. Runs: {runs}.",
     ]

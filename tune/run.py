@@ -2,8 +2,9 @@
 
 A study's folder is `runs/<name>-study`. The best few trials and the default, which is the config's own values, are
 trained again under every seed; the default stays unless one of them is better by more than chance (`tune.choice`). Then
-the default is trained in the plain run `runs/<name>`, as `tutelage train` trains the same file, and a winner in
-`runs/<name>-best`, from `best.yaml`. Trials see validation only; only these two runs are scored on test, once.
+the default is the plain run `runs/<name>`, as `tutelage train` makes it of the same file, and a winner is `runs/<name>-best`, as
+it makes it of `best.yaml`. Both take over the trainings that the study has of them. Trials see validation only; only these two
+runs are scored on test, once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline import group as groups
 from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config.load import load_config
-from pipeline.config.resolved import with_absolute_paths
+from pipeline.config.resolved import Job, with_absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
 from pipeline.display.display import Display
@@ -31,6 +32,7 @@ from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, finals_folder, 
 from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
 from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
+from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.loop import METRICS
 from tune import report
 from tune.choice import Gain
@@ -38,7 +40,7 @@ from tune.finals import Choice, Finals, decides
 from tune.search import cpus_per_trial_worker, search, training_folder
 from tune.space import check_grace, checked, modes, most_epochs, student_of, values_of, with_values
 from tune.study import DEFAULT, Trial, best, load, trial_name
-from tune.trial import Shared, curve
+from tune.trial import Shared, curve, trial_job
 
 FREE = {"trials", "concurrency", "time_budget_s", "retries"}
 """Keys of `tune` that may change when a study is resumed."""
@@ -102,12 +104,15 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
             )
         stays = winner == DEFAULT or study.values_of(winner) == study.own
         display.begin("the default, scored on test")
-        default = _distil(config.model_copy(update={"tune": None}), display, register if stays else None)
+        own = study.trained(next(iter(study.rules.candidates(study.trials)), DEFAULT))
+        default = _distil(config.model_copy(update={"tune": None}), display, register if stays else None, own)
         chosen = default
         if not stays:
-            display.begin(f"the winner, trial {winner}, trained again and scored on test")
-            chosen = _distil(best_config(config, study.values_of(winner)), display, register)
+            display.begin(f"the winner, trial {winner}, scored on test")
+            best = best_config(config, study.values_of(winner))
+            chosen = _distil(best, display, register, study.trained(winner))
         run.stop.listen()
+        study.remove_weights()
         concluded = written.model_copy(update={"test": report.tested(default, chosen, student)})
         study.conclude(concluded)
         return concluded
@@ -118,11 +123,17 @@ def _who(number: int) -> str:
     return "the default" if number == DEFAULT else f"trial {number}"
 
 
-def _distil(config: RunConfig, display: Display, register: str | None = None) -> GroupReport:
-    """Trains the config as `tutelage train` does; returns the group report of its seeds, also of a single one."""
+def _distil(
+    config: RunConfig, display: Display, register: str | None, trained: Mapping[int, Mapping[Job, Path]]
+) -> GroupReport:
+    """Trains the config as `tutelage train` does; returns the group report of its seeds, also of a single one.
+
+    trained: by seed, the trials that are such trainings already.
+    """
     if config.seeds:
-        return groups.distil_seeds(config, display, register=register)
-    return group_report.build(config.name, [runs.distil(config, display, register=register)])
+        return groups.distil_seeds(config, display, register, trained)
+    one = runs.distil(config, display, register=register, trained=trained.get(config.seed, {}))
+    return group_report.build(config.name, [one])
 
 
 def _refuse_another_search(own: RunConfig) -> None:
@@ -198,6 +209,27 @@ class _Study:
             self.trials, self.final_trials, self._folders(self.shared), self._folders(self.shared_by_finals)
         )
 
+    def trained(self, number: int) -> dict[int, dict[Job, Path]]:
+        """The trainings of a candidate, by seed: a run with its values takes them over."""
+        places = self.rules.places(
+            self.trials, self.final_trials, self._folders(self.shared), self._folders(self.shared_by_finals)
+        )
+        job = trial_job(self.config)
+        return {seed: {job: folder} for (own, seed), folder in places.items() if own == number}
+
+    def remove_weights(self) -> None:
+        """Removes all weights: the runs have theirs."""
+        for shared, trials in ((self.shared, self.trials), (self.shared_by_finals, self.final_trials)):
+            for trial in trials:
+                remove_checkpoints(training_folder(shared, trial))
+
+    def _keep_weights_of_candidates(self) -> None:
+        """Removes the weights of the trials that have ended and are not among the best few."""
+        kept = self.rules.candidates(self.trials)
+        for trial in self.trials:
+            if trial.ended and trial.number not in kept:
+                remove_checkpoints(training_folder(self.shared, trial))
+
     @property
     def shared_by_finals(self) -> Shared:
         """`shared`, with the finals' folder."""
@@ -242,6 +274,8 @@ class _Study:
         self.run.display.advance(f"{what} {trial.number}", trial.epochs, epochs)
         if trial.status == "running":
             return
+        if trial.repeats is None:
+            self._keep_weights_of_candidates()
         gain = self._gains().get(trial.number) if trial.repeats is None else None
         self.run.display.line(f"  {report.trial_line(trial, self.metrics, gain)}")
 

@@ -451,7 +451,7 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         one.status = status
         self._save(one)
         self._started.pop(one.number, None)
-        if one.ended:
+        if one.status in ("early-stopped", "failed"):
             remove_checkpoints(self._folder(one))
 
     def _save(self, one: Trial) -> None:

@@ -100,8 +100,9 @@ def report_to_tune(folder: Path | None, epochs: int, scores: Mapping[str, float]
     if folder is None:
         ray.tune.report(result)
         return
-    latest = ray.tune.Checkpoint.from_directory(str(newest_checkpoint(folder)))
-    ray.tune.report(result, checkpoint=latest)
+    newest = newest_checkpoint(folder)
+    assert newest is not None, "an epoch is reported after its checkpoint"
+    ray.tune.report(result, checkpoint=ray.tune.Checkpoint.from_directory(str(newest)))
 
 
 def report_to_train(epochs: int, scores: Mapping[str, float]) -> None:

@@ -38,7 +38,12 @@ from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
-from pipeline.training.checkpoint import remove_checkpoints
+from pipeline.training.checkpoint import (
+    adopt_checkpoint,
+    keep_weights,
+    newest_checkpoint,
+    remove_checkpoints,
+)
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import LABELS_ALONE, METRICS, LossPlan, Progress, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
@@ -79,6 +84,21 @@ class Plan:
 def is_finished(run_dir: Path, job: Job) -> bool:
     """Whether the job has its result file, which is written last."""
     return (job_folder(run_dir, job) / RESULT).is_file()
+
+
+def take_over(run_dir: Path, job: Job, source: Path) -> bool:
+    """Puts a copy of a trial's training, which has ended, where `job` of a run would train the same: the run resumes it,
+    trains nothing, and tests and saves the student. source: the trial's `job_folder`.
+
+    False, and nothing is changed, where the run has begun the job or the trial's weights are not there any more.
+    """
+    folder, weights = job_folder(run_dir, job), newest_checkpoint(source)
+    if weights is None or is_finished(run_dir, job) or newest_checkpoint(folder) is not None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / METRICS, (source / METRICS).read_bytes())
+    adopt_checkpoint(weights, folder)
+    return True
 
 
 # ---------------------------------------------------------------- in the workers
@@ -179,7 +199,10 @@ def train_job(
     else:
         _test(plan, job, folder, student, sets, workers=workers, facts=facts)
     if workers.rank == 0:
-        remove_checkpoints(target)
+        if plan.trial:
+            keep_weights(target)  # if it wins, a run takes it over
+        else:
+            remove_checkpoints(target)
         for name in schedules:
             shutil.rmtree(target / name, ignore_errors=True)
     return progress.status

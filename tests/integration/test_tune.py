@@ -102,6 +102,8 @@ def test_a_killed_search_goes_on_to_its_winner(
             assert "NaN or Inf" in trial["error"]
             assert trial["failures"] in (2, 3)  # once more, then marked; 3 where the kill came between
     assert study["teacher_forwards"] == {"mood-ready": 0, "tone-ready": 0}, "all of them in the first launch"
+    runs_tested = 2 if study["choice"]["stays"] else 4
+    assert command.output.count("bare-distilled was trained by the search") == runs_tested
     _check_winner(tmp_path, study)
     _check_mlflow(tmp_path, statuses)
 
@@ -151,6 +153,7 @@ def _check_winner(folder: Path, study: dict[str, Any]) -> None:
     figures = {file.name for file in (folder / "runs/first-study/figures").iterdir()}
     assert {"parallel.png", "pareto.png", "curves.png", "cost.png"} <= figures
     assert not list((folder / "runs/first-study/trials").rglob("step-*")), "ended trials keep no weights"
+    assert not list((folder / "runs/first-study/finals").rglob("step-*"))
 
 
 def _check_mlflow(folder: Path, statuses: list[str]) -> None:

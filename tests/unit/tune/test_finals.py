@@ -126,6 +126,26 @@ def test_finals_go_on_where_they_stopped_also_with_other_finalists() -> None:
     assert [(one["number"], one["repeats"]) for one in points] == [(1, 2), (3, 4), (4, 3)]
 
 
+def test_a_candidates_trainings_are_its_trial_and_its_finals(tmp_path: Path) -> None:
+    finals, trials = finals_of({"seeds": [0, 1, 2]}), some_trials()
+    done = [
+        Trial(0, {}, "finished", seed=1, repeats=0),
+        Trial(1, {}, "interrupted", seed=2, repeats=0),
+        Trial(2, {}, "finished", seed=1, repeats=2),
+    ]
+    of_trials = {one.number: tmp_path / f"trial-{one.number}" for one in trials}
+    of_finals = {one.number: tmp_path / f"final-{one.number}" for one in done}
+    places = finals.places(trials, done, of_trials, of_finals)
+    assert {place: folder.name for place, folder in places.items()} == {
+        (0, 0): "trial-0",
+        (0, 1): "final-0",
+        (2, 0): "trial-2",
+        (2, 1): "final-2",
+        (3, 0): "trial-3",
+        (4, 0): "trial-4",
+    }
+
+
 def test_no_finals_without_a_finished_trial() -> None:
     assert finals_of().candidates([trial_of(0, status="failed")]) == {}
     assert finals_of().choice([], [], {}, {}) is None

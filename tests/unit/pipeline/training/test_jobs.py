@@ -33,6 +33,7 @@ from pipeline.training.jobs import (
     parameter_count,
     read_result,
     start_folder,
+    take_over,
     task_sets,
     train_jobs,
 )
@@ -298,6 +299,32 @@ def test_finished_trainings_are_not_repeated(config: RunConfig, monkeypatch: pyt
     train_jobs(plan, Workers())
     assert trained == [BARE]
     assert same_bits(predictions(plan, BARE), expected)
+
+
+def test_a_run_takes_over_what_a_trial_has_trained(config: RunConfig, tmp_path: Path) -> None:
+    run = plan_of(config)
+    trial = replace(run, run_dir=tmp_path / "000", jobs=(CUT,), trial=True)
+    source = job_folder(trial.run_dir, CUT)
+    assert not take_over(run.run_dir, CUT, source), "nothing is trained yet"
+    train_jobs(trial, Workers())
+    alone = replace(run, run_dir=tmp_path / "alone", jobs=(CUT,))
+    train_jobs(alone, Workers())
+
+    assert take_over(run.run_dir, CUT, source)
+    assert not take_over(run.run_dir, CUT, source), "the run has begun the job"
+    epochs: list[int] = []
+    train_jobs(replace(run, jobs=(CUT,)), Workers(), lambda epoch, scores: epochs.append(epoch))
+    assert epochs == [], "nothing is trained"
+    assert same_bits(predictions(run, CUT), predictions(alone, CUT))
+    facts, expected = (read_result(plan.run_dir, CUT)[0] for plan in (run, alone))
+    timed = {"epoch_seconds", "kept", "predictions"}
+    assert {k: v for k, v in facts.items() if k not in timed} == {
+        k: v for k, v in expected.items() if k not in timed
+    }
+    metrics = job_folder(run.run_dir, CUT) / METRICS
+    assert read_metrics(metrics) == read_metrics(source / METRICS)
+    assert not list(run.run_dir.rglob("step-*"))
+    assert not take_over(run.run_dir, CUT, source), "the job is finished"
 
 
 @pytest.mark.parametrize("stops", [(1,), (4, 15)], ids=["in the first job", "in the first and another"])
