@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.config.resolved import Job, TaskAggregation, task_aggregation
+from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.curve import Curve
 from pipeline.data.quality import MUCH_TRUNCATED
@@ -15,7 +14,8 @@ from pipeline.data.splits import TaskData
 from pipeline.models import positions
 from pipeline.prepare import Inputs, teacher_curves
 from pipeline.report.advice import Evidence, TaskEvidence, Truncation
-from pipeline.report.results import ensemble_values, stored_predictions
+from pipeline.report.ensembles import TaskTeachers
+from pipeline.report.results import stored_predictions
 from pipeline.report.schema import Report
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
@@ -61,25 +61,25 @@ def _task_evidence(
     results: TaskResults,
     facts: RunFacts,
 ) -> TaskEvidence:
-    task, validation = data.task, data.splits["validation"]
-    validation = validation.take(np.sort(np.argsort(validation.keys, kind="stable")[:MOST]))
-    together: TaskAggregation = task_aggregation(config, task.name)
-    predictions = stored_predictions(task, validation, {one: keys[one] for one in together.weights}, store)
-    counts = task.reading.counts(validation.inputs)
-
-    def combine(weights: Mapping[str, float]) -> NDArray[np.floating]:
-        return ensemble_values(task, list(predictions.values()), counts, together.strategy, weights)
-
     return TaskEvidence(
         results=results,
-        validation=validation,
-        predictions=predictions,
-        weights=together.weights,
-        combine=combine,
-        train_counts=label_counts(task, data.splits["train"].labels),
+        teachers=task_teachers(config, data, keys, store),
+        train_counts=label_counts(data.task, data.splits["train"].labels),
         truncated=_truncations(config, inputs, data, facts),
         validation_key=validation_key(config, data),
     )
+
+
+def task_teachers(config: RunConfig, data: TaskData, keys: Mapping[str, str], store: Store) -> TaskTeachers:
+    """A task's teachers on at most `MOST` validation examples, always the same ones. keys: name in the store by teacher.
+
+    Raises `CorruptError` where the store lacks a soft target.
+    """
+    task, validation = data.task, data.splits["validation"]
+    validation = validation.take(np.sort(np.argsort(validation.keys, kind="stable")[:MOST]))
+    together = task_aggregation(config, task.name)
+    predictions = stored_predictions(task, validation, {one: keys[one] for one in together.weights}, store)
+    return TaskTeachers(task, validation, predictions, together.weights, together.strategy)
 
 
 def validation_key(config: RunConfig, data: TaskData) -> str:
