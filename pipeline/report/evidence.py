@@ -11,8 +11,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.curve import Curve
 from pipeline.data.quality import MUCH_TRUNCATED
 from pipeline.data.splits import TaskData
+from pipeline.errors import ConfigError
 from pipeline.models import positions
-from pipeline.prepare import Inputs, teacher_curves
+from pipeline.prepare import Inputs, teacher_curves, teacher_specs
 from pipeline.report.advice import Evidence, TaskEvidence, Truncation
 from pipeline.report.ensembles import TaskTeachers
 from pipeline.report.results import stored_predictions
@@ -80,6 +81,20 @@ def task_teachers(config: RunConfig, data: TaskData, keys: Mapping[str, str], st
     together = task_aggregation(config, task.name)
     predictions = stored_predictions(task, validation, {one: keys[one] for one in together.weights}, store)
     return TaskTeachers(task, validation, predictions, together.weights, together.strategy)
+
+
+def checked_keys(config: RunConfig, inputs: Inputs) -> dict[str, str]:
+    """Name in the store by teacher. Raises `ConfigError` where a teacher, or a soft target of validation, is yet to be made."""
+    remedy = "Run `tutelage train RUN.yaml` first, or `tutelage label RUN.yaml`, which trains no student."
+    for name in inputs.to_fine_tune():
+        raise ConfigError(f"teachers.{name} is not fine-tuned yet", remedy)
+    keys, store = {spec.name: spec.key for spec in teacher_specs(config, inputs)}, Store(config.store_path)
+    for name, teacher in config.teachers.items():
+        wanted = inputs.data[teacher.task].splits["validation"].keys
+        if missing := len(store.missing(keys[name], wanted)):
+            cause = f"teachers.{name}: the store {config.store_path} lacks {missing} of {len(wanted)} validation soft targets"
+            raise ConfigError(cause, remedy)
+    return keys
 
 
 def validation_key(config: RunConfig, data: TaskData) -> str:

@@ -193,7 +193,7 @@ def test_an_ensemble_below_its_best_teacher_gets_other_weights() -> None:
     assert (advice.code, advice.key) == ("ensemble-below-teacher", "tasks.movies.aggregation.teacher_weights")
     assert isinstance(advice.value, Mapping)
     assert sum(advice.value.values()) == pytest.approx(1, abs=0.02)
-    accuracy = (task.combine(advice.value).argmax(1) == gold_of()).mean()
+    accuracy = (task.teachers.combine(advice.value).argmax(1) == gold_of()).mean()
     assert accuracy == 0.9
     assert "is 30.0 points below its teacher good on validation" in advice.text
     assert "it scores 90.0 instead of 60.0 there" in advice.text
