@@ -230,7 +230,8 @@ def teachers(run: RunFile, overrides: Overrides = None) -> None:
     keys, store = checked_keys(config, inputs), Store(config.store_path)
     for data in inputs.data.values():
         for part in teacher_tables(task_teachers(config, data, keys, store), len(data.splits["validation"])):
-            out.print(part, "")
+            out.print(part)
+            out.print()
 
 
 @app.command()

@@ -54,10 +54,13 @@ def _worth_words(metric: str, one: Worth, count: int) -> str:
     clear = [(name, value) for name, value in parts if value.measurable]
     if not clear:
         return f"no measurable difference on {count:,} validation examples."
-    said = " and ".join(f"{signed(value.mean)} {name} ({_interval(value)})" for name, value in clear)
+    said = " and ".join(
+        f"{signed(value.mean)} points of {name} ({_interval(value)})" for name, value in clear
+    )
     rest = " and ".join(name for name, value in parts if not value.measurable)
     more = f"; no measurable difference in {rest} on {count:,} validation examples" if rest else ""
-    return f"worth {said}{more}."
+    harm = "; the ensemble is better without it" if all(value.mean < 0 for _, value in clear) else ""
+    return f"worth {said}{harm}{more}."
 
 
 def _label_words(one: Worth) -> str:
@@ -109,7 +112,7 @@ def _worth_table(teachers: TaskTeachers, worth: TaskWorth, size: int) -> WideTab
         fields += [
             Field(name, [_score(one) for one in alone], group=of),
             Field("ensemble without it", ["", *map(_score, without)], group=of),
-            Field("worth", ["", *(_cell(getattr(one, of)) for one in own)], group=of),
+            Field(f"worth in {name}", ["", *(_cell(getattr(one, of)) for one in own)], group=of),
         ]
     notes = [f"Note: {note}." for note in ensemble_notes(strategy, len(own))]
     caption = (

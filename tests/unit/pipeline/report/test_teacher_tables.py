@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from pipeline.batch import ABSENT
 from pipeline.report.ensembles import TaskTeachers
 from pipeline.report.teacher_tables import teacher_tables
-from tests.unit.pipeline.report.teacher_samples import KINDS, N, strong_and_weak, topics
+from pipeline.tasks.text_classification import text_classification
+from tests.unit.pipeline.report.teacher_samples import KINDS, N, of, strong_and_weak, texts, topics
 
 
 def printed(teachers: TaskTeachers, size: int = N, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
     for part in teacher_tables(teachers, size):
-        console.print(part, "")
+        console.print(part, soft_wrap=True)
+        console.print()
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -25,11 +28,20 @@ def printed(teachers: TaskTeachers, size: int = N, width: int = 160) -> str:
 def test_worth_is_said_with_its_interval_or_not_at_all() -> None:
     text = printed(strong_and_weak())
     assert "task: teachers on 400 validation examples, aggregation mean" in text
-    assert "strong: worth +40.0 accuracy (+35." in text
+    assert "strong: worth +40.0 points of accuracy (+3" in text
     assert (
         "weak: worth" not in text or "no measurable difference in accuracy on 400 validation examples" in text
     )
     assert "90% interval" in text
+
+
+def test_a_teacher_that_harms_its_ensemble_is_named() -> None:
+    gold = np.arange(N) % 2
+    liar = np.where(gold % 2, 0, gold)  # says no to all, very surely
+    task = text_classification("task", ("no", "yes"), 16)
+    text = printed(of(task, texts(gold), {"good": np.eye(2)[gold], "liar": 9 * np.eye(2)[liar]}))
+    assert "liar: worth −50.0 points of accuracy" in text
+    assert "; the ensemble is better without it" in text
 
 
 def test_part_of_validation_and_a_strategy_that_needs_labels_are_named() -> None:
