@@ -148,4 +148,5 @@ def jensen_shannon(logits: Tensor) -> Tensor:
     chances = torch.softmax(logits.double(), dim=-1) * predicting
     mixture = torch.special.entr(chances.sum(dim=0) / count).sum(dim=-1)
     own = torch.special.entr(chances).sum(dim=-1).sum(dim=0) / count.squeeze(-1)
-    return (mixture - own).clamp(min=0)
+    divergence: Tensor = (mixture - own).clamp(min=0)
+    return divergence

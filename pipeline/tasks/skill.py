@@ -45,7 +45,8 @@ def example_losses(
     rows = task.head.rows(torch.from_numpy(np.asarray(values, dtype=np.float32)), counts)
     labels = task.head.row_labels(torch.from_numpy(examples.labels.values), counts)
     losses, constant = _numbers(rows, labels) if task.kind.continuous else _distributions(rows, labels)
-    return np.bincount(row_owners(len(rows), counts), weights=losses, minlength=len(counts)), constant
+    sums = np.bincount(row_owners(len(rows), counts), weights=losses, minlength=len(counts))
+    return np.asarray(sums, dtype=np.float64), constant
 
 
 def relative(losses: NDArray[np.float64], constant: float) -> NDArray[np.float64]:
