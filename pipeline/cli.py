@@ -218,6 +218,23 @@ def label(run: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def teachers(run: RunFile, overrides: Overrides = None) -> None:
+    """Say what each teacher is worth and where teachers disagree, from stored soft targets; runs no teacher."""
+    config = load_config(run, overrides or [])
+    from pipeline.prepare import prepare
+    from pipeline.report.evidence import checked_keys, task_teachers
+    from pipeline.report.teacher_tables import teacher_tables
+    from teachers.store import Store
+
+    inputs = prepare(config)
+    keys, store = checked_keys(config, inputs), Store(config.store_path)
+    for data in inputs.data.values():
+        for part in teacher_tables(task_teachers(config, data, keys, store), len(data.splits["validation"])):
+            out.print(part)
+            out.print()
+
+
+@app.command()
 def evaluate(
     student: Annotated[
         Path, typer.Argument(help="A student's folder, e.g. runs/NAME/students/STUDENT.", show_default=False)

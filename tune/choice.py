@@ -20,22 +20,12 @@ from torch import Tensor
 
 from pipeline.config.kinds import SKILL
 from pipeline.data.splits import TaskData
-from pipeline.tasks.scores import bootstrap
+from pipeline.tasks.resampled import LEVEL, Sample, score_sample, skill_sample
 from pipeline.tasks.skill import relative_losses
 from tune.study import Trial, best
 
 FINALISTS = 3
 """Trials that are trained again under every seed, beside the default."""
-LEVEL = 0.9
-"""Of the two-sided interval of a gain."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A model's score on validation, and (RESAMPLES,) scores on validation sets drawn anew, as shares."""
-
-    score: float
-    draws: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -85,17 +75,12 @@ def sample(metric: str, data: Mapping[str, TaskData], predictions: Mapping[str, 
 def _task_sample(
     metric: str, data: TaskData, predictions: NDArray[np.floating], macro: bool
 ) -> Sample | None:
-    examples, scoring = data.splits["validation"], data.task.scoring
+    task, examples = data.task, data.splits["validation"]
     if metric == SKILL:
-        losses = relative_losses(data.task, predictions, examples)[:, None]
-        count = len(losses)
-        (draws,) = bootstrap([losses], lambda sums: 1 - sums[..., 0] / count)
-        return Sample(float(1 - losses.mean()), draws)
-    if metric != scoring.metric and not macro:
+        return skill_sample(relative_losses(task, predictions, examples))
+    if metric != task.scoring.metric and not macro:
         return None
-    statistics = scoring.statistics(predictions, examples)
-    (draws,) = bootstrap([statistics], scoring.score_of)
-    return Sample(float(scoring.score_of(statistics.sum(axis=0))), draws)
+    return score_sample(task, predictions, examples)
 
 
 def gain(own: Sequence[Sample], default: Sequence[Sample], looks: int, sign: int = 1) -> Gain:

@@ -8,15 +8,15 @@ Scores are shares; the sentences show points.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batch import Examples, is_present
 from pipeline.curve import Curve
 from pipeline.data.quality import LARGE_ERROR, MUCH_TRUNCATED
+from pipeline.report.ensembles import TaskTeachers, best_weights
 from pipeline.report.page import CLEAR_ERRORS
 from pipeline.report.schema import Advice, Report
 from pipeline.report.types import TaskResults
@@ -28,8 +28,6 @@ from pipeline.tasks.task import Task
 REWEIGHTED = 1.5
 """Paired standard errors by which other weights must gain on validation. They cost nothing to try, so less is needed than
 for a claim (`CLEAR_ERRORS`), but they are the best of many, so one alone would often be chance."""
-ROUNDS = 2
-"""Rounds of the search over weights, times the number of teachers: no weight is then finer than this allows."""
 SEEN_OFTEN = 5
 """Test examples of a class from which it means something that none is right."""
 MANY_LABELS, DOMINANT = 20, 0.6
@@ -55,17 +53,13 @@ class Truncation:
 class TaskEvidence:
     """What is known of one task.
 
-    results: every model's predictions on test · validation: some of its examples · predictions: by teacher, its stored
-    (M, C) predictions on `validation` · weights: by teacher, of the ensemble, sum 1 · combine: (M, C) predictions of the
-    ensemble on `validation` under other weights · train_counts: (C,) labels in train, empty without a label space ·
-    truncated: by the config key of the max_length · validation_key: the config key that makes validation larger.
+    results: every model's predictions on test · teachers: their stored predictions on some validation examples ·
+    train_counts: (C,) labels in train, empty without a label space · truncated: by the config key of the max_length ·
+    validation_key: the config key that makes validation larger.
     """
 
     results: TaskResults
-    validation: Examples
-    predictions: Mapping[str, NDArray[np.floating]]
-    weights: Mapping[str, float]
-    combine: Callable[[Mapping[str, float]], NDArray[np.floating]]
+    teachers: TaskTeachers
     train_counts: NDArray[np.int64]
     truncated: Mapping[str, Truncation] = field(default_factory=dict)
     validation_key: str = ""
@@ -73,7 +67,7 @@ class TaskEvidence:
     @property
     def task(self) -> Task:
         """The task."""
-        return self.results.task
+        return self.teachers.task
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,7 @@ def undertrained_students(evidence: Evidence) -> Iterator[Advice]:
 def undertrained_teachers(evidence: Evidence) -> Iterator[Advice]:
     """Teachers whose validation score was still rising at the last epoch of their fine-tuning."""
     for task in evidence.tasks.values():
-        for name in task.predictions:
+        for name in task.teachers.predictions:
             curve = evidence.teachers.get(name, Curve())
             if not curve.rise():
                 continue
@@ -172,19 +166,21 @@ def _validation_error(report: Report, student: str) -> float:
 def weak_ensembles(evidence: Evidence) -> Iterator[Advice]:
     """Ensembles below their best teacher, and the weights that mend it, from the stored soft targets on validation."""
     for name, task in evidence.tasks.items():
-        if len(task.predictions) < 2:
+        if len(task.teachers.predictions) < 2:
             continue
-        scores = {teacher: _score(task, values) for teacher, values in task.predictions.items()}
+        scores = {
+            teacher: task.teachers.score(values) for teacher, values in task.teachers.predictions.items()
+        }
         best = max(scores, key=lambda teacher: scores[teacher])
-        together = task.combine(task.weights)
-        behind, error = _difference(task, task.predictions[best], together)
+        together = task.teachers.combine(task.teachers.weights)
+        behind, error = _difference(task, task.teachers.predictions[best], together)
         if behind <= REWEIGHTED * error:
             continue
-        weights, values = _best_weights(task)
+        weights, values = best_weights(task.teachers)
         gain, gain_error = _difference(task, values, together)
         if gain <= REWEIGHTED * gain_error:
             continue
-        before, after = _score(task, together), _score(task, values)
+        before, after = task.teachers.score(together), task.teachers.score(values)
         yield Advice(
             code="ensemble-below-teacher",
             text=f"The ensemble of {name} is {points(behind)} points below its teacher {best} on validation. With "
@@ -195,40 +191,6 @@ def weak_ensembles(evidence: Evidence) -> Iterator[Advice]:
         )
 
 
-def _best_weights(task: TaskEvidence) -> tuple[dict[str, float], NDArray[np.floating]]:
-    """Weights that score best on validation, and the ensemble's predictions under them.
-
-    Greedy selection with replacement (Caruana et al., ICML 2004): each round adds the teacher that helps most, starting
-    from none, and the best round is kept. So the weights are never behind the best single teacher. Weights under which
-    a label would have no teacher are left out.
-    """
-    teachers = list(task.predictions)
-    counts = dict.fromkeys(teachers, 0)
-    best: tuple[float, dict[str, float], NDArray[np.floating]] | None = None
-    for _ in range(ROUNDS * len(teachers)):
-        tried = []
-        for teacher in teachers:
-            more = {**counts, teacher: counts[teacher] + 1}
-            total = sum(more.values())
-            weights = {one: round(count / total, 2) for one, count in more.items()}
-            values = task.combine({one: count / total for one, count in more.items()})
-            tried.append((_score(task, values), teacher, weights, values))
-        score, chosen, weights, values = max(tried, key=lambda one: one[0])
-        counts[chosen] += 1
-        if (best is None or score > best[0]) and _complete(task, weights):
-            best = score, weights, values
-    if best is None:  # each selection lacks a label
-        return dict(task.weights), task.combine(task.weights)
-    return best[1], best[2]
-
-
-def _complete(task: TaskEvidence, weights: Mapping[str, float]) -> bool:
-    """Whether the teachers with weight have every label that all teachers together have."""
-    known = {name: is_present(values).any(axis=0) for name, values in task.predictions.items()}
-    chosen = np.any([known[name] for name, weight in weights.items() if weight], axis=0)
-    return bool((chosen | ~np.any(list(known.values()), axis=0)).all())
-
-
 def weak_teachers(evidence: Evidence) -> Iterator[Advice]:
     """Teachers, of several, that a student beats on test and without which the ensemble is no worse on validation."""
     for name, task in evidence.tasks.items():
@@ -236,13 +198,12 @@ def weak_teachers(evidence: Evidence) -> Iterator[Advice]:
         best = max(results.students, key=lambda student: scores.students[student].score)
         for teacher, values in results.teachers.items():
             ahead, error = _difference(task, results.students[best], values, on_test=True)
-            others = {**task.weights, teacher: 0.0}
-            if ahead <= CLEAR_ERRORS * error or not sum(others.values()) or not task.weights[teacher]:
+            others = task.teachers.without(teacher)
+            if ahead <= CLEAR_ERRORS * error or others is None or not task.teachers.weights[teacher]:
                 continue  # without others the teacher is the ensemble: see `limiting_teachers`
-            total = sum(others.values())
-            others = {one: weight / total for one, weight in others.items()}
-            before, after = _score(task, task.combine(task.weights)), _score(task, task.combine(others))
-            if after < before or not _complete(task, others):
+            together = task.teachers.combine(task.teachers.weights)
+            before, after = task.teachers.score(together), task.teachers.score(task.teachers.combine(others))
+            if after < before or len(task.teachers.lacking(others)):
                 continue
             key, value = _better_teacher(evidence, name, teacher)
             yield Advice(
@@ -345,7 +306,7 @@ def _majority(task: TaskEvidence) -> float:
 def small_validations(evidence: Evidence) -> Iterator[Advice]:
     """Validation splits whose standard error is large, and larger than a difference that they choose by."""
     for name, task in evidence.tasks.items():
-        error = max(_error(task, teacher) for teacher in task.predictions)
+        error = max(_error(task, teacher) for teacher in task.teachers.predictions)
         choice = _closest_choice(evidence, task)
         if error < LARGE_ERROR or choice is None or choice[1] >= error:
             continue
@@ -365,9 +326,9 @@ def small_validations(evidence: Evidence) -> Iterator[Advice]:
 def _closest_choice(evidence: Evidence, task: TaskEvidence) -> tuple[str, float] | None:
     """What this validation split chooses between, and the smallest difference it chooses by; None for no choice."""
     choices = []
-    if len(task.predictions) > 1:
+    if len(task.teachers.predictions) > 1:
         first, second, *_ = sorted(
-            (_score(task, values) for values in task.predictions.values()), reverse=True
+            (task.teachers.score(values) for values in task.teachers.predictions.values()), reverse=True
         )
         choices.append(("the two best teachers", first - second))
     for name, recipe in evidence.report.recipes.items():
@@ -421,16 +382,10 @@ def missed_classes(evidence: Evidence) -> Iterator[Advice]:
 # ---------------------------------------------------------------- scores and their errors
 
 
-def _score(task: TaskEvidence, values: NDArray[np.floating]) -> float:
-    """The task's metric of (M, C) values on validation."""
-    scoring = task.task.scoring
-    return float(scoring.score_of(scoring.statistics(values, task.validation).sum(0)))
-
-
 def _error(task: TaskEvidence, teacher: str) -> float:
     """Standard error of a teacher's score on the whole of validation, of which the evidence may have a part."""
-    scoring, share = task.task.scoring, len(task.validation) / task.results.examples["validation"]
-    statistics = scoring.statistics(task.predictions[teacher], task.validation)
+    scoring, share = task.task.scoring, len(task.teachers.validation) / task.results.examples["validation"]
+    statistics = scoring.statistics(task.teachers.predictions[teacher], task.teachers.validation)
     return float(bootstrap([statistics], scoring.score_of)[0].std()) * math.sqrt(share)
 
 
@@ -438,7 +393,7 @@ def _difference(
     task: TaskEvidence, a: NDArray[np.floating], b: NDArray[np.floating], on_test: bool = False
 ) -> tuple[float, float]:
     """The score of `a` minus that of `b`, (M, C) each, and its standard error, paired by example."""
-    scoring, examples = task.task.scoring, task.results.test if on_test else task.validation
+    scoring, examples = task.task.scoring, task.results.test if on_test else task.teachers.validation
     statistics = [scoring.statistics(values, examples) for values in (a, b)]
     first, second = (float(scoring.score_of(one.sum(0))) for one in statistics)
     if first <= second:

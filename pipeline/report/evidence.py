@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.config.resolved import Job, TaskAggregation, task_aggregation
+from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.curve import Curve
 from pipeline.data.quality import MUCH_TRUNCATED
 from pipeline.data.splits import TaskData
+from pipeline.errors import ConfigError
 from pipeline.models import positions
-from pipeline.prepare import Inputs, teacher_curves
+from pipeline.prepare import Inputs, teacher_curves, teacher_specs
 from pipeline.report.advice import Evidence, TaskEvidence, Truncation
-from pipeline.report.results import ensemble_values, stored_predictions
+from pipeline.report.ensembles import TaskTeachers
+from pipeline.report.results import stored_predictions
 from pipeline.report.schema import Report
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
@@ -61,25 +62,39 @@ def _task_evidence(
     results: TaskResults,
     facts: RunFacts,
 ) -> TaskEvidence:
-    task, validation = data.task, data.splits["validation"]
-    validation = validation.take(np.sort(np.argsort(validation.keys, kind="stable")[:MOST]))
-    together: TaskAggregation = task_aggregation(config, task.name)
-    predictions = stored_predictions(task, validation, {one: keys[one] for one in together.weights}, store)
-    counts = task.reading.counts(validation.inputs)
-
-    def combine(weights: Mapping[str, float]) -> NDArray[np.floating]:
-        return ensemble_values(task, list(predictions.values()), counts, together.strategy, weights)
-
     return TaskEvidence(
         results=results,
-        validation=validation,
-        predictions=predictions,
-        weights=together.weights,
-        combine=combine,
-        train_counts=label_counts(task, data.splits["train"].labels),
+        teachers=task_teachers(config, data, keys, store),
+        train_counts=label_counts(data.task, data.splits["train"].labels),
         truncated=_truncations(config, inputs, data, facts),
         validation_key=validation_key(config, data),
     )
+
+
+def task_teachers(config: RunConfig, data: TaskData, keys: Mapping[str, str], store: Store) -> TaskTeachers:
+    """A task's teachers on at most `MOST` validation examples, always the same ones. keys: name in the store by teacher.
+
+    Raises `CorruptError` where the store lacks a soft target.
+    """
+    task, validation = data.task, data.splits["validation"]
+    validation = validation.take(np.sort(np.argsort(validation.keys, kind="stable")[:MOST]))
+    together = task_aggregation(config, task.name)
+    predictions = stored_predictions(task, validation, {one: keys[one] for one in together.weights}, store)
+    return TaskTeachers(task, validation, predictions, together.weights, together.strategy)
+
+
+def checked_keys(config: RunConfig, inputs: Inputs) -> dict[str, str]:
+    """Name in the store by teacher. Raises `ConfigError` where a teacher, or a soft target of validation, is yet to be made."""
+    remedy = "Run `tutelage train RUN.yaml` first, or `tutelage label RUN.yaml`, which trains no student."
+    for name in inputs.to_fine_tune():
+        raise ConfigError(f"teachers.{name} is not fine-tuned yet", remedy)
+    keys, store = {spec.name: spec.key for spec in teacher_specs(config, inputs)}, Store(config.store_path)
+    for name, teacher in config.teachers.items():
+        wanted = inputs.data[teacher.task].splits["validation"].keys
+        if missing := len(store.missing(keys[name], wanted)):
+            cause = f"teachers.{name}: the store {config.store_path} lacks {missing} of {len(wanted)} validation soft targets"
+            raise ConfigError(cause, remedy)
+    return keys
 
 
 def validation_key(config: RunConfig, data: TaskData) -> str:

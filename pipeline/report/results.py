@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import ABSENT, Examples, is_present
+from pipeline.batch import Examples
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
 from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
-from pipeline.config.schema import RunConfig, Strategy, needs_labels
+from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
+from pipeline.report.ensembles import ensemble_notes, ensemble_values
 from pipeline.report.latency import latencies
 from pipeline.report.schema import (
     LossRecord,
@@ -38,7 +39,6 @@ from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
-from teachers.aggregation import ensemble as ensemble_of
 from teachers.checks import Findings
 from teachers.pool import Labelling
 from teachers.store import Store
@@ -79,9 +79,7 @@ def _one_task(
         students=by_mode["distilled"],
         supervised=by_mode["supervised"],
         aggregation=strategy,
-        notes=[f"{strategy} needs labels, so the ensemble is scored by its weighted mean"]
-        if needs_labels(strategy) and len(teachers) > 1
-        else [],
+        notes=ensemble_notes(strategy, len(teachers)),
     )
 
 
@@ -124,26 +122,6 @@ def stored_predictions(
         .values.astype(np.float32)
         for teacher, key in keys.items()
     }
-
-
-def ensemble_values(
-    task: Task,
-    teachers: Sequence[NDArray[np.floating]],
-    counts: NDArray[np.int64],
-    strategy: Strategy,
-    weights: Mapping[str, float],
-) -> NDArray[np.floating]:
-    """(M, C) predictions of the ensemble of the teachers, each (M, C), for examples with `counts` items."""
-    stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
-    share = torch.tensor(list(weights.values()))
-    rows = task.head.rows(stacked, items)
-    together = ensemble_of(rows, strategy=strategy, weights=share, continuous=task.kind.continuous)
-    if not task.kind.continuous:
-        present = (
-            is_present(rows).any(dim=-1).any(dim=0)
-        )  # where no teacher has a value, the ensemble has none
-        together = (together * present.unsqueeze(-1)).log().clamp(min=ABSENT)
-    return task.head.flat(together, items).numpy()
 
 
 def run_facts(

@@ -174,6 +174,17 @@ class MultiLabelScoring:
         """Share of the n · C decisions that are equal in both."""
         return float(((a > 0) == (b > 0)).mean())
 
+    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.int64]:
+        """(n, C) 1 for each label that a text is given, else 0."""
+        return (values > 0).astype(np.int64)
+
+    def answers(self, decisions: NDArray[Any], examples: Examples, items: NDArray[np.int64]) -> list[str]:
+        """Each text's labels, separated by commas."""
+        return [
+            ", ".join(label for label, mark in zip(self.labels, marks, strict=True) if mark == 1) or "none"
+            for marks in decisions.tolist()
+        ]
+
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:

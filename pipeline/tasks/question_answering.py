@@ -264,9 +264,18 @@ class AnswerScoring:
 
     def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
         """Share of questions for which both predict the same span, or both "no answer"."""
-        counts = cell_counts(examples.inputs["context"])
-        spans = [best_spans(values, counts, no_answer=self.unanswerable) for values in (a, b)]
+        spans = [self.decisions(values, examples) for values in (a, b)]
         return float((spans[0] == spans[1]).all(axis=1).mean())
+
+    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.int64]:
+        """(n, 2) first and last cell of each answer, (0, 0) for none."""
+        counts = cell_counts(examples.inputs["context"])
+        return best_spans(values, counts, no_answer=self.unanswerable)
+
+    def answers(self, decisions: NDArray[Any], examples: Examples, items: NDArray[np.int64]) -> list[str]:
+        """The words of each answer."""
+        contexts = examples.inputs["context"]
+        return [answer.text or "no answer" for answer in _answers(decisions, Words.of(contexts), contexts)]
 
     def classified(
         self, values: NDArray[np.floating], examples: Examples
@@ -381,6 +390,11 @@ def answers_of(
     contexts = inputs["context"]
     words = Words.of(contexts)
     cells = best_spans(values, 1 + words.counts, no_answer=no_answer)
+    return _answers(cells, words, contexts)
+
+
+def _answers(cells: NDArray[np.int64], words: Words, contexts: Sequence[str]) -> list[Answer]:
+    """The answers from the first to the last of `cells` (n, 2), (0, 0) for none."""
     spans, answered = np.zeros_like(cells), np.flatnonzero(cells[:, 0])
     spans[answered] = words.characters(answered, cells[answered])
     return [

@@ -175,6 +175,14 @@ class NumberScoring:
         """Pearson's correlation of the two predictions."""
         return float(_correlation(_moments(a[:, 0].astype(np.float64), b[:, 0].astype(np.float64)).sum(0)))
 
+    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.floating]:
+        """(n,) numbers."""
+        return values[:, 0]
+
+    def answers(self, decisions: NDArray[Any], examples: Examples, items: NDArray[np.int64]) -> list[str]:
+        """The numbers, to two decimals."""
+        return [f"{number:.2f}" for number in decisions.tolist()]
+
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:

@@ -28,17 +28,31 @@ LARGEST_LOG_TEMPERATURE = 5.0
 def relative_losses(task: Task, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
     """(n,) each example's loss ÷ the mean loss of the best constant prediction; the skill is 1 − their mean.
 
+    Arguments as in `example_losses`. All ones where the labels are all the same, so that there is nothing to explain.
+    """
+    return relative(*example_losses(task, values, examples))
+
+
+def example_losses(
+    task: Task, values: NDArray[np.floating], examples: Examples
+) -> tuple[NDArray[np.float64], float]:
+    """(n,) each example's loss, and the sum over examples of the losses of the best constant prediction.
+
     values: (M, C) predictions of the n examples, all labelled, as `Scoring.scores` takes them. The loss of an example
-    with several rows (words, an answer's two ends) is the sum of theirs, in units of the mean over examples. All ones
-    where the labels are all the same, so that there is nothing to explain.
+    with several rows (words, an answer's two ends) is the sum of theirs.
     """
     counts = torch.from_numpy(np.asarray(task.reading.counts(examples.inputs), dtype=np.int64))
     rows = task.head.rows(torch.from_numpy(np.asarray(values, dtype=np.float32)), counts)
     labels = task.head.row_labels(torch.from_numpy(examples.labels.values), counts)
     losses, constant = _numbers(rows, labels) if task.kind.continuous else _distributions(rows, labels)
-    owners = _owners(len(rows), counts)
-    sums = np.bincount(owners, weights=losses, minlength=len(counts))
-    return sums * len(counts) / constant if constant > 0 else np.ones(len(counts))
+    sums = np.bincount(row_owners(len(rows), counts), weights=losses, minlength=len(counts))
+    return np.asarray(sums, dtype=np.float64), constant
+
+
+def relative(losses: NDArray[np.float64], constant: float) -> NDArray[np.float64]:
+    """(n,) losses of examples in units of the mean of a constant prediction's, whose sum is `constant`; ones where that
+    is 0."""
+    return losses * len(losses) / constant if constant > 0 else np.ones(len(losses))
 
 
 def skill(losses: NDArray[np.float64]) -> float:
@@ -46,7 +60,7 @@ def skill(losses: NDArray[np.float64]) -> float:
     return float(1 - losses.mean())
 
 
-def _owners(rows: int, counts: Tensor) -> NDArray[np.int64]:
+def row_owners(rows: int, counts: Tensor) -> NDArray[np.int64]:
     """(rows,) the example of each row. Examples have a row an item (words), or all the same number of rows."""
     each = counts.numpy() if rows == int(counts.sum()) else rows // len(counts)
     return np.repeat(np.arange(len(counts)), each)

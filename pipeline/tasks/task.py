@@ -182,6 +182,15 @@ class Scoring(Protocol):
         """Share of predictions on which two models agree."""
         ...
 
+    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[Any]:
+        """What a model with (M, C) values decides, in the form of ``examples.labels.values``."""
+        ...
+
+    def answers(self, decisions: NDArray[Any], examples: Examples, items: NDArray[np.int64]) -> list[str]:
+        """The answer to each of n examples in words. decisions: of a model, or gold labels · items: (n,) the item of
+        each example that is asked for, where items have decisions of their own."""
+        ...
+
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:

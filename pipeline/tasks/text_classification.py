@@ -131,6 +131,14 @@ class ClassScoring:
         """Share of texts for which both predict the same label."""
         return agreement(a, b)
 
+    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.int64]:
+        """(n,) label indices."""
+        return np.asarray(values.argmax(1), dtype=np.int64)
+
+    def answers(self, decisions: NDArray[Any], examples: Examples, items: NDArray[np.int64]) -> list[str]:
+        """The labels."""
+        return [self.labels[label] for label in decisions.tolist()]
+
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:

@@ -284,6 +284,16 @@ class TokenScoring:
         """Share of words for which both predict the same label."""
         return float((self._predicted(a) == self._predicted(b)).mean())
 
+    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.int64]:
+        """(M,) label indices; a word without prediction has the default label."""
+        return self._predicted(values)
+
+    def answers(self, decisions: NDArray[Any], examples: Examples, items: NDArray[np.int64]) -> list[str]:
+        """One word of each sentence, and its label."""
+        labels = decisions[examples.labels.offsets[:-1] + items].tolist()
+        words = zip(examples.inputs["words"], items.tolist(), labels, strict=True)
+        return [f"{sentence[item]}: {self.labels[label]}" for sentence, item, label in words]
+
     def classified(
         self, values: NDArray[np.floating], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:

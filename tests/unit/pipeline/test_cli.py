@@ -17,17 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from filelock import FileLock
 
 from pipeline import cli
+from pipeline.batch import Ragged
 from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
 from pipeline.config.view import to_yaml
 from pipeline.errors import DataError, TutelageError
+from pipeline.prepare import prepare, teacher_specs
+from pipeline.soft import Dense, SoftTargets
 from pipeline.tracking.spool import Ledger
+from teachers.store import Store
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -95,7 +100,7 @@ def two_lines(error: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- help and usage
 
 
-COMMANDS = ("check", "train", "label", "evaluate", "export", "compare", "ui")
+COMMANDS = ("check", "train", "label", "teachers", "evaluate", "export", "compare", "ui")
 
 
 def test_help_lists_the_commands(tutelage: Tutelage) -> None:
@@ -347,6 +352,41 @@ def test_check_shows_every_error_of_data_and_models(
         "tasks.tone: labels of train that differ by case or blanks alone: 'good' 1 times, ' good' 1 times; see row 1",
     ]
     assert len(numbered(err)) == 4
+
+
+def test_teachers_need_stored_soft_targets(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
+    code, out, err = tutelage("teachers", written(tmp_path, tiny_run()))
+    assert (code, out) == (2, "")
+    cause, remedy = two_lines(err)
+    assert cause == "teachers.mood-bert is not fine-tuned yet"
+    assert "tutelage train RUN.yaml" in remedy
+
+
+def test_teachers_prints_worth_and_disagreement_from_the_store(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    run = tiny_run()
+    labels = {"mood": ("bad", "good"), "tone": ("bad", "good", "plain")}
+    for number, teacher in enumerate(run["teachers"].values()):
+        teacher.pop("fine_tune")
+        teacher["model"] = str(tiny_model("bert", labels[teacher["task"]], seed=number))
+    file = written(tmp_path, run)
+    code, _, err = tutelage("teachers", file)
+    assert code == 2
+    assert re.search(r"teachers.mood-bert: the store .* lacks (\d+) of \1 validation soft targets", err)
+    config = load_config(file)
+    inputs = prepare(config)
+    for spec in teacher_specs(config, inputs):
+        validation = inputs.data[spec.task.name].splits["validation"]
+        values = np.random.default_rng(0).normal(size=(len(validation), len(spec.task.head.columns)))
+        soft = Dense(Ragged.single(values.astype(np.float16)), spec.task.head.columns)
+        Store(config.store_path).append(spec.key, SoftTargets(validation.keys, soft))
+    code, out, err = tutelage("teachers", file)
+    assert (code, err) == (0, "")
+    assert "mood: teachers on" in out
+    assert "mood-bert: no measurable difference on" in out
+    assert "tone-bert is the only teacher" in out
+    assert "100.0%" in out  # both teachers of mood have the same soft targets
 
 
 def test_train_stops_at_the_first_error(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:

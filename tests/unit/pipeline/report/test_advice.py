@@ -27,7 +27,7 @@ from pipeline.report.advice import (
     weak_teachers,
 )
 from pipeline.report.build import build
-from pipeline.report.results import ensemble_values
+from pipeline.report.ensembles import TaskTeachers
 from pipeline.report.schema import Advice, LossRecord, StudentRecord
 from pipeline.report.types import TaskResults
 from pipeline.tasks.label_counts import label_counts
@@ -63,28 +63,21 @@ def task_of(
     """A task whose teachers predict the same on validation and test: both have the same n examples."""
     task = text_classification("movies", tuple(f"label-{i}" for i in range(classes)), 64)
     examples = examples_of("movies", gold_of(n, classes))
-    counts = task.reading.counts(examples.inputs)
     weights = weights or dict.fromkeys(teachers, 1 / len(teachers))
-
-    def combine(shares: Mapping[str, float]) -> NDArray[np.floating]:
-        return ensemble_values(task, list(teachers.values()), counts, "mean", shares)
-
+    together = TaskTeachers(task, examples, teachers, weights)
     results = TaskResults(
         task=task,
         test=examples,
         examples={"train": 5 * n, "validation": n, "test": n},
         teachers=dict(teachers),
-        ensemble=combine(weights),
+        ensemble=together.combine(weights),
         students={"half": student},
         supervised={} if supervised is None else {"half": supervised},
         aggregation="mean",
     )
     evidence = TaskEvidence(
         results=results,
-        validation=examples,
-        predictions=teachers,
-        weights=weights,
-        combine=combine,
+        teachers=together,
         train_counts=label_counts(task, examples.labels),
         validation_key="tasks.movies.data.holdout",
     )
@@ -109,7 +102,7 @@ RECIPE = recipe_of()
 
 
 def evidence_of(task: TaskEvidence, recipe: StudentRecord = RECIPE, **changes: Any) -> Evidence:
-    facts = replace(some_facts(list(task.predictions), ["half"]), recipes={"half": recipe})
+    facts = replace(some_facts(list(task.teachers.predictions), ["half"]), recipes={"half": recipe})
     evidence = Evidence(
         report=build({"movies": task.results}, facts),
         tasks={"movies": task},
@@ -200,7 +193,7 @@ def test_an_ensemble_below_its_best_teacher_gets_other_weights() -> None:
     assert (advice.code, advice.key) == ("ensemble-below-teacher", "tasks.movies.aggregation.teacher_weights")
     assert isinstance(advice.value, Mapping)
     assert sum(advice.value.values()) == pytest.approx(1, abs=0.02)
-    accuracy = (task.combine(advice.value).argmax(1) == gold_of()).mean()
+    accuracy = (task.teachers.combine(advice.value).argmax(1) == gold_of()).mean()
     assert accuracy == 0.9
     assert "is 30.0 points below its teacher good on validation" in advice.text
     assert "it scores 90.0 instead of 60.0 there" in advice.text
@@ -392,10 +385,7 @@ def test_a_label_among_several_that_nobody_gives() -> None:
     )
     evidence = TaskEvidence(
         results,
-        results.test,
-        {"large": never},
-        {"large": 1.0},
-        lambda weights: never,
+        TaskTeachers(task, results.test, {"large": never}, {"large": 1.0}),
         label_counts(task, results.test.labels),
     )
     report = build({"movies": results}, some_facts(["large"], ["half"]))

@@ -23,7 +23,7 @@ from pipeline.config.schema import Strategy, TaskConfig
 from pipeline.errors import DataError
 from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
 from pipeline.models import open_tokenizer
-from pipeline.report.results import ensemble_values
+from pipeline.report.ensembles import ensemble_values
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.multi_label import from_train, multi_label

@@ -24,7 +24,7 @@ from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
-from pipeline.report.results import ensemble_values
+from pipeline.report.ensembles import ensemble_values
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.regression import NumberHead, from_train, regression
