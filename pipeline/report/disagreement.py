@@ -81,12 +81,12 @@ def disputed_labels(teachers: TaskTeachers) -> tuple[LabelDispute, ...]:
     disputed = np.any([first != other for other in others], axis=0) if others else np.zeros_like(first, bool)
     counts = label_counts(task, labels)
     hits = label_counts(task, Ragged(np.where(disputed, labels.values, UNLABELLED), labels.offsets))
-    found = [
+    disputes = [
         LabelDispute(name, int(gold), int(hit))
         for name, gold, hit in zip(task.reading.labels, counts, hits, strict=True)
         if gold
     ]
-    return tuple(sorted(found, key=lambda one: (-one.share, -one.gold)))
+    return tuple(sorted(disputes, key=lambda one: (-one.share, -one.gold)))
 
 
 def disputed_examples(teachers: TaskTeachers, most: int = SHOWN_EXAMPLES) -> tuple[DisputedExample, ...]:

@@ -54,13 +54,13 @@ def _worth_words(metric: str, one: Worth, count: int) -> str:
     clear = [(name, value) for name, value in parts if value.measurable]
     if not clear:
         return f"no measurable difference on {count:,} validation examples."
-    said = " and ".join(
+    words = " and ".join(
         f"{signed(value.mean)} points of {name} ({_interval(value)})" for name, value in clear
     )
     rest = " and ".join(name for name, value in parts if not value.measurable)
     more = f"; no measurable difference in {rest} on {count:,} validation examples" if rest else ""
     harm = "; the ensemble is better without it" if all(value.mean < 0 for _, value in clear) else ""
-    return f"worth {said}{harm}{more}."
+    return f"worth {words}{harm}{more}."
 
 
 def _label_words(one: Worth) -> str:
