@@ -18,7 +18,7 @@ from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
 from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import RunConfig, Strategy, needs_labels
-from pipeline.data.splits import TaskData
+from pipeline.data.splits import TaskData, Variants
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report.latency import latencies
@@ -29,6 +29,8 @@ from pipeline.report.schema import (
     Size,
     Sizes,
     StudentRecord,
+    VariantExample,
+    VariantsRecord,
 )
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
@@ -82,6 +84,18 @@ def _one_task(
         notes=[f"{strategy} needs labels, so the ensemble is scored by its weighted mean"]
         if needs_labels(strategy) and len(teachers) > 1
         else [],
+        variants={method: variants_record(made) for method, made in data.variants.items()},
+    )
+
+
+def variants_record(made: Variants) -> VariantsRecord:
+    """What a method of `augment` made, in the layout of report.json."""
+    return VariantsRecord(
+        count=made.count,
+        dropped=dict(made.dropped),
+        seconds=round(made.seconds, 2),
+        asked=made.asked,
+        examples=tuple(VariantExample(text=text, variant=variant) for text, variant in made.shown),
     )
 
 
