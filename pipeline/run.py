@@ -174,7 +174,7 @@ def _with_variants(
     stages.begin("augment")
     tasks = {f"augment {name}": 1.0 for name, task in config.tasks.items() if task.augment is not None}
     display.stage(
-        StageProgress("augment", "tasks", "words", tasks), f"variants of {_count(len(tasks), 'task')}"
+        StageProgress("augment", "tasks", "masked words", tasks), f"variants of {_count(len(tasks), 'task')}"
     )
 
     def progress(task: str, done: int, total: int) -> None:

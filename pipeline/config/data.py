@@ -98,7 +98,7 @@ class MaskedConfig(Strict):
 
 
 class SynonymsConfig(Strict):
-    """Words replaced by synonyms of their most frequent sense in WordNet (English)."""
+    """Words replaced by synonyms: other words of their most frequent sense in WordNet in each part of speech (English)."""
 
     path: LocalPath
     """Folder with WordNet's files `index.noun`, `data.noun` … (Debian: package wordnet-base, `/usr/share/wordnet`)."""

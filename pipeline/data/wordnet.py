@@ -1,8 +1,8 @@
 """Synonyms out of WordNet's own files (wndb(5WN)): ``index.<part>`` and ``data.<part>`` for noun, verb, adj and adv.
 
-A word has the other words of its most frequent sense in each part of speech, where WordNet's tagged texts have that sense
-at all: so function words, which WordNet knows as rare nouns ("in", "a"), have none. Inflected forms have none either:
-their synonyms are base forms.
+A word has the other words of its most frequent sense in each part of speech, where WordNet's tagged texts have a sense of
+it at all ("who" is a noun there, of an organisation). Words of one or two letters have none: WordNet knows them as units
+and symbols ("in": inch, "a": angstrom). Nor have inflected forms: their synonyms are base forms.
 
 Read here because nltk's reader wants a file (lexnames) that Debian's package lacks, and `wn` wants a database of its own.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 from pipeline.tasks.variants import LETTERS
 
+SHORTEST = 3
+"""Letters of a word that has synonyms, or is one."""
 PARTS = ("noun", "verb", "adj", "adv")
 
 
@@ -73,7 +75,7 @@ def _first_senses(file: Path) -> list[tuple[str, str]]:
     found = []
     for fields in _lines(file):
         tagged, first = fields[5 + int(fields[3]) : 7 + int(fields[3])]
-        if int(tagged) and LETTERS.fullmatch(fields[0]):
+        if int(tagged) and _is_word(fields[0]):
             found.append((fields[0], first))
     return found
 
@@ -87,7 +89,11 @@ def _sets(file: Path) -> dict[str, list[str]]:
         fields[0]: [
             word
             for word in (one.partition("(")[0] for one in fields[4 : 4 + 2 * int(fields[3], 16) : 2])
-            if LETTERS.fullmatch(word)
+            if _is_word(word)
         ]
         for fields in _lines(file)
     }
+
+
+def _is_word(text: str) -> bool:
+    return len(text) >= SHORTEST and LETTERS.fullmatch(text) is not None

@@ -34,7 +34,7 @@ from pipeline.tasks.spans import WORD, first_covered, last_covered
 from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
-from pipeline.tasks.variants import LETTERS, Side, Variant
+from pipeline.tasks.variants import Side, Variant, altered_words, side_of_words
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
@@ -141,20 +141,13 @@ class TokenReading:
         return {"words": [WORD.findall(sentence) for text in texts for sentence in sentences(text)]}
 
     def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
-        """The sentence, its words joined with spaces. Where labels are entity tags, only background words are free: none
-        of a sentence without labels. A background word before an entity stays, since it may divide two of them."""
-        words, background = inputs["words"][row], self.background
-        ends = np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1
-        starts = ends - np.array([len(word) for word in words], dtype=np.int64)
-        free = np.array([LETTERS.fullmatch(word) is not None for word in words], dtype=bool)
-        droppable = free
+        """The sentence, its words joined with spaces. Where labels are entity tags, only words that are labelled as
+        background are free."""
+        outside, background = None, self.background
         if are_tags(self.labels):
             own = labels.values[labels.offsets[row] : labels.offsets[row + 1]]
-            outside = own == (UNLABELLED if background is None else self.labels.index(background))
-            outside &= own != UNLABELLED
-            free = free & outside
-            droppable = free & np.append(outside[1:], True)[: len(free)]
-        return (Side(" ".join(words), np.stack((starts, ends), axis=1), free, droppable),)
+            outside = np.zeros(len(own), bool) if background is None else own == self.labels.index(background)
+        return (side_of_words(inputs["words"][row], outside),)
 
     def altered(
         self,
@@ -165,13 +158,11 @@ class TokenReading:
         keep_labels: bool,
     ) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """The altered sentences, word by word, with the labels of the words that are left or none."""
-        rows, own = [], []
-        for one in variants:
-            (changes,), words = one.changes, inputs["words"][one.row]
-            left = [i for i in range(len(words)) if changes.get(i, "") is not None]
-            rows.append([changes.get(i) or words[i] for i in left])
-            own.append(labels.values[labels.offsets[one.row] + np.array(left, dtype=np.int64)])
-        read, none = self.read({"words": Column(rows)}, "augment")
+        rows = [altered_words(inputs["words"][one.row], one.changes[0]) for one in variants]
+        read, none = self.read({"words": Column([words for words, _ in rows])}, "augment")
+        own = [
+            labels.values[labels.offsets[v.row] + left] for v, (_, left) in zip(variants, rows, strict=True)
+        ]
         return read, Ragged.of(own) if keep_labels else none
 
 

@@ -62,6 +62,25 @@ def side_of(text: str, kept: Sequence[tuple[int, int]] = ()) -> Side:
     return Side(text, words, free, free)
 
 
+def side_of_words(words: Sequence[str], outside: NDArray[np.bool_] | None) -> Side:
+    """A sentence that is given as words, joined with spaces. outside: (W,) which words are of no entity: only these are
+    free, and one before an entity may not be left out, since it may divide two of them; None: there are no entities."""
+    ends = np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1
+    starts = ends - np.array([len(word) for word in words], dtype=np.int64)
+    free = np.array([LETTERS.fullmatch(word) is not None for word in words], dtype=bool)
+    droppable = free
+    if outside is not None:
+        free = free & outside
+        droppable = free & np.append(outside[1:], True)[: len(free)]
+    return Side(" ".join(words), np.stack((starts, ends), axis=1), free, droppable)
+
+
+def altered_words(words: Sequence[str], changes: Changes) -> tuple[list[str], NDArray[np.int64]]:
+    """The words with `changes`, and the indices of those that are left, replaced or not."""
+    left = [i for i in range(len(words)) if changes.get(i, "") is not None]
+    return [changes.get(i) or words[i] for i in left], np.array(left, dtype=np.int64)
+
+
 def frozen(side: Side) -> Side:
     """`side`, of which no word may be altered."""
     none = np.zeros(len(side.words), dtype=bool)

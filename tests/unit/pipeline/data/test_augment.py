@@ -303,7 +303,8 @@ def test_check_counts_variants_and_makes_none(tiny_run: TinyRun, tiny_fill_mask:
 
 def test_teachers_are_made_of_the_same_examples(tiny_run: TinyRun, tiny_fill_mask: TinyFillMask) -> None:
     run = tiny_run()
-    before = prepare(parse_config(run))
+    without = parse_config(run)
+    before = prepare(without)
     of_run(run, tiny_fill_mask())["tasks"]["mood"]["augment"]["keep_labels"] = True
     config = parse_config(run)
     plain = prepare(config)
@@ -318,7 +319,7 @@ def test_teachers_are_made_of_the_same_examples(tiny_run: TinyRun, tiny_fill_mas
         assert (
             after.data["mood"].splits[split].keys.tolist() == before.data["mood"].splits[split].keys.tolist()
         )
-    prints, old = after.fingerprints(config), before.fingerprints(parse_config(run))
+    prints, old = after.fingerprints(config), before.fingerprints(without)
     assert {key for key in prints if prints[key] != old.get(key)} == {
         "tasks.mood.data",
         "tasks.mood.augment.masked.model",

@@ -13,7 +13,8 @@ LICENCE = "  1 This software and database is being provided to you\n"
 INDEX = {
     "noun": """\
 film n 2 2 @ ~ 2 2 00000100 00000200
-in n 1 1 @ 1 0 00000300
+who n 1 1 @ 1 0 00000300
+in n 1 1 @ 1 1 00000350
 motion_picture n 1 1 @ 1 1 00000100
 alone n 1 0 1 1 00000400
 """,
@@ -25,10 +26,11 @@ DATA = {
     "noun": """\
 00000100 10 n 04 film 0 movie 0 motion_picture 0 pic 1 001 @ 00000001 n 0000 | a form of entertainment
 00000200 06 n 02 film 1 layer 0 001 @ 00000001 n 0000 | a thin coating
-00000300 23 n 02 inch 0 in 0 000 | a unit
+00000300 14 n 02 who 0 organisation 0 000 | of the United Nations
+00000350 23 n 02 inch 0 in 0 000 | a unit
 00000400 00 n 01 alone 0 000 | nothing else means it
 """,
-    "verb": "00000500 36 v 03 film 0 shoot 0 take 0 001 @ 00000001 v 0000 01 + 08 00 | record\n",
+    "verb": "00000500 36 v 04 film 0 shoot 0 take 0 do 0 001 @ 00000001 v 0000 01 + 08 00 | record\n",
     "adj": "00000600 00 s 02 good 0 fine(p) 0 000 | well\n",
     "adv": "00000700 02 r 01 well 0 000 | in a good manner\n",
 }

@@ -195,7 +195,7 @@ def test_no_word_of_an_answer_is_altered_wherever_it_stands() -> None:
 
 def test_without_an_answer_all_words_are_free_and_without_label_none_of_the_context() -> None:
     _, context = ANSWERS.reading.sides(*read(ANSWERS, asked([])), 0)
-    assert len(free(context)) == 9
+    assert len(free(context)) == 10
     question, context = ANSWERS.reading.sides(*read(ANSWERS, asked(None)), 0)
     assert (len(free(question)), free(context)) == (3, [])
 
