@@ -133,7 +133,7 @@ def _loss(task: str, loss: TaskLoss, reasons: Reasons) -> tuple[str, ...]:
 
 def _expected_variants(config: RunConfig, inputs: Inputs) -> Iterator[str]:
     """Notes on the variants that are still to be made."""
-    from pipeline.data.augment import expected_note
+    from pipeline.augment.make import expected_note
 
     for name, data in inputs.data.items():
         if (augment := config.tasks[name].augment) is not None:

@@ -21,11 +21,11 @@ from pipeline.config.resolved import (
 )
 from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.curve import Curve
-from pipeline.data.augment import Progress, expected_variants, with_variants
-from pipeline.data.fill_mask import check_fill_mask
+from pipeline.augment.make import Progress, expected_variants, with_variants
+from pipeline.augment.fill_mask import check_fill_mask
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
-from pipeline.data.wordnet import wordnet_files, wordnet_fingerprint
+from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import regex
@@ -118,7 +119,7 @@ def _edits(side: Side, changes: Changes) -> Iterator[tuple[int, int, str]]:
         end = stop
 
 
-def word_of(side: Side, word: int) -> str:
+def word_of(side: Side, word: int | np.integer[Any]) -> str:
     """One of its words."""
     start, end = side.words[word]
     return side.text[start:end]

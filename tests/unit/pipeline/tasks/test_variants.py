@@ -155,7 +155,8 @@ def test_words_of_entities_are_never_altered() -> None:
 
 
 def test_nothing_of_a_sentence_without_labels_is_altered_where_labels_are_entities() -> None:
-    for columns in (TAGGED, {**TAGGED, "labels": [None]}):
+    given: list[dict[str, list[Any]]] = [{**TAGGED}, {**TAGGED, "labels": [None]}]
+    for columns in given:
         (side,) = ENTITIES.reading.sides(*read(ENTITIES, columns), 0)
         assert free(side) == []
     no_background = token_classification("t", ("B-PER", "I-PER"), 64)

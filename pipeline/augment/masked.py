@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.config.data import MaskedConfig
 from pipeline.config.resolved import absolute_model
-from pipeline.data.candidates import Candidates, word_keys
-from pipeline.data.fill_mask import NONE, VERSION, WINDOW, FillMask
+from pipeline.augment.candidates import Candidates, word_keys
+from pipeline.augment.fill_mask import NONE, VERSION, WINDOW, FillMask
 from pipeline.models import fingerprint, resolve
 from pipeline.tasks.variants import Place, Side
 
@@ -25,7 +25,7 @@ BLOCK_S = 20.0
 
 
 class Masked:
-    """See `pipeline.data.augment.Method`. Raises `TeacherError` where there is no such model.
+    """See `pipeline.augment.make.Method`. Raises `TeacherError` where there is no such model.
 
     folder: of the answers of all models · where: the section's path, for errors · progress: called with the words asked
     about and their number · check: called between two texts; may raise, which keeps what was asked.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.candidates import Candidates, word_keys
+from pipeline.augment.candidates import Candidates, word_keys
 
 KEYS = word_keys("some text", np.arange(4))
 IDS = np.arange(12, dtype=np.int32).reshape(4, 3)

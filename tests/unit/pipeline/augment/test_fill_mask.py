@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data import fill_mask
-from pipeline.data.fill_mask import NONE, FillMask, check_fill_mask, open_fill_mask
+from pipeline.augment import fill_mask
+from pipeline.augment.fill_mask import NONE, FillMask, check_fill_mask, open_fill_mask
 from pipeline.errors import BadTargetsError, TeacherError
 from pipeline.tasks.variants import side_of, word_of
 from tests.conftest import FILLER, Architecture, TinyFillMask, TinyModel

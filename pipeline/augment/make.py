@@ -2,7 +2,7 @@
 
 Which words of a text change, and into what, is a pure function of the example's content key, the method and the number of
 the variant: neither rows, order nor batches count, and a larger number of variants keeps those of a smaller one. A
-masked language model is asked here, once for each word that some variant replaces (see `pipeline.data.candidates`).
+masked language model is asked here, once for each word that some variant replaces (see `pipeline.augment.candidates`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.config.data import AugmentConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData, Variants, join
 from pipeline.data.transfer import in_held_out, marks
-from pipeline.data.wordnet import read_synonyms
+from pipeline.augment.wordnet import read_synonyms
 from pipeline.tasks.plain_text import has_words
 from pipeline.tasks.variants import Changes, Place, Side, Variant, altered, in_case_of, word_of
 
@@ -158,7 +158,7 @@ def methods_of(
     """The methods that a task's config names, in the order of `AugmentConfig.methods`; the last two as in `with_variants`."""
     methods, where = list[Method](), f"tasks.{task}.augment"
     if (masked := augment.masked) is not None:
-        from pipeline.data.masked import Masked
+        from pipeline.augment.masked import Masked
 
         methods.append(Masked(masked, config.variants_dir, f"{where}.masked", progress, check))
     if (synonyms := augment.synonyms) is not None:

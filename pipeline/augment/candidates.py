@@ -52,7 +52,7 @@ class Candidates:
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(n,) which of `keys` (n,) have no answer."""
         places = np.searchsorted(self._keys, keys)
-        missing = places == len(self._keys)
+        missing: NDArray[np.bool_] = places == len(self._keys)
         missing[~missing] = self._keys[places[~missing]] != keys[~missing]
         return missing
 

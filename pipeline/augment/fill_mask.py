@@ -61,7 +61,8 @@ class FillMask:
             verbose=False,
         )
         ids, spans = encoded["input_ids"], np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        first, last = first_covered(*spans.T, words), last_covered(*spans.T, words)
+        starts, ends = spans[:, 0], spans[:, 1]
+        first, last = first_covered(starts, ends, words), last_covered(starts, ends, words)
         places = np.full(len(words), -1)
         pieces = np.bincount(first[first >= 0], minlength=len(words))
         for place in np.flatnonzero((first >= 0) & (first == last)):

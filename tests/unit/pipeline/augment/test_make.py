@@ -15,7 +15,7 @@ from pipeline.check import summary
 from pipeline.config.data import AugmentConfig, MaskedConfig
 from pipeline.config.fields import Split
 from pipeline.config.load import parse_config
-from pipeline.data.augment import (
+from pipeline.augment.make import (
     Dropout,
     Method,
     Synonyms,
@@ -24,7 +24,7 @@ from pipeline.data.augment import (
     expected_variants,
     with_variants,
 )
-from pipeline.data.masked import Masked
+from pipeline.augment.masked import Masked
 from pipeline.data.splits import TaskData, read_examples
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import InterruptedRunError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.wordnet import PARTS, read_synonyms, wordnet_fingerprint
+from pipeline.augment.wordnet import PARTS, read_synonyms, wordnet_fingerprint
 from pipeline.errors import ConfigError
 
 LICENCE = "  1 This software and database is being provided to you\n"
