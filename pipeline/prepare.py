@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.augment.fill_mask import check_fill_mask
+from pipeline.augment.make import Progress, expected_variants, with_variants
+from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.cluster import check_gpus
 from pipeline.config.recipe import Facts, ModelFacts, TaskFacts, teacher_recipe
 from pipeline.config.resolved import (
@@ -21,11 +24,8 @@ from pipeline.config.resolved import (
 )
 from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.curve import Curve
-from pipeline.augment.make import Progress, expected_variants, with_variants
-from pipeline.augment.fill_mask import check_fill_mask
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
-from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
 from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model

@@ -19,12 +19,12 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.augment.wordnet import read_synonyms
 from pipeline.batch import Examples, content_keys
 from pipeline.config.data import AugmentConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData, Variants, join
 from pipeline.data.transfer import in_held_out, marks
-from pipeline.augment.wordnet import read_synonyms
 from pipeline.tasks.plain_text import has_words
 from pipeline.tasks.variants import Changes, Place, Side, Variant, altered, in_case_of, word_of
 

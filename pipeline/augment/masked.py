@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.data import MaskedConfig
-from pipeline.config.resolved import absolute_model
 from pipeline.augment.candidates import Candidates, word_keys
 from pipeline.augment.fill_mask import NONE, VERSION, WINDOW, FillMask
+from pipeline.config.data import MaskedConfig
+from pipeline.config.resolved import absolute_model
 from pipeline.models import fingerprint, resolve
 from pipeline.tasks.variants import Place, Side
 

@@ -10,11 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.batch import Examples
-from pipeline.check import summary
-from pipeline.config.data import AugmentConfig, MaskedConfig
-from pipeline.config.fields import Split
-from pipeline.config.load import parse_config
 from pipeline.augment.make import (
     Dropout,
     Method,
@@ -25,6 +20,11 @@ from pipeline.augment.make import (
     with_variants,
 )
 from pipeline.augment.masked import Masked
+from pipeline.batch import Examples
+from pipeline.check import summary
+from pipeline.config.data import AugmentConfig, MaskedConfig
+from pipeline.config.fields import Split
+from pipeline.config.load import parse_config
 from pipeline.data.splits import TaskData, read_examples
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import InterruptedRunError
