@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.augment.masked import Masked
 from pipeline.augment.wordnet import read_synonyms
 from pipeline.batch import Examples, content_keys
 from pipeline.config.data import AugmentConfig
@@ -158,8 +159,6 @@ def methods_of(
     """The methods that a task's config names, in the order of `AugmentConfig.methods`; the last two as in `with_variants`."""
     methods, where = list[Method](), f"tasks.{task}.augment"
     if (masked := augment.masked) is not None:
-        from pipeline.augment.masked import Masked
-
         methods.append(Masked(masked, config.variants_dir, f"{where}.masked", progress, check))
     if (synonyms := augment.synonyms) is not None:
         words = read_synonyms(Path(synonyms.path), f"{where}.synonyms.path")
