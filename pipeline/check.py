@@ -34,6 +34,11 @@ def check_local_files(config: RunConfig, errors: Errors) -> None:
                 check_files(f"tasks.{name}.data.unlabelled", source_of(task.data.unlabelled))
     models = [(f"teachers.{name}", teacher.model) for name, teacher in config.teachers.items()]
     models += [
+        (f"tasks.{name}.augment.masked", task.augment.masked.model)
+        for name, task in config.tasks.items()
+        if task.augment is not None and task.augment.masked is not None
+    ]
+    models += [
         (f"students.{name}", student.model) for name, student in config.students.items() if student.model
     ]
     for where, model in models:
@@ -77,6 +82,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
     for rows in tables:
         lines += aligned(rows)
     lines += [f"note: {note}" for data in inputs.data.values() for note in data.notes]
+    lines += [f"note: {note}" for note in _expected_variants(config, inputs)]
     lines += [f"note: {note}" for note in _weaknesses(config, inputs)]
     return lines + [f"note: {note}" for note in [*seed_notes(config), *notes(inputs.resolved)]]
 
@@ -123,6 +129,15 @@ def _loss(task: str, loss: TaskLoss, reasons: Reasons) -> tuple[str, ...]:
     why = dict.fromkeys(reasons.values())
     cells = [f"{key} {getattr(loss, key):.3g}" for key in ("temperature", "hard", "soft")]
     return task, *cells, f"{', '.join(reasons)}: {'; '.join(why)}"
+
+
+def _expected_variants(config: RunConfig, inputs: Inputs) -> Iterator[str]:
+    """Notes on the variants that are still to be made."""
+    from pipeline.augment.make import expected_note
+
+    for name, data in inputs.data.items():
+        if (augment := config.tasks[name].augment) is not None:
+            yield expected_note(name, augment, data)
 
 
 def _weaknesses(config: RunConfig, inputs: Inputs) -> Iterator[str]:

@@ -124,24 +124,30 @@ def open_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def open_model(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+def open_model(model_class: Any, folder: Path, *, complete: bool = False, **settings: Any) -> PreTrainedModel:
     """The model in fp32, evaluation mode; `settings` go to `from_pretrained`. Raises `TeacherError` where the weights
-    are damaged or do not fit the config."""
+    are damaged or do not fit the config; `complete`: also where the folder lacks some, which would be random."""
     import torch
     from safetensors import SafetensorError
 
     quiet()
     settings = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32, **settings}
     try:
-        model: PreTrainedModel = model_class.from_pretrained(folder, **settings)
+        model, info = model_class.from_pretrained(folder, output_loading_info=True, **settings)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TeacherError(
             f"{folder}: its weights cannot be loaded: {reason}",
             "The folder is damaged or incomplete: save or fetch the model again.",
         ) from error
-    model.eval()
-    return model
+    if complete and info["missing_keys"]:
+        raise TeacherError(
+            f"{folder}: it has no weights {', '.join(sorted(info['missing_keys']))[:200]}",
+            f"Give a folder that was saved from a {model_class.__name__.removeprefix('AutoModel')} model.",
+        )
+    opened: PreTrainedModel = model
+    opened.eval()
+    return opened
 
 
 def check_length(folder: Path, max_length: int, where: str) -> None:

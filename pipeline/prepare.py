@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.augment.fill_mask import check_fill_mask
+from pipeline.augment.make import Progress, expected_variants, with_variants
+from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.cluster import check_gpus
-from pipeline.config.recipe import Facts, ModelFacts, teacher_recipe
+from pipeline.config.recipe import Facts, ModelFacts, TaskFacts, teacher_recipe
 from pipeline.config.resolved import (
     Resolved,
     StudentStart,
@@ -58,6 +61,14 @@ class Inputs:
                 contents[f"students.{name}.model"] = fingerprint(
                     resolve(student.model, student.revision, name)
                 )
+        for name, task in config.tasks.items():
+            where, augment = f"tasks.{name}.augment", task.augment
+            if augment is not None and augment.masked is not None:
+                folder = resolve(absolute_model(augment.masked.model), augment.masked.revision, where)
+                contents[f"{where}.masked.model"] = fingerprint(folder)
+            if augment is not None and augment.synonyms is not None:
+                path = f"{where}.synonyms.path"
+                contents[path] = wordnet_fingerprint(Path(augment.synonyms.path), path)
         return contents
 
     def to_fine_tune(self) -> list[str]:
@@ -71,15 +82,19 @@ class Inputs:
 
 def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
     """Loads and checks. Raises `ConfigError`, `DataError` or `TeacherError`, all of them exit code 2; `errors` gets
-    the others as well, of every task, teacher and student that can be checked beside them."""
+    the others as well, of every task, teacher and student that can be checked beside them.
+
+    Makes no variants: `augment_inputs` does. Until then settings are derived as if none were dropped.
+    """
     errors = errors or Errors()
     with errors:
         check_gpus(config)
     students = {name: student_start(config, name) for name in config.students}
     bases, starts, tokenizers = _open_models(config, students, errors)
     data = load_tasks(config, errors)
+    _check_augment(config, errors)
     facts = Facts(
-        {name: task_data.facts() for name, task_data in data.items()},
+        _task_facts(config, data),
         {name: model_facts(folder) for name, folder in starts.items() if folder in tokenizers},
         {name: model_facts(folder) for name, folder in bases.items() if folder in tokenizers},
     )
@@ -103,6 +118,36 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
             _check_labels(config, task, task_data)
     errors.stop()
     return Inputs(data, bases, teachers, starts, facts, resolve_config(config, facts))
+
+
+def augment_inputs(
+    config: RunConfig, inputs: Inputs, progress: Progress, check: Callable[[], None]
+) -> Inputs:
+    """`inputs` with the variants that `tasks.<task>.augment` asks for, and the settings derived anew. Arguments and errors
+    as in `with_variants`."""
+    data = with_variants(config, inputs.data, progress, check)
+    facts = replace(inputs.facts, tasks=_task_facts(config, data))
+    return replace(inputs, data=data, facts=facts, resolved=resolve_config(config, facts))
+
+
+def _task_facts(config: RunConfig, data: Mapping[str, TaskData]) -> dict[str, TaskFacts]:
+    return {
+        name: task_data.facts(expected_variants(config.tasks[name].augment, task_data))
+        for name, task_data in data.items()
+    }
+
+
+def _check_augment(config: RunConfig, errors: Errors) -> None:
+    """Adds an error where a fill-mask model, or WordNet, is not what `augment` needs."""
+    for name, task in config.tasks.items():
+        where, augment = f"tasks.{name}.augment", task.augment
+        if augment is not None and (masked := augment.masked) is not None:
+            with errors:
+                folder = resolve(absolute_model(masked.model), masked.revision, f"{where}.masked")
+                check_fill_mask(folder, f"{where}.masked")
+        if augment is not None and augment.synonyms is not None:
+            with errors:
+                wordnet_files(Path(augment.synonyms.path), f"{where}.synonyms.path")
 
 
 def _open_models(

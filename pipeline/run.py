@@ -21,7 +21,14 @@ from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.display.progress import StageProgress
-from pipeline.prepare import Inputs, fine_tuning_requests, prepare, teacher_curves, teacher_specs
+from pipeline.prepare import (
+    Inputs,
+    augment_inputs,
+    fine_tuning_requests,
+    prepare,
+    teacher_curves,
+    teacher_specs,
+)
 from pipeline.report import build as reports
 from pipeline.report.advice import advise
 from pipeline.report.evidence import evidence_of
@@ -147,6 +154,10 @@ def running(
     inputs = prepare(config)
     check(inputs)
     with locked(config.run_dir), StopSignals(config.run_dir) as stop:
+        if any(task.augment is not None for task in config.tasks.values()):
+            refuse_changes(config)  # before hours of a masked language model's work
+            inputs = _with_variants(config, inputs, display, stages, stop)
+            check(inputs)
         fingerprints, derived = inputs.fingerprints(config), inputs.resolved.derived()
         refuse_changes(config, fingerprints, derived)
         if tracked or (config.run_dir / CONFIG).exists():
@@ -163,6 +174,24 @@ def running(
                 yield Run(config, inputs, display, stop, tracker, stages, group=group)
             finally:
                 stages.end()
+
+
+def _with_variants(
+    config: RunConfig, inputs: Inputs, display: Display, stages: Stages, stop: StopSignals
+) -> Inputs:
+    """The inputs with every task's variants; what a masked language model answered in an earlier run is not asked again."""
+    stages.begin("augment")
+    tasks = {f"augment {name}": 1.0 for name, task in config.tasks.items() if task.augment is not None}
+    display.stage(
+        StageProgress("augment", "tasks", "masked words", tasks), f"variants of {_count(len(tasks), 'task')}"
+    )
+
+    def progress(task: str, done: int, total: int) -> None:
+        display.bar(f"augment {task}", done, total)
+
+    inputs = augment_inputs(config, inputs, progress, stop.check)
+    stages.begin("start")
+    return inputs
 
 
 def _data_notes(inputs: Inputs) -> list[str]:
@@ -208,7 +237,8 @@ def _fine_tune(run: Run) -> None:
     if requests:
         what = f"{len(requests)} of {len(run.config.teachers)} teachers"
         lengths = {
-            f"teacher {one.name}": one.config.epochs * len(run.inputs.data[one.task].labelled_train())
+            f"teacher {one.name}": one.config.epochs
+            * len(run.inputs.data[one.task].without_variants().labelled_train())
             for one in requests
         }
         run.begin("fine_tune", what, "teachers", "steps", lengths)

@@ -1,6 +1,7 @@
 """Fixtures that several tests share: tiny models with random weights, tasks on csv files, whole run configs.
 
 `tiny_model`   factory: architecture, labels → a Hugging Face folder (tens of kilobytes, made once a session)
+`tiny_fill_mask` factory: architecture → the same of a masked language model
 `csv_task`     factory: → a task section whose csv files can be learnt by a tiny model
 `tiny_run`     factory: → a whole run config as plain dicts: two tasks, three teachers, two students
 
@@ -138,6 +139,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make
 
 
+class TinyFillMask(Protocol):
+    """Makes folders of masked language models; the same arguments give the same folder."""
+
+    def __call__(self, architecture: Architecture = "bert", *, positions: int = 64) -> Path:
+        """A folder as `TinyModel` gives it, of a model with a masked-language head."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def tiny_fill_mask(tmp_path_factory: pytest.TempPathFactory) -> TinyFillMask:
+    """See `TinyFillMask`."""
+    root = tmp_path_factory.mktemp("fill-mask")
+
+    def make(architecture: Architecture = "bert", *, positions: int = 64) -> Path:
+        from transformers import AutoModelForMaskedLM
+
+        folder = root / f"{architecture}-{positions}"
+        if not folder.exists():
+            _save_model(folder, architecture, None, 2, 0, positions, AutoModelForMaskedLM)
+        return folder
+
+    return make
+
+
 def _save_model(
     folder: Path,
     architecture: Architecture,
@@ -145,13 +170,14 @@ def _save_model(
     layers: int,
     seed: int,
     positions: int,
+    model_class: Any = None,
 ) -> None:
     import torch
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     quiet()
     config = _model_config(architecture, layers, positions)
-    model_class: Any = AutoModel
+    model_class = model_class or AutoModel
     if labels:
         model_class = AutoModelForSequenceClassification
         config.update({"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}})

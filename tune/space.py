@@ -38,6 +38,7 @@ Values = Mapping[str, Any]
 MACRO = "macro/score"
 SHARED = {  # what all trials of a study have in common, and why it cannot be searched
     "teachers.*": "it would make other teachers or other soft targets, which all trials share",
+    "tasks.*.augment.*": "it would make other variants, whose soft targets all trials share",
     "tasks.*.data.*": "it would change the examples, whose soft targets all trials share",
     "tasks.*": "it would change the task itself, whose soft targets all trials share",
     "name": "it names the study",

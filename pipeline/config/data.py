@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,3 +76,71 @@ class TransferConfig(Strict):
         if isinstance(section, dict) and isinstance(section.get("tasks"), list):  # no JSON any more: strict
             return {**section, "tasks": tuple(section["tasks"])}
         return section
+
+
+Replaced = Annotated[float, Field(gt=0, le=1)]
+VariantCount = Annotated[int, Field(ge=1, le=1000)]
+
+
+class MaskedConfig(Strict):
+    """Words replaced by what a masked language model finds likely in their place (TinyBERT, arXiv 1909.10351)."""
+
+    model: LocalPath
+    """Hub id or local folder of any fill-mask model; safetensors only."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    variants: VariantCount = 2
+    """Variants a text; a larger number keeps those of a smaller one."""
+    share: Replaced = 0.4
+    """Chance of each word to be replaced; at least one word is."""
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 15
+    """A word is replaced by one of so many of the model's likeliest words, each as likely."""
+
+
+class SynonymsConfig(Strict):
+    """Words replaced by synonyms: other words of their most frequent sense in WordNet in each part of speech (English)."""
+
+    path: LocalPath
+    """Folder with WordNet's files `index.noun`, `data.noun` … (Debian: package wordnet-base, `/usr/share/wordnet`)."""
+    variants: VariantCount = 1
+    """Variants a text; a larger number keeps those of a smaller one."""
+    share: Replaced = 0.4
+    """Chance of each word that has a synonym to be replaced; at least one word is."""
+
+
+class DropoutConfig(Strict):
+    """Words left out."""
+
+    variants: VariantCount = 1
+    """Variants a text; a larger number keeps those of a smaller one."""
+    share: Replaced = 0.1
+    """Chance of each word to be left out; at least one word is, and one stays."""
+
+
+class AugmentConfig(Strict):
+    """Variants of the task's own training texts, which the teachers label as texts of their own: students learn them from the teachers alone. Give one method or several."""
+
+    masked: MaskedConfig | None = None
+    """Replacement by a masked language model."""
+    synonyms: SynonymsConfig | None = None
+    """Replacement by WordNet's synonyms."""
+    dropout: DropoutConfig | None = None
+    """Word dropout; `{}` for its defaults."""
+    keep_labels: bool = False
+    """true: a variant has its text's label, too, so it takes the hard loss and the supervised baseline learns it. Only where changed words cannot change the label."""
+
+    @model_validator(mode="after")
+    def _some_method(self) -> Self:
+        if not self.methods:
+            raise ValueError(f"give one of {', '.join(METHODS)}")
+        return self
+
+    @property
+    def methods(self) -> dict[str, int]:
+        """Variants a text by method, for the methods that are given."""
+        given = {name: getattr(self, name) for name in METHODS}
+        return {name: section.variants for name, section in given.items() if section is not None}
+
+
+METHODS = ("masked", "synonyms", "dropout")
+"""The sections of `augment` that make variants, in the order in which they make them."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_serializer, model_validator
 
-from pipeline.config.data import DataConfig, TransferConfig
+from pipeline.config.data import AugmentConfig, DataConfig, TransferConfig
 from pipeline.config.fields import (
     Count,
     Epochs,
@@ -56,6 +56,8 @@ class TaskConfig(Strict):
     """Its examples."""
     transfer: TransferConfig | None = None
     """Other tasks' training texts as more examples without labels: `all`, a list of tasks, or a section."""
+    augment: AugmentConfig | None = None
+    """Variants of its training texts as more examples: words replaced or left out, labelled by the teachers."""
     metric: str | None = None
     """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them)."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
@@ -71,7 +73,9 @@ class TaskConfig(Strict):
         """The key that adds training examples without labels; None where none does."""
         if self.data.unlabelled is not None:
             return "data.unlabelled"
-        return None if self.transfer is None else "transfer"
+        if self.transfer is not None:
+            return "transfer"
+        return None if self.augment is None or self.augment.keep_labels else "augment"
 
 
 class EarlyStoppingConfig(Strict):
@@ -418,6 +422,11 @@ class RunConfig(Strict):
     def teachers_dir(self) -> Path:
         """Fine-tuned teachers, shared by runs."""
         return Path(self.runs_dir).absolute() / "_teachers"
+
+    @property
+    def variants_dir(self) -> Path:
+        """What masked language models answered for `augment`, shared by runs."""
+        return Path(self.runs_dir) / "_variants"
 
     @property
     def preflight_dir(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -25,13 +25,39 @@ from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_
 
 
 @dataclass(frozen=True)
+class Variants:
+    """What one method of `augment` made of a task's texts. count: variants that joined train · dropped: how many did not, by
+    reason · seconds: what making them took, in whatever run · asked: words that a masked language model was asked about in
+    this launch · shown: a few texts, each with a variant of it."""
+
+    count: int
+    dropped: Mapping[str, int]
+    seconds: float
+    asked: int
+    shown: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class TaskData:
     """A task with its checked examples: no text is in two splits, every label is in the label space, and only train
-    has examples without labels."""
+    has examples without labels.
+
+    Train has the task's own examples, then `taken` of other tasks, then the variants of its own, by method.
+    """
 
     task: Task
     splits: Mapping[Split, Examples]
     notes: tuple[str, ...] = field(default=())
+    taken: int = 0
+    variants: Mapping[str, Variants] = field(default_factory=dict)
+
+    def without_variants(self) -> TaskData:
+        """The same data before variants joined train."""
+        if not self.variants:
+            return self
+        train = self.splits["train"]
+        rows = np.arange(len(train) - sum(made.count for made in self.variants.values()))
+        return replace(self, splits={**self.splits, "train": train.take(rows)}, variants={})
 
     def all_examples(self) -> list[Examples]:
         """The examples of train, validation and test, in this order."""
@@ -43,9 +69,12 @@ class TaskData:
         labelled = self.task.reading.labelled(train.labels)
         return train if labelled.all() else train.take(np.flatnonzero(labelled))
 
-    def facts(self) -> TaskFacts:
-        """What settings are derived from. The majority is that of all labels of train: of texts, words, or decisions."""
-        labelled, labels = self.labelled_train(), len(self.task.reading.labels)
+    def facts(self, expected: int = 0) -> TaskFacts:
+        """What settings are derived from. The majority is that of all labels of train: of texts, words, or decisions.
+
+        Labels that variants kept do not count. expected: variants that are still to be made.
+        """
+        labelled, labels = self.without_variants().labelled_train(), len(self.task.reading.labels)
         majority = None
         if labels:
             values = labelled.labels.values
@@ -54,7 +83,7 @@ class TaskData:
         return TaskFacts(
             labels=labels or None,
             continuous=self.task.kind.continuous,
-            examples=len(self.splits["train"]),
+            examples=len(self.splits["train"]) + expected,
             labelled=len(labelled),
             majority=majority,
         )

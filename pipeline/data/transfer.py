@@ -51,7 +51,8 @@ def _with_transfer(config: RunConfig, data: TaskData, own: Mapping[str, TaskData
     )
     if sources:
         more, note = received(data, {source: own[source] for source in sources}, transfer.limit)
-        data = replace(data, splits={**data.splits, "train": join(data.splits["train"], more)})
+        splits = {**data.splits, "train": join(data.splits["train"], more)}
+        data = replace(data, splits=splits, taken=len(more))
         notes.append(note)
     else:
         notes.append("transfer: no other task has texts that fit")

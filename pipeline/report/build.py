@@ -116,6 +116,7 @@ def _task(results: TaskResults) -> TaskReport:
         standard_errors=_standard_errors(resampled),
         aggregation=results.aggregation,
         metrics=metrics,
+        variants=results.variants,
         notes=tuple(results.notes),
     )
 

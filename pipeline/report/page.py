@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from pipeline.report.schema import (
     Advice,
@@ -13,11 +14,14 @@ from pipeline.report.schema import (
     Size,
     StudentScores,
     TaskReport,
+    VariantsRecord,
 )
 from pipeline.shown import NOTHING, markdown_table, measured, millions, percent, points, recovered, signed
 from pipeline.significance import CLEAR_GAP
 
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
+LONGEST_CELL = 240
+"""Characters of a text that a table shows."""
 COMPARED = ("supervised", "Δ", "retention", "gap recovered ¹")
 
 
@@ -242,10 +246,37 @@ def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list
         markdown_table(head, rows),
         f"Agreement: share of answers in which the student agrees with the ensemble.{calibration}",
         *(f"Note: {note}" for note in values.notes),
+        *_variants_part(values.variants),
         _details(metrics),
         *_picture(f"reliability-{task}.png", f"Reliability on {task}", figures),
     ]
     return [*blocks, " ".join(pictures)] if pictures else blocks
+
+
+def _variants_part(variants: Mapping[str, VariantsRecord]) -> list[str]:
+    """What `augment` made of the training texts, and a few variants in a collapsed block."""
+    if not variants:
+        return []
+    counts = [
+        [name, f"{one.count:,}", f"{sum(one.dropped.values()):,}", f"{one.seconds:.1f}", f"{one.asked:,}"]
+        for name, one in variants.items()
+    ]
+    shown = [
+        [name, _cut(one.text), _cut(one.variant)] for name, made in variants.items() for one in made.examples
+    ]
+    examples = markdown_table(["method", "text", "variant"], shown, words=3)
+    return [
+        markdown_table(["variants", "in train", "dropped", "seconds", "words asked this time"], counts),
+        "Variants of training texts, labelled by the teachers as texts of their own. Seconds: of the run that made them; "
+        "words asked: of the masked language model, 0 where all its answers were stored.",
+        f"<details><summary>Some variants</summary>\n\n{examples}\n\n</details>",
+    ]
+
+
+def _cut(text: str) -> str:
+    """A text for a cell of a table: on one line, without the marks of Markdown and HTML, at most `LONGEST_CELL` characters."""
+    line = " ".join(text.split())
+    return escape(line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL - 1]}…").replace("|", "\\|")
 
 
 def _details(metrics: Metrics) -> str:

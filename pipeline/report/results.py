@@ -18,7 +18,7 @@ from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
 from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import RunConfig
-from pipeline.data.splits import TaskData
+from pipeline.data.splits import TaskData, Variants
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
 from pipeline.report.ensembles import ensemble_notes, ensemble_values
@@ -30,6 +30,8 @@ from pipeline.report.schema import (
     Size,
     Sizes,
     StudentRecord,
+    VariantExample,
+    VariantsRecord,
 )
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
@@ -80,6 +82,18 @@ def _one_task(
         supervised=by_mode["supervised"],
         aggregation=strategy,
         notes=ensemble_notes(strategy, len(teachers)),
+        variants={method: variants_record(made) for method, made in data.variants.items()},
+    )
+
+
+def variants_record(made: Variants) -> VariantsRecord:
+    """What a method of `augment` made, in the layout of report.json."""
+    return VariantsRecord(
+        count=made.count,
+        dropped=dict(made.dropped),
+        seconds=round(made.seconds, 2),
+        asked=made.asked,
+        examples=tuple(VariantExample(text=text, variant=variant) for text, variant in made.shown),
     )
 
 

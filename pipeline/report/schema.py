@@ -83,6 +83,28 @@ class Metrics(Record):
     ensemble: Mapping[str, float]
 
 
+class VariantExample(Record):
+    """A training text and one of its variants; of a pair the sides that differ."""
+
+    text: str
+    variant: str
+
+
+class VariantsRecord(Record):
+    """What one method of `augment` made of a task's training texts."""
+
+    count: int
+    """Variants that joined train."""
+    dropped: Mapping[str, int]
+    """How many did not, by reason."""
+    seconds: float
+    """What making them took; where a masked language model had answered in an earlier run, the seconds of that run."""
+    asked: int
+    """Words that a masked language model was asked about in this launch."""
+    examples: tuple[VariantExample, ...]
+    """Five of them."""
+
+
 class TaskReport(Section):
     """One task on its test split."""
 
@@ -102,6 +124,8 @@ class TaskReport(Section):
     aggregation: str
     """Aggregation strategy that combines the teachers into the ensemble."""
     metrics: Metrics
+    variants: Mapping[str, VariantsRecord] = {}
+    """Variants of the training texts by method of `augment`; empty without it."""
     notes: tuple[str, ...]
 
 

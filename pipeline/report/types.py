@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
-from pipeline.report.schema import Latencies, PreflightFindings, RecipeRecord, Sizes, StudentRecord
+from pipeline.report.schema import (
+    Latencies,
+    PreflightFindings,
+    RecipeRecord,
+    Sizes,
+    StudentRecord,
+    VariantsRecord,
+)
 from pipeline.tasks import Task
 
 
@@ -19,7 +26,8 @@ class TaskResults:
 
     task: has the metric and the labels · test: the examples · examples: number by split · teachers, ensemble,
     students, supervised: (M, C) predictions as `Scoring.scores` takes them, by name; a supervised baseline has its
-    student's name (may be empty) · aggregation: the strategy · notes: lines for the report.
+    student's name (may be empty) · aggregation: the strategy · notes: lines for the report · variants: what `augment` made
+    of the training texts, by method.
     """
 
     task: Task
@@ -31,6 +39,7 @@ class TaskResults:
     supervised: dict[str, NDArray[np.floating]]
     aggregation: str
     notes: list[str] = field(default_factory=list)
+    variants: dict[str, VariantsRecord] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:

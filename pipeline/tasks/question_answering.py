@@ -37,7 +37,8 @@ from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.spans import WORD
 from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_mask, pad_items
-from pipeline.tasks.text import texts_of
+from pipeline.tasks.text import altered_texts, texts_of
+from pipeline.tasks.variants import Side, Variant, frozen, moved, side_of
 from pipeline.tasks.windows import (
     SIDES,
     Words,
@@ -148,6 +149,28 @@ class QuestionReading:
     def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
         """Pairs as a question and its context."""
         return dict(zip(self.fields, columns, strict=True))
+
+    def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
+        """The question, and the context, of which no word of an answer is free, wherever the answer stands in it; no word
+        at all where the example is unlabelled."""
+        question, context = (inputs[role][row] for role in self.fields)
+        kept = [place for gold in inputs["answers"][row] for place in _everywhere(gold, context)]
+        side = side_of(context, kept)
+        return side_of(question), side if labels.values[row, 0] != UNLABELLED else frozen(side)
+
+    def altered(
+        self,
+        inputs: Mapping[str, Sequence[Any]],
+        labels: Ragged,
+        variants: Sequence[Variant],
+        *,
+        keep_labels: bool,
+    ) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """The altered questions and contexts, with their answers where these stand now, or none."""
+        columns = {role: Column(column) for role, column in altered_texts(self.fields, variants).items()}
+        if keep_labels:
+            columns["answers"] = Column([_moved_golds(inputs, labels, one) for one in variants])
+        return self.read(columns, "augment")
 
 
 @dataclass(frozen=True)
@@ -377,6 +400,34 @@ def _places(task: str, split: str, row: int, gold: Gold, context: str) -> list[t
             raise _refusal(task, split, row, f"the answer {text!r:.200} is not {place}", remedy)
         places.append((start, start + len(text)))
     return places
+
+
+def _everywhere(gold: str, context: str) -> list[tuple[int, int]]:
+    """Every place ``[start, end)`` of a gold answer in its context; with whitespace at its ends also the characters
+    beside it, so that no word is left out together with that whitespace."""
+    edge = int(gold != gold.strip())
+    places, start = [], context.find(gold)
+    while start >= 0:
+        places.append((start - edge, start + len(gold) + edge))
+        start = context.find(gold, start + 1)
+    return places
+
+
+def _moved_golds(
+    inputs: Mapping[str, Sequence[Any]], labels: Ragged, variant: Variant
+) -> dict[str, Any] | None:
+    """The cell of `answers` of a variant; None where its example is unlabelled."""
+    row, (_, side), (_, changes) = variant.row, variant.sides, variant.changes
+    if labels.values[row, 0] == UNLABELLED:
+        return None
+    golds = inputs["answers"][row]
+    starts = [side.text.find(gold) for gold in golds]
+    if golds:  # the first one is the label: where it stands several times, its cells say which place is meant
+        places = [match.start() for match in re.finditer(f"(?={re.escape(golds[0])})", side.text)]
+        spans = np.array([(start, start + len(golds[0])) for start in places], dtype=np.int64)
+        cells = Words.of([side.text]).cells(np.zeros(len(spans), dtype=np.int64), spans)
+        starts[0] = places[int((cells == labels.values[row]).all(axis=1).argmax())]
+    return {"text": golds, "answer_start": [moved(side, changes, start) for start in starts]}
 
 
 # ---------------------------------------------------------------- answers

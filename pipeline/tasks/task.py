@@ -21,6 +21,7 @@ from pipeline.losses import LossTerm
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.variants import Side, Variant
 
 
 class Reading(Protocol):
@@ -68,6 +69,25 @@ class Reading(Protocol):
 
     def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
         """Inputs made of plain text, a column for each of `fields`. A text may become several examples, or none."""
+        ...
+
+    def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
+        """The texts of one example, one for each of `fields`, and which of their words may be altered: none of an entity
+        or an answer, and none that may be of one."""
+        ...
+
+    def altered(
+        self,
+        inputs: Mapping[str, Sequence[Any]],
+        labels: Ragged,
+        variants: Sequence[Variant],
+        *,
+        keep_labels: bool,
+    ) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """Inputs and labels of `variants` of the examples; the labels of their examples, or none.
+
+        variants: at least one, with the sides that `sides` gives.
+        """
         ...
 
 

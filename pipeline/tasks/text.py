@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded
+from pipeline.batch import Encoded, Ragged
 from pipeline.errors import DataError
 from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.variants import Side, Variant, altered, side_of
 
 FIELDS = ("text",)
 
 
 @dataclass(frozen=True)
-class TextReading:
+class TextReading(ABC):
     """Reads texts, one item per example; a kind adds how it reads its labels."""
 
     background: ClassVar[str | None] = None
@@ -46,6 +48,27 @@ class TextReading:
     def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:
         """The same texts, or pairs."""
         return dict(zip(self.fields, columns, strict=True))
+
+    @abstractmethod
+    def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """See `pipeline.tasks.task.Reading`."""
+
+    def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
+        """The text, or both sides of the pair."""
+        return tuple(side_of(inputs[role][row]) for role in self.fields)
+
+    def altered(
+        self,
+        inputs: Mapping[str, Sequence[Any]],
+        labels: Ragged,
+        variants: Sequence[Variant],
+        *,
+        keep_labels: bool,
+    ) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """The altered texts or pairs, with their examples' labels or none."""
+        texts = altered_texts(self.fields, variants)
+        read, none = self.read({role: Column(column) for role, column in texts.items()}, "augment")
+        return read, labels.take(np.array([one.row for one in variants])) if keep_labels else none
 
 
 @dataclass(frozen=True)
@@ -102,6 +125,14 @@ def texts_of(
                     "Remove or mend that row.",
                 )
     return {role: columns[role].values for role in roles}
+
+
+def altered_texts(fields: Sequence[str], variants: Sequence[Variant]) -> dict[str, list[str]]:
+    """The texts of `variants`, a column for each of `fields`."""
+    return {
+        role: [altered(one.sides[place], one.changes[place]) for one in variants]
+        for place, role in enumerate(fields)
+    }
 
 
 def encode_texts(tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int) -> Encoded:

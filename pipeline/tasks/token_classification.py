@@ -34,6 +34,7 @@ from pipeline.tasks.spans import WORD, first_covered, last_covered
 from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
+from pipeline.tasks.variants import Side, Variant, altered_words, side_of_words
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
@@ -138,6 +139,31 @@ class TokenReading:
         """The words of each sentence of the texts."""
         (texts,) = columns
         return {"words": [WORD.findall(sentence) for text in texts for sentence in sentences(text)]}
+
+    def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
+        """The sentence, its words joined with spaces. Where labels are entity tags, only words that are labelled as
+        background are free."""
+        outside, background = None, self.background
+        if are_tags(self.labels):
+            own = labels.values[labels.offsets[row] : labels.offsets[row + 1]]
+            outside = np.zeros(len(own), bool) if background is None else own == self.labels.index(background)
+        return (side_of_words(inputs["words"][row], outside),)
+
+    def altered(
+        self,
+        inputs: Mapping[str, Sequence[Any]],
+        labels: Ragged,
+        variants: Sequence[Variant],
+        *,
+        keep_labels: bool,
+    ) -> tuple[dict[str, Sequence[Any]], Ragged]:
+        """The altered sentences, word by word, with the labels of the words that are left or none."""
+        rows = [altered_words(inputs["words"][one.row], one.changes[0]) for one in variants]
+        read, none = self.read({"words": Column([words for words, _ in rows])}, "augment")
+        own = [
+            labels.values[labels.offsets[v.row] + left] for v, (_, left) in zip(variants, rows, strict=True)
+        ]
+        return read, Ragged.of(own) if keep_labels else none
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,10 @@ def test_scores(tracker: Tracker, report: Report) -> None:
                 **_parameters(report.size.teachers.get(teacher)),
             }
             _finished(tracker, f"teacher/{teacher}", teacher, "teacher", values, task)
+    for task, results in report.tasks.items():
+        parent |= {
+            f"variants/{method}/{task}": float(made.count) for method, made in results.variants.items()
+        }
     tracker.metrics("", _numbers(parent))
 
 

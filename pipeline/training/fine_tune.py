@@ -60,7 +60,7 @@ def teacher_folder(
         data.task.scoring.metric,
     ]
     digest = blake2b(json.dumps(facts).encode(), digest_size=8)
-    for examples in (data.labelled_train(), data.splits["validation"]):
+    for examples in (data.without_variants().labelled_train(), data.splits["validation"]):
         digest.update(examples.keys.tobytes() + examples.labels.values.tobytes())
     return root / f"{name}-{digest.hexdigest()}"
 
@@ -112,7 +112,7 @@ def fine_tune(
     should_stop: Callable[[], bool] = lambda: False,
     max_length: int | None = None,
 ) -> Progress:
-    """Trains `base` on the task's train split, selects on validation, writes `folder`/teacher.
+    """Trains `base` on the task's labelled texts, without their variants, selects on validation, writes `folder`/teacher.
 
     Renames a damaged teacher in `folder`. Resumes from its own checkpoints in `folder`/work. Returns with status
     "interrupted" once `should_stop` returns true.
@@ -121,7 +121,7 @@ def fine_tune(
     _set_aside(folder)
     tokenizer = open_tokenizer(base)
     student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
-    task_set = TaskSet.of(data, tokenizer, max_length)
+    task_set = TaskSet.of(data.without_variants(), tokenizer, max_length)
     feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=config.seed, workers=workers)
     progress = Trainer(student, feed, config, LossPlan(), folder / WORK, should_stop=should_stop).fit()
     if progress.status != "interrupted":
@@ -177,7 +177,7 @@ def fine_tune_all(
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    refs = {name: ray.put(task_data) for name, task_data in data.items()}
+    refs = {name: ray.put(task_data.without_variants()) for name, task_data in data.items()}
     waiting = {}
     for request in requests:
         options = {"num_cpus": request.serving.cpus, "num_gpus": request.serving.gpus}

@@ -73,6 +73,7 @@ def points_of(config: RunConfig) -> list[dict[str, Any]]:
         ("teachers.movies-tiny.fine_tune.epochs", {"choice": [1]}, "other soft targets", "by hand"),
         ("teachers.movies-big.serving.replicas", {"choice": [1]}, "other soft targets", "by hand"),
         ("teachers", {"choice": [{}]}, "other teachers or other soft targets", "by hand"),
+        ("tasks.movies.augment.dropout.share", {"choice": [0.1]}, "it would make other variants", "by hand"),
         ("tasks.movies.data.limit.train", {"choice": [1]}, "it would change the examples", "by hand"),
         ("tasks.movies.data", {"choice": [{}]}, "it would change the examples", "by hand"),
         (

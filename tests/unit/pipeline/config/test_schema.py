@@ -531,6 +531,56 @@ def test_a_task_of_pairs_takes_no_single_texts(pairs: dict[str, Any]) -> None:
     assert transfer_sources(other, "movies") == ((), ())
 
 
+# ---------------------------------------------------------------- variants
+
+
+def test_variants_have_defaults_in_their_order(tmp_path: Path) -> None:
+    given = {"dropout": {}, "masked": {"model": "m"}, "synonyms": {"path": "~/wordnet", "variants": 3}}
+    config = parse_config(changed({"tasks.movies.augment": given}))
+    augment = config.tasks["movies"].augment
+    assert augment is not None
+    assert augment.methods == {"masked": 2, "synonyms": 3, "dropout": 1}
+    assert augment.masked is not None
+    assert augment.synonyms is not None
+    assert (augment.masked.share, augment.masked.candidates, augment.keep_labels) == (0.4, 15, False)
+    assert not augment.synonyms.path.startswith("~")
+    assert load_config(written(tmp_path, yaml.safe_load(to_yaml(config)))) == config
+    assert parse_config(RUN).tasks["movies"].augment is None
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({}, "tasks.movies.augment: give one of masked, synonyms, dropout"),
+        ({"keep_labels": True}, "tasks.movies.augment: give one of masked, synonyms, dropout"),
+        ({"masked": {}}, "tasks.movies.augment.masked.model: "),
+        ({"dropout": {"share": 0}}, "tasks.movies.augment.dropout.share: Input should be greater than 0"),
+        (
+            {"dropout": {"share": 1.5}},
+            "tasks.movies.augment.dropout.share: Input should be less than or equal to 1",
+        ),
+        (
+            {"dropout": {"variants": 0}},
+            "tasks.movies.augment.dropout.variants: Input should be greater than or equal to 1",
+        ),
+        ({"dropouts": {}}, "tasks.movies.augment.dropouts: unknown key\nDid you mean 'dropout'?"),
+    ],
+)
+def test_wrong_variants_are_refused(given: Any, cause: str) -> None:
+    assert str(refusal(changed({"tasks.movies.augment": given}))).startswith(cause)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kept", [False, True])
+def test_variants_without_labels_have_no_strategies_that_need_labels(strategy: str, kept: bool) -> None:
+    augment = {"dropout": {}, "keep_labels": kept}
+    run = changed({"tasks.movies.augment": augment, "tasks.movies.aggregation.strategy": strategy})
+    if kept or strategy not in ("confidence", "best"):
+        parse_config(run)
+        return
+    assert refusal(run).cause == f"tasks.movies: strategy {strategy} needs labels, augment has none"
+
+
 def test_a_teachers_labels_may_mean_none() -> None:
     run = changed({"teachers.movies-big.labels": {"awful": "bad", "spam": None}})
     assert parse_config(run).teachers["movies-big"].labels == {"awful": "bad", "spam": None}
@@ -1003,6 +1053,7 @@ BINDING: dict[str, Any] = {
     "tasks.movies.problem": "multi_label",
     "tasks.movies.data.unlabelled": {"path": "csv"},
     "tasks.movies.transfer": {"limit": 5},
+    "tasks.movies.augment": {"dropout": {}},
     "teachers.movies-big.max_length": 64,
     "teachers.movies-big.labels": {"awful": "bad"},
     "students.tiny.max_length": {"movies": 64},

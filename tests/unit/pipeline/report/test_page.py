@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.data.splits import Variants
 from pipeline.report.build import build
 from pipeline.report.page import advice_line, links_section, markdown, overview, verdict
+from pipeline.report.results import variants_record
 from pipeline.report.schema import Advice, Size, Sizes, TaskStudentScores
 from pipeline.shown import percent, points, recovered, signed
 from tests.unit.pipeline.hand_results import (
@@ -104,6 +106,19 @@ def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:
 
 
 # ---------------------------------------------------------------- report.md
+
+
+def test_variants_are_counted_and_a_few_shown() -> None:
+    shown = (("a good film", "a | <b>fine</b> film"), ("x" * 500, "short\ntwo"))
+    made = Variants(1234, {"duplicates": 3, "in validation or test": 2}, 61.234, 0, shown)
+    task = replace(hand_task(8, 7, 9), variants={"masked": variants_record(made)})
+    report = build({"movies": task}, some_facts(["large"], ["half"]))
+    assert report.tasks["movies"].variants["masked"].dropped == {"duplicates": 3, "in validation or test": 2}
+    page = markdown(report)
+    assert "| masked | 1,234 | 5 | 61.2 | 0 |" in page
+    assert r"| masked | a good film | a \| &lt;b&gt;fine&lt;/b&gt; film |" in page
+    assert f"| masked | {'x' * 239}… | short two |" in page
+    assert "variant" not in markdown(hand_report(8, 7, 9))
 
 
 def test_page_holds_every_number() -> None:

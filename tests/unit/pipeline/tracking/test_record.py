@@ -14,6 +14,7 @@ from pipeline.config.schema import TuneConfig
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import StoppedError
 from pipeline.report.page import overview, verdict
+from pipeline.report.schema import VariantsRecord
 from pipeline.tracking import record
 from pipeline.tracking.calls import DESCRIPTION
 from pipeline.tracking.tracker import Status
@@ -89,6 +90,14 @@ def test_without_a_baseline_no_run_is_made_for_it() -> None:
     tracker = Kept()
     record.test_scores(tracker, hand_report(74, None, 78, n=100))
     assert set(tracker.logged) == {"", "half-distilled", "ensemble", "teacher/large"}
+
+
+def test_variants_are_counted_by_method_and_task() -> None:
+    tracker, report = Kept(), hand_report(74, 72, 78, n=100)
+    made = VariantsRecord(count=70, dropped={"duplicates": 3}, seconds=1.5, asked=9, examples=())
+    task = report.tasks["movies"].model_copy(update={"variants": {"masked": made}})
+    record.test_scores(tracker, report.model_copy(update={"tasks": {"movies": task}}))
+    assert tracker.logged[""]["variants/masked/movies"] == 70
 
 
 def test_scores_of_the_weights_kept_stand_beside_those_by_epoch(tmp_path: Path) -> None:
