@@ -1,5 +1,5 @@
 """One student of every task kind, as a person would run it: teachers of two architectures and tokenizers, labelled,
-unlabelled and windowed examples, texts of other tasks, one store, one report, and folders that plain transformers opens."""
+unlabelled and windowed examples, texts of other tasks, variants, one store, one report, and folders that plain transformers opens."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SIZES = {"train": 60, "validation": 20, "test": 20}
 KINDS = ("mood", "topics", "strength", "entities", "answers")
+VARIED = ("topics", "entities", "answers")
+"""Tasks whose texts have variants."""
 TEACHERS: dict[str, tuple[Architecture, ...]] = {
     **dict.fromkeys(KINDS, ("bert",)),
     "entities": ("bert", "mpnet"),
@@ -91,6 +93,8 @@ def config(folder: Path, tiny_model: TinyModel) -> dict[str, Any]:
     tasks["mood"]["transfer"] = "all"
     tasks["entities"]["transfer"] = ["answers", "mood"]
     tasks["answers"]["transfer"] = {"tasks": ["strength"], "limit": 20}
+    for task in VARIED:
+        tasks[task]["augment"] = {"dropout": {"variants": 2}}
     tuned = {"epochs": 3, "learning_rate": 5e-3, "head_learning_rate": 5e-3, "batch_size": 16}
     teachers = {
         f"{task}-{architecture}": {
@@ -147,12 +151,14 @@ def test_each_teacher_saw_each_example_once(done: tuple[Path, Command]) -> None:
     assert report["forwards_ratio"] == 1.0
     own = 60 + 20 + 20
     answers = 60 + 1  # every context has the same question
-    assert report["teacher_forwards"]["topics-bert"] == own
+    made = {task: report["tasks"][task]["variants"]["dropout"]["count"] for task in VARIED}
+    assert all(60 < count <= 2 * 60 for count in made.values()), "two a text, but for copies"
+    assert report["teacher_forwards"]["topics-bert"] == own + made["topics"]
     assert (
         report["teacher_forwards"]["mood-bert"] == own + 30 + answers + 60 + 2 * 60 + 60
     )  # the unlabelled ones, too
-    assert report["teacher_forwards"]["entities-mpnet"] == own + answers + 60 + 30
-    assert report["teacher_forwards"]["answers-bert"] == own + 20
+    assert report["teacher_forwards"]["entities-mpnet"] == own + answers + 60 + 30 + made["entities"]
+    assert report["teacher_forwards"]["answers-bert"] == own + 20 + made["answers"]
 
 
 def test_the_report_counts_the_texts_of_other_tasks(done: tuple[Path, Command]) -> None:
