@@ -283,7 +283,10 @@ class Encoded:
         counts = self.words.counts[rows]
         first, last = self.words.first[flat], self.words.last[flat]
         some = first >= 0
-        starts, covered = (np.cumsum(counts) - counts)[owners[some]], (last - first + 1)[some].astype(np.int64)
+        starts, covered = (
+            (np.cumsum(counts) - counts)[owners[some]],
+            (last - first + 1)[some].astype(np.int64),
+        )
         words = flat_index(starts + first[some], covered)
         tokens = np.repeat(places[some], covered)
         if (np.diff(words) < 0).any():  # windows that overlap

@@ -126,7 +126,9 @@ def encode_texts(
         offsets=np.concatenate(([0], np.cumsum(lengths))),
         pads=pads_of(tokenizer),
         truncated=sum(len(row) > max_length for row in whole["input_ids"]) if whole else 0,
-        words=text_words(tokenizer, encoded.encodings or (), texts, np.arange(len(lengths))) if words else None,
+        words=text_words(tokenizer, encoded.encodings or (), texts, np.arange(len(lengths)))
+        if words
+        else None,
     )
 
 

@@ -25,6 +25,7 @@ SIDES = ("start", "end")
 CHUNK = 1 << 20
 """Characters that are held as Python lists of tokens at once."""
 
+
 @dataclass(frozen=True)
 class _Part:
     """The windows of n examples. lengths: (S,) tokens per window · windows, cells: (n,) number of each per example."""

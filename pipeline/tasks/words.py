@@ -90,7 +90,9 @@ def text_words(
     covered = np.full((total, 2), -1, dtype=np.int32)
     covered[inside] = np.where(found < 0, -1, found + before[text][:, None])
     counts = words.counts.reshape(len(sides), n).sum(axis=0)
-    return TextWords(covered[:, 0].copy(), covered[:, 1].copy(), counts, _seen(covered, owners, lengths, counts))
+    return TextWords(
+        covered[:, 0].copy(), covered[:, 1].copy(), counts, _seen(covered, owners, lengths, counts)
+    )
 
 
 def _seen(

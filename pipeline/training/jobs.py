@@ -40,8 +40,9 @@ from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folde
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LABELS_ALONE, METRICS, LossPlan, Progress, Report, StopWatch, Trainer
+from pipeline.training.loop import METRICS, Progress, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
+from pipeline.training.stage import LABELS_ALONE, LossPlan
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
@@ -208,7 +209,7 @@ def _fit(
         workers=workers,
     )
     losses = loss_plan(settings.loss, job.mode)
-    trainer = Trainer(student, feed, train, losses, target, should_stop=should_stop, report=report)
+    trainer = Trainer(student, feed, train, one_stage(train, losses), target, should_stop=should_stop, report=report)
     return student, trainer.fit()
 
 

@@ -27,7 +27,8 @@ from pipeline.soft import Dense
 from pipeline.tasks import Task
 from pipeline.tasks.text_classification import text_classification
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import METRICS, LossPlan, Trainer, read_metrics
+from pipeline.training.loop import METRICS, Trainer, read_metrics
+from pipeline.training.stage import LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers
 from students.student import MultiTaskStudent
 
@@ -161,11 +162,19 @@ def trainer_of(
     sampling: float = 1.0,
     workers: Workers | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    stages: Sequence[Stage] = (),
 ) -> Trainer:
     """A trainer on a new student, the same one every time."""
     config = config or settings()
     feed = Feed(sets, config.batch_size, config.tokens_per_forward, sampling=sampling, workers=workers)
-    return Trainer(student_of(sets, dropout=dropout), feed, config, losses, folder, should_stop=should_stop)
+    return Trainer(
+        student_of(sets, dropout=dropout),
+        feed,
+        config,
+        stages or one_stage(config, losses),
+        folder,
+        should_stop=should_stop,
+    )
 
 
 class StopAfter:

@@ -36,8 +36,9 @@ from pipeline.training.jobs import (
     task_sets,
     train_jobs,
 )
-from pipeline.training.loop import METRICS, LossPlan, read_metrics
+from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import RESULT
+from pipeline.training.stage import LossPlan
 from pipeline.training.step import Workers
 from students.student import build_student
 from teachers.store import Store
