@@ -33,7 +33,7 @@ from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import Trainer
-from pipeline.training.stage import LossPlan
+from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
