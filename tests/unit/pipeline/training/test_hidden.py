@@ -104,9 +104,9 @@ def test_any_number_of_parts_gives_one_gradient(tmp_path: Path) -> None:
     gradients = []
     for tokens in (4096, 24):
         config = settings(batch_size=24, tokens_per_forward=tokens, optimizer="sgd", momentum=0.0)
-        trainer = trainer_of(
-            tmp_path / str(tokens), sets, config, dropout=0.0, stages=[Stage(HIDDEN, 1, 0.1, 0.1)]
-        )
+        folder = tmp_path / str(tokens)
+        folder.mkdir()
+        trainer = trainer_of(folder, sets, config, dropout=0.0, stages=[Stage(HIDDEN, 1, 0.1, 0.1)])
         trainer.run_epoch(0)
         gradients.append(weights_of(trainer.student))
     assert largest_difference(*gradients) < 1e-5
