@@ -43,11 +43,11 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class HiddenInputs:
-    """The inputs of the hidden term for the W words of N rows' examples.
+    """The inputs of the hidden term for the W words of N rows' examples, and K teachers.
 
-    projected: (W, D) the student's, any float dtype · target: (W, D) standardised vectors of all teachers, end to end ·
-    weights: (D,) of a dimension's squared error, each teacher's sum to its aggregation weight · counted: (W, D) or
-    (W, 1), what a word's squared errors count: 0 where the student or the teacher of the dimension lacks the word.
+    projected: (W, D) the student's, any float dtype · target: (W, D) standardised vectors of all teachers, end to end,
+    finite · weights: (D, K) of a dimension's squared error, 0 in the columns of other teachers; a column's sum is the
+    teacher's aggregation weight · counted: (W, K), what a word counts: 0 where the student or the teacher lacks it.
     """
 
     projected: Tensor
@@ -142,8 +142,8 @@ def soft_squared_error(values: Tensor, target: Tensor, temperature: float) -> Te
 def hidden_squared_error(hidden: HiddenInputs) -> Tensor:
     """(W,) float32 squared errors of projected hidden vectors, weighted over dimensions; 0 for a word that does not
     count. The mean vector, 0 in every dimension, has 1 on average."""
-    errors = torch.square(hidden.projected.float() - hidden.target) * hidden.counted
-    return errors @ hidden.weights
+    errors = torch.square(hidden.projected.float() - hidden.target)
+    return ((errors @ hidden.weights) * hidden.counted).sum(dim=-1)
 
 
 HIDDEN_LOSS = LossTerm("hidden", "hidden", lambda inputs, _: hidden_squared_error(_hidden(inputs)))

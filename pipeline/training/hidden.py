@@ -25,7 +25,7 @@ class HiddenMatch:
     """How hidden vectors of a task's K teachers, D dimensions end to end, are matched.
 
     sources: of each teacher's hidden targets · widths: each teacher's dimensions · mean, deviation: (D,) float32 of the
-    train targets · weights: (D,) float32, of a dimension's squared error; each teacher's sum to its aggregation weight ·
+    train targets · weights: (D, K) float32, see `pipeline.losses.HiddenInputs` ·
     word: what a word counts, so that a step's loss normaliser gives a mean over the words of its examples.
     """
 
@@ -50,7 +50,7 @@ class HiddenMatch:
         widths = tuple(vectors.shape[1] for vectors in sample)
         moments = [_moments(vectors) for vectors in sample]
         weights = [
-            torch.full((width,), weight / width)
+            torch.full((width, 1), weight / width)
             for width, weight in zip(widths, teacher_weights, strict=True)
         ]
         assert train.words is not None, "encoded with words"
@@ -60,7 +60,7 @@ class HiddenMatch:
             widths,
             torch.cat([mean for mean, _ in moments]),
             torch.cat([deviation for _, deviation in moments]),
-            torch.cat(weights),
+            torch.block_diag(*weights),
             (float(train.units.mean()) or 1.0) / seen,
         )
 
@@ -75,9 +75,7 @@ class HiddenMatch:
         firsts = np.cumsum((0, *self.widths[:-1]))
         seen = (words.offsets.diff() > 0).unsqueeze(-1)
         counted = (is_present(stored[:, firsts]) & seen) * (0.0 if filler else self.word)
-        if len(self.widths) > 1:
-            counted = counted.repeat_interleave(torch.tensor(self.widths, device=device), dim=1)
-        target = (stored.float() - self.mean.to(device)) / self.deviation.to(device)
+        target = stored.float().sub_(self.mean.to(device)).div_(self.deviation.to(device))
         return HiddenInputs(projected, target, self.weights.to(device), counted)
 
 

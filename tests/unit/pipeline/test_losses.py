@@ -256,8 +256,8 @@ def some_hidden() -> HiddenInputs:
     return HiddenInputs(
         torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 9.0], [9.0, 9.0, 9.0]], requires_grad=True),
         torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -6e4], [-6e4, -6e4, -6e4]]),
-        torch.tensor([0.375, 0.375, 0.25]),
-        torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]),
+        torch.tensor([[0.375, 0.0], [0.375, 0.0], [0.0, 0.25]]),
+        torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]),
     )
 
 
