@@ -216,7 +216,7 @@ def test_a_job_in_stages_learns_hidden_targets_first_and_exports_no_projection(c
     assert not any("projection" in name for name in saved)
     alone, _ = read_result(plan.run_dir, baseline)
     assert alone["parameters"] == facts["parameters"]
-    assert len(alone["epoch_seconds"]) in (1, 4)  # a third of the student's epochs, or as many
+    assert len(alone["epoch_seconds"]) <= 4
     assert not any("hidden" in name for name in first_point(plan, baseline))
 
 
