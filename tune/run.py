@@ -165,9 +165,9 @@ class _Study:
             folder=self.folder.absolute(),
             data=run.inputs.data,
             teacher_keys=run.keys,
-            hidden=run.hidden,
             teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
+            hidden=run.hidden,
         )
         self._tracked: set[str] = set()  # keys of open runs in MLflow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ class Shared:
     folder: Path
     data: Mapping[str, TaskData]
     teacher_keys: Mapping[str, str]
-    hidden: Mapping[str, HiddenTargets]
     teacher_folders: Mapping[str, str]
     cpus: float
+    hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
 
 
 def trial_config(

@@ -202,7 +202,8 @@ def test_hidden_vectors_are_means_over_a_words_tokens(
     teacher = Predictor(folder, TASK, layer=layer, tokens_per_forward=64)
     soft, hidden, truncated = teacher.label({"text": TEXTS})
     assert hidden is not None
-    assert (hidden.space, hidden.values.dtype) == (layer, np.float16)
+    assert hidden.space == layer
+    assert hidden.values.dtype == np.dtype("float16")
     plain, counted = teacher.predict({"text": TEXTS})
     assert np.array_equal(soft.values, plain.values)
     assert truncated == counted

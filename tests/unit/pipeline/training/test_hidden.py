@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.batch import Drawn
-from pipeline.losses import LossWeights, hidden_squared_error
+from pipeline.losses import LossWeights, Needs, hidden_squared_error
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.feed import Feed
 from pipeline.training.stage import LossPlan, Stage
@@ -114,8 +114,9 @@ def test_any_number_of_parts_gives_one_gradient(tmp_path: Path) -> None:
 
 def test_targets_are_read_only_where_the_loss_needs_them() -> None:
     feed = Feed([with_hidden(task_set(teachers=1))], 8, 4096)
-    for needs, soft, hidden in (({"labels"}, 0, 0), ({"targets"}, 1, 0), ({"hidden"}, 0, 1)):
-        (batch, *_) = next(feed.epoch(0, needs=needs)).batches
+    expected: dict[Needs, tuple[int, int]] = {"labels": (0, 0), "targets": (1, 0), "hidden": (0, 1)}
+    for need, (soft, hidden) in expected.items():
+        (batch, *_) = next(feed.epoch(0, needs={need})).batches
         assert (batch.teachers is not None, batch.hidden is not None) == (bool(soft), bool(hidden))
         assert (batch.tokens.words is not None) == bool(hidden)
 
