@@ -23,7 +23,8 @@ from pipeline.losses import LossWeights
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LossPlan, Trainer
+from pipeline.training.loop import Trainer
+from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
@@ -87,7 +88,7 @@ def trainer(
         epochs=1000, learning_rate=1e-4, head_learning_rate=1e-4, early_stopping=None, checkpoint_steps=10**9
     )
     feed = Feed(sets, config.batch_size, config.tokens_per_forward)
-    return Trainer(student, feed, config, losses, Path(tempfile.mkdtemp(dir=scratch)))
+    return Trainer(student, feed, config, one_stage(config, losses), Path(tempfile.mkdtemp(dir=scratch)))
 
 
 def one_epoch(trainer: Trainer) -> float:

@@ -32,7 +32,8 @@ from pipeline.losses import LossWeights
 from pipeline.models import open_tokenizer
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LossPlan, Trainer
+from pipeline.training.loop import Trainer
+from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Aggregation
 from students.student import build_student
 from teachers.store import Store
@@ -156,7 +157,7 @@ def trainer(student: str, store: Store, scratch: Path, tasks: Sequence[TaskData]
         model,
         Feed(sets, config.batch_size, config.tokens_per_forward),
         config,
-        losses,
+        one_stage(config, losses),
         Path(tempfile.mkdtemp(dir=scratch)),
     )
 

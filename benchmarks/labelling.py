@@ -66,7 +66,7 @@ def compare(folder: Path, data: TaskData, threads: int, arguments: argparse.Name
     texts = {"text": list(examples.inputs["text"])}
     chunks = [
         {"text": [texts["text"][i] for i in rows]}
-        for rows in length_sorted_chunks(texts, np.arange(len(examples)))
+        for rows in length_sorted_chunks(texts, np.arange(len(examples)), CHUNK)
     ]
     predictor = Predictor(folder, data.task)
     for replicas in (1, threads):

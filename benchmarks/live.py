@@ -36,7 +36,7 @@ from teachers.spec import TeacherSpec
 
 
 class LiveTeacher:
-    """A `pipeline.training.feed.TargetSource` without a store; adds up the seconds of its forward passes."""
+    """A `pipeline.soft.TargetSource` without a store; adds up the seconds of its forward passes."""
 
     def __init__(self, spec: TeacherSpec) -> None:
         self.seconds = 0.0

@@ -57,7 +57,8 @@ from pipeline.prepare import model_facts
 from pipeline.tasks.windows import SIDES
 from pipeline.training import schedule
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LossPlan, Trainer, make_optimizer
+from pipeline.training.loop import Trainer, make_optimizer
+from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import predict
 from students.student import MultiTaskStudent, build_student
 
@@ -275,7 +276,7 @@ def train_with_tutelage(student: MultiTaskStudent, task_set: TaskSet, setting: S
     config = recipe_of(setting)
     with tempfile.TemporaryDirectory() as folder:
         feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=seed)
-        trainer = Trainer(student, feed, config, LossPlan(), Path(folder))
+        trainer = Trainer(student, feed, config, one_stage(config, LossPlan()), Path(folder))
         torch.manual_seed(seed)
         for epoch in range(config.epochs):
             trainer.run_epoch(epoch)

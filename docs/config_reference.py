@@ -94,7 +94,7 @@ def sections(model: type[BaseModel], path: str, optional: bool = False) -> Itera
     yield "\n\n".join([f"## {heading}", f"{_line(model.__doc__)}{absent}", "\n".join(table)])
     for name, field in model.model_fields.items():
         inner, where = _inner(field.annotation, _join(path, name))
-        if inner is not None:
+        if inner is not None and where.startswith(_join(path, name)):
             yield from sections(inner, where, NoneType in get_args(field.annotation))
 
 
@@ -103,7 +103,7 @@ def _row(path: str, field: FieldInfo) -> str:
     if inner is None:
         shown = _words(field.annotation, field.metadata)
     else:
-        shown = f"section `{where}`"
+        shown = f"sections `{where}`" if where.endswith(".<number>") else f"section `{where}`"
         shown += " or null" if NoneType in get_args(field.annotation) else ""
     cells = (f"`{path}`", shown, _default(field), _line(field.description))
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -118,7 +118,8 @@ def _line(text: str | None) -> str:
 
 
 def _inner(annotation: Any, path: str) -> tuple[type[BaseModel] | None, str]:
-    """The section that a field holds, if it holds one, and its path: through `X | None` and `dict[Name, X]`."""
+    """The section that a field holds, if it holds one, and its path: through `X | None`, `dict[Name, X]` and a list of
+    sections, which are described once, under the top-level key of the same name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, path
     if get_origin(annotation) in (Union, UnionType):
@@ -126,6 +127,8 @@ def _inner(annotation: Any, path: str) -> tuple[type[BaseModel] | None, str]:
         return _inner(first, path) if rest == [NoneType] else (None, path)
     if get_origin(annotation) is dict:
         return _inner(get_args(annotation)[1], f"{path}.{PLACEHOLDERS.get(path, '<name>')}")
+    if get_origin(annotation) is tuple:
+        return _inner(get_args(annotation)[0], f"{path.rpartition('.')[2]}.<number>")
     return None, path
 
 

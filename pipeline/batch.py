@@ -156,19 +156,53 @@ class Drawn:
         return self.examples.take(self.rows).inputs
 
 
+@dataclass(frozen=True, eq=False)
+class TextWords:
+    """Which words of their examples the tokens of n examples cover.
+
+    first, last: flat (total,) int32 beside the token ids, a token's first and last word, counted within its example;
+    -1 where it covers none · counts: (n,) int64 words an example, the same for every tokenizer · seen: (n,) int64
+    those that some token covers.
+    """
+
+    first: NDArray[np.int32]
+    last: NDArray[np.int32]
+    counts: NDArray[np.int64]
+    seen: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[TextWords]) -> TextWords:
+        """The examples of `parts`, one part after another; at least one part."""
+        arrays = [(part.first, part.last, part.counts, part.seen) for part in parts]
+        return cls(*map(np.concatenate, zip(*arrays, strict=True)))
+
+
+@dataclass(frozen=True)
+class PaddedWords:
+    """The tokens of each of a batch's W words.
+
+    tokens: (E,) int64, word by word, indices into the batch's S · length padded tokens · offsets: (W + 1,) int64, word
+    w has ``tokens[offsets[w] : offsets[w + 1]]``.
+    """
+
+    tokens: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Padded:
     """Some examples as a model takes them: S sequences of equal length.
 
     inputs: (S, length) int64 by the model's argument · spots: (S, length) int64 by name, what each token is of
     its example (see `Encoded`) · owners: (S,) int64, the example, counted from 0 in this batch · counts: (m,)
-    int64 items an example.
+    int64 items an example · words: the tokens of each word, where they were asked for.
     """
 
     inputs: Mapping[str, NDArray[np.int64]]
     spots: Mapping[str, NDArray[np.int64]]
     owners: NDArray[np.int64]
     counts: NDArray[np.int64]
+    words: PaddedWords | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +215,8 @@ class Encoded:
     (total,) int32 columns with the index of the item, within its example, whose prediction is read at the token, -1
     for none; they are no input of the model · sequences: (n + 1,) int64, example i has the sequences
     ``[sequences[i], sequences[i + 1])``; by default one each · counts: (n,) int64 items per example, by default 1 ·
-    units: (n,) int64 weight of an example in the loss's normaliser, by default 1.
+    units: (n,) int64 weight of an example in the loss's normaliser, by default 1 · words: which words the tokens
+    cover, where `Head.encode` was asked for them.
     """
 
     columns: Mapping[str, NDArray[np.int32]]
@@ -192,6 +227,7 @@ class Encoded:
     sequences: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
     counts: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
     units: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
+    words: TextWords | None = None
 
     def __post_init__(self) -> None:
         if self.sequences is NOT_GIVEN:
@@ -208,8 +244,9 @@ class Encoded:
         """(n,) int64 tokens per example, over all its sequences."""
         return np.diff(self.offsets[self.sequences])
 
-    def pad(self, rows: NDArray[np.int64]) -> Padded:
-        """The examples `rows` (m,), right-padded, with their ``attention_mask``."""
+    def pad(self, rows: NDArray[np.int64], words: bool = False) -> Padded:
+        """The examples `rows` (m,), right-padded, with their ``attention_mask``. words: with each word's tokens; raises
+        ValueError where the examples were encoded without."""
         spans = np.diff(self.sequences)[rows]
         sequences = flat_index(self.sequences[rows], spans)
         lengths = np.diff(self.offsets)[sequences]
@@ -223,12 +260,39 @@ class Encoded:
 
         inputs = {name: fill(column, self.pads[name]) for name, column in self.columns.items()}
         inputs["attention_mask"] = mask.astype(np.int64)
+        owners = np.repeat(np.arange(len(rows)), spans)
         return Padded(
             inputs,
             {name: fill(column, -1) for name, column in self.spots.items()},
-            np.repeat(np.arange(len(rows)), spans),
+            owners,
             self.counts[rows],
+            self._words(rows, flat, np.flatnonzero(mask), np.repeat(owners, lengths)) if words else None,
         )
+
+    def _words(
+        self,
+        rows: NDArray[np.int64],
+        flat: NDArray[np.int64],
+        places: NDArray[np.int64],
+        owners: NDArray[np.int64],
+    ) -> PaddedWords:
+        """The tokens of the words of `rows`. flat, places, owners: (t,) of each token its index in the columns, its index
+        among the padded tokens, and its example in the batch."""
+        if self.words is None:
+            raise ValueError("the examples were encoded without their words")
+        counts = self.words.counts[rows]
+        first, last = self.words.first[flat], self.words.last[flat]
+        some = first >= 0
+        starts, covered = (
+            (np.cumsum(counts) - counts)[owners[some]],
+            (last - first + 1)[some].astype(np.int64),
+        )
+        words = flat_index(starts + first[some], covered)
+        tokens = np.repeat(places[some], covered)
+        if (np.diff(words) < 0).any():  # windows that overlap
+            order = np.argsort(words, kind="stable")
+            words, tokens = words[order], tokens[order]
+        return PaddedWords(tokens, offsets_of(np.bincount(words, minlength=int(counts.sum()))))
 
 
 def token_budget_batches(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.kinds import DEFAULT_PROBLEM
 from pipeline.config.recipe import Reasons, Recipe, TaskLoss
-from pipeline.config.resolved import Resolved
+from pipeline.config.resolved import Resolved, StudentStage
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import notes
 from pipeline.data.files import check_files, is_local, source_of
@@ -88,7 +88,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
 
 
 def _derived(resolved: Resolved) -> tuple[Sequence[Sequence[str]], ...]:
-    """Rows on fine-tunings, trainings and losses of which at least one value is derived, with the reasons."""
+    """Rows on fine-tunings, trainings and losses of which at least one value is derived, with the reasons, and on stages."""
     students = resolved.students
     fine_tunings = [
         ("fine-tune", name, *_training(one.recipe, one.reasons))
@@ -97,6 +97,11 @@ def _derived(resolved: Resolved) -> tuple[Sequence[Sequence[str]], ...]:
     ]
     trainings = [
         ("train", name, *_training(one.train, one.reasons)) for name, one in students.items() if one.reasons
+    ]
+    stages = [
+        ("stage", f"{number} of {name}", *_stage(stage))
+        for name, one in students.items()
+        for number, stage in enumerate(one.stages, 1)
     ]
     losses: dict[tuple[str, ...], list[str]] = {}
     for name, one in students.items():
@@ -107,7 +112,7 @@ def _derived(resolved: Resolved) -> tuple[Sequence[Sequence[str]], ...]:
         ("loss", task if len(names) == len(students) else f"{task} of {', '.join(names)}", *cells)
         for (task, *cells), names in losses.items()
     ]
-    return fine_tunings, trainings, rows
+    return fine_tunings, trainings, stages, rows
 
 
 def _training(recipe: Recipe, reasons: Reasons) -> list[str]:
@@ -124,10 +129,31 @@ def _training(recipe: Recipe, reasons: Reasons) -> list[str]:
     ]
 
 
+def _stage(stage: StudentStage) -> list[str]:
+    """A stage's length, learning rates and loss weights; those of tasks that differ one after the other."""
+    why = f": {stage.reasons['epochs']}" if "epochs" in stage.reasons else ""
+    weights: dict[str, list[str]] = {}
+    for task, loss in stage.loss.tasks.items():
+        terms = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
+        shown = " + ".join(f"{value:.3g} {term}" for term, value in terms.items() if value)
+        weights.setdefault(shown, []).append(task)
+    losses = [
+        shown if len(weights) == 1 else f"{shown} ({', '.join(tasks)})" for shown, tasks in weights.items()
+    ]
+    return [
+        f"epochs {stage.epochs}{why}",
+        f"learning_rate {stage.learning_rate:g}",
+        f"head_learning_rate {stage.head_learning_rate:g}",
+        f"loss {'; '.join(losses)}",
+    ]
+
+
 def _loss(task: str, loss: TaskLoss, reasons: Reasons) -> tuple[str, ...]:
     """A task's temperature and weights, and the reason for those that are derived."""
     why = dict.fromkeys(reasons.values())
     cells = [f"{key} {getattr(loss, key):.3g}" for key in ("temperature", "hard", "soft")]
+    if loss.hidden:
+        cells[-1] += f", hidden {loss.hidden:.3g}"
     return task, *cells, f"{', '.join(reasons)}: {'; '.join(why)}"
 
 

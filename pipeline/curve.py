@@ -15,7 +15,7 @@ class Curve:
     """Validation by epoch of one training, in the epochs' order.
 
     scores: the mean of the tasks' metrics · losses: the mean of the tasks' ``nll``, in nats, empty where no task has
-    one · epochs: how many the training was to take; early stopping may leave fewer scores.
+    one · epochs: how many with a score the training was to take; early stopping may leave fewer scores.
     """
 
     scores: tuple[float, ...] = ()
@@ -32,11 +32,11 @@ class Curve:
             [value for name, value in point["metrics"].items() if name.endswith("/nll")]
             for point in validated
         ]
-        last = validated[-1]
+        first, last = validated[0], validated[-1]  # stages that train no head come before, without scores
         return cls(
             tuple(point["metrics"]["macro/score"] for point in validated),
             tuple(map(fmean, losses)) if all(losses) else (),
-            round(last["epoch"] * last["total"] / last["step"]),
+            round(last["epoch"] * last["total"] / last["step"]) - (first["epoch"] - 1),
         )
 
     def rise(self) -> float:

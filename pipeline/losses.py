@@ -1,8 +1,9 @@
 """The losses of a student: pure functions from logits, labels and targets to a number.
 
 A task's loss is a sum of terms, each with a name and a weight. The ``hard`` term compares the student with the
-labels, the ``soft`` term with its teachers' aggregated soft targets. A term has one value per row, in nats (for
-numbers: squared error). `task_loss` weights, masks and sums them. Everything is computed in float32, for every dtype
+labels, the ``soft`` term with its teachers' aggregated soft targets, the ``hidden`` term a projection of its hidden
+vectors with its teachers', word by word. A term has one value per row, in nats (for numbers: squared error; for
+hidden vectors: squared error in variances of the targets). `task_loss` weights, masks and sums them. Everything is computed in float32, for every dtype
 of the logits. A task's head names its terms: `DISTRIBUTION_LOSSES` for every kind of classification (of texts, words
 or an answer's start and end), `NUMBER_LOSSES` for numbers.
 
@@ -23,6 +24,9 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from pipeline.batch import UNLABELLED
 
+Needs = Literal["labels", "targets", "hidden"]
+"""What a term compares the student with: labels, soft targets or hidden targets."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -38,13 +42,29 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
+class HiddenInputs:
+    """The inputs of the hidden term for the W words of N rows' examples, and K teachers.
+
+    projected: (W, D) the student's, any float dtype · target: (W, D) standardised vectors of all teachers, end to end,
+    finite · weights: (D, K) of a dimension's squared error, 0 in the columns of other teachers; a column's sum is the
+    teacher's aggregation weight · counted: (W, K), what a word counts: 0 where the student or the teacher lacks it.
+    """
+
+    projected: Tensor
+    target: Tensor
+    weights: Tensor
+    counted: Tensor
+
+
+@dataclass(frozen=True)
 class LossInputs:
     """The inputs of the loss of N rows of one task.
 
     logits: (N, C) the student's, any float dtype · labels: (N,) int64, `UNLABELLED` where there is none ·
     target: (N, C) float, the teachers' probabilities at the temperature; None without teachers ·
     valid: (N,) float, what a row counts: usually 1, and 0 for a row that only fills the batch (its other values:
-    any finite ones) · taught: (N,) float, 0 for a row on which no teacher has a prediction; None for all 1.
+    any finite ones) · taught: (N,) float, 0 for a row on which no teacher has a prediction; None for all 1 · hidden: of the words of the
+    same examples; None where the hidden term has no weight.
     """
 
     logits: Tensor
@@ -52,6 +72,7 @@ class LossInputs:
     target: Tensor | None
     valid: Tensor
     taught: Tensor | None = None
+    hidden: HiddenInputs | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +80,11 @@ class LossTerm:
     """One part of a task's loss.
 
     name: of its weight and of its curve · needs: what the rows must have for it; rows without do not count · rows:
-    (inputs, temperature) → (N,) float32, a pure function.
+    (inputs, temperature) → (N,) float32, a pure function; for ``hidden`` (W,), and they are counted already.
     """
 
     name: str
-    needs: Literal["labels", "targets"]
+    needs: Needs
     rows: Callable[[LossInputs, float], Tensor]
 
 
@@ -118,19 +139,29 @@ def soft_squared_error(values: Tensor, target: Tensor, temperature: float) -> Te
     return torch.square(values.float() - target).squeeze(-1)
 
 
+def hidden_squared_error(hidden: HiddenInputs) -> Tensor:
+    """(W,) float32 squared errors of projected hidden vectors, weighted over dimensions; 0 for a word that does not
+    count. The mean vector, 0 in every dimension, has 1 on average."""
+    errors = torch.square(hidden.projected.float() - hidden.target)
+    return ((errors @ hidden.weights) * hidden.counted).sum(dim=-1)
+
+
+HIDDEN_LOSS = LossTerm("hidden", "hidden", lambda inputs, _: hidden_squared_error(_hidden(inputs)))
 DISTRIBUTION_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, _: hard_cross_entropy(inputs.logits, inputs.labels)),
     LossTerm("soft", "targets", lambda inputs, t: soft_kl(inputs.logits, _target(inputs), t)),
+    HIDDEN_LOSS,
 )
 NUMBER_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, _: hard_squared_error(inputs.logits, inputs.labels)),
     LossTerm("soft", "targets", lambda inputs, t: soft_squared_error(inputs.logits, _target(inputs), t)),
+    HIDDEN_LOSS,
 )
 
 
-def uses_targets(terms: Sequence[LossTerm], weights: LossWeights) -> bool:
-    """Whether any term that needs targets has a weight other than 0."""
-    return any(term.needs == "targets" and weights.terms.get(term.name) for term in terms)
+def needs_of(terms: Sequence[LossTerm], weights: LossWeights) -> frozenset[Needs]:
+    """What the terms need that have a weight other than 0."""
+    return frozenset(term.needs for term in terms if weights.terms.get(term.name))
 
 
 def task_loss(
@@ -143,8 +174,9 @@ def task_loss(
 
     total = task · Σ_term weight · Σ_i term_i / normaliser, and of each term Σ_i term_i / normaliser by name; sums
     over the valid rows. `normaliser`: how many rows a step of that many examples has on average, over all its
-    micro-batches and workers, so that totals and terms of the parts simply add up to those of the whole. A term that needs targets and
-    has weight 0 is not computed, and absent from what is returned; one that needs labels is, for its curve.
+    micro-batches and workers, so that totals and terms of the parts simply add up to those of the whole. A term without
+    weight takes no part in the total, so that it has no gradient. If it needs targets it is not computed, and absent
+    from what is returned; one that needs labels is, for its curve, where another term reads the logits.
 
     Raises ValueError for a weight of a term that is not there, a term that needs targets where there are none (never
     silently the hard loss alone), a target of another shape than the logits, or a normaliser that is not above 0.
@@ -155,16 +187,26 @@ def task_loss(
     if unknown:
         raise ValueError(f"no loss term is called {min(unknown)!r}; there are {[t.name for t in terms]}")
     sums: dict[str, Tensor] = {}
+    reads_logits = needs_of(terms, weights) != {"hidden"}
     for term in terms:
-        if term.needs == "targets" and not weights.terms.get(term.name):
+        if not weights.terms.get(term.name) and not (term.needs == "labels" and reads_logits):
             continue
-        counted = inputs.valid
+        rows = term.rows(inputs, weights.temperature)
+        if term.needs != "hidden":
+            rows = rows * inputs.valid
         if term.needs == "targets" and inputs.taught is not None:
-            counted = counted * inputs.taught
-        sums[term.name] = (term.rows(inputs, weights.temperature) * counted).sum() / normaliser
-    weighted = [weights.terms.get(name, 0.0) * value for name, value in sums.items()]
+            rows = rows * inputs.taught
+        sums[term.name] = rows.sum() / normaliser
+    weighted = [weights.terms[name] * value for name, value in sums.items() if weights.terms.get(name)]
     total = functools.reduce(torch.add, weighted)
     return weights.task * total, {name: value.detach() for name, value in sums.items()}
+
+
+def _hidden(inputs: LossInputs) -> HiddenInputs:
+    """The inputs of the hidden term. Raises ValueError where there are none."""
+    if inputs.hidden is None:
+        raise ValueError("the hidden term needs hidden targets and there are none")
+    return inputs.hidden
 
 
 def _target(inputs: LossInputs) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.files import broken_json, is_local, missing_remedy
 from pipeline.errors import TeacherError
+from pipeline.soft import Layer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -173,6 +174,27 @@ def positions(folder: Path) -> int | None:
             first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's and MPNet's
             return module.num_embeddings - first
     return getattr(config, "max_position_embeddings", None)
+
+
+def hidden_layer(folder: Path, index: int | None, where: str) -> Layer:
+    """The layer of a model whose hidden vectors are read: `index`, counted from 1, or for None the middle one.
+
+    Raises `TeacherError` where the model has no such layer, or is no encoder.
+    """
+    config = open_config(folder)
+    layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if config.is_encoder_decoder or layers is None or width is None:
+        raise TeacherError(
+            f"{where}: {folder} is a {config.model_type}, whose hidden states are not read",
+            "Give the loss no weight on hidden, or take an encoder such as BERT's.",
+        )
+    index = (layers + 1) // 2 if index is None else index
+    if index > layers:
+        raise TeacherError(
+            f"{where}.hidden_layer: {index}, and {folder} has {layers} layers",
+            f"Set it to {layers} or less, or leave it out for the middle layer.",
+        )
+    return Layer(width, index)
 
 
 def weights_size(folder: Path) -> dict[str, int]:

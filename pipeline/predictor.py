@@ -12,17 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline.batch import Ragged, flat_index, token_budget_batches
+from pipeline.batch import Ragged, flat_index, offsets_of, rows_of, token_budget_batches
 from pipeline.errors import TeacherError
 from pipeline.models import check_length, open_config, open_model, open_tokenizer
-from pipeline.soft import Dense
+from pipeline.soft import Dense, Layer
 from pipeline.tasks import Task
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.words import word_means
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Dtype = Literal["fp32", "bf16", "fp16"]
+Labels = tuple[Dense, Dense | None, int]
+"""Predictions of n examples, (W, H) float16 hidden vectors of their words where these are read, and how many of the
+examples were truncated."""
 
 
 class Predictor:
@@ -31,7 +35,7 @@ class Predictor:
     Columns are matched by name: column c of the predictions belongs to ``task.head.columns[c]``, in whatever order
     the model has its labels. labels: the model's label name → the task's, for names that differ (see
     `pipeline.tasks.label_map`) · max_length: tokens a sequence, by default the task's · where: the model's key in the
-    config, for errors.
+    config, for errors · layer: the layer whose hidden vectors `label` returns; None for no hidden vectors.
 
     Raises `TeacherError` if the label spaces differ or the model has too few positions.
     """
@@ -47,7 +51,9 @@ class Predictor:
         max_length: int | None = None,
         labels: Mapping[str, str | None] | None = None,
         where: str | None = None,
+        layer: Layer | None = None,
     ) -> None:
+        self.layer = layer
         self.groups = check_model(folder, task, where or str(folder), max_length=max_length, labels=labels)
         self.task, self.tokens_per_forward, self.device = task, tokens_per_forward, torch.device(device)
         self.max_length = max_length or task.head.max_length
@@ -55,25 +61,41 @@ class Predictor:
         model: Any = open_model(model_class(task.kind), folder, dtype=DTYPES[dtype])
         self.model = model.to(self.device)
 
-    @torch.inference_mode()
     def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Dense, int]:
         """(M, C) float32 predictions of n examples, in their order, and how many of the examples were truncated.
 
         Batches are sorted by length and cut by padded tokens; the same examples in the same order give the
         same bytes.
         """
-        encoded = self.task.head.encode(self.tokenizer, inputs, self.max_length)
+        predictions, _, truncated = self._forward(inputs, None)
+        return predictions, truncated
+
+    def label(self, inputs: Mapping[str, Sequence[Any]]) -> Labels:
+        """As `predict`, with the hidden vectors of the examples' words out of the same forward passes."""
+        return self._forward(inputs, self.layer)
+
+    @torch.inference_mode()
+    def _forward(self, inputs: Mapping[str, Sequence[Any]], layer: Layer | None) -> Labels:
+        encoded = self.task.head.encode(self.tokenizer, inputs, self.max_length, words=layer is not None)
         starts = np.concatenate(([0], np.cumsum(encoded.counts)))
         values = torch.empty(int(starts[-1]), len(self.task.head.columns))
+        words = np.zeros(1, np.int64) if encoded.words is None else offsets_of(encoded.words.counts)
+        vectors = torch.empty(int(words[-1]), 0 if layer is None else layer.size, dtype=torch.float16)
         # the longest examples first: memory peaks in the first batch, not in the last
         order = np.argsort(encoded.lengths, kind="stable")[::-1]
         for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_forward):
-            batch = TensorBatch.of(encoded.pad(rows), self.device)
-            predictions = self.task.head.read_out(self.model(**batch.inputs), batch)
+            batch = TensorBatch.of(encoded.pad(rows, words=layer is not None), self.device)
+            output = self.model(**batch.inputs, output_hidden_states=layer is not None)
+            predictions = self.task.head.read_out(output, batch)
             if self.groups is not None:
                 predictions = self.task.head.marginalise(predictions, self.groups)
             values[torch.from_numpy(flat_index(starts[rows], encoded.counts[rows]))] = predictions.cpu()
-        return Dense(Ragged(values.numpy(), starts), self.task.head.columns), encoded.truncated
+            if layer is not None and batch.words is not None:
+                means = word_means(output.hidden_states[layer.index].float(), batch.words)
+                items, _ = rows_of(words, rows)
+                vectors[torch.from_numpy(items)] = means.cpu().half()
+        hidden = None if layer is None else Dense(Ragged(vectors.numpy(), words), layer)
+        return Dense(Ragged(values.numpy(), starts), self.task.head.columns), hidden, encoded.truncated
 
 
 def check_model(

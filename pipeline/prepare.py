@@ -21,19 +21,20 @@ from pipeline.config.resolved import (
     resolve_config,
     student_start,
     task_aggregation,
+    uses_hidden,
 )
 from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
-from pipeline.models import check_length, fingerprint, open_config, open_tokenizer, resolve
+from pipeline.models import check_length, fingerprint, hidden_layer, open_config, open_tokenizer, resolve
 from pipeline.predictor import check_model
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder
 from students.layer_init import layer_indices
-from teachers.spec import TeacherSpec
-from teachers.store_key import store_key
+from teachers.spec import HiddenTargets, TeacherSpec
+from teachers.store_key import hidden_key, store_key
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,20 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         {name: model_facts(folder) for name, folder in bases.items() if folder in tokenizers},
     )
     teachers: dict[str, Path] = {}
+    hidden = uses_hidden(config)
     for name, teacher in config.teachers.items():
         if bases.get(name) in tokenizers and teacher.task in data:
             with errors:
                 teachers[name] = _served_from(config, name, bases[name], data[teacher.task], facts)
-                _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length)
+                _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length, hidden)
+                if hidden:
+                    hidden_layer(bases[name], teacher.hidden_layer, f"teachers.{name}")
     for name, student in students.items():
         if starts.get(name) in tokenizers:
             with errors:
                 _check_student(student, starts[name])
                 for task, task_data in data.items():
-                    _try_tokenizer(tokenizers[starts[name]], task_data, student.lengths[task])
+                    _try_tokenizer(tokenizers[starts[name]], task_data, student.lengths[task], hidden)
     for task, task_data in data.items():
         if teachers.keys() >= set(config.teachers_of(task)):
             with errors:
@@ -203,9 +207,10 @@ def _check_student(student: StudentStart, start: Path) -> None:
         check_length(start, length, f"students.{student.name}")
 
 
-def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None) -> None:
-    """Encodes one example of the task. Raises where the tokenizer cannot."""
-    data.task.head.encode(tokenizer, data.splits["validation"].take(np.array([0])).inputs, length)
+def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None, words: bool) -> None:
+    """Encodes one example of the task, with its words where hidden targets are used. Raises where the tokenizer cannot."""
+    first = data.splits["validation"].take(np.array([0]))
+    data.task.head.encode(tokenizer, first.inputs, length, words=words)
 
 
 def _check_labels(config: RunConfig, task: str, data: TaskData) -> None:
@@ -246,7 +251,7 @@ def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -
 
 def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None = None) -> list[TeacherSpec]:
     """Specs of the teachers `names`, by default of all; fine-tuned teachers must exist."""
-    specs = []
+    specs, wanted = list[TeacherSpec](), uses_hidden(config)
     for name in config.teachers if names is None else names:
         teacher = config.teachers[name]
         task, folder = inputs.data[teacher.task].task, inputs.teachers[name]
@@ -254,6 +259,11 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         key = store_key(
             folder, task, teacher.serving.dtype, max_length=teacher.max_length, labels=teacher.labels
         )
+        hidden = None
+        if wanted:
+            layer = hidden_layer(folder, teacher.hidden_layer, f"teachers.{name}")
+            own = hidden_key(folder, task, teacher.serving.dtype, layer, max_length=teacher.max_length)
+            hidden = HiddenTargets(own, layer)
         specs.append(
             TeacherSpec(
                 name=name,
@@ -264,6 +274,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
                 key=key,
                 max_length=teacher.max_length,
                 labels=teacher.labels,
+                hidden=hidden,
             )
         )
     return specs

@@ -58,6 +58,7 @@ from pipeline.training.threads import faster_threads
 from teachers.checks import Findings, refuse
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import preflight
+from teachers.spec import HiddenTargets
 from teachers.store import Store
 
 POLL_S = 0.5
@@ -76,6 +77,7 @@ class Run:
     tracker: Tracker
     stages: Stages
     keys: dict[str, str] = field(default_factory=dict)
+    hidden: dict[str, HiddenTargets] = field(default_factory=dict)
     labelled: dict[str, Labelling] = field(default_factory=dict)
     findings: list[Findings] = field(default_factory=list)
     group: str | None = None
@@ -287,6 +289,7 @@ def _label(run: Run) -> None:
     run.begin("label", _count(len(lengths), "teacher"), "teachers", "examples", lengths)
     store, specs = Store(config.store_path), teacher_specs(config, run.inputs)
     run.keys = {spec.name: spec.key for spec in specs}
+    run.hidden = {spec.name: spec.hidden for spec in specs if spec.hidden is not None}
     for spec in specs:
         task = spec.task
         facts = {
@@ -299,13 +302,18 @@ def _label(run: Run) -> None:
             "dtype": spec.serving.dtype,
         }
         store.describe(spec.key, facts)
+        if spec.hidden is not None:
+            store.describe(spec.hidden.key, {**facts, "columns": None, "layer": spec.hidden.layer.index})
 
     def progress(teacher: str, done: int, total: int) -> None:
         run.stages.tick()
         run.display.bar(f"labelling {teacher}", done, total)
 
     examples = {name: task_data.all_examples() for name, task_data in data.items()}
-    run.labelled = fill_store(specs, examples, store, progress, run.stop)
+    trained_on = {
+        name: [one.splits[split] for split in ("train", "validation")] for name, one in data.items()
+    }
+    run.labelled = fill_store(specs, examples, store, progress, run.stop, trained_on)
     run.stop.check()
     forwards = sum(done.forwards for done in run.labelled.values())
     needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
@@ -323,7 +331,7 @@ def _train_students(run: Run) -> None:
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
     folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
-    plan = training.new_plan(config, run.inputs.facts, run.inputs.data, run.keys, folders)
+    plan = training.new_plan(config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden)
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
         in_thread(lambda: training.run_worker_group(plan), lambda: _show_jobs(run, jobs))

@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.batch import Ragged, offsets_of, rows_of
+from pipeline.batch import Drawn, Ragged, offsets_of, rows_of
 from pipeline.errors import TeacherError
 
 NO_ID = -1
@@ -35,14 +35,27 @@ class Vocabulary:
         return self.size
 
 
-Space = tuple[str, ...] | Vocabulary
-"""The meaning of the columns of soft targets: their names in order, or a vocabulary."""
+@dataclass(frozen=True)
+class Layer:
+    """The dimensions 0 … size - 1 of a model's hidden vectors after layer `index`, counted from 1."""
+
+    size: int
+    index: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Space = tuple[str, ...] | Vocabulary | Layer
+"""The meaning of the columns of soft targets: their names in order, or a vocabulary; of hidden targets: a layer."""
 
 
 def space_fields(space: Space) -> dict[str, Any]:
     """The space in JSON types, under a key that names the kind of space."""
     if isinstance(space, Vocabulary):
         return {"vocabulary": {"size": space.size, "fingerprint": space.fingerprint}}
+    if isinstance(space, Layer):
+        return {"layer": {"size": space.size, "index": space.index}}
     return {"labels": space}
 
 
@@ -51,6 +64,8 @@ def space_of(fields: Mapping[str, Any]) -> Space:
     if "vocabulary" in fields:
         vocabulary = fields["vocabulary"]
         return Vocabulary(int(vocabulary["size"]), str(vocabulary["fingerprint"]))
+    if "layer" in fields:
+        return Layer(int(fields["layer"]["size"]), int(fields["layer"]["index"]))
     return tuple(fields["labels"])
 
 
@@ -93,13 +108,15 @@ class _Rows(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Dense(_Rows):
-    """A number for each named column: logits, or the number itself where a task predicts one.
+    """A number for each named column: logits, or the number itself where a task predicts one. Hidden targets: a number
+    for each dimension of a layer, a row a word.
 
-    logits: values (M, C) float16 or float32; column c belongs to ``space[c]``. Raises ValueError for another shape.
+    logits: values (M, C) float16 or float32; column c belongs to ``space[c]``, or is dimension c of a layer. Raises
+    ValueError for another shape.
     """
 
     logits: Ragged
-    space: tuple[str, ...]
+    space: tuple[str, ...] | Layer
 
     def __post_init__(self) -> None:
         if self.values.shape[1:] != (len(self.space),):
@@ -123,6 +140,8 @@ class Dense(_Rows):
 
     def event(self, row: int, column: int) -> str:
         """A name for the number ``values[row, column]``, for messages."""
+        if isinstance(self.space, Layer):
+            return f"dimension {column} of layer {self.space.index}"
         return f"label {self.space[column]!r}"
 
     def to_arrow(self) -> dict[str, pa.Array]:
@@ -134,7 +153,7 @@ class Dense(_Rows):
         return {"logits": column.cast(pa.list_(flat.type)) if len(flat) < 2**31 else column}
 
     @classmethod
-    def from_arrow(cls, batch: pa.RecordBatch, space: tuple[str, ...]) -> Dense:
+    def from_arrow(cls, batch: pa.RecordBatch, space: tuple[str, ...] | Layer) -> Dense:
         """The inverse of `to_arrow`, without a copy."""
         column, width = batch.column("logits"), len(space)
         values = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
@@ -252,6 +271,15 @@ class SoftTargets:
         return len(self.keys)
 
 
+class TargetSource(Protocol):
+    """Soft or hidden targets of one teacher: read from the store (`teachers.store.Stored`), or computed as they are
+    needed."""
+
+    def targets(self, batch: Drawn) -> Soft:
+        """The targets of the batch's m examples, in the batch's order."""
+        ...
+
+
 def check_space(teacher: str, stored: Space, wanted: Space) -> None:
     """Raises `TeacherError` unless both are the same: the same names in the same order, or the same vocabulary."""
     if stored == wanted:
@@ -261,6 +289,11 @@ def check_space(teacher: str, stored: Space, wanted: Space) -> None:
             f"the stored targets of teacher {teacher} are over {_shown(stored)}, not {_shown(wanted)}",
             "Targets by token id need one tokenizer for teacher and student; a teacher's fingerprint must change"
             " with its tokenizer.",
+        )
+    if isinstance(stored, Layer) or isinstance(wanted, Layer):
+        raise TeacherError(
+            f"the stored targets of teacher {teacher} are over {_shown(stored)}, not {_shown(wanted)}",
+            f"Remove {teacher} from the store and label again.",
         )
     column, (here, there) = next(
         (c, pair) for c, pair in enumerate(zip_longest(stored, wanted)) if pair[0] != pair[1]
@@ -274,4 +307,6 @@ def check_space(teacher: str, stored: Space, wanted: Space) -> None:
 def _shown(space: Space) -> str:
     if isinstance(space, Vocabulary):
         return f"vocabulary {space.fingerprint} of {space.size} tokens"
+    if isinstance(space, Layer):
+        return f"{space.size} dimensions of layer {space.index}"
     return f"{len(space)} named columns"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.models import open_config, open_model
 from pipeline.tasks import Task
+from pipeline.tasks.tensors import TensorWords
+from pipeline.tasks.words import word_means
 from students.layer_init import truncate
 
 if TYPE_CHECKING:
@@ -22,22 +25,43 @@ class MultiTaskStudent(nn.Module):
 
     Every task's model is the plain `AutoModelFor…` of its kind with its base model replaced by the shared
     encoder, so any encoder architecture works and every task can be saved as an ordinary folder.
+
+    hidden: by task, the dimensions of its teachers' hidden vectors, end to end. The projections into them are trained
+    with the rest and are in no task's model, so that an exported folder does not have them.
     """
 
-    def __init__(self, encoder: PreTrainedModel, tasks: Sequence[Task]) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        tasks: Sequence[Task],
+        hidden: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.tasks = {task.name: task for task in tasks}
         self.encoder = encoder
         self.models = nn.ModuleList(task.head.attach(encoder) for task in tasks)
         self._position = {task.name: i for i, task in enumerate(tasks)}
+        self.projections = nn.ModuleList(
+            nn.Linear(encoder.config.hidden_size, hidden[task.name]) for task in tasks if task.name in hidden
+        )
+        self._projection = {
+            name: i for i, name in enumerate(task.name for task in tasks if task.name in hidden)
+        }
 
     def model(self, task: str) -> Any:
         """The task's Hugging Face model, encoder included."""
         return self.models[self._position[task]]
 
-    def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Any:
-        """The output of the task's Hugging Face model. inputs: what the tokenizer returns, (S, length) int64 each."""
-        return self.model(task)(**inputs)
+    def forward(self, task: str, inputs: Mapping[str, Tensor], words: TensorWords | None = None) -> Any:
+        """The output of the task's Hugging Face model. inputs: what the tokenizer returns, (S, length) int64 each.
+
+        With `words` also, as the second of two, (W, D) the projections of the words' mean vectors after the last layer.
+        """
+        if words is None:
+            return self.model(task)(**inputs)
+        output = self.model(task)(**inputs, output_hidden_states=True)
+        means = word_means(output.hidden_states[-1], words)
+        return output, self.projections[self._projection[task]](means)
 
 
 def build_student(
@@ -47,10 +71,12 @@ def build_student(
     layers: int | Sequence[int] | None = None,
     dropout: float | None = None,
     seed: int = 0,
+    hidden: Mapping[str, int] = MappingProxyType({}),
 ) -> MultiTaskStudent:
     """A student with the encoder in `folder`, cut to `layers`, and new heads drawn at random from `seed`.
 
-    layers: see `students.layer_init.layer_indices` · dropout: of every dropout module, None for the model's own.
+    layers: see `students.layer_init.layer_indices` · dropout: of every dropout module, None for the model's own ·
+    hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them.
     """
     from transformers import AutoModel
 
@@ -62,7 +88,7 @@ def build_student(
         encoder = open_model(AutoModel, folder, config=config)
         if layers is not None:
             encoder = truncate(encoder, layers)
-        return MultiTaskStudent(encoder, tasks)
+        return MultiTaskStudent(encoder, tasks, hidden)
 
 
 def set_dropout(config: Any, dropout: float) -> None:

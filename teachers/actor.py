@@ -11,8 +11,7 @@ import torch
 from ray.actor import ActorHandle
 
 from pipeline.models import resolve
-from pipeline.predictor import Predictor
-from pipeline.soft import Soft
+from pipeline.predictor import Labels, Predictor
 from teachers.spec import TeacherSpec
 
 
@@ -30,15 +29,16 @@ class TeacherActor:
             max_length=spec.max_length,
             labels=spec.labels,
             where=f"teachers.{spec.name}",
+            layer=None if spec.hidden is None else spec.hidden.layer,
         )
 
     def ready(self) -> int:
         """The actor's process id; answers once the model is loaded."""
         return os.getpid()
 
-    def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Soft, int]:
-        """See `Predictor.predict`."""
-        return self._teacher.predict(inputs)
+    def label(self, inputs: Mapping[str, Sequence[Any]]) -> Labels:
+        """See `Predictor.label`."""
+        return self._teacher.label(inputs)
 
 
 def start(spec: TeacherSpec) -> ActorHandle[Any]:

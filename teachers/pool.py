@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ from teachers.spec import TeacherSpec, requested
 from teachers.store import Store
 
 CHUNK = 512  # examples a call: 1 ms of overhead to more than a second of work
+HIDDEN_CHUNK = 64  # the same where hidden targets come back with it: hundreds of kilobytes an example
 SHARD = 8192  # examples a shard of the store, or
 SHARD_VALUES = 8_000_000  # numbers, if that is sooner: 16 MB
 FLUSH_S = 60.0  # labelled examples are on disk after at most this long
 Chunk = Mapping[str, Sequence[Any]]
 """Examples of one call: by field, a text (or words) of each."""
-Labelled = tuple[Soft, int]
-"""Soft targets of a chunk, and how many of its examples were truncated: see `Predictor.predict`."""
+Labelled = tuple[Soft, Soft | None, int]
+"""Soft targets of a chunk, its hidden targets if any, and how many of its examples were truncated: see
+`Predictor.label`."""
 
 
 @dataclass(eq=False)
@@ -61,7 +64,7 @@ class TeacherPool:
         self._replicas: list[_Replica] = []
 
     def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
-        """(position, soft targets and truncated examples) of each chunk, in the order in which they are done."""
+        """(position, what is labelled) of each chunk, in the order in which they are done."""
         try:
             self.open(min(self._wanted, len(chunks)))
             yield from self.run(chunks)
@@ -101,7 +104,7 @@ class TeacherPool:
                     if not replica.calls:
                         replica.last_result = time.monotonic()
                     position = waiting.popleft()
-                    replica.calls[replica.actor.predict.remote(chunks[position])] = position
+                    replica.calls[replica.actor.label.remote(chunks[position])] = position
 
     def _collect(self, waiting: deque[int]) -> Iterator[tuple[int, Labelled]]:
         """Waits up to a second for results and yields them; replaces replicas that died."""
@@ -218,9 +221,13 @@ def fill_store(
     store: Store,
     on_progress: Callable[[str, int, int], None] = lambda teacher, done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
+    hidden: Mapping[str, Sequence[Examples]] = MappingProxyType({}),
 ) -> dict[str, Labelling]:
     """Computes the soft targets that the store lacks, of each teacher for its task's `examples`; returns what it did,
     by teacher. Pools run at the same time where they fit the cluster.
+
+    hidden: those of the examples, by task, of which hidden targets are wanted as well, from teachers that have any. An
+    example that lacks one or both goes through the teacher once.
 
     `on_progress` gets (teacher, examples labelled, examples to label) from several threads. Once `should_stop`
     returns true, the soft targets computed so far are stored and no more are computed. Raises the first error of any
@@ -236,6 +243,7 @@ def fill_store(
             return _fill_for_teacher(
                 spec,
                 examples[spec.task.name],
+                hidden[spec.task.name] if spec.hidden else (),
                 store=store,
                 room=room,
                 on_progress=on_progress,
@@ -253,6 +261,7 @@ def fill_store(
 def _fill_for_teacher(
     spec: TeacherSpec,
     splits: Sequence[Examples],
+    hidden: Sequence[Examples],
     *,
     store: Store,
     room: Room,
@@ -263,20 +272,31 @@ def _fill_for_teacher(
         name: [text for split in splits for text in split.inputs[name]] for name in spec.task.reading.fields
     }
     keys = np.concatenate([split.keys for split in splits])
-    rows = store.missing(spec.key, keys)
+    wanted = {spec.key: np.ones(len(keys), dtype=np.bool_)}
+    if spec.hidden is not None:
+        wanted[spec.hidden.key] = np.isin(keys, np.concatenate([some.keys for some in hidden]))
+    lacking = {key: np.zeros(len(keys), dtype=np.bool_) for key in wanted}
+    for key, some in wanted.items():
+        lacking[key][np.flatnonzero(some)[store.missing(key, keys[some])]] = True
+    rows = np.flatnonzero(np.logical_or.reduce(list(lacking.values())))
     on_progress(spec.name, 0, len(rows))
     if not len(rows):
         return Labelling()
-    chunks = length_sorted_chunks(texts, rows)
+    chunks = length_sorted_chunks(texts, rows, CHUNK if spec.hidden is None else min(CHUNK, HIDDEN_CHUNK))
     inputs = [{name: [column[i] for i in chunk] for name, column in texts.items()} for chunk in chunks]
     request = requested(spec.serving)
     replicas = room.enter(request, min(spec.serving.replicas, len(chunks)))
-    labelling, shards = Labelling(), _ShardWriter(store, spec, keys, texts)
+    labelling = Labelling()
+    shards = {key: _ShardWriter(store, key, spec.name, keys, texts) for key in lacking}
     pool = TeacherPool(spec, replicas)
     results = pool.map(inputs)
     try:
-        for position, (targets, truncated) in results:
-            shards.add(chunks[position], targets)
+        for position, (targets, vectors, truncated) in results:
+            chunk = chunks[position]
+            for key, part in zip(lacking, (targets, vectors), strict=False):
+                lacks = np.flatnonzero(lacking[key][chunk])
+                if part is not None and len(lacks):
+                    shards[key].add(chunk[lacks], part if len(lacks) == len(chunk) else part.take(lacks))
             labelling.forwards += len(targets)
             labelling.truncated += truncated
             on_progress(spec.name, labelling.forwards, len(rows))
@@ -284,20 +304,21 @@ def _fill_for_teacher(
                 break
     finally:
         results.close()  # type: ignore[attr-defined]
-        shards.flush()
+        for writer in shards.values():
+            writer.flush()
         room.leave(request, replicas)
         labelling.restarts = pool.restarts
     return labelling
 
 
 def length_sorted_chunks(
-    texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64]
+    texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64], size: int
 ) -> list[NDArray[np.int64]]:
-    """`rows` (n,) by descending text length, cut into chunks of `CHUNK`: a chunk's texts are of similar length, and
+    """`rows` (n,) by descending text length, cut into chunks of `size`: a chunk's texts are of similar length, and
     the longest come first, so that the last calls are short. texts: by field, of all rows."""
     lengths = np.array([sum(_characters(column[i]) for column in texts.values()) for i in rows])
     ordered = rows[np.argsort(-lengths, kind="stable")]
-    return [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 def _characters(field: str | Sequence[str]) -> int:
@@ -305,12 +326,17 @@ def _characters(field: str | Sequence[str]) -> int:
 
 
 class _ShardWriter:
-    """Gathers chunks of soft targets into shards of the store."""
+    """Gathers chunks of one teacher's soft or hidden targets into shards of the store."""
 
     def __init__(
-        self, store: Store, spec: TeacherSpec, keys: NDArray[np.uint64], texts: Mapping[str, Sequence[Any]]
+        self,
+        store: Store,
+        key: str,
+        teacher: str,
+        keys: NDArray[np.uint64],
+        texts: Mapping[str, Sequence[Any]],
     ) -> None:
-        self._store, self._spec, self._keys, self._texts = store, spec, keys, texts
+        self._store, self._key, self._teacher, self._keys, self._texts = store, key, teacher, keys, texts
         self._rows: list[NDArray[np.int64]] = []
         self._targets: list[Soft] = []
         self._since = time.monotonic()
@@ -339,7 +365,7 @@ class _ShardWriter:
             fields = (column[rows[row]] for column in self._texts.values())
             return " | ".join((field if isinstance(field, str) else " ".join(field))[:80] for field in fields)
 
-        self._store.append(self._spec.key, SoftTargets(self._keys[rows], soft), describe, self._spec.name)
+        self._store.append(self._key, SoftTargets(self._keys[rows], soft), describe, self._teacher)
 
 
 def _last_line(error: BaseException) -> str:

@@ -6,8 +6,9 @@
     <store>/<teacher>/shard-<hash>.arrow   Arrow IPC: key uint64, ascending, and the columns of `pipeline.soft`:
                                            logits float16[C] (a list of float16 where examples have several
                                            items), or ids, log_probabilities and rest; the schema's metadata
-                                           have the columns' names (``labels``), or the ``vocabulary``
-    <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels or vocabulary, when
+                                           have the columns' names (``labels``), or the ``vocabulary``,
+                                           or of hidden targets, a row a word, the ``layer``
+    <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels, vocabulary or layer, when
                                            written
 
 `teacher` is a fingerprint: a hexadecimal hash of everything that changes the teacher's soft targets. A shard is

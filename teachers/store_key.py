@@ -1,4 +1,4 @@
-"""The name of a teacher's soft targets in the store."""
+"""The names of a teacher's soft targets and of its hidden targets in the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from pipeline.models import fingerprint
 from pipeline.predictor import Dtype
+from pipeline.soft import Layer
 from pipeline.tasks import Task
+from pipeline.tasks.words import VERSION
 
 
 def store_key(
@@ -36,4 +38,22 @@ def store_key(
     ]
     if labels is not None:
         facts += [sorted(labels.items()), task.kind.problem]
+    return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def hidden_key(folder: Path, task: Task, dtype: Dtype, layer: Layer, *, max_length: int | None = None) -> str:
+    """The name of a teacher's hidden targets in the store: a hash of all that decides them except the example.
+
+    As `store_key`, without labels, and with the layer and the version of words.
+    """
+    facts = [
+        "hidden",
+        fingerprint(folder),
+        task.kind.name,
+        VERSION,
+        task.head.version,
+        max_length or task.head.max_length,
+        dtype,
+        layer.index,
+    ]
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()

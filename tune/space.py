@@ -20,9 +20,11 @@ from pipeline.config.recipe import Facts
 from pipeline.config.resolved import (
     student_loss,
     student_settings,
+    student_stages,
     student_start,
     student_train,
     task_aggregation,
+    uses_hidden,
 )
 from pipeline.config.schema import Distribution, RunConfig, TuneConfig
 from pipeline.config.view import RESULT_FREE
@@ -41,6 +43,8 @@ SHARED = {  # what all trials of a study have in common, and why it cannot be se
     "tasks.*.augment.*": "it would make other variants, whose soft targets all trials share",
     "tasks.*.data.*": "it would change the examples, whose soft targets all trials share",
     "tasks.*": "it would change the task itself, whose soft targets all trials share",
+    "stages": "all trials have the same stages",
+    "students.*.stages": "all trials have the same stages",
     "name": "it names the study",
     "seeds": "a trial has one seed",
     "baselines": "trials have none",
@@ -247,7 +251,7 @@ def _unset(config: RunConfig, keys: Sequence[str], facts: Facts) -> Any:
     match keys:
         case [*_, "task_temperatures", task]:
             return settings.loss.tasks[task].temperature
-        case [*_, "loss", "hard" | "soft" | "temperature" as key]:
+        case [*_, "loss", "hard" | "soft" | "hidden" | "temperature" as key]:
             values = {getattr(loss, key) for loss in settings.loss.tasks.values()}
             return values.pop() if len(values) == 1 else None
         case ["train", *rest] | ["students", _, "train", *rest]:
@@ -328,6 +332,11 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
             changed = with_values(config, {path: value})
         except ConfigError as error:
             raise ConfigError(f"tune.space.{path} = {value!r}: {error.cause}", error.remedy) from None
+        if uses_hidden(changed) and not uses_hidden(config):
+            raise ConfigError(
+                f"tune.space.{path}: teachers make hidden targets only where the config's own loss has hidden",
+                "Give loss.hidden a value above 0 in the config, or drop the key.",
+            )
         effects.append(_in_force(changed, student))
     several = any(value != _extremes(distribution)[0] for value in _extremes(distribution))
     if several and all(effect == effects[0] for effect in effects):
@@ -341,7 +350,22 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
     if loss.task_temperatures.keys() == config.tasks.keys():
         loss = loss.model_copy(update={"temperature": None})  # no task takes it
     aggregations = [task_aggregation(config, task) for task in config.tasks]
-    return [config.seed, student_start(config, student), student_train(config, student), loss, aggregations]
+    train, stages = student_train(config, student), student_stages(config, student)
+    parts = [
+        (
+            stage.loss or loss,
+            stage.epochs or train.epochs,
+            stage.learning_rate or train.learning_rate,
+            stage.head_learning_rate or train.head_learning_rate,
+        )
+        for stage in stages
+    ]
+    if stages:  # what no stage takes
+        train = train.model_copy(
+            update=dict.fromkeys(("epochs", "learning_rate", "head_learning_rate")),
+        )
+        loss = loss.model_copy(update={"hard": None, "soft": None, "hidden": 0, "annealing": "constant"})
+    return [config.seed, student_start(config, student), train, loss, parts, aggregations]
 
 
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
@@ -356,8 +380,10 @@ def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
     given = [config.loss.task_temperatures, config.students[student].loss.get("task_temperatures", {})]
     if keys[-1] == "temperature" and set().union(*given) == set(config.tasks):
         return "every task has one of its own", "Search task_temperatures.<task>, or drop the key."
+    if student_stages(config, student) and keys[-2:-1] in (["loss"], ["train"]):
+        return "every stage has its own", drop
     loss, _ = student_loss(config, student)
-    if keys[-1] in ("hard", "soft") and 0 in (loss.hard, loss.soft):
+    if keys[-1] in ("hard", "soft") and not loss.hidden and 0 in (loss.hard, loss.soft):
         return (
             "the other weight is 0, so that this one is always 1",
             "Give the other a weight, or drop the key.",

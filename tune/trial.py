@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
 from pipeline.training.jobs import new_plan, run_worker_group, train_jobs
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.step import Workers
+from teachers.spec import HiddenTargets
 from tune.space import Values, student_of, with_values
 from tune.study import trial_name
 
@@ -35,7 +36,7 @@ class Shared:
     """What all trials of a study share; sent to the cluster once.
 
     config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders · cpus: of each worker ·
-    teacher_keys and teacher_folders: as in `pipeline.training.jobs.Plan`.
+    teacher_keys, hidden and teacher_folders: as in `pipeline.training.jobs.Plan`.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class Shared:
     teacher_keys: Mapping[str, str]
     teacher_folders: Mapping[str, str]
     cpus: float
+    hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
 
 
 def trial_config(
@@ -79,7 +81,9 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     raises. In a population, `takeovers` of the point counts how often it took over another trial's weights and values.
     """
     config = trial_config(shared.config, shared.folder, point["number"], point["values"], point.get("seed"))
-    plan = new_plan(config, shared.facts, shared.data, shared.teacher_keys, shared.teacher_folders)
+    plan = new_plan(
+        config, shared.facts, shared.data, shared.teacher_keys, shared.teacher_folders, shared.hidden
+    )
     plan = replace(plan, cpus=shared.cpus, trial=True)
     if plan.stop.exists():
         return

@@ -21,7 +21,13 @@ from pydantic import ValidationError
 
 from pipeline.config.explain import explain
 from pipeline.config.fields import LONGEST_NAME
-from pipeline.config.resolved import student_loss, student_train, task_aggregation, transfer_sources
+from pipeline.config.resolved import (
+    student_loss,
+    student_stages,
+    student_train,
+    task_aggregation,
+    transfer_sources,
+)
 from pipeline.config.schema import RunConfig, Strategy, strategies
 from pipeline.errors import ConfigError, Errors, one_of
 
@@ -159,6 +165,8 @@ def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
         student_train(config, name)
     with errors:
         student_loss(config, name)
+    with errors:
+        student_stages(config, name)
     for key in sorted(GROUP_KEYS & own.keys()):
         with errors:
             raise ConfigError(

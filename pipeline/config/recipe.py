@@ -17,6 +17,7 @@ from pipeline.config.schema import (
     FineTuneConfig,
     LossConfig,
     OptimizationConfig,
+    StageLossConfig,
     TrainConfig,
 )
 
@@ -113,12 +114,14 @@ class TeacherRecipe(Recipe, FineTuneConfig):
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """The loss of one task. hard, soft: their weights, whose sum is 1 · weight: of the task among the student's tasks."""
+    """The loss of one task. hard, soft, hidden: their weights, whose sum is 1 · weight: of the task among the student's
+    tasks."""
 
     hard: float
     soft: float
     temperature: float
     weight: float = 1.0
+    hidden: float = 0.0
 
 
 Reasons = Mapping[str, str]
@@ -144,7 +147,7 @@ def teacher_recipe(
 
 
 def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -> tuple[TaskLoss, Reasons]:
-    """One task's loss and the reasons for what is derived; hard and soft are normalised to sum to 1."""
+    """One task's loss and the reasons for what is derived; its terms are normalised to sum to 1."""
     reasons: dict[str, str] = {}
     temperature = given.task_temperatures.get(task, given.temperature)
     if temperature is None:
@@ -156,7 +159,33 @@ def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -
             hard, reasons["hard"] = derived_hard, reason
         if soft is None:
             soft, reasons["soft"] = derived_soft, reason
-    return TaskLoss(hard / (hard + soft), soft / (hard + soft), temperature, weight), reasons
+    total = hard + soft + given.hidden
+    return TaskLoss(hard / total, soft / total, temperature, weight, given.hidden / total), reasons
+
+
+def stage_loss(given: StageLossConfig, own: TaskLoss) -> TaskLoss:
+    """One task's loss in a stage. own: the student's."""
+    total = given.hard + given.soft + given.hidden
+    return TaskLoss(
+        given.hard / total,
+        given.soft / total,
+        own.temperature if given.temperature is None else given.temperature,
+        own.weight,
+        given.hidden / total,
+    )
+
+
+def stage_epochs(given: Sequence[int | None], total: int) -> list[tuple[int, str | None]]:
+    """Epochs of each stage, and why where they are derived. given: None where a stage names none · total: of `train`."""
+    open_ = sum(epochs is None for epochs in given)
+    left = total - sum(epochs or 0 for epochs in given)
+    whole = max(left, open_)
+    shared = iter([(whole + i) // open_ for i in range(open_)])
+    of = f"{left} epochs that no stage names" if left >= open_ else "train.epochs has none left, at least 1"
+    return [
+        (next(shared), f"a share of the {of}" if left >= open_ else of) if epochs is None else (epochs, None)
+        for epochs in given
+    ]
 
 
 def _derived(

@@ -7,7 +7,7 @@ code that records or compares configs reads the config itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -16,15 +16,27 @@ from typing import Literal
 from pipeline.config.explain import overlay
 from pipeline.config.recipe import (
     Facts,
+    Patience,
     Reasons,
     StudentRecipe,
     TaskLoss,
     TeacherRecipe,
+    patience_of,
+    stage_epochs,
+    stage_loss,
     student_recipe,
     task_loss,
     teacher_recipe,
 )
-from pipeline.config.schema import AggregationConfig, LossConfig, RunConfig, Strategy, TrainConfig
+from pipeline.config.schema import (
+    AggregationConfig,
+    LossConfig,
+    RunConfig,
+    StageConfig,
+    StageLossConfig,
+    Strategy,
+    TrainConfig,
+)
 from pipeline.errors import ConfigError
 
 Mode = Literal["distilled", "supervised"]
@@ -69,18 +81,37 @@ class StudentLoss:
 
 
 @dataclass(frozen=True)
+class StudentStage:
+    """One part of a student's training. loss: what it minimises · epochs, learning_rate, head_learning_rate: see
+    `StageConfig` · reasons: why each derived value is what it is, by key."""
+
+    loss: StudentLoss
+    epochs: int
+    learning_rate: float
+    head_learning_rate: float
+    reasons: Reasons = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
 class StudentSettings(StudentStart):
     """The settings of one student, without any value left to derive.
 
-    reasons, loss_reasons: why each derived value is what it is, by key, and by task and key · notes: the values that
+    train: with the epochs of all stages · stages: empty where the training is in one part · reasons, loss_reasons: why each derived value is what it is, by key, and by task and key · notes: the values that
     were normalised, one line each.
     """
 
     train: StudentRecipe
     loss: StudentLoss
+    stages: tuple[StudentStage, ...] = ()
     reasons: Reasons = field(default_factory=dict, compare=False)
     loss_reasons: Mapping[str, Reasons] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it learns from hidden targets."""
+        losses = [stage.loss for stage in self.stages] or [self.loss]
+        return any(task.hidden for loss in losses for task in loss.tasks.values())
 
 
 @dataclass(frozen=True)
@@ -118,6 +149,8 @@ class Resolved:
             values |= _derived(f"students.{name}.train", student.train, student.reasons)
             for task, reasons in student.loss_reasons.items():
                 values |= _derived(f"students.{name}.loss.{task}", student.loss.tasks[task], reasons)
+            for number, stage in enumerate(student.stages):
+                values |= _derived(f"students.{name}.stages.{number}", stage, stage.reasons)
         return values
 
 
@@ -143,14 +176,75 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
     train, reasons = student_recipe(student_train(config, name), name, facts)
     given, notes = student_loss(config, name)
     losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in config.tasks}
+    loss = StudentLoss({task: loss for task, (loss, _) in losses.items()}, given.annealing)
+    stages = _resolved_stages(student_stages(config, name), train, loss)
+    if stages:
+        train, reasons = _in_stages(train, reasons, stages)
     return StudentSettings(
         **vars(student_start(config, name)),
         train=train,
-        loss=StudentLoss({task: loss for task, (loss, _) in losses.items()}, given.annealing),
+        loss=loss,
+        stages=stages,
         reasons=reasons,
         loss_reasons={task: why for task, (_, why) in losses.items()},
         notes=notes,
     )
+
+
+def student_stages(config: RunConfig, name: str) -> tuple[StageConfig, ...]:
+    """A student's stages as given, its own or the run's. Raises `ConfigError` where the last one trains no head."""
+    own = config.students[name].stages
+    stages, where = (config.stages, "stages") if own is None else (own, f"students.{name}.stages")
+    if stages and not stages[-1].trains_heads:
+        raise ConfigError(
+            f"{where}: the last one has neither hard nor soft loss, so that the heads of {name} learn nothing",
+            "Add a stage with `loss: {hard: 1}` or `{soft: 1}`, or one without `loss`.",
+        )
+    return stages
+
+
+def uses_hidden(config: RunConfig) -> bool:
+    """Whether any student learns from hidden targets. Raises `ConfigError`."""
+    for name in config.students:
+        stages, (loss, _) = student_stages(config, name), student_loss(config, name)
+        weights = [(stage.loss or loss).hidden for stage in stages] or [loss.hidden]
+        if any(weights):
+            return True
+    return False
+
+
+def _resolved_stages(
+    given: tuple[StageConfig, ...], train: StudentRecipe, loss: StudentLoss
+) -> tuple[StudentStage, ...]:
+    lengths = stage_epochs([stage.epochs for stage in given], train.epochs)
+    return tuple(
+        StudentStage(
+            loss if (own := stage.loss) is None else _stage_loss(own, loss),
+            epochs,
+            stage.learning_rate or train.learning_rate,
+            stage.head_learning_rate or train.head_learning_rate,
+            {} if why is None else {"epochs": why},
+        )
+        for stage, (epochs, why) in zip(given, lengths, strict=True)
+    )
+
+
+def _stage_loss(given: StageLossConfig, loss: StudentLoss) -> StudentLoss:
+    return StudentLoss({task: stage_loss(given, own) for task, own in loss.tasks.items()}, "constant")
+
+
+def _in_stages(
+    train: StudentRecipe, reasons: Reasons, stages: Sequence[StudentStage]
+) -> tuple[StudentRecipe, Reasons]:
+    """`train` with the epochs of all stages, and the patience that suits the last one where it is derived."""
+    total, changes = sum(stage.epochs for stage in stages), dict[str, object]()
+    if total != train.epochs:
+        changes["epochs"], reasons = total, {**reasons, "epochs": "of all stages"}
+    if "early_stopping.patience" in reasons:
+        patience, why = patience_of(stages[-1].epochs)
+        changes["early_stopping"] = Patience(patience=patience)
+        reasons = {**reasons, "early_stopping.patience": f"{why}, of the last stage"}
+    return train.model_copy(update=changes), reasons
 
 
 def student_start(config: RunConfig, name: str) -> StudentStart:
@@ -168,7 +262,7 @@ def student_train(config: RunConfig, name: str) -> TrainConfig:
 def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, ...]]:
     """A student's `loss` as given, its own keys over the run's, and notes on what was normalised.
 
-    Every task has a weight; their mean is 1. hard and soft sum to 1 where both are given. Every task has a temperature
+    Every task has a weight; their mean is 1. hard, soft and hidden sum to 1 where all are given. Every task has a temperature
     where `temperature` is given. Raises `ConfigError`.
     """
     given: LossConfig = overlay(config.loss, config.students[name].loss, ("students", name, "loss"))
@@ -184,13 +278,15 @@ def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, .
             task: given.task_temperatures.get(task, given.temperature) for task in config.tasks
         }
     if given.hard is not None and given.soft is not None:
-        total = given.hard + given.soft
-        if not total:
+        if not given.hard + given.soft:
             raise ConfigError(f"loss: hard and soft are both 0 (student {name})", ALL_ZERO)
-        hard, soft = given.hard / total, given.soft / total
-        changes |= {"hard": hard, "soft": soft}
+        total = given.hard + given.soft + given.hidden
+        terms = {"hard": given.hard / total, "soft": given.soft / total}
+        if given.hidden:
+            terms["hidden"] = given.hidden / total
+        changes |= terms
         if abs(total - 1) > 1e-9:
-            notes += (f"loss weights of {name} normalised to sum to 1: hard {hard:.3g}, soft {soft:.3g}",)
+            notes += (f"loss weights of {name} normalised to sum to 1: {_shown(terms)}",)
     loss = given.model_copy(update=changes)
     if given.task_weights:
         notes += (f"task weights of {name} normalised to a mean of 1: {_shown(loss.task_weights)}",)

@@ -173,6 +173,8 @@ class TeacherConfig(Strict):
     """Mapping from each of its labels that the task does not have to the task's label, or to null for none. Several may have the same meaning (their probabilities are summed). A task's label that no label of the teacher means has no prediction of this teacher. For token-classification entity types are enough (`PERSON: PER`)."""
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens a sequence for this teacher; null: the task's."""
+    hidden_layer: Count | None = None
+    """The layer, counted from 1, whose hidden states students match where a loss has `hidden`; null: the middle one."""
     preflight: Literal["stop", "warn"] = "stop"
     """What a failed preflight does: no better than constant or random predictions, uniform predictions, permuted labels, a flipped sign, replicas that differ."""
     serving: ServingConfig = ServingConfig()
@@ -186,6 +188,44 @@ class AggregationConfig(Strict):
     """`mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label."""
     teacher_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by teacher, 1 where none is given; normalised to sum to 1 within each task. They multiply the weights that a strategy finds for itself."""
+
+
+class StageLossConfig(Strict):
+    """Weights of a stage's loss terms, normalised to sum to 1; a term that is not named has none."""
+
+    hard: NonNegative = 0
+    """Weight of the hard loss."""
+    soft: NonNegative = 0
+    """Weight of the soft loss."""
+    hidden: NonNegative = 0
+    """Weight of the hidden loss."""
+    temperature: Positive | None = None
+    """Temperature of the soft loss; null: each task's own, as `loss` has it."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if not self.hard + self.soft + self.hidden:
+            raise ValueError("give `hard`, `soft` or `hidden` a weight above 0")
+        return self
+
+
+class StageConfig(Strict):
+    """One part of a training. It goes on with the weights of the part before it, with a fresh optimiser and a learning
+    rate that rises and falls within it; it has the other keys of `train`."""
+
+    loss: StageLossConfig | None = None
+    """What it minimises; null: the student's `loss`."""
+    epochs: Epochs | None = None
+    """Its length; null: an even share of those of `train.epochs` that no stage names."""
+    learning_rate: Positive | None = None
+    """Its peak learning rate; null: that of `train`."""
+    head_learning_rate: Positive | None = None
+    """Its peak learning rate of heads and projections; null: that of `train`."""
+
+    @property
+    def trains_heads(self) -> bool:
+        """Whether any term of its loss reads a head."""
+        return self.loss is None or bool(self.loss.hard + self.loss.soft)
 
 
 class StudentConfig(Strict):
@@ -205,6 +245,8 @@ class StudentConfig(Strict):
     """Keys of `train` that differ for this student."""
     loss: dict[str, Any] = Field(default_factory=dict)
     """Keys of `loss` that differ for this student."""
+    stages: tuple[StageConfig, ...] | None = None
+    """Stages of this student; `[]`: none; null: the run's."""
 
     @model_validator(mode="after")
     def _one_start(self) -> StudentConfig:
@@ -219,12 +261,14 @@ class StudentConfig(Strict):
 
 
 class LossConfig(Strict):
-    """Hard loss against labels + T² · KL soft loss against the aggregated target."""
+    """Hard loss against labels + T² · KL soft loss against the aggregated target + hidden loss against hidden states."""
 
     hard: NonNegative | None = None
     """Weight of the hard loss; null: derived for each task from its labels."""
     soft: NonNegative | None = None
-    """Weight of the soft loss; null: derived for each task from its labels. `hard` and `soft` are normalised to sum to 1."""
+    """Weight of the soft loss; null: derived for each task from its labels. `hard`, `soft` and `hidden` are normalised to sum to 1."""
+    hidden: NonNegative = 0
+    """Weight of the hidden loss: the mean squared error, in variances, of a projection of the student's last hidden states to those of one layer of each teacher, word by word. Beside the others in one training it may help less than in a stage of its own (`stages`)."""
     temperature: Positive | None = None
     """Temperature of teachers and student in the soft loss; null: derived for each task from its labels."""
     task_temperatures: dict[str, Positive] = Field(default_factory=dict)
@@ -398,6 +442,8 @@ class RunConfig(Strict):
     """What the students minimise."""
     train: TrainConfig = TrainConfig()
     """How the students are trained."""
+    stages: tuple[StageConfig, ...] = ()
+    """The students' trainings in parts, one after another, e.g. `[{loss: {hidden: 1}}, {loss: {soft: 1}}, {loss: {hard: 1}}]`; none: in one. Early stopping and the choice of the best weights are the last one's. Baselines have no stages, and as many epochs as all of them."""
     baselines: tuple[Literal["supervised"], ...] = ("supervised",)
     """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept."""
     store: StoreConfig = StoreConfig()

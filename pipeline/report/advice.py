@@ -108,13 +108,14 @@ def undertrained_students(evidence: Evidence) -> Iterator[Advice]:
     for name, curve in evidence.students.items():
         error = _validation_error(evidence.report, name)
         baseline = evidence.baselines.get(name, Curve())
-        key = f"students.{name}.train.epochs"
+        staged = _staged(evidence, name)
+        key = f"students.{name}.stages" if staged else f"students.{name}.train.epochs"
         if curve.rising(error):
             yield Advice(
                 code="student-undertrained",
                 text=f"{name} was still improving when it ended ({_last(curve, error)}).",
                 key=key,
-                value=2 * curve.epochs,
+                value=None if staged else 2 * curve.epochs,
             )
         elif baseline.rising(error):
             yield Advice(
@@ -122,8 +123,14 @@ def undertrained_students(evidence: Evidence) -> Iterator[Advice]:
                 text=f"The supervised baseline of {name} was still improving when it ended ({_last(baseline, error)}): "
                 f"the gain over it may be too high.",
                 key=key,
-                value=2 * curve.epochs,
+                value=None if staged else 2 * curve.epochs,
             )
+
+
+def _staged(evidence: Evidence, student: str) -> bool:
+    """Whether the student's training has stages, each with a length and a loss of its own."""
+    recipe = evidence.report.recipes.get(student)
+    return recipe is not None and bool(recipe.stages)
 
 
 def undertrained_teachers(evidence: Evidence) -> Iterator[Advice]:
@@ -243,8 +250,10 @@ def limiting_teachers(evidence: Evidence) -> Iterator[Advice]:
         )
 
 
-def _less_soft(evidence: Evidence, student: str, task: str) -> tuple[str, float]:
-    """The key of a student's soft weight, and half of its value."""
+def _less_soft(evidence: Evidence, student: str, task: str) -> tuple[str, float | None]:
+    """The key of a student's soft weight, and half of its value; with stages their key."""
+    if _staged(evidence, student):
+        return f"students.{student}.stages", None
     return f"students.{student}.loss.soft", round(evidence.report.recipes[student].loss[task].soft / 2, 2)
 
 
@@ -279,6 +288,8 @@ def _first_try(evidence: Evidence, task: str, student: str) -> tuple[str, str, f
     if supervised is not None and scores.ensemble <= supervised:
         reason = f"its ensemble, with {points(scores.ensemble)}, is not better than labels alone"
         return reason, *_less_soft(evidence, student, task)
+    if recipe.stages:
+        return "its last stage may be too short, or its learning rate too low", f"{where}.stages", None
     curve = evidence.students.get(student, Curve())
     if curve.rising(_validation_error(evidence.report, student)):
         reason = "it learns more slowly and was still improving when it ended"

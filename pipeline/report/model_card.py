@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config.resolved import StudentSettings, task_aggregation
+from pipeline.config.resolved import StudentLoss, StudentSettings, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
 from pipeline.report.schema import Report
@@ -21,8 +21,11 @@ def write_model_card(
     results, student = report.tasks[task.name], settings.name
     scored = results.students[student]
     strategy = task_aggregation(config, task.name).strategy
-    loss, length = settings.loss.tasks[task.name], settings.lengths[task.name]
-    annealing = " (the soft weight falls to 0 over training)" if settings.loss.annealing == "linear" else ""
+    length = settings.lengths[task.name]
+    parts = [(stage.loss, f"for {stage.epochs} epochs ") for stage in settings.stages] or [
+        (settings.loss, "")
+    ]
+    losses = ", then ".join(f"{long}{_loss(loss, task.name)}" for loss, long in parts)
     teachers = "\n".join(
         f"| teacher {name} | {100 * score:.1f} |" for name, score in results.teachers.items()
     )
@@ -56,10 +59,18 @@ Test {results.metric} on {results.examples["test"]} examples:
 {supervised}| **this student** | **{100 * scored.score:.1f}** |
 
 Trained on {results.examples["train"]} examples of this task{labels}; at most {length} tokens a sequence. Started from
-{start}; loss {loss.hard:.2g} hard + {loss.soft:.2g} soft at temperature {loss.temperature:g}{annealing},
+{start}; loss {losses},
 aggregation {strategy}.{calibration}
 
 Limits: it has learnt what its teachers and labels say about texts like those it was trained on, mistakes included.
 The licences of the base models and the data apply to it.
 """
     write_atomically(folder / "README.md", card)
+
+
+def _loss(loss: StudentLoss, task: str) -> str:
+    """A task's loss in one line."""
+    one = loss.tasks[task]
+    hidden = f" + {one.hidden:.2g} hidden" if one.hidden else ""
+    annealing = " (the soft weight falls to 0 over training)" if loss.annealing == "linear" else ""
+    return f"{one.hard:.2g} hard + {one.soft:.2g} soft{hidden} at temperature {one.temperature:g}{annealing}"

@@ -16,7 +16,7 @@ from pipeline.batch import Examples
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
-from pipeline.config.resolved import Job, StudentSettings, jobs_of, task_aggregation
+from pipeline.config.resolved import Job, StudentLoss, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData, Variants
 from pipeline.models import weights_size
@@ -29,6 +29,7 @@ from pipeline.report.schema import (
     RecipeRecord,
     Size,
     Sizes,
+    StageRecord,
     StudentRecord,
     VariantExample,
     VariantsRecord,
@@ -198,16 +199,30 @@ def run_facts(
 
 
 def _student_record(settings: StudentSettings) -> StudentRecord:
-    loss = {
+    stages = tuple(
+        StageRecord(
+            epochs=stage.epochs,
+            learning_rate=stage.learning_rate,
+            head_learning_rate=stage.head_learning_rate,
+            loss=_loss_records(stage.loss, {}),
+        )
+        for stage in settings.stages
+    )
+    loss = _loss_records(settings.loss, settings.loss_reasons)
+    return StudentRecord(**_recipe_values(settings.train, settings.reasons), loss=loss, stages=stages)
+
+
+def _loss_records(loss: StudentLoss, reasons: Mapping[str, Reasons]) -> dict[str, LossRecord]:
+    return {
         task: LossRecord(
             hard=one.hard,
             soft=one.soft,
+            hidden=one.hidden,
             temperature=one.temperature,
-            derived=dict(settings.loss_reasons.get(task, {})),
+            derived=dict(reasons.get(task, {})),
         )
-        for task, one in settings.loss.tasks.items()
+        for task, one in loss.tasks.items()
     }
-    return StudentRecord(**_recipe_values(settings.train, settings.reasons), loss=loss)
 
 
 def _recipe_values(recipe: Recipe, reasons: Reasons) -> dict[str, Any]:

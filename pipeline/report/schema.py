@@ -243,16 +243,29 @@ class LossRecord(Record):
 
     hard: float
     soft: float
+    hidden: float = 0.0
     temperature: float
     derived: Mapping[str, str]
     """The reason for each value that the config does not give, by its key."""
+
+
+class StageRecord(Record):
+    """One part of a student's training."""
+
+    epochs: int
+    learning_rate: float
+    head_learning_rate: float
+    loss: Mapping[str, LossRecord]
+    """By task."""
 
 
 class StudentRecord(RecipeRecord):
     """How a student was trained."""
 
     loss: Mapping[str, LossRecord]
-    """By task."""
+    """By task; with stages, that of those which have none of their own."""
+    stages: tuple[StageRecord, ...] = ()
+    """In order; empty where the training was in one part."""
 
 
 class Advice(Record):

@@ -41,13 +41,14 @@ from pipeline.tasks.text import altered_texts, texts_of
 from pipeline.tasks.variants import Side, Variant, frozen, moved, side_of
 from pipeline.tasks.windows import (
     SIDES,
-    Words,
     cell_counts,
     cell_logits,
+    cells_of,
     check_room,
     chunks,
     encode_windows,
 )
+from pipeline.tasks.words import Words
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
@@ -130,7 +131,7 @@ class QuestionReading:
         for rows in chunks(contexts):
             answered = rows[spans[rows, 1] > 0]
             words = Words.of([contexts[row] for row in answered])
-            cells[answered] = words.cells(np.arange(len(answered)), spans[answered])
+            cells[answered] = cells_of(words, np.arange(len(answered)), spans[answered])
         texts = [[] if gold is None else list(gold[0]) for gold in golds]
         return {**inputs, "answers": texts}, Ragged.single(cells)
 
@@ -205,13 +206,16 @@ class SpanHead:
         return values
 
     def encode(
-        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+        self,
+        tokenizer: Any,
+        inputs: Mapping[str, Sequence[Any]],
+        max_length: int | None = None,
+        words: bool = False,
     ) -> Encoded:
         """Token ids of n questions with their contexts, in windows; questions that had to be cut are counted. See
         `encode_windows`."""
-        return encode_windows(
-            tokenizer, inputs["question"], inputs["context"], max_length or self.max_length, self.task
-        )
+        limit = max_length or self.max_length
+        return encode_windows(tokenizer, inputs["question"], inputs["context"], limit, self.task, words)
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
         """The number of examples: each question may be cut."""
@@ -447,7 +451,7 @@ def answers_of(
 def _answers(cells: NDArray[np.int64], words: Words, contexts: Sequence[str]) -> list[Answer]:
     """The answers from the first to the last of `cells` (n, 2), (0, 0) for none."""
     spans, answered = np.zeros_like(cells), np.flatnonzero(cells[:, 0])
-    spans[answered] = words.characters(answered, cells[answered])
+    spans[answered] = words.characters(answered, cells[answered] - 1)
     return [
         Answer(context[start:end], start, end)
         for context, (start, end) in zip(contexts, spans.tolist(), strict=True)

@@ -128,9 +128,16 @@ class Head(Protocol):
         ...
 
     def encode(
-        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+        self,
+        tokenizer: Any,
+        inputs: Mapping[str, Sequence[Any]],
+        max_length: int | None = None,
+        words: bool = False,
     ) -> Encoded:
-        """Token ids of n examples, at most `max_length` (by default the task's) per sequence."""
+        """Token ids of n examples, at most `max_length` (by default the task's) per sequence.
+
+        words: with the words that tokens cover, those of all inputs of an example (`pipeline.tasks.words`).
+        """
         ...
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:

@@ -12,6 +12,14 @@ from pipeline.batch import ABSENT, Padded
 
 
 @dataclass(frozen=True)
+class TensorWords:
+    """`pipeline.batch.PaddedWords` on a device; the same names, shapes and int64."""
+
+    tokens: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
 class TensorBatch:
     """`Padded` on a device; the same names, shapes and int64."""
 
@@ -19,6 +27,7 @@ class TensorBatch:
     spots: Mapping[str, Tensor]
     owners: Tensor
     counts: Tensor
+    words: TensorWords | None = None
 
     @classmethod
     def of(cls, batch: Padded, device: torch.device) -> TensorBatch:
@@ -32,6 +41,7 @@ class TensorBatch:
             {name: move(array) for name, array in batch.spots.items()},
             move(batch.owners),
             move(batch.counts),
+            TensorWords(move(batch.words.tokens), move(batch.words.offsets)) if batch.words else None,
         )
 
 

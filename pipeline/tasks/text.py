@@ -18,6 +18,7 @@ from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.variants import Side, Variant, altered, side_of
+from pipeline.tasks.words import text_words
 
 FIELDS = ("text",)
 
@@ -86,10 +87,14 @@ class TextHead:
         return 1.0
 
     def encode(
-        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+        self,
+        tokenizer: Any,
+        inputs: Mapping[str, Sequence[Any]],
+        max_length: int | None = None,
+        words: bool = False,
     ) -> Encoded:
         """Token ids of n texts or pairs, cut to `max_length`; how many were cut is counted."""
-        return encode_texts(tokenizer, inputs, max_length or self.max_length)
+        return encode_texts(tokenizer, inputs, max_length or self.max_length, words)
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
         """The number of texts: each may be cut."""
@@ -135,8 +140,13 @@ def altered_texts(fields: Sequence[str], variants: Sequence[Variant]) -> dict[st
     }
 
 
-def encode_texts(tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int) -> Encoded:
-    """Token ids of n texts, or pairs of which the longer loses tokens first; how many lost any is counted."""
+def encode_texts(
+    tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int, words: bool = False
+) -> Encoded:
+    """Token ids of n texts, or pairs of which the longer loses tokens first; how many lost any is counted.
+
+    words: see `pipeline.tasks.task.Head.encode`.
+    """
     texts = [list(inputs[role]) for role in ("text", "text_pair") if role in inputs]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
     lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(encoded["input_ids"]))
@@ -147,6 +157,9 @@ def encode_texts(tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length
         offsets=np.concatenate(([0], np.cumsum(lengths))),
         pads=pads_of(tokenizer),
         truncated=sum(len(row) > max_length for row in whole["input_ids"]) if whole else 0,
+        words=text_words(tokenizer, encoded.encodings or (), texts, np.arange(len(lengths)))
+        if words
+        else None,
     )
 
 

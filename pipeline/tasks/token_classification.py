@@ -35,6 +35,7 @@ from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
 from pipeline.tasks.variants import Side, Variant, altered_words, side_of_words
+from pipeline.tasks.words import text_words
 
 if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
@@ -195,7 +196,11 @@ class TokenHead:
         return marginalise(values, groups)
 
     def encode(
-        self, tokenizer: Any, inputs: Mapping[str, Sequence[Any]], max_length: int | None = None
+        self,
+        tokenizer: Any,
+        inputs: Mapping[str, Sequence[Any]],
+        max_length: int | None = None,
+        words: bool = False,
     ) -> Encoded:
         """Token ids of n sentences, cut to `max_length`; how many words were lost is counted.
 
@@ -210,21 +215,22 @@ class TokenHead:
         lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(rows))
         firsts = np.cumsum(counts) - counts
         starts, spans = _spans(_flat(rows))
-        words, tokens = _first_tokens(encoded["offset_mapping"], starts[firsts], spans)
+        items, tokens = _first_tokens(encoded["offset_mapping"], starts[firsts], spans)
         full, lost = np.flatnonzero(lengths == limit), 0  # only these sentences can have lost words
         if len(full):
             whole = tokenizer([texts[i] for i in full], verbose=False, **wanted)
             seen_whole, _ = _first_tokens(whole["offset_mapping"], starts[firsts[full]], spans)
-            lost = len(np.setdiff1d(seen_whole, words, assume_unique=True))
-        owners = np.repeat(np.arange(len(rows)), counts)[words]
+            lost = len(np.setdiff1d(seen_whole, items, assume_unique=True))
+        owners = np.repeat(np.arange(len(rows)), counts)[items]
         return Encoded(
             columns=flat_columns(encoded, lengths),
             offsets=np.concatenate(([0], np.cumsum(lengths))),
             pads=pads_of(tokenizer),
             truncated=lost,
-            spots=_spots(words - firsts[owners], tokens, int(lengths.sum())),
+            spots=_spots(items - firsts[owners], tokens, int(lengths.sum())),
             counts=counts,
             units=np.bincount(owners, minlength=len(rows)),
+            words=text_words(tokenizer, encoded.encodings, [texts], np.arange(len(rows))) if words else None,
         )
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:

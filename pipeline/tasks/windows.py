@@ -1,13 +1,12 @@
 """Long contexts in overlapping windows of tokens; tokens ↔ cells, the words of a context and "no answer".
 
-Cell 0 is "no answer", cell i + 1 word i (see `pipeline.tasks.spans`).
+Cell 0 is "no answer", cell i + 1 word i (see `pipeline.tasks.words`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -16,55 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import ABSENT, Encoded
+from pipeline.batch import ABSENT, Encoded, TextWords
 from pipeline.errors import ConfigError, TeacherError
-from pipeline.tasks.spans import first_covered, last_covered, word_spans
 from pipeline.tasks.tensors import TensorBatch, item_starts
 from pipeline.tasks.text import flat_columns, pads_of
+from pipeline.tasks.words import Words, text_words, words_of
 
 SIDES = ("start", "end")
 CHUNK = 1 << 20
 """Characters that are held as Python lists of tokens at once."""
-
-words_of = lru_cache(maxsize=64)(word_spans)
-"""`word_spans` with a cache: questions about the same context usually follow each other."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """The words of n contexts in one flat order.
-
-    spans: (W, 2) character positions; a context's positions start at its base · bases: (n,) · firsts: (n,) index of
-    each context's first word · counts: (n,) words per context.
-    """
-
-    spans: NDArray[np.int64]
-    bases: NDArray[np.int64]
-    firsts: NDArray[np.int64]
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, contexts: Sequence[str]) -> Words:
-        """The words of `contexts` (n,)."""
-        words = [words_of(context) for context in contexts]
-        counts = np.array([len(one) for one in words], dtype=np.int64)
-        sizes = np.array([len(context) for context in contexts], dtype=np.int64)
-        bases = np.cumsum(sizes) - sizes
-        spans = np.concatenate([np.empty((0, 2), dtype=np.int64), *words])
-        return cls(spans + np.repeat(bases, counts)[:, None], bases, np.cumsum(counts) - counts, counts)
-
-    def characters(self, examples: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(t, 2) characters ``[start, end)`` from the first to the last of `cells` (t, 2), words all, of `examples` (t,)."""
-        words = self.firsts[examples, None] + cells - 1
-        ends = np.stack((self.spans[words[:, 0], 0], self.spans[words[:, 1], 1]), axis=1)
-        return np.asarray(ends - self.bases[examples, None])
-
-    def cells(self, examples: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(t, 2) cells of the first and the last word that characters `spans` (t, 2) of `examples` (t,) touch; -1
-        where they touch none."""
-        starts, ends = (spans + self.bases[examples, None]).T
-        both = (first_covered(starts, ends, self.spans), last_covered(starts, ends, self.spans))
-        return np.stack([np.where(word < 0, -1, word - self.firsts[examples] + 1) for word in both], axis=1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +35,7 @@ class _Part:
     windows: NDArray[np.int64]
     cells: NDArray[np.int64]
     spots: Mapping[str, NDArray[np.int32]]
+    words: TextWords | None
 
 
 def chunks(contexts: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -85,13 +45,18 @@ def chunks(contexts: Sequence[str]) -> list[NDArray[np.int64]]:
 
 
 def encode_windows(
-    tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], max_length: int, task: str
+    tokenizer: Any,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    max_length: int,
+    task: str,
+    words: bool = False,
 ) -> Encoded:
     """Token ids of n questions with their contexts, in as many windows of `max_length` as a context needs.
 
     Windows overlap by a quarter of `max_length`. A question longer than half of it is cut and counted as truncated;
     contexts are never cut. spots: for each token the cells of the first and of the last word that it covers, for its
-    start and its end logit; cell 0 for the CLS token. Raises `TeacherError` for a tokenizer without CLS token or
+    start and its end logit; cell 0 for the CLS token. words: see `pipeline.tasks.task.Head.encode`. Raises `TeacherError` for a tokenizer without CLS token or
     offsets, and `ConfigError` for a `max_length` without room for windows.
     """
     _check_tokenizer(tokenizer, max_length, task)
@@ -99,7 +64,8 @@ def encode_windows(
     for rows in chunks(contexts):
         short, shortened = _shortened(tokenizer, [questions[row] for row in rows], max_length // 2)
         cut += shortened
-        parts.append(_windows(tokenizer, short, [contexts[row] for row in rows], max_length))
+        sides = ([questions[row] for row in rows], [contexts[row] for row in rows]) if words else None
+        parts.append(_windows(tokenizer, short, [contexts[row] for row in rows], max_length, sides))
     lengths = np.concatenate([part.lengths for part in parts])
     windows = np.concatenate([part.windows for part in parts])
     return Encoded(
@@ -110,7 +76,15 @@ def encode_windows(
         spots={side: np.concatenate([part.spots[side] for part in parts]) for side in SIDES},
         sequences=np.concatenate(([0], np.cumsum(windows))),
         counts=np.concatenate([part.cells for part in parts]),
+        words=TextWords.join([part.words for part in parts if part.words]) if words else None,
     )
+
+
+def cells_of(words: Words, examples: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(t, 2) cells of the first and the last word that characters `spans` (t, 2) of `examples` (t,) touch; -1 where
+    they touch none."""
+    covered = words.covered(examples, spans)
+    return np.where(covered < 0, -1, covered + 1)
 
 
 def cell_counts(contexts: Sequence[str]) -> NDArray[np.int64]:
@@ -151,8 +125,17 @@ def _shortened(tokenizer: Any, questions: list[str], limit: int) -> tuple[list[s
     return questions, len(long)
 
 
-def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_length: int) -> _Part:
-    """Token ids of the questions with their contexts, and the cells that tokens stand for."""
+def _windows(
+    tokenizer: Any,
+    questions: list[str],
+    contexts: list[str],
+    max_length: int,
+    sides: Sequence[Sequence[str]] | None,
+) -> _Part:
+    """Token ids of the questions with their contexts, and the cells that tokens stand for.
+
+    sides: the whole questions and the contexts, where the words that tokens cover are asked for.
+    """
     encoded = tokenizer(
         questions,
         contexts,
@@ -174,7 +157,7 @@ def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_leng
 
     words, inside = Words.of(contexts), part == 1
     spots = np.full((total, 2), -1, dtype=np.int32)
-    spots[inside] = words.cells(np.repeat(owners, lengths)[inside], characters[inside])
+    spots[inside] = cells_of(words, np.repeat(owners, lengths)[inside], characters[inside])
     special = np.flatnonzero(np.isnan(part) & (columns["input_ids"] == tokenizer.cls_token_id))
     window, first = np.unique(np.repeat(np.arange(len(lengths)), lengths)[special], return_index=True)
     if len(window) < len(lengths):
@@ -184,7 +167,9 @@ def _windows(tokenizer: Any, questions: list[str], contexts: list[str], max_leng
         )
     spots[special[first]] = 0
     by_side = {side: spots[:, i].copy() for i, side in enumerate(SIDES)}
-    return _Part(columns, lengths, np.bincount(owners, minlength=len(contexts)), 1 + words.counts, by_side)
+    windows = np.bincount(owners, minlength=len(contexts))
+    covered = text_words(tokenizer, encoded.encodings, sides, owners) if sides else None
+    return _Part(columns, lengths, windows, 1 + words.counts, by_side, covered)
 
 
 def cell_logits(logits: Tensor, spots: Tensor, batch: TensorBatch) -> Tensor:

@@ -149,6 +149,8 @@ def job_began(
     if distilled:
         tags["teachers"] = ",".join(config.teachers)
         settings["loss"] = asdict(own.loss)
+        for number, stage in enumerate(own.stages, 1):
+            settings[f"stage_{number}"] = {k: v for k, v in asdict(stage).items() if k != "reasons"}
     settings["student"] = config.students[job.student].model_dump(
         mode="json", include={"model", "init_from", "layers"}
     )

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from pipeline.batch import Drawn, Encoded, Examples, token_budget_batches
 from pipeline.data.splits import TaskData
-from pipeline.soft import Dense, Soft
+from pipeline.losses import Needs
+from pipeline.soft import Dense, Soft, TargetSource
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.hidden import HiddenMatch
 from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers
 
@@ -26,19 +28,16 @@ WORTH_A_PASS = 1.25
 """Padded tokens of one forward pass ÷ those of two, from which two are taken: a second pass has a cost of its own."""
 
 
-class TargetSource(Protocol):
-    """Soft targets of one teacher: read from the store (`teachers.store.Stored`), or computed as they are needed."""
-
-    def targets(self, batch: Drawn) -> Soft:
-        """The soft targets of the batch's m examples, in the batch's order."""
-        ...
+NEEDS: frozenset[Needs] = frozenset({"labels", "targets"})
+"""What the micro-batches have where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
 class TaskSet:
     """One task's train and validation split, encoded and as examples.
 
-    sources: one for each teacher, in the order of `aggregation`'s weights; empty for training on labels alone.
+    sources: one for each teacher, in the order of `aggregation`'s weights; empty for training on labels alone ·
+    hidden: hidden targets of the teachers and how they are matched, None without.
     """
 
     task: Task
@@ -48,6 +47,7 @@ class TaskSet:
     gold: Examples
     sources: Sequence[TargetSource] = ()
     aggregation: Aggregation | None = None
+    hidden: HiddenMatch | None = None
 
     @classmethod
     def of(
@@ -57,12 +57,17 @@ class TaskSet:
         max_length: int | None = None,
         sources: Sequence[TargetSource] = (),
         aggregation: Aggregation | None = None,
+        words: bool = False,
     ) -> TaskSet:
-        """The task's splits encoded by `tokenizer`; without sources, train's labelled examples alone."""
+        """The task's splits encoded by `tokenizer`; without sources, train's labelled examples alone.
+
+        words: encoded with the words that tokens cover, for hidden targets.
+        """
         train = data.splits["train"] if sources else data.labelled_train()
         validation = data.splits["validation"]
         encoded, gold = (
-            data.task.head.encode(tokenizer, some.inputs, max_length) for some in (train, validation)
+            data.task.head.encode(tokenizer, some.inputs, max_length, words=words)
+            for some in (train, validation)
         )
         return cls(data.task, encoded, train, gold, validation, sources, aggregation)
 
@@ -106,13 +111,13 @@ class Feed:
         self._schedule = Schedule(self._lengths, batch_size, sampling, seed, paired)
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[FedStep]:
-        """The steps of epoch number `epoch` (from 0), without the first `done` steps."""
+    def epoch(self, epoch: int, done: int = 0, needs: Set[Needs] = NEEDS) -> Iterator[FedStep]:
+        """The steps of epoch number `epoch` (from 0), without the first `done` steps. needs: which targets they have."""
         for step in self._schedule.epoch(epoch)[done:]:
             normaliser = len(step.rows) * float(self._units[step.task])
-            yield FedStep(step.task, self._micro_batches(step), normaliser)
+            yield FedStep(step.task, self._micro_batches(step, needs), normaliser)
 
-    def _micro_batches(self, step: Step) -> list[MicroBatch]:
+    def _micro_batches(self, step: Step, needs: Set[Needs]) -> list[MicroBatch]:
         """This worker's share of a step.
 
         Every worker must take part in every step, so an empty share becomes one row that does not count.
@@ -120,10 +125,10 @@ class Feed:
         task_set, lengths = self.sets[step.task], self._lengths[step.task]
         share = step.rows[self.workers.rank :: self.workers.world]
         if not len(share):
-            return [_micro_batch(task_set, step.rows[:1], self.workers.device, filler=True)]
+            return [_micro_batch(task_set, step.rows[:1], self.workers.device, needs, filler=True)]
         share = share[np.argsort(lengths[share], kind="stable")]
         return [
-            _micro_batch(task_set, rows, self.workers.device)
+            _micro_batch(task_set, rows, self.workers.device, needs)
             for part in _parts(lengths, share)
             for rows in token_budget_batches(lengths, part, self._tokens)
         ]
@@ -139,15 +144,21 @@ def _parts(lengths: NDArray[np.int64], share: NDArray[np.int64]) -> list[NDArray
 
 
 def _micro_batch(
-    task_set: TaskSet, rows: NDArray[np.int64], device: torch.device, filler: bool = False
+    task_set: TaskSet,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    needs: Set[Needs],
+    filler: bool = False,
 ) -> MicroBatch:
     drawn = Drawn(task_set.examples, rows)
-    targets = [source.targets(drawn) for source in task_set.sources]
+    targets = [source.targets(drawn) for source in task_set.sources] if "targets" in needs else []
+    match = task_set.hidden if "hidden" in needs else None
     return MicroBatch(
-        TensorBatch.of(task_set.train.pad(rows), device),
+        TensorBatch.of(task_set.train.pad(rows, words=match is not None), device),
         torch.from_numpy(task_set.examples.labels.take(rows).values).to(device),
         _stacked(targets).to(device) if targets else None,
         filler,
+        None if match is None else match.targets(drawn).to(device),
     )
 
 

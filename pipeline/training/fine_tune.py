@@ -26,7 +26,8 @@ from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import METRICS, LossPlan, Progress, StopWatch, Trainer, read_metrics
+from pipeline.training.loop import METRICS, Progress, StopWatch, Trainer, read_metrics
+from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
@@ -123,7 +124,9 @@ def fine_tune(
     student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
     task_set = TaskSet.of(data.without_variants(), tokenizer, max_length)
     feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=config.seed, workers=workers)
-    progress = Trainer(student, feed, config, LossPlan(), folder / WORK, should_stop=should_stop).fit()
+    progress = Trainer(
+        student, feed, config, one_stage(config, LossPlan()), folder / WORK, should_stop=should_stop
+    ).fit()
     if progress.status != "interrupted":
         save_task(student, task.name, tokenizer, folder / TEACHER)
         facts = {

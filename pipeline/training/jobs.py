@@ -11,15 +11,17 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
-from pipeline.config.recipe import Facts, StudentRecipe, steps_of_pass
+from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss, steps_of_pass
 from pipeline.config.resolved import (
     Job,
     Mode,
@@ -45,11 +47,14 @@ from pipeline.training.checkpoint import (
     remove_checkpoints,
 )
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import LABELS_ALONE, METRICS, LossPlan, Progress, Report, StopWatch, Trainer
+from pipeline.training.hidden import HiddenMatch
+from pipeline.training.loop import METRICS, Progress, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
+from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
+from teachers.spec import HiddenTargets
 from teachers.store import Store
 
 
@@ -60,7 +65,7 @@ class Plan:
     store: folder or URL · teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for
     `init_from` · launch_id: identifies this start of the worker group · group: the run's `train`, with the number of
     workers and their resources · cpus: CPUs per worker · stop: while this file exists, trainings write a checkpoint
-    and end · trial: true for a trial of a search, which is scored on validation only: it makes no test predictions,
+    and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · trial: true for a trial of a search, which is scored on validation only: it makes no test predictions,
     exports no student, and reports its epochs to the search · threads: threads per worker; None: one per CPU.
     """
 
@@ -77,6 +82,7 @@ class Plan:
     group: TrainConfig
     cpus: float
     stop: Path
+    hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
     trial: bool = False
     threads: int | None = None
 
@@ -108,10 +114,11 @@ def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, sco
     """Runs the unfinished jobs one after another; returns early once the stop file exists."""
     should_stop = StopWatch(plan.stop)
     store = Store(plan.store)
-    sets: dict[tuple[str, str, bool], list[TaskSet]] = {}
+    sets: dict[tuple[str, str, bool, bool], list[TaskSet]] = {}
 
     def sets_of(job: Job, folder: Path, distilled: bool) -> list[TaskSet]:
-        key = (str(folder), str(plan.students[job.student].lengths), distilled)
+        settings = plan.students[job.student]
+        key = (str(folder), str(settings.lengths), distilled, distilled and settings.hidden)
         if key not in sets:
             sets[key] = task_sets(plan, folder, job.student, store if distilled else None)
         return sets[key]
@@ -221,7 +228,14 @@ def _fit(
 ) -> tuple[MultiTaskStudent, Progress]:
     """Trains one student by one schedule, from the last checkpoint in `target` if there is one."""
     settings, tasks = plan.students[job.student], [task_set.task for task_set in sets]
-    student = build_student(folder, tasks, layers=settings.layers, dropout=train.dropout, seed=plan.seed)
+    student = build_student(
+        folder,
+        tasks,
+        layers=settings.layers,
+        dropout=train.dropout,
+        seed=plan.seed,
+        hidden={one.task.name: sum(one.hidden.widths) for one in sets if one.hidden is not None},
+    )
     feed = Feed(
         sets,
         train.batch_size,
@@ -230,8 +244,8 @@ def _fit(
         sampling=train.task_sampling,
         workers=workers,
     )
-    losses = loss_plan(settings.loss, job.mode)
-    trainer = Trainer(student, feed, train, losses, target, should_stop=should_stop, report=report)
+    stages = stages_of(settings, job.mode, train)
+    trainer = Trainer(student, feed, train, stages, target, should_stop=should_stop, report=report)
     return student, trainer.fit()
 
 
@@ -312,8 +326,34 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
             for teacher in resolved.weights
         ]
         aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))
-        sets.append(TaskSet.of(data, tokenizer, lengths[name], stored, aggregation))
+        hidden = plan.students[student].hidden
+        one = TaskSet.of(data, tokenizer, lengths[name], stored, aggregation, words=hidden)
+        sets.append(with_hidden(one, plan, store) if hidden else one)
     return sets
+
+
+def with_hidden(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
+    """The task with the hidden targets of its teachers for train and validation."""
+    train, validation = task_set.train.words, task_set.validation.words
+    assert train is not None, "encoded with words"
+    assert validation is not None, "encoded with words"
+    keys = np.concatenate([task_set.examples.keys, task_set.gold.keys])
+    counts = np.concatenate([train.counts, validation.counts])
+    weights = plan.aggregations[task_set.task.name].weights
+    targets = [plan.hidden[teacher] for teacher in weights]
+    sources = [store.view(one.key, keys, one.layer, counts) for one in targets]
+    match = HiddenMatch.over(sources, list(weights.values()), task_set.train, task_set.examples)
+    return replace(task_set, hidden=match)
+
+
+def stages_of(settings: StudentSettings, mode: Mode, train: StudentRecipe) -> Sequence[Stage]:
+    """The stages of a training; a baseline has one."""
+    if mode == "supervised" or not settings.stages:
+        return one_stage(train, loss_plan(settings.loss, mode))
+    return [
+        Stage(loss_plan(one.loss, mode), one.epochs, one.learning_rate, one.head_learning_rate)
+        for one in settings.stages
+    ]
 
 
 def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
@@ -321,15 +361,20 @@ def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
     if mode == "supervised":
         return LossPlan({task: replace(LABELS_ALONE, task=one.weight) for task, one in loss.tasks.items()})
     weights = {
-        task: LossWeights({"hard": one.hard, "soft": one.soft}, one.temperature, one.weight)
-        for task, one in loss.tasks.items()
+        task: LossWeights(_terms(one), one.temperature, one.weight) for task, one in loss.tasks.items()
     }
     return LossPlan(weights, loss.annealing)
 
 
+def _terms(loss: TaskLoss) -> dict[str, float]:
+    """The weights of the loss's terms; hidden only where it has any."""
+    terms = {"hard": loss.hard, "soft": loss.soft}
+    return {**terms, "hidden": loss.hidden} if loss.hidden else terms
+
+
 def parameter_count(student: MultiTaskStudent) -> int:
-    """Number of parameters; a shared one counts once."""
-    return sum(parameter.numel() for parameter in student.parameters())
+    """Number of parameters of the tasks' models, which are exported; a shared one counts once."""
+    return sum(parameter.numel() for parameter in student.models.parameters())
 
 
 def start_folder(settings: StudentStart, teacher_folders: Mapping[str, str | Path]) -> Path:
@@ -440,6 +485,7 @@ def new_plan(
     data: Mapping[str, TaskData],
     teacher_keys: Mapping[str, str],
     teacher_folders: Mapping[str, str],
+    hidden: Mapping[str, HiddenTargets] = MappingProxyType({}),
 ) -> Plan:
     """A plan for one launch of the worker group. facts: what the values are derived from that the config leaves out."""
     resolved = resolve_config(with_absolute_paths(config), facts)
@@ -458,6 +504,7 @@ def new_plan(
         config.train,
         cpus_per_worker(config),
         stop_file(run_dir),
+        hidden,
     )
 
 

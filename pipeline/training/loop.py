@@ -12,12 +12,13 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,33 +26,19 @@ from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
 from pipeline.files import write_atomically
-from pipeline.losses import LossWeights, annealed
+from pipeline.losses import Needs, needs_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
-from pipeline.training.step import accumulate, predict, share_gradients
+from pipeline.training.stage import Stage
+from pipeline.training.step import accumulate, hidden_error, predict, share_gradients
 from students.student import MultiTaskStudent
 
 logger = logging.getLogger(__name__)
 LOG_STEPS = 10  # steps per point of the loss curves
 METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
-LABELS_ALONE = LossWeights({"hard": 1.0}, temperature=1.0)
 DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
-
-
-@dataclass(frozen=True)
-class LossPlan:
-    """Weights of the loss terms before annealing, by task. others: those of all other tasks; by default labels alone."""
-
-    tasks: Mapping[str, LossWeights] = field(default_factory=dict)
-    annealing: Literal["constant", "linear"] = "constant"
-    others: LossWeights = LABELS_ALONE
-
-    def at(self, task: str, progress: float) -> LossWeights:
-        """The weights for a task when `progress` in [0, 1] of the training is done."""
-        weights = self.tasks.get(task, self.others)
-        return replace(weights, terms=annealed(weights.terms, progress, self.annealing))
 
 
 @dataclass
@@ -74,7 +61,10 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 
 class Trainer:
-    """Trains one student on several tasks; `fit` does all of it.
+    """Trains one student on several tasks, in one stage or several; `fit` does all of it.
+
+    Which stage a step belongs to is a function of its number. Early stopping and the choice of the best weights are the
+    last stage's; the epochs and learning rates of `config` are not read, each stage has its own.
 
     folder: gets the checkpoints and metrics.jsonl · should_stop: called between steps; once it returns true, `fit`
     writes a checkpoint and returns with status "interrupted" · report: called after each epoch's checkpoint, with
@@ -86,18 +76,18 @@ class Trainer:
         student: MultiTaskStudent,
         feed: Feed,
         config: Recipe,
-        losses: LossPlan,
+        stages: Sequence[Stage],
         folder: Path,
         *,
         should_stop: Callable[[], bool] = lambda: False,
         report: Report = lambda epochs, scores: None,
     ) -> None:
-        self.student, self.feed, self.config, self.losses, self.folder = student, feed, config, losses, folder
+        self.student, self.feed, self.config, self.stages, self.folder = student, feed, config, stages, folder
         self.should_stop, self.report = should_stop, report
         self.workers = feed.workers
-        self.total_steps = config.epochs * feed.steps_per_epoch
+        self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
-        self.optimizer = make_optimizer(student, config)
+        self._enter(0)
         self.autocast = _autocast(config.precision, self.workers.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -115,12 +105,15 @@ class Trainer:
         self._resume()
         while self.progress.status == "running":
             epoch = self.progress.step // self.feed.steps_per_epoch
+            if self.progress.step == self._end:
+                self._enter(self._stage + 1)
             seconds = self.run_epoch(epoch)
             if self.progress.status != "interrupted":
                 self.progress.epoch_seconds.append(seconds)
                 self._validate(epoch)
                 self._save()
-                self.report(epoch + 1, self.progress.kept)
+                if self.progress.kept:
+                    self.report(epoch + 1, self.progress.kept)
         if self.progress.status == "interrupted":
             return self.progress
         if self.best:
@@ -128,12 +121,27 @@ class Trainer:
         self.student.eval()
         return self.progress
 
+    def _enter(self, index: int) -> None:
+        """Begins stage number `index`, from 0, with a fresh optimiser."""
+        ends = np.cumsum([0, *(one.epochs for one in self.stages)]) * self.feed.steps_per_epoch
+        self._stage, self._begin, self._end = index, int(ends[index]), int(ends[index + 1])
+        self.stage = self.stages[index]
+        tasks = [task_set.task for task_set in self.feed.sets.values()]
+        self.needs = frozenset[Needs]().union(
+            *(needs_of(task.head.losses, self.stage.losses.at(task.name, 0.0)) for task in tasks)
+        )
+        rates = {
+            "learning_rate": self.stage.learning_rate,
+            "head_learning_rate": self.stage.head_learning_rate,
+        }
+        self.optimizer = make_optimizer(self.student, self.config.model_copy(update=rates))
+
     def run_epoch(self, epoch: int) -> float:
         """Takes the remaining optimiser steps of epoch number `epoch` (from 0); returns their seconds."""
         done = self.progress.step - epoch * self.feed.steps_per_epoch
         started = time.perf_counter()
         self.student.train()
-        for position, step in enumerate(self.feed.epoch(epoch, done), done + 1):
+        for position, step in enumerate(self.feed.epoch(epoch, done, self.needs), done + 1):
             stop = self._step(step)
             last = position == self.feed.steps_per_epoch
             if self.progress.step % LOG_STEPS == 0 or self.progress.step == 1 or last:
@@ -149,7 +157,9 @@ class Trainer:
         """Takes one optimiser step; returns whether `should_stop` was true on any worker."""
         task_set = self.feed.sets[step.task]
         self._set_learning_rate()
-        weights = self.losses.at(step.task, self.progress.step / self.total_steps)
+        weights = self.stage.losses.at(
+            step.task, (self.progress.step - self._begin) / (self._end - self._begin)
+        )
         self.optimizer.zero_grad(set_to_none=True)
         sums = accumulate(
             self.student,
@@ -159,6 +169,7 @@ class Trainer:
             aggregation=task_set.aggregation,
             normaliser=step.normaliser,
             autocast=self.autocast,
+            match=task_set.hidden,
         )
         share_gradients(self.student, self.workers)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -188,13 +199,33 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         factor = learning_rate_factor(
-            self.progress.step, self.total_steps, self.config.warmup, self.config.schedule
+            self.progress.step - self._begin,
+            self._end - self._begin,
+            self.config.warmup,
+            self.config.schedule,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
     def _validate(self, epoch: int) -> None:
-        """Scores the student on validation; keeps the best weights and stops early where configured."""
+        """Scores the student on validation; in the last stage keeps the best weights and stops early where configured.
+
+        A stage that trains no head has no scores.
+        """
+        values = self._hidden_errors()
+        if self.needs != {"hidden"}:
+            values |= self._scores()
+        self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
+        finished = self.progress.step == self.total_steps
+        if self._stage + 1 == len(self.stages):
+            self._select(epoch, values, finished)
+        elif "macro/score" in values:
+            self.progress.kept = values
+        if finished:
+            self.progress.status = "done"
+
+    def _scores(self) -> dict[str, float]:
+        """Every task's metrics on validation, and their means over the tasks. Raises `DivergedError`."""
         values: dict[str, float] = {}
         main, skills = list[float](), list[float]()
         for name, task_set in self.feed.sets.items():
@@ -211,23 +242,44 @@ class Trainer:
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
             main.append(scores[task_set.task.scoring.metric])
             skills.append(scores[SKILL])
-        score = values["macro/score"] = sum(main) / len(main)
+        values["macro/score"] = sum(main) / len(main)
         values[f"macro/{SKILL}"] = sum(skills) / len(skills)
-        self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
-        finished = epoch + 1 == self.config.epochs
+        return values
+
+    def _hidden_errors(self) -> dict[str, float]:
+        """The hidden term of every task on validation, where the stage has it. Raises `DivergedError`."""
+        values: dict[str, float] = {}
+        for name, task_set in self.feed.sets.items():
+            if "hidden" not in self.needs or task_set.hidden is None:
+                continue
+            value = values[f"validation/hidden/{name}"] = hidden_error(
+                self.student,
+                name,
+                task_set.hidden,
+                task_set.validation,
+                task_set.gold,
+                self.config.tokens_per_forward,
+                self.workers,
+            )
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the student's hidden vectors on {name} are NaN or Inf after step {self.progress.step}",
+                    DIVERGED,
+                )
+        return values
+
+    def _select(self, epoch: int, values: dict[str, float], finished: bool) -> None:
+        """Keeps the scores of the weights that would be kept, and the best weights; stops early where configured."""
+        score = values["macro/score"]
         if self.config.early_stopping is None or score > self.progress.best_score:
             self.progress.kept = values
-        if self.config.early_stopping is not None:
-            if score > self.progress.best_score:
-                self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
-                self.progress.best_score, self.progress.best_epoch = score, epoch
-            elif epoch - self.progress.best_epoch >= self.config.early_stopping.patience and not finished:
-                self.progress.status = "early_stopped"
-                return
-        else:
+        if self.config.early_stopping is None:
             self.progress.best_score, self.progress.best_epoch = score, epoch
-        if finished:
-            self.progress.status = "done"
+        elif score > self.progress.best_score:
+            self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+            self.progress.best_score, self.progress.best_epoch = score, epoch
+        elif epoch - self.progress.best_epoch >= self.config.early_stopping.patience and not finished:
+            self.progress.status = "early_stopped"
 
     # ---- checkpoints
 
@@ -272,6 +324,7 @@ class Trainer:
         if checkpoint is None:
             return
         self.progress = Progress(**checkpoint.state["progress"])
+        self._enter(self._stage_of(self.progress.step))
         # the rounding of a sum depends on the number of threads that compute it
         torch.set_num_threads(checkpoint.state.get("threads", torch.get_num_threads()))
         self._window = defaultdict(list, checkpoint.state["window"])
@@ -282,8 +335,16 @@ class Trainer:
             index, key = name.split(".", 1)
             slots[int(index)][key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
+        if (
+            self.progress.step > self._begin
+        ):  # at a stage's first step, the moments are those of the stage before it
+            self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
         _set_rng_state(checkpoint.tensors["rng"][str(self.workers.rank)], self.workers.device)
+
+    def _stage_of(self, step: int) -> int:
+        """The stage of step number `step`, from 0; of the end of the training its last stage."""
+        ends = np.cumsum([stage.epochs for stage in self.stages]) * self.feed.steps_per_epoch
+        return min(int(np.searchsorted(ends, step, side="right")), len(self.stages) - 1)
 
     def _load_on_all(self) -> Any:
         """The newest checkpoint, or None. Rank 0 cleans up first, so that all workers load the same one."""
@@ -362,7 +423,8 @@ def _warn_damaged(file: Path, lines: int) -> None:
 
 
 def make_optimizer(student: MultiTaskStudent, config: Recipe) -> torch.optim.Optimizer:
-    """AdamW, fused where possible, or SGD. Weight decay on matrices only; heads have their own learning rate.
+    """AdamW, fused where possible, or SGD. Weight decay on matrices only; heads and projections have their own learning
+    rate.
 
     Each group's peak learning rate is its `initial_lr`.
     """

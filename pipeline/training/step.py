@@ -6,18 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.batch import UNLABELLED, Encoded, flat_index, is_present, token_budget_batches
+from pipeline.batch import (
+    UNLABELLED,
+    Drawn,
+    Encoded,
+    Examples,
+    flat_index,
+    is_present,
+    token_budget_batches,
+)
 from pipeline.config.schema import Strategy
-from pipeline.losses import LossInputs, LossWeights, task_loss, uses_targets
+from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, needs_of, task_loss
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.hidden import HiddenMatch
 from students.student import MultiTaskStudent
 from teachers.aggregation import aggregate
 
@@ -50,13 +59,15 @@ class MicroBatch:
     """The input of one forward pass of one worker: m examples of one task, M items in all.
 
     tokens: the model's inputs · labels: of all examples, end to end · teachers: (K, M, C) soft targets before
-    aggregation, or None · filler: true where the examples only fill the batch and do not count in the loss.
+    aggregation, or None · filler: true where the examples only fill the batch and do not count in the loss · hidden:
+    (W, D) stored hidden targets of the examples' words, or None.
     """
 
     tokens: TensorBatch
     labels: Tensor
     teachers: Tensor | None
     filler: bool = False
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +86,27 @@ def accumulate(
     aggregation: Aggregation | None,
     normaliser: float,
     autocast: torch.autocast,
+    match: HiddenMatch | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradient of this worker's share of a step to the student's gradients.
 
-    normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`). Returns detached scalars: this
+    normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`) · match: how
+    the batches' hidden targets are matched, needed where the hidden term has a weight. Returns detached scalars: this
     worker's share of ``total`` and of each term by name (see `task_loss`). Their sums over the workers are the
     step's losses.
     """
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        with autocast:
-            output = student(task.name, batch.tokens.inputs)
+        words, hidden = batch.tokens.words, None
+        if words is not None and match is not None and batch.hidden is not None:
+            with autocast:
+                output, projected = student(task.name, batch.tokens.inputs, words)
+            hidden = match.inputs(projected, batch.hidden, words, batch.filler)
+        else:
+            with autocast:
+                output = student(task.name, batch.tokens.inputs)
         inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
+        inputs = replace(inputs, hidden=hidden)
         total, terms = task_loss(inputs, weights, normaliser, task.head.losses)
         total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
@@ -107,7 +127,11 @@ def loss_inputs(
     labels = task.head.row_labels(batch.labels, counts)
     valid = logits.new_full((len(logits),), 0.0 if batch.filler else task.head.row_weight)
     target = taught = None
-    if batch.teachers is not None and aggregation is not None and uses_targets(task.head.losses, weights):
+    if (
+        batch.teachers is not None
+        and aggregation is not None
+        and "targets" in needs_of(task.head.losses, weights)
+    ):
         teachers = task.head.rows(batch.teachers.float(), counts)
         target = aggregate(
             teachers,
@@ -163,3 +187,32 @@ def predict(
         items = torch.from_numpy(flat_index(starts[rows], encoded.counts[rows])).to(workers.device)
         values[items] = task.head.read_out(student(task.name, batch.inputs), batch)
     return workers.sum_(values).cpu()
+
+
+@torch.inference_mode()
+def hidden_error(
+    student: MultiTaskStudent,
+    task: str,
+    match: HiddenMatch,
+    encoded: Encoded,
+    examples: Examples,
+    tokens: int,
+    workers: Workers,
+) -> float:
+    """The hidden term on the examples: the mean over their words; several workers share the batches.
+
+    The student is left in evaluation mode. 1 where it does no better than the train targets' mean.
+    """
+    student.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=workers.device)
+    order = np.argsort(encoded.lengths, kind="stable")
+    for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
+        batch = TensorBatch.of(encoded.pad(rows, words=True), workers.device)
+        assert batch.words is not None, "padded with words"
+        stored = match.targets(Drawn(examples, rows)).to(workers.device)
+        _, projected = student(task, batch.inputs, batch.words)
+        inputs = match.inputs(projected, stored, batch.words, filler=False)
+        counts = inputs.counted.any(dim=-1).sum()
+        sums += torch.stack([hidden_squared_error(inputs).double().sum() / match.word, counts.double()])
+    total, words = workers.sum_(sums).tolist()
+    return float(total / max(words, 1.0))

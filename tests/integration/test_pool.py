@@ -217,7 +217,7 @@ def test_only_rotten_and_new_examples_are_labelled_again(
     spec, targets = spec_of(model), read(undisturbed, spec_of(model))
     monkeypatch.setattr(pool, "SHARD", 100)
     store = Store(str(tmp_path))
-    writer = pool._ShardWriter(store, spec, EXAMPLES.keys, EXAMPLES.inputs)
+    writer = pool._ShardWriter(store, spec.key, spec.name, EXAMPLES.keys, EXAMPLES.inputs)
     for rows in np.split(np.arange(400), 50):
         writer.add(rows, Dense(Ragged.single(targets[rows].astype(np.float32)), TASK.reading.labels))
     writer.flush()

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Drawn, Encoded, Examples, Ragged
+from pipeline.batch import ABSENT, Drawn, Encoded, Examples, Ragged, TextWords
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Strategy
 from pipeline.losses import LossWeights
-from pipeline.soft import Dense
+from pipeline.soft import Dense, Layer
 from pipeline.tasks import Task
 from pipeline.tasks.text_classification import text_classification
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import METRICS, LossPlan, Trainer, read_metrics
+from pipeline.training.hidden import HiddenMatch
+from pipeline.training.loop import METRICS, Trainer, read_metrics
+from pipeline.training.stage import LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers
 from students.student import MultiTaskStudent
 
@@ -99,6 +101,40 @@ def task_set(
     return TaskSet(task, train, gold_of(task, labels), validation, gold, sources, aggregation)
 
 
+@dataclass
+class FixedHidden:
+    """A source of hidden targets in memory: of a word, the row of `table` at its token id, for train and validation."""
+
+    table: NDArray[np.float16]
+    train: Encoded
+    validation: Encoded
+    gold: Examples
+
+    def targets(self, batch: Drawn) -> Dense:
+        encoded = self.validation if batch.examples is self.gold else self.train
+        vectors = Ragged(self.table[encoded.columns["input_ids"]], encoded.offsets)
+        return Dense(vectors.take(batch.rows), Layer(self.table.shape[1], 1))
+
+
+def word_by_token(encoded: Encoded) -> Encoded:
+    """Every token is a word of its own."""
+    lengths = encoded.lengths
+    words = (np.arange(lengths.sum()) - np.repeat(encoded.offsets[:-1], lengths)).astype(np.int32)
+    return replace(encoded, words=TextWords(words, words, lengths, lengths))
+
+
+def with_hidden(each: TaskSet, widths: Sequence[int] = (6, 3), absent: Sequence[int] = ()) -> TaskSet:
+    """The task with hidden targets of a teacher of each width. absent: token ids that the teachers do not see."""
+    train, validation = word_by_token(each.train), word_by_token(each.validation)
+    tables = [np.random.default_rng(width).normal(3, 2, (VOCABULARY, width)) for width in widths]
+    for table in tables:
+        table[list(absent)] = ABSENT
+    sources = [FixedHidden(table.astype(np.float16), train, validation, each.gold) for table in tables]
+    weights = [1 / len(widths)] * len(widths)
+    match = HiddenMatch.over(sources, weights, train, each.examples)
+    return replace(each, train=train, validation=validation, hidden=match)
+
+
 def gold_of(task: Task, labels: NDArray[Any]) -> Examples:
     """Examples of which nothing but the labels is read."""
     keys = np.arange(len(labels), dtype=np.uint64)
@@ -134,7 +170,8 @@ def student_of(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return MultiTaskStudent(BertModel(config), [each.task for each in sets])
+        hidden = {one.task.name: sum(one.hidden.widths) for one in sets if one.hidden is not None}
+        return MultiTaskStudent(BertModel(config), [each.task for each in sets], hidden)
 
 
 def settings(**changes: Any) -> Recipe:
@@ -161,11 +198,19 @@ def trainer_of(
     sampling: float = 1.0,
     workers: Workers | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    stages: Sequence[Stage] = (),
 ) -> Trainer:
     """A trainer on a new student, the same one every time."""
     config = config or settings()
     feed = Feed(sets, config.batch_size, config.tokens_per_forward, sampling=sampling, workers=workers)
-    return Trainer(student_of(sets, dropout=dropout), feed, config, losses, folder, should_stop=should_stop)
+    return Trainer(
+        student_of(sets, dropout=dropout),
+        feed,
+        config,
+        stages or one_stage(config, losses),
+        folder,
+        should_stop=should_stop,
+    )
 
 
 class StopAfter:

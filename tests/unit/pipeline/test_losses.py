@@ -20,12 +20,15 @@ from pipeline.batch import ABSENT, UNLABELLED
 from pipeline.losses import (
     DISTRIBUTION_LOSSES,
     NUMBER_LOSSES,
+    HiddenInputs,
     LossInputs,
     LossTerm,
     LossWeights,
     annealed,
     hard_cross_entropy,
     hard_squared_error,
+    hidden_squared_error,
+    needs_of,
     soft_kl,
     soft_squared_error,
     task_loss,
@@ -244,8 +247,47 @@ def test_a_term_of_ones_own_counts_with_its_weight_and_is_returned_by_name() -> 
 
 
 def test_the_weight_of_a_term_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="no loss term is called 'hidden'"):
-        task_loss(some_inputs(), LossWeights({**BOTH, "hidden": 0.1}, 2.0), 9)
+    with pytest.raises(ValueError, match="no loss term is called 'attention'"):
+        task_loss(some_inputs(), LossWeights({**BOTH, "attention": 0.1}, 2.0), 9)
+
+
+def some_hidden() -> HiddenInputs:
+    """Three words, two teachers of two dimensions and of one, which do not see the last word, and the second one."""
+    return HiddenInputs(
+        torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 9.0], [9.0, 9.0, 9.0]], requires_grad=True),
+        torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -6e4], [-6e4, -6e4, -6e4]]),
+        torch.tensor([[0.375, 0.0], [0.375, 0.0], [0.0, 0.25]]),
+        torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]),
+    )
+
+
+def test_hidden_squared_error_weighs_teachers_and_counts_what_they_see() -> None:
+    assert hidden_squared_error(some_hidden()).tolist() == pytest.approx([0.375 * 5 + 0.25 * 4, 0.375, 0])
+
+
+def test_the_hidden_term_is_added_with_its_weight() -> None:
+    inputs, hidden = some_inputs(), some_hidden()
+    without, _ = task_loss(inputs, LossWeights(BOTH, 2.0), 9)
+    total, sums = task_loss(replace(inputs, hidden=hidden), LossWeights({**BOTH, "hidden": 0.5}, 2.0), 9)
+    assert list(sums) == ["hard", "soft", "hidden"]
+    assert sums["hidden"].item() == pytest.approx((0.375 * 6 + 0.25 * 4) / 9)
+    assert total.item() == pytest.approx(without.item() + 0.5 * sums["hidden"].item())
+    with pytest.raises(ValueError, match="there are none"):
+        task_loss(inputs, LossWeights({"hidden": 1.0}, 2.0), 9)
+
+
+def test_the_hidden_term_alone_gives_the_logits_no_gradient() -> None:
+    inputs, hidden = some_inputs(), some_hidden()
+    inputs.logits.requires_grad_()
+    weights = LossWeights({"hard": 0.0, "soft": 0.0, "hidden": 1.0}, 2.0)
+    total, sums = task_loss(replace(inputs, hidden=hidden), weights, 9)
+    assert list(sums) == ["hidden"]
+    total.backward()
+    assert inputs.logits.grad is None
+    assert hidden.projected.grad is not None
+    assert bool((hidden.projected.grad[2] == 0).all())
+    assert needs_of(DISTRIBUTION_LOSSES, weights) == {"hidden"}
+    assert needs_of(DISTRIBUTION_LOSSES, LossWeights(BOTH, 2.0)) == {"labels", "targets"}
 
 
 def test_soft_weight_without_target_is_refused() -> None:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
-from pipeline.models import open_tokenizer
+from pipeline.models import hidden_layer, open_tokenizer
 from pipeline.predictor import Dtype, Predictor, check_model
 from pipeline.tasks import Task
+from pipeline.tasks.spans import word_spans
 from pipeline.tasks.text_classification import text_classification
 from tests.conftest import Architecture, TinyModel, texts_of
 
@@ -185,3 +186,44 @@ def test_a_model_of_another_kind_is_refused_before_it_is_opened(tiny_model: Tiny
     ) as caught:
         check_model(tiny_model("bert"), TASK, "teachers.x")
     assert "fine_tune" in caught.value.remedy
+
+
+# ---------------------------------------------------------------- hidden vectors of words
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_vectors_are_means_over_a_words_tokens(
+    tiny_model: TinyModel, architecture: Architecture
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tiny_model(architecture, LABELS)
+    layer = hidden_layer(folder, 2, "teachers.big")
+    teacher = Predictor(folder, TASK, layer=layer, tokens_per_forward=64)
+    soft, hidden, truncated = teacher.label({"text": TEXTS})
+    assert hidden is not None
+    assert hidden.space == layer
+    assert hidden.values.dtype == np.dtype("float16")
+    plain, counted = teacher.predict({"text": TEXTS})
+    assert np.array_equal(soft.values, plain.values)
+    assert truncated == counted
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = open_tokenizer(folder)
+    for row in (0, 17):
+        tokens = tokenizer([TEXTS[row]], return_tensors="pt")
+        with torch.no_grad():
+            states = model(**tokens, output_hidden_states=True).hidden_states[2][0]
+        spans = tokens.encodings[0].offsets
+        words = word_spans(TEXTS[row]).tolist()
+        expected = [
+            np.mean([states[t] for t, (a, b) in enumerate(spans) if a < end and b > start and b > a], axis=0)
+            for start, end in words
+        ]
+        found = hidden.take(np.array([row])).values
+        np.testing.assert_allclose(found, np.array(expected), rtol=2e-3, atol=2e-3)
+
+
+def test_a_layer_that_is_not_there_is_refused(tiny_model: TinyModel) -> None:
+    folder = tiny_model("bert", LABELS)
+    with pytest.raises(TeacherError, match=r"teachers.big.hidden_layer: 3, and .* has 2 layers"):
+        hidden_layer(folder, 3, "teachers.big")

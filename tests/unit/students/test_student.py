@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.losses import hard_cross_entropy
 from pipeline.models import open_tokenizer
+from pipeline.tasks.tensors import TensorWords
 from pipeline.tasks.text_classification import text_classification
 from students.student import MultiTaskStudent, build_student, set_dropout
 from tests.conftest import TinyModel
@@ -160,3 +161,21 @@ def test_task_names_are_any_names(folder_of: FolderOf) -> None:
     assert student("x.y", inputs_of(folder)).logits.shape == (3, 2)
     with pytest.raises(KeyError):
         student("y", inputs_of(folder))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_projections_are_apart_from_the_tasks_models(folder_of: FolderOf, architecture: str) -> None:
+    folder = folder_of(architecture)
+    plain = build_student(folder, TASKS, seed=3)
+    student = build_student(folder, TASKS, seed=3, hidden={"tone.v2": 7}).eval()
+    assert same(student.models.state_dict(), plain.models.state_dict())
+    extra = {name for name in heads_of(student) if name not in heads_of(plain)}
+    assert extra == {"projections.0.weight", "projections.0.bias"}
+    inputs, words = inputs_of(folder), TensorWords(torch.tensor([1, 2]), torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        output, projected = student("tone.v2", inputs, words)
+        states = student.encoder(**inputs).last_hidden_state.flatten(end_dim=1)[[1, 2]]
+        assert torch.equal(output.logits, student("tone.v2", inputs).logits)
+        assert torch.allclose(projected, student.projections[0](states), atol=1e-6)
+    with pytest.raises(KeyError):
+        student("mood", inputs, words)

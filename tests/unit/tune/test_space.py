@@ -195,6 +195,24 @@ def test_a_key_that_another_one_hides_is_refused(path: str, own: str) -> None:
     checked(search_of({own: {"uniform": [0.1, 0.9]}}, {own: 0.5}))
 
 
+def test_a_search_changes_no_stages_and_labels_no_hidden_targets() -> None:
+    hidden, choice = {"loss.hidden": {"choice": [0.0, 1.0]}}, {"choice": [[], [{"loss": {"hard": 1}}]]}
+    assert "teachers make hidden targets only where" in refusal(hidden).cause
+    checked(search_of(hidden, {"loss.hidden": 0.5}))
+    for path in ("stages", "students.half.stages"):
+        assert "all trials have the same stages" in refusal({path: choice}).cause
+
+
+def test_a_key_that_every_stage_has_for_itself_is_refused() -> None:
+    stage = {"loss": {"hard": 1, "temperature": 2}, "epochs": 2, "learning_rate": 1e-4}
+    staged = {"students.half.stages": [stage, stage]}
+    for path in ("loss.hard", "train.learning_rate"):
+        error = refusal({path: UNIFORM}, staged)
+        assert error.cause == f"tune.space.{path}: it changes nothing, every stage has its own"
+    checked(search_of({"train.head_learning_rate": UNIFORM}, staged))
+    checked(search_of({"loss.soft": UNIFORM}, {"students.half.stages": [stage, {}]}))
+
+
 def test_a_key_that_is_hidden_for_one_task_alone_may_be_searched() -> None:
     space = {"aggregation.strategy": {"choice": ["mean", "best"]}}
     run = {"tasks.movies.aggregation.strategy": "entropy"}

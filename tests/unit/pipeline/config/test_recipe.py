@@ -18,12 +18,19 @@ from pipeline.config.recipe import (
     head_rate_of,
     learning_rate_of,
     patience_of,
+    stage_epochs,
     steps_of_pass,
     student_recipe,
     task_loss,
     teacher_recipe,
 )
-from pipeline.config.resolved import resolve_config, student_settings
+from pipeline.config.resolved import (
+    StudentStage,
+    resolve_config,
+    student_settings,
+    student_stages,
+    uses_hidden,
+)
 from pipeline.config.schema import FineTuneConfig, LossConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.training.schedule import Schedule
@@ -231,3 +238,128 @@ def test_early_stopping_is_on_and_null_turns_it_off() -> None:
     )
     assert on is not None
     assert off is None
+
+
+# ---------------------------------------------------------------- stages
+
+PARTS: list[dict[str, Any]] = [
+    {"loss": {"hidden": 1}},
+    {"loss": {"soft": 3, "hidden": 1}},
+    {"loss": {"hard": 2}},
+]
+
+
+def stages_of(**sections: Any) -> tuple[StudentStage, ...]:
+    return student_settings(config_of(**sections), "tiny", FACTS).stages
+
+
+@pytest.mark.parametrize(
+    ("given", "total", "expected"),
+    [
+        ([None, None, None], 10, [3, 3, 4]),
+        ([None, 4, None], 10, [3, 4, 3]),
+        ([5, 5], 3, [5, 5]),
+        ([9, None, None], 10, [9, 1, 1]),
+        ([], 10, []),
+    ],
+)
+def test_stages_share_the_epochs_that_none_names(
+    given: list[int | None], total: int, expected: list[int]
+) -> None:
+    lengths = stage_epochs(given, total)
+    assert [epochs for epochs, _ in lengths] == expected
+    assert [why is not None for _, why in lengths] == [epochs is None for epochs in given]
+
+
+def test_stages_have_losses_lengths_and_rates_of_their_own() -> None:
+    train = {"epochs": 9, "learning_rate": 1e-4, "head_learning_rate": 1e-3}
+    parts = [
+        {**PARTS[0], "learning_rate": 5e-4, "epochs": 4},
+        PARTS[1],
+        {**PARTS[2], "head_learning_rate": 1e-2},
+    ]
+    own = student_settings(config_of(train=train, stages=parts), "tiny", FACTS)
+    assert [stage.epochs for stage in own.stages] == [4, 2, 3]
+    assert [stage.learning_rate for stage in own.stages] == [5e-4, 1e-4, 1e-4]
+    assert [stage.head_learning_rate for stage in own.stages] == [1e-3, 1e-3, 1e-2]
+    weights = [
+        (loss.hard, loss.soft, loss.hidden) for loss in (stage.loss.tasks["movies"] for stage in own.stages)
+    ]
+    assert weights == [(0, 0, 1), (0, 0.75, 0.25), (1, 0, 0)]
+    assert own.train.epochs == 9
+    assert "epochs" not in own.reasons
+    assert own.hidden
+
+
+def test_a_stage_takes_each_tasks_temperature_unless_it_has_one() -> None:
+    plain, hot = stages_of(stages=[{"loss": {"soft": 1}}, {"loss": {"soft": 1, "temperature": 7}}])
+    assert {name: loss.temperature for name, loss in plain.loss.tasks.items()} == {
+        "movies": 2,
+        "intents": 1,
+        "words": 1,
+        "answers": 1,
+        "strength": 2,
+    }
+    assert {loss.temperature for loss in hot.loss.tasks.values()} == {7}
+
+
+def test_a_stage_without_a_loss_has_the_students() -> None:
+    own = student_settings(config_of(stages=[PARTS[0], {}], loss={"annealing": "linear"}), "tiny", FACTS)
+    assert own.stages[1].loss == own.loss
+    assert (own.stages[0].loss.annealing, own.stages[1].loss.annealing) == ("constant", "linear")
+
+
+def test_the_epochs_of_all_stages_are_those_of_the_training_and_patience_fits_the_last() -> None:
+    parts = [{**part, "epochs": epochs} for part, epochs in zip(PARTS, (30, 20, 8), strict=True)]
+    own = student_settings(config_of(stages=parts), "tiny", FACTS)
+    assert own.train.epochs == 58
+    assert own.train.early_stopping is not None
+    assert own.train.early_stopping.patience == 4
+    derived = resolve_config(config_of(stages=parts), FACTS).derived()
+    assert derived["students.tiny.train.epochs"] == 58
+    shared = resolve_config(config_of(stages=PARTS, train={"epochs": 7}), FACTS).derived()
+    assert shared["students.tiny.stages.0.epochs"] == 2
+
+
+def test_a_students_own_stages_replace_the_runs() -> None:
+    students = {
+        "tiny": {"model": "tiny"},
+        "flat": {"model": "tiny", "stages": []},
+        "own": {"model": "tiny", "stages": [{"loss": {"soft": 1}}]},
+    }
+    config = config_of(students=students, stages=PARTS)
+    lengths = {name: len(student_stages(config, name)) for name in students}
+    assert lengths == {"tiny": 3, "flat": 0, "own": 1}
+    assert uses_hidden(config)
+    assert not uses_hidden(config_of(stages=[{"loss": {"soft": 1}}, {}]))
+    assert uses_hidden(config_of(loss={"hidden": 0.5}))
+    assert not uses_hidden(config_of(loss={"hidden": 0.5}, stages=[{"loss": {"soft": 1}}]))
+
+
+def test_hidden_is_normalised_with_the_others() -> None:
+    loss, reasons = task_loss(LossConfig(hidden=1), "movies", FACTS)
+    assert (loss.hard, loss.soft, loss.hidden) == (0.15, 0.35, 0.5)
+    assert set(reasons) == {"temperature", "hard", "soft"}
+    given = student_settings(config_of(loss={"hard": 1, "soft": 1, "hidden": 2}), "tiny", FACTS)
+    assert (given.loss.tasks["movies"].hidden, given.loss.tasks["movies"].soft) == (0.5, 0.25)
+    assert "loss weights of tiny normalised to sum to 1: hard 0.25, soft 0.25, hidden 0.5" in given.notes
+
+
+@pytest.mark.parametrize(
+    ("stages", "cause"),
+    [
+        ([PARTS[0]], "stages: the last one has neither hard nor soft loss"),
+        ([PARTS[2], PARTS[0]], "stages: the last one has neither hard nor soft loss"),
+        ([{"loss": {}}], "stages.0.loss: give `hard`, `soft` or `hidden` a weight above 0"),
+        ([{"los": {"hard": 1}}], "stages.0.los"),
+        ([{"loss": {"hard": 1, "hiden": 1}}], "stages.0.loss.hiden"),
+        ([{"epochs": 0}], "stages.0.epochs"),
+    ],
+)
+def test_stages_that_cannot_work_are_refused(stages: list[dict[str, Any]], cause: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config_of(stages=stages)
+    assert cause in error.value.cause
+    with pytest.raises(ConfigError) as error:
+        config_of(students={"tiny": {"model": "tiny", "stages": stages}})
+    assert f"students.tiny.{cause}" in error.value.cause

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.batch import Drawn, Ragged
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of, student_settings
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, StageConfig, StageLossConfig
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import CorruptError
 from pipeline.losses import LossWeights
+from pipeline.models import hidden_layer
 from pipeline.predictor import Predictor
-from pipeline.run_folder import job_folder, stop_file
+from pipeline.run_folder import job_folder, stop_file, student_folder
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.jobs import (
@@ -37,12 +39,14 @@ from pipeline.training.jobs import (
     task_sets,
     train_jobs,
 )
-from pipeline.training.loop import METRICS, LossPlan, read_metrics
+from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import RESULT
+from pipeline.training.stage import LossPlan
 from pipeline.training.step import Workers
 from students.student import build_student
+from teachers.spec import HiddenTargets
 from teachers.store import Store
-from teachers.store_key import store_key
+from teachers.store_key import hidden_key, store_key
 from tests.conftest import TinyModel, TinyRun
 from tests.unit.pipeline.facts import facts_of
 from tests.unit.pipeline.small_training import StopAfter, same_bits
@@ -166,6 +170,55 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
     assert [(each.sources, each.aggregation) for each in alone] == [((), None)] * 2
     assert np.array_equal(alone[0].examples.labels.values, plan.data["mood"].splits["train"].labels.values)
     assert len(alone[0].validation) == 16
+
+
+def with_hidden_targets(plan: Plan) -> Plan:
+    """The plan with hidden targets of all teachers in its store, for train and validation."""
+    store, hidden = Store(plan.store), dict[str, HiddenTargets]()
+    for name, task in TEACHERS.items():
+        folder, data = Path(plan.teacher_folders[name]), plan.data[task]
+        layer = hidden_layer(folder, None, name)
+        hidden[name] = HiddenTargets(hidden_key(folder, data.task, "fp32", layer), layer)
+        for split in ("train", "validation"):
+            examples = data.splits[split]
+            _, vectors, _ = Predictor(folder, data.task, layer=layer).label(examples.inputs)
+            assert vectors is not None
+            store.append(hidden[name].key, SoftTargets(examples.keys, vectors))
+    return replace(plan, hidden=hidden)
+
+
+def test_a_job_in_stages_learns_hidden_targets_first_and_exports_no_projection(config: RunConfig) -> None:
+    stages = (
+        StageConfig(loss=StageLossConfig(hidden=1), epochs=2, learning_rate=2e-3),
+        StageConfig(loss=StageLossConfig(soft=1), epochs=1),
+        StageConfig(epochs=1),
+    )
+    baseline = Job("cut", "supervised")
+    plan = with_hidden_targets(plan_of(config.model_copy(update={"stages": stages})))
+    train_jobs(replace(plan, jobs=[CUT, baseline]), Workers())
+    facts, predicted = read_result(plan.run_dir, CUT)
+    points = read_metrics(job_folder(plan.run_dir, CUT) / METRICS)
+    terms = {
+        epoch: {name for point in points if point["epoch"] == epoch for name in point["metrics"]}
+        for epoch in (1, 2, 3, 4)
+    }
+    assert {"loss/hidden/mood", "loss/hidden/tone", "validation/hidden/mood"} <= terms[1]
+    assert not {"loss/hard/mood", "loss/soft/mood", "macro/score"} & (terms[1] | terms[2])
+    assert {"loss/soft/mood", "macro/score"} <= terms[3]
+    assert not any("hidden" in name for name in terms[3] | terms[4])
+    assert {"loss/hard/mood", "loss/soft/mood", "macro/score"} <= terms[4]
+    errors = [
+        p["metrics"]["validation/hidden/mood"] for p in points if "validation/hidden/mood" in p["metrics"]
+    ]
+    assert errors[1] < errors[0] < 2
+    assert (facts["best_epoch"], len(facts["epoch_seconds"])) == (3, 4)
+    assert all(torch.isfinite(values).all() for values in predicted.values())
+    saved = load_file(student_folder(plan.run_dir, "cut", "mood") / "model.safetensors")
+    assert not any("projection" in name for name in saved)
+    alone, _ = read_result(plan.run_dir, baseline)
+    assert alone["parameters"] == facts["parameters"]
+    assert len(alone["epoch_seconds"]) <= 4
+    assert not any("hidden" in name for name in first_point(plan, baseline))
 
 
 def test_plans_do_not_depend_on_the_working_directory(

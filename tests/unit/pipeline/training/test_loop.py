@@ -24,8 +24,9 @@ from pipeline.tasks.text_classification import ClassHead, ClassScoring, text_cla
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.feed import TaskSet
-from pipeline.training.loop import LossPlan, Trainer, learning_rate_factor, make_optimizer
+from pipeline.training.loop import Trainer, learning_rate_factor, make_optimizer
 from pipeline.training.schedule import Schedule
+from pipeline.training.stage import LossPlan
 from pipeline.training.step import Aggregation, accumulate, predict
 from tests.unit.pipeline.small_training import (
     DISTIL,

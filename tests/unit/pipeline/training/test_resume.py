@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from pipeline.config.recipe import Patience
+from pipeline.losses import LossWeights
 from pipeline.tasks.text_classification import ClassScoring
 from pipeline.training import checkpoint
 from pipeline.training.loop import METRICS, StopWatch, Trainer, read_metrics
+from pipeline.training.stage import LossPlan, Stage
 from tests.unit.pipeline.small_training import (
     DISTIL,
     StopAfter,
@@ -29,6 +31,7 @@ from tests.unit.pipeline.small_training import (
     trainer_of,
     two_tasks,
     weights_of,
+    with_hidden,
 )
 
 SETTINGS = {  # all with dropout 0.1, two tasks, two teachers, linear annealing
@@ -37,6 +40,14 @@ SETTINGS = {  # all with dropout 0.1, two tasks, two teachers, linear annealing
     "bf16": settings(early_stopping=Patience(patience=1), epochs=2, precision="bf16"),
     "no momentum": settings(optimizer="sgd", momentum=0.0, epochs=1),
 }
+STAGED = {  # name → its stages; the others are in one part
+    "stages": (
+        Stage(LossPlan(others=LossWeights({"hidden": 1.0}, 1.0)), 1, 2e-3, 1e-2),
+        Stage(LossPlan(others=LossWeights({"soft": 0.8, "hidden": 0.2}, 2.0)), 1, 1e-3, 1e-3),
+        Stage(replace(DISTIL, annealing="linear"), 2, 1e-3, 1e-3),
+    )
+}
+SETTINGS["stages"] = settings(early_stopping=Patience(patience=1), epochs=4)
 SCORES = (0.5, 0.7, 0.6, 0.9)  # on validation, by epoch
 
 
@@ -47,11 +58,12 @@ def begin(
     losses = replace(DISTIL, annealing="linear")
     return trainer_of(
         folder,
-        two_tasks(),
+        [with_hidden(each) for each in two_tasks()] if name in STAGED else two_tasks(),
         config,
         losses,
         sampling=0.75,
         should_stop=should_stop,
+        stages=STAGED.get(name, ()),
     )
 
 
@@ -135,6 +147,21 @@ def test_stopped_at_every_step(tmp_path: Path, uninterrupted: Callable[[str], Tr
     assert differences(trainer, expected) == []
     epochs = len(expected.progress.epoch_seconds)
     assert starts == expected.progress.step - epochs  # at an epoch's end there is nothing to interrupt
+
+
+def test_a_staged_training_stopped_at_the_ends_of_its_stages(
+    tmp_path: Path, uninterrupted: Callable[[str], Trainer]
+) -> None:
+    expected = uninterrupted("stages")
+    steps = expected.feed.steps_per_epoch
+    assert differences(train(tmp_path, "stages", (steps, 1, steps - 2, 1, 1)), expected) == []
+    lines = points(tmp_path)
+    hidden = [line["epoch"] for line in lines if "loss/hidden/mood" in line["metrics"]]
+    soft = [line["epoch"] for line in lines if "loss/soft/mood" in line["metrics"]]
+    scored = [line["epoch"] for line in lines if "macro/score" in line["metrics"]]
+    errors = [line["epoch"] for line in lines if "validation/hidden/mood" in line["metrics"]]
+    assert (set(hidden), set(soft), scored, errors) == ({1, 2}, {2, 3, 4}, [2, 3, 4], [1, 2])
+    assert expected.progress.best_epoch == 3  # of the last stage's, whose scores are 0.6 and 0.9
 
 
 def test_stopped_in_the_last_step_of_an_epoch_ends_in_the_next(

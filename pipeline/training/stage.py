@@ -1,0 +1,44 @@
+"""What a training minimises: loss weights by task over its course, in one stage or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pipeline.config.recipe import Recipe
+from pipeline.losses import LossWeights, annealed
+
+LABELS_ALONE = LossWeights({"hard": 1.0}, temperature=1.0)
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """Weights of the loss terms before annealing, by task. others: those of all other tasks; by default labels alone."""
+
+    tasks: Mapping[str, LossWeights] = field(default_factory=dict)
+    annealing: Literal["constant", "linear"] = "constant"
+    others: LossWeights = LABELS_ALONE
+
+    def at(self, task: str, progress: float) -> LossWeights:
+        """The weights for a task when `progress` in [0, 1] of the training is done."""
+        weights = self.tasks.get(task, self.others)
+        return replace(weights, terms=annealed(weights.terms, progress, self.annealing))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with losses, length and peak learning rates of its own, for encoder and for the rest.
+
+    It begins with a fresh optimiser; learning rate and annealing go by the stage's own steps.
+    """
+
+    losses: LossPlan
+    epochs: int
+    learning_rate: float
+    head_learning_rate: float
+
+
+def one_stage(config: Recipe, losses: LossPlan) -> tuple[Stage]:
+    """A training in one part."""
+    return (Stage(losses, config.epochs, config.learning_rate, config.head_learning_rate),)
