@@ -11,8 +11,9 @@ from pipeline.config.kinds import SKILL
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError
+from pipeline.tasks.resampled import Sample
 from pipeline.training.result import read_predictions
-from tune.choice import Gain, Sample, default_trial, finalists, gain, sample, winner_of
+from tune.choice import Gain, default_trial, finalists, gain, sample, winner_of
 from tune.space import modes
 from tune.study import DEFAULT, Trial
 

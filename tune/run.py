@@ -104,8 +104,10 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
             )
         stays = winner == DEFAULT or study.values_of(winner) == study.own
         display.begin("the default, scored on test")
-        own = study.trained(next(iter(study.rules.candidates(study.trials)), DEFAULT))
-        default = _distil(config.model_copy(update={"tune": None}), display, register if stays else None, own)
+        done = study.trained(next(iter(study.rules.candidates(study.trials)), DEFAULT))
+        default = _distil(
+            config.model_copy(update={"tune": None}), display, register if stays else None, done
+        )
         chosen = default
         if not stays:
             display.begin(f"the winner, trial {winner}, scored on test")

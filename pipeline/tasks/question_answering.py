@@ -429,7 +429,7 @@ def _moved_golds(
     if golds:  # the first one is the label: where it stands several times, its cells say which place is meant
         places = [match.start() for match in re.finditer(f"(?={re.escape(golds[0])})", side.text)]
         spans = np.array([(start, start + len(golds[0])) for start in places], dtype=np.int64)
-        cells = Words.of([side.text]).cells(np.zeros(len(spans), dtype=np.int64), spans)
+        cells = 1 + Words.of([side.text]).covered(np.zeros(len(spans), dtype=np.int64), spans)
         starts[0] = places[int((cells == labels.values[row]).all(axis=1).argmax())]
     return {"text": golds, "answer_start": [moved(side, changes, start) for start in starts]}
 

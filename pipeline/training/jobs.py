@@ -65,8 +65,9 @@ class Plan:
     store: folder or URL · teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for
     `init_from` · launch_id: identifies this start of the worker group · group: the run's `train`, with the number of
     workers and their resources · cpus: CPUs per worker · stop: while this file exists, trainings write a checkpoint
-    and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · trial: true for a trial of a search, which is scored on validation only: it makes no test predictions,
-    exports no student, and reports its epochs to the search · threads: threads per worker; None: one per CPU.
+    and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · trial: true for a trial
+    of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
+    epochs to the search · threads: threads per worker; None: one per CPU.
     """
 
     run_dir: Path
@@ -504,7 +505,7 @@ def new_plan(
         config.train,
         cpus_per_worker(config),
         stop_file(run_dir),
-        hidden,
+        dict(hidden),  # a proxy cannot be pickled
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import group, run
 from pipeline.config.load import load_config, parse_config
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
 from pipeline.display.display import Display
@@ -32,6 +33,7 @@ class Calls:
     runs: list[RunConfig] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     registered: list[str | None] = field(default_factory=list)
+    trained: list[Mapping[Job, Path]] = field(default_factory=list)
     starts: int = 0
     fails_at: int | None = None
     interrupts_at: int | None = None
@@ -42,9 +44,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
 
     def distil(
-        config: RunConfig, display: Display, group: str | None = None, register: str | None = None
+        config: RunConfig,
+        display: Display,
+        group: str | None,
+        register: str | None,
+        trained: Mapping[Job, Path],
     ) -> Report:
         calls.runs.append(config)
+        calls.trained.append(trained)
         calls.groups.append(group)
         calls.registered.append(register)
         if config.seed == calls.fails_at:
@@ -96,10 +103,12 @@ def test_a_run_a_seed_one_ray_and_the_page(
     several: dict[str, Any], calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = parse_config(several)
-    report = group.distil_seeds(config, Display(), register="ours")
+    of_seed_0 = {Job("half", "distilled"): Path("a-trial")}
+    report = group.distil_seeds(config, Display(), register="ours", trained={0: of_seed_0})
     assert [run.seed for run in calls.runs] == [2, 0, 5]
     assert calls.groups == ["several"] * 3
     assert calls.registered == ["ours", None, None]  # one version, not one a seed
+    assert calls.trained == [{}, of_seed_0, {}]
     assert calls.starts == 1
     folder = config.run_dir
     assert {file.name for file in folder.iterdir()} - {".lock"} == {"config.yaml", "group.json", "group.md"}

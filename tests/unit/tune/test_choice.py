@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples, Ragged
 from pipeline.data.splits import TaskData
+from pipeline.tasks.resampled import Sample
 from pipeline.tasks.skill import relative_losses
 from pipeline.tasks.text_classification import text_classification
 from tests.unit.tune.studies import trial_of
-from tune.choice import FINALISTS, Gain, Sample, default_trial, finalists, gain, sample, winner_of
+from tune.choice import FINALISTS, Gain, default_trial, finalists, gain, sample, winner_of
 
 N = 400
 

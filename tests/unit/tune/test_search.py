@@ -573,7 +573,7 @@ class Study:
 RESULT = {"kept": {"macro/score": 0.75, "movies/accuracy": 0.7}, "epoch_seconds": [1.0, 1.0, 1.0]}
 
 
-def test_a_trial_with_a_result_is_finished_and_keeps_no_weights(tmp_path: Path) -> None:
+def test_a_trial_with_a_result_is_finished_and_keeps_its_weights(tmp_path: Path) -> None:
     study = Study(tmp_path)
     trial = study.start(4, **{"loss.temperature": 3.0})
     assert study.recorder.running() == {4}
@@ -585,7 +585,7 @@ def test_a_trial_with_a_result_is_finished_and_keeps_no_weights(tmp_path: Path) 
     assert record.scores == RESULT["kept"]  # of the weights kept, not of the last epoch
     assert record.values == {**OWN, "loss.temperature": 3.0}
     assert study.trials == [record]
-    assert not list(folder.glob("step-*"))
+    assert list(folder.glob("step-*")), "for the run of a winner"
     assert (folder / "result.json").exists()
     assert study.recorder.running() == set()
     assert study.seen == [(4, "running", 0), (4, "running", 1), (4, "finished", 3)]

@@ -112,7 +112,9 @@ def begun(folder: Path, epochs: int, seed: int) -> Path:
     sets = [task_set(teachers=1, seed=seed)]
     steps = trainer_of(folder, sets).feed.steps_per_epoch
     trainer_of(folder, sets, should_stop=StopAfter(epochs * steps + 1)).fit()
-    return newest_checkpoint(folder)
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    return newest
 
 
 def test_a_trial_that_starts_has_taken_nothing_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import jensenshannon  # type: ignore[import-untyped]
+from scipy.spatial.distance import jensenshannon
 
 from pipeline.batch import ABSENT
 from pipeline.report.disagreement import disagreement, divergences, jensen_shannon
