@@ -8,10 +8,13 @@ from html import escape
 from pipeline.report.schema import (
     Advice,
     Latency,
+    LossRecord,
     Metrics,
     PreflightFindings,
     Report,
     Size,
+    StageRecord,
+    StudentRecord,
     StudentScores,
     TaskReport,
     VariantsRecord,
@@ -39,6 +42,7 @@ def markdown(report: Report, figures: Sequence[str] = (), links: Mapping[str, st
         blocks += _task_section(task, values, figures)
     if "curves.png" in figures:
         blocks += ["## Learning curves", *_picture("curves.png", "Validation score by epoch", figures)]
+    blocks += _training_section(report)
     blocks += [*_preflight_section(report.preflight), *_cost_section(report), *_run_section(report)]
     blocks += links_section(links)
     return "\n\n".join(blocks) + "\n"
@@ -391,6 +395,36 @@ def _latency_cells(latency: Latency) -> list[str]:
 
 def _ratio(ratio: float | None) -> str:
     return NOTHING if ratio is None else f"{ratio:.1f}×"
+
+
+def _training_section(report: Report) -> list[str]:
+    """How each student was trained, a row for each stage."""
+    rows = []
+    for name, recipe in report.recipes.items():
+        parts: Sequence[StageRecord | StudentRecord] = recipe.stages or (recipe,)
+        for number, part in enumerate(parts, 1):
+            label = f"{name}, stage {number}" if recipe.stages else name
+            rates = [f"{part.learning_rate:g}", f"{part.head_learning_rate:g}"]
+            rows.append([label, f"{part.epochs}", f"{recipe.batch_size}", *rates, _losses(part.loss)])
+    if not rows:
+        return []
+    head = ["student", "epochs", "batch", "learning rate", "of heads", "loss"]
+    return ["## Training", markdown_table(head, rows)]
+
+
+def _losses(losses: Mapping[str, LossRecord]) -> str:
+    """The losses of all tasks, once where they are the same."""
+    by_task = {task: _loss(loss) for task, loss in losses.items()}
+    if len(set(by_task.values())) == 1:
+        return next(iter(by_task.values()))
+    return "; ".join(f"{task}: {loss}" for task, loss in by_task.items())
+
+
+def _loss(loss: LossRecord) -> str:
+    """`0.3 hard + 0.7 soft at temperature 2`."""
+    weights = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
+    terms = " + ".join(f"{weight:.2g} {term}" for term, weight in weights.items() if weight)
+    return f"{terms} at temperature {loss.temperature:g}" if loss.soft else terms
 
 
 def _run_section(report: Report) -> list[str]:

@@ -11,7 +11,15 @@ from pipeline.data.splits import Variants
 from pipeline.report.build import build
 from pipeline.report.page import advice_line, links_section, markdown, overview, verdict
 from pipeline.report.results import variants_record
-from pipeline.report.schema import Advice, Size, Sizes, TaskStudentScores
+from pipeline.report.schema import (
+    Advice,
+    LossRecord,
+    Size,
+    Sizes,
+    StageRecord,
+    StudentRecord,
+    TaskStudentScores,
+)
 from pipeline.shown import percent, points, recovered, signed
 from tests.unit.pipeline.hand_results import (
     hand_report,
@@ -106,6 +114,34 @@ def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:
 
 
 # ---------------------------------------------------------------- report.md
+
+
+def test_how_students_were_trained_is_a_row_a_stage() -> None:
+    both = {
+        "movies": LossRecord(hard=0.3, soft=0.7, temperature=2.0, derived={}),
+        "tags": LossRecord(hard=0.5, soft=0.5, temperature=1.0, derived={}),
+    }
+    hidden = {name: LossRecord(hard=0, soft=0, hidden=1, temperature=1, derived={}) for name in both}
+    plain = StudentRecord(
+        epochs=6,
+        batch_size=32,
+        learning_rate=3e-4,
+        head_learning_rate=9e-3,
+        patience=3,
+        derived={},
+        loss=both,
+    )
+    parts = [
+        StageRecord(epochs=2, learning_rate=5e-4, head_learning_rate=1e-2, loss=hidden),
+        StageRecord(epochs=4, learning_rate=3e-4, head_learning_rate=9e-3, loss=both),
+    ]
+    recipes = {"tiny": plain, "half": plain.model_copy(update={"stages": tuple(parts)})}
+    facts = replace(some_facts(["large"], ["half"]), recipes=recipes)
+    rows = markdown(build({"movies": hand_task(80, 70, 90, 100)}, facts)).splitlines()
+    losses = "movies: 0.3 hard + 0.7 soft at temperature 2; tags: 0.5 hard + 0.5 soft at temperature 1"
+    assert f"| tiny | 6 | 32 | 0.0003 | 0.009 | {losses} |" in rows
+    assert "| half, stage 1 | 2 | 32 | 0.0005 | 0.01 | 1 hidden |" in rows
+    assert f"| half, stage 2 | 4 | 32 | 0.0003 | 0.009 | {losses} |" in rows
 
 
 def test_variants_are_counted_and_a_few_shown() -> None:
