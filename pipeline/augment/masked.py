@@ -49,11 +49,11 @@ class Masked:
 
     def places(self, sides: Sequence[Side]) -> list[Place]:
         """The free words that are one token of the model's."""
-        found = []
+        places = []
         for i, side in enumerate(sides):
             _, tokens = self._model.tokens(side.text, side.words)
-            found += [(i, int(word)) for word in np.flatnonzero(side.free & (tokens >= 0))]
-        return found
+            places += [(i, int(word)) for word in np.flatnonzero(side.free & (tokens >= 0))]
+        return places
 
     def ask(self, asked: Mapping[str, Mapping[int, Side]]) -> tuple[float, int]:
         """Asks the model about the words that it was never asked about."""

@@ -72,12 +72,12 @@ def _first_senses(file: Path) -> list[tuple[str, str]]:
 
     A line: lemma pos synset_cnt p_cnt [ptr_symbol …] sense_cnt tagsense_cnt synset_offset …
     """
-    found = []
+    senses = []
     for fields in _lines(file):
         tagged, first = fields[5 + int(fields[3]) : 7 + int(fields[3])]
         if int(tagged) and _is_word(fields[0]):
-            found.append((fields[0], first))
-    return found
+            senses.append((fields[0], first))
+    return senses
 
 
 def _sets(file: Path) -> dict[str, list[str]]:

@@ -86,9 +86,9 @@ def text_words(
     spans = np.fromiter(ends, dtype=np.int64, count=2 * total).reshape(-1, 2)
     inside = np.flatnonzero(~np.isnan(part))
     text = part[inside].astype(np.int64) * n + np.repeat(owners, lengths)[inside]
-    found = words.covered(text, spans[inside])
+    first_last = words.covered(text, spans[inside])
     covered = np.full((total, 2), -1, dtype=np.int32)
-    covered[inside] = np.where(found < 0, -1, found + before[text][:, None])
+    covered[inside] = np.where(first_last < 0, -1, first_last + before[text][:, None])
     counts = words.counts.reshape(len(sides), n).sum(axis=0)
     return TextWords(
         covered[:, 0].copy(), covered[:, 1].copy(), counts, _seen(covered, owners, lengths, counts)

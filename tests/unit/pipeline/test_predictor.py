@@ -219,8 +219,8 @@ def test_hidden_vectors_are_means_over_a_words_tokens(
             np.mean([states[t] for t, (a, b) in enumerate(spans) if a < end and b > start and b > a], axis=0)
             for start, end in words
         ]
-        found = hidden.take(np.array([row])).values
-        np.testing.assert_allclose(found, np.array(expected), rtol=2e-3, atol=2e-3)
+        vectors = hidden.take(np.array([row])).values
+        np.testing.assert_allclose(vectors, np.array(expected), rtol=2e-3, atol=2e-3)
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny_model: TinyModel) -> None:

@@ -36,8 +36,8 @@ def test_a_teacher_without_prediction_takes_no_part_and_one_without_a_label_give
 
 def test_labels_are_listed_by_the_share_of_their_texts_that_is_disputed() -> None:
     where = disagreement(topics([[4, 0, 0], [0, 4, 0], [0, 4, 0], [0, 4, 0]]))
-    found = [(one.label, one.disputed, one.gold) for one in where.labels]
-    assert found == [("c", 1, 1), ("a", 1, 2), ("b", 0, 1)]
+    disputes = [(one.label, one.disputed, one.gold) for one in where.labels]
+    assert disputes == [("c", 1, 1), ("a", 1, 2), ("b", 0, 1)]
     assert where.agreement == {"one": {"two": 0.5}, "two": {"one": 0.5}}
 
 
