@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.config.resolved import StudentLoss, StudentSettings, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
+from pipeline.report.page import loss_in_words
 from pipeline.report.schema import Report
 from pipeline.tasks import Task
 
@@ -70,7 +71,5 @@ The licences of the base models and the data apply to it.
 
 def _loss(loss: StudentLoss, task: str) -> str:
     """A task's loss in one line."""
-    one = loss.tasks[task]
-    hidden = f" + {one.hidden:.2g} hidden" if one.hidden else ""
     annealing = " (the soft weight falls to 0 over training)" if loss.annealing == "linear" else ""
-    return f"{one.hard:.2g} hard + {one.soft:.2g} soft{hidden} at temperature {one.temperature:g}{annealing}"
+    return f"{loss_in_words(loss.tasks[task])}{annealing}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from pipeline.config.recipe import TaskLoss
 from pipeline.report.schema import (
     Advice,
     Latency,
@@ -414,14 +415,14 @@ def _training_section(report: Report) -> list[str]:
 
 def _losses(losses: Mapping[str, LossRecord]) -> str:
     """The losses of all tasks, once where they are the same."""
-    by_task = {task: _loss(loss) for task, loss in losses.items()}
+    by_task = {task: loss_in_words(loss) for task, loss in losses.items()}
     if len(set(by_task.values())) == 1:
         return next(iter(by_task.values()))
     return "; ".join(f"{task}: {loss}" for task, loss in by_task.items())
 
 
-def _loss(loss: LossRecord) -> str:
-    """`0.3 hard + 0.7 soft at temperature 2`."""
+def loss_in_words(loss: LossRecord | TaskLoss) -> str:
+    """One task's loss: `0.3 hard + 0.7 soft at temperature 2`."""
     weights = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
     terms = " + ".join(f"{weight:.2g} {term}" for term, weight in weights.items() if weight)
     return f"{terms} at temperature {loss.temperature:g}" if loss.soft else terms
