@@ -145,6 +145,7 @@ def _stage(stage: StudentStage) -> list[str]:
         f"learning_rate {stage.learning_rate:g}",
         f"head_learning_rate {stage.head_learning_rate:g}",
         f"loss {'; '.join(losses)}",
+        *([] if stage.unfreeze is None else [f"unfreeze {stage.unfreeze}"]),
     ]
 
 

@@ -44,7 +44,9 @@ def truncate(encoder: PreTrainedModel, layers: int | Sequence[int] | None) -> Pr
 
     layers: see `layer_indices`. Raises `ConfigError` where they do not fit the encoder.
     """
-    path, total = _layer_list(encoder)
+    path, total = _layer_list(
+        encoder, "layers", "Give the student a `model` of its own instead of `init_from`."
+    )
     kept = layer_indices(layers, total)
     config = copy.deepcopy(encoder.config)
     config.num_hidden_layers = len(kept)
@@ -70,13 +72,33 @@ def truncate(encoder: PreTrainedModel, layers: int | Sequence[int] | None) -> Pr
     return student
 
 
-def _layer_list(encoder: PreTrainedModel) -> tuple[str, int]:
-    """The name of the encoder's ModuleList of layers among its modules, and its length."""
+def parts_from_top(encoder: PreTrainedModel) -> list[list[nn.Parameter]]:
+    """The encoder's parameters in the order of gradual unfreezing: what follows its layers (a pooler, a last norm), each
+    layer from the last to the first, and what comes before them, its embeddings.
+
+    Raises `ConfigError` where its layers are not in one list.
+    """
+    path, total = _layer_list(encoder, "unfreeze", "Drop the key.")
+    before, after = list[nn.Parameter](), list[nn.Parameter]()
+    layers: list[list[nn.Parameter]] = [[] for _ in range(total)]
+    pattern = re.compile(rf"^{re.escape(path)}\.(\d+)\.")
+    for name, parameter in encoder.named_parameters():
+        if match := pattern.match(name):
+            layers[int(match[1])].append(parameter)
+        else:  # modules are registered in the order of the forward pass
+            (after if any(layers) else before).append(parameter)
+    return [after, *reversed(layers), before]
+
+
+def _layer_list(encoder: PreTrainedModel, key: str, remedy: str) -> tuple[str, int]:
+    """The name of the encoder's ModuleList of layers among its modules, and its length.
+
+    Raises `ConfigError` with the config's key and the remedy where there is none, as in ALBERT, whose layers share weights.
+    """
     total = encoder.config.num_hidden_layers
     for path, module in encoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == total:
             return path, total
     raise ConfigError(
-        f"layers: {type(encoder).__name__} does not keep its layers in a list of {total}",
-        "Give the student a `model` of its own instead of `init_from`.",
+        f"{key}: {type(encoder).__name__} does not keep its layers in a list of {total}", remedy
     )

@@ -357,6 +357,7 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
             stage.epochs or train.epochs,
             stage.learning_rate or train.learning_rate,
             stage.head_learning_rate or train.head_learning_rate,
+            stage.unfreeze,
         )
         for stage in stages
     ]

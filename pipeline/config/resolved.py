@@ -82,13 +82,14 @@ class StudentLoss:
 
 @dataclass(frozen=True)
 class StudentStage:
-    """One part of a student's training. loss: what it minimises · epochs, learning_rate, head_learning_rate: see
+    """One part of a student's training. loss: what it minimises · epochs, learning_rate, head_learning_rate, unfreeze: see
     `StageConfig` · reasons: why each derived value is what it is, by key."""
 
     loss: StudentLoss
     epochs: int
     learning_rate: float
     head_learning_rate: float
+    unfreeze: Literal["gradual"] | None = None
     reasons: Reasons = field(default_factory=dict, compare=False)
 
 
@@ -223,6 +224,7 @@ def _resolved_stages(
             epochs,
             stage.learning_rate or train.learning_rate,
             stage.head_learning_rate or train.head_learning_rate,
+            stage.unfreeze,
             {} if why is None else {"epochs": why},
         )
         for stage, (epochs, why) in zip(given, lengths, strict=True)

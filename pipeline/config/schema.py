@@ -221,6 +221,8 @@ class StageConfig(Strict):
     """Its peak learning rate; null: that of `train`."""
     head_learning_rate: Positive | None = None
     """Its peak learning rate of heads and projections; null: that of `train`."""
+    unfreeze: Literal["gradual"] | None = None
+    """`gradual`: it trains heads and projections first, then also the encoder's layers one after another from the top, the embeddings last, spread evenly over its epochs; null: all from the start."""
 
     @property
     def trains_heads(self) -> bool:

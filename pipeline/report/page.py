@@ -406,7 +406,9 @@ def _training_section(report: Report) -> list[str]:
         for number, part in enumerate(parts, 1):
             label = f"{name}, stage {number}" if recipe.stages else name
             rates = [f"{part.learning_rate:g}", f"{part.head_learning_rate:g}"]
-            rows.append([label, f"{part.epochs}", f"{recipe.batch_size}", *rates, _losses(part.loss)])
+            gradual = isinstance(part, StageRecord) and part.unfreeze is not None
+            loss = f"{_losses(part.loss)}{', unfrozen layer by layer' if gradual else ''}"
+            rows.append([label, f"{part.epochs}", f"{recipe.batch_size}", *rates, loss])
     if not rows:
         return []
     head = ["student", "epochs", "batch", "learning rate", "of heads", "loss"]

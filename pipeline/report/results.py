@@ -204,6 +204,7 @@ def _student_record(settings: StudentSettings) -> StudentRecord:
             epochs=stage.epochs,
             learning_rate=stage.learning_rate,
             head_learning_rate=stage.head_learning_rate,
+            unfreeze=stage.unfreeze,
             loss=_loss_records(stage.loss, {}),
         )
         for stage in settings.stages

@@ -255,6 +255,8 @@ class StageRecord(Record):
     epochs: int
     learning_rate: float
     head_learning_rate: float
+    unfreeze: Literal["gradual"] | None = None
+    """`gradual`: the encoder's layers were trained one after another from the top."""
     loss: Mapping[str, LossRecord]
     """By task."""
 

@@ -352,7 +352,13 @@ def stages_of(settings: StudentSettings, mode: Mode, train: StudentRecipe) -> Se
     if mode == "supervised" or not settings.stages:
         return one_stage(train, loss_plan(settings.loss, mode))
     return [
-        Stage(loss_plan(one.loss, mode), one.epochs, one.learning_rate, one.head_learning_rate)
+        Stage(
+            loss_plan(one.loss, mode),
+            one.epochs,
+            one.learning_rate,
+            one.head_learning_rate,
+            one.unfreeze,
+        )
         for one in settings.stages
     ]
 

@@ -32,6 +32,7 @@ from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.stage import Stage
 from pipeline.training.step import accumulate, hidden_error, predict, share_gradients
+from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,12 @@ class Trainer:
         self.workers = feed.workers
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
+        # a model may have frozen parameters of its own, such as DistilBERT's sinusoidal positions
+        trainable = {parameter for parameter in student.parameters() if parameter.requires_grad}
+        self._parts = [
+            [parameter for parameter in part if parameter in trainable]
+            for part in (parts_from_top(student.encoder) if any(stage.unfreeze for stage in stages) else [])
+        ]
         self._enter(0)
         self.autocast = _autocast(config.precision, self.workers.device)
         self.progress = Progress()
@@ -126,6 +133,7 @@ class Trainer:
         ends = np.cumsum([0, *(one.epochs for one in self.stages)]) * self.feed.steps_per_epoch
         self._stage, self._begin, self._end = index, int(ends[index]), int(ends[index + 1])
         self.stage = self.stages[index]
+        self._freeze(0)
         tasks = [task_set.task for task_set in self.feed.sets.values()]
         self.needs = frozenset[Needs]().union(
             *(needs_of(task.head.losses, self.stage.losses.at(task.name, 0.0)) for task in tasks)
@@ -139,6 +147,9 @@ class Trainer:
     def run_epoch(self, epoch: int) -> float:
         """Takes the remaining optimiser steps of epoch number `epoch` (from 0); returns their seconds."""
         done = self.progress.step - epoch * self.feed.steps_per_epoch
+        parts = len(self._parts)
+        own = epoch - self._begin // self.feed.steps_per_epoch
+        self._freeze(parts - self.stage.trained_parts(own, parts))
         started = time.perf_counter()
         self.student.train()
         for position, step in enumerate(self.feed.epoch(epoch, done, self.needs), done + 1):
@@ -152,6 +163,12 @@ class Trainer:
             if not last and self.progress.step % self.config.checkpoint_steps == 0:
                 self._save()
         return time.perf_counter() - started
+
+    def _freeze(self, count: int) -> None:
+        """Freezes the encoder's lowest `count` parts, and no others."""
+        for number, part in enumerate(reversed(self._parts)):
+            for parameter in part:
+                parameter.requires_grad_(number >= count)
 
     def _step(self, step: FedStep) -> bool:
         """Takes one optimiser step; returns whether `should_stop` was true on any worker."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Literal
 
 from pipeline.config.recipe import Recipe
@@ -30,13 +31,21 @@ class LossPlan:
 class Stage:
     """A part of a training with losses, length and peak learning rates of its own, for encoder and for the rest.
 
-    It begins with a fresh optimiser; learning rate and annealing go by the stage's own steps.
+    It begins with a fresh optimiser; learning rate and annealing go by the stage's own steps. unfreeze: see `trained_parts`.
     """
 
     losses: LossPlan
     epochs: int
     learning_rate: float
     head_learning_rate: float
+    unfreeze: Literal["gradual"] | None = None
+
+    def trained_parts(self, epoch: int, parts: int) -> int:
+        """How many of the encoder's parts, from the top, are trained in the stage's epoch number `epoch`, from 0.
+
+        ``gradual`` (ULMFiT, arXiv:1801.06146): more in every epoch, evenly, and all in the last one.
+        """
+        return parts if self.unfreeze is None else ceil((epoch + 1) * parts / self.epochs)
 
 
 def one_stage(config: Recipe, losses: LossPlan) -> tuple[Stage]:

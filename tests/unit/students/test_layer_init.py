@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models import open_model
-from students.layer_init import layer_indices, truncate
+from students.layer_init import layer_indices, parts_from_top, truncate
 from tests.unit.students.conftest import ARCHITECTURES, FolderOf
 
 LAYERS = {"distilbert": "transformer.layer", "modernbert": "layers"}  # elsewhere: encoder.layer
@@ -147,3 +147,23 @@ def test_modernbert_cut_without_its_first_layer(folder_of: FolderOf) -> None:
 def test_layers_that_are_not_in_a_list_are_refused(folder_of: FolderOf) -> None:
     with pytest.raises(ConfigError, match="AlbertModel does not keep its layers in a list"):
         truncate(encoder_of(folder_of("albert")), 1)
+
+
+# ---------------------------------------------------------------- from the top
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parts_from_top_are_all_parameters_each_once(folder_of: FolderOf, architecture: str) -> None:
+    encoder = encoder_of(folder_of(architecture, layers=3))
+    names = {parameter: name for name, parameter in encoder.named_parameters()}
+    after, *layers, before = parts_from_top(encoder)
+    assert sorted(names[p] for part in (after, *layers, before) for p in part) == sorted(names.values())
+    path = LAYERS.get(architecture, "encoder.layer")
+    for number, layer in zip((2, 1, 0), layers, strict=True):
+        assert {names[p].startswith(f"{path}.{number}.") for p in layer} == {True}
+    assert encoder.get_input_embeddings().weight in set(before)
+
+
+def test_parts_of_layers_that_share_weights_are_refused(folder_of: FolderOf) -> None:
+    with pytest.raises(ConfigError, match="unfreeze: AlbertModel does not keep its layers in a list"):
+        parts_from_top(encoder_of(folder_of("albert")))

@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.feed import TaskSet
 from pipeline.training.loop import Trainer, learning_rate_factor, make_optimizer
 from pipeline.training.schedule import Schedule
-from pipeline.training.stage import LossPlan
+from pipeline.training.stage import LossPlan, Stage
 from pipeline.training.step import Aggregation, accumulate, predict
 from tests.unit.pipeline.small_training import (
     DISTIL,
@@ -534,3 +534,40 @@ def test_the_best_weights_are_not_those_of_a_later_step(tmp_path: Path) -> None:
     trainer.fit()
     own: Mapping[str, Tensor] = dict(trainer.student.named_parameters())
     assert all(trainer.best[name].data_ptr() != own[name].data_ptr() for name in own)
+
+
+# ---------------------------------------------------------------- gradual unfreezing
+
+
+def test_gradual_unfreezing_trains_one_part_more_after_another(tmp_path: Path) -> None:
+    """A stage of two epochs over four parts: half of them, then all; the stage after it trains all from the start."""
+    stages = (Stage(DISTIL, 2, 1e-3, 1e-3, "gradual"), Stage(DISTIL, 1, 1e-3, 1e-3))
+    trainer = trainer_of(tmp_path, two_tasks(), settings(epochs=3), DISTIL, stages=stages)
+    embeddings, first, last = (
+        "embeddings.word_embeddings.weight",
+        "encoder.layer.0.output.dense.weight",
+        "encoder.layer.1.output.dense.weight",
+    )
+    epochs: list[list[bool]] = []
+    before = {n: t.clone() for n, t in trainer.student.encoder.state_dict().items()}
+    validate = trainer._validate
+
+    def watch(epoch: int) -> None:
+        nonlocal before
+        after = {n: t.clone() for n, t in trainer.student.encoder.state_dict().items()}
+        epochs.append([not torch.equal(before[n], after[n]) for n in (embeddings, first, last)])
+        before = after
+        validate(epoch)
+
+    trainer._validate = watch  # type: ignore[method-assign]
+    trainer.fit()
+    assert epochs == [[False, False, True], [True, True, True], [True, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "counts"),
+    [(1, [4]), (2, [2, 4]), (3, [2, 3, 4]), (4, [1, 2, 3, 4]), (8, [1, 1, 2, 2, 3, 3, 4, 4])],
+)
+def test_parts_trained_by_epoch(epochs: int, counts: list[int]) -> None:
+    stage = Stage(DISTIL, epochs, 1e-3, 1e-3, "gradual")
+    assert [stage.trained_parts(epoch, 4) for epoch in range(epochs)] == counts

@@ -45,9 +45,13 @@ STAGED = {  # name → its stages; the others are in one part
         Stage(LossPlan(others=LossWeights({"hidden": 1.0}, 1.0)), 1, 2e-3, 1e-2),
         Stage(LossPlan(others=LossWeights({"soft": 0.8, "hidden": 0.2}, 2.0)), 1, 1e-3, 1e-3),
         Stage(replace(DISTIL, annealing="linear"), 2, 1e-3, 1e-3),
-    )
+    ),
+    "gradual": (
+        Stage(replace(DISTIL, annealing="linear"), 3, 1e-3, 1e-3, "gradual"),
+        Stage(DISTIL, 1, 1e-3, 1e-3),
+    ),
 }
-SETTINGS["stages"] = settings(early_stopping=Patience(patience=1), epochs=4)
+SETTINGS |= dict.fromkeys(STAGED, settings(early_stopping=Patience(patience=1), epochs=4))
 SCORES = (0.5, 0.7, 0.6, 0.9)  # on validation, by epoch
 
 
