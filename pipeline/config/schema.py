@@ -286,6 +286,8 @@ class TrainConfig(OptimizationConfig):
 
     task_sampling: Share = 0.75
     """τ: tasks are drawn ∝ n^τ, n the batches of one pass; 1: every example once an epoch, 0: all tasks alike."""
+    task_focus: Literal["gap"] | None = None
+    """`gap`: tasks that are further behind their ensemble on validation get more steps and a larger loss weight, from the second epoch on; null: all keep their shares."""
     workers: Count = 1
     """Ray Train workers; they share each step's batch."""
     cpus_per_worker: Positive | None = None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import ABSENT, Examples, is_present
+from pipeline.batch import Examples, is_present
 from pipeline.config.schema import Strategy, needs_labels
 from pipeline.tasks.task import Task
-from teachers.aggregation import ensemble as ensemble_of
+from teachers.ensemble import ensemble_values
 
 ROUNDS = 2
 """Rounds of the search over weights, times the number of teachers: no weight is then finer than this allows."""
@@ -53,26 +52,6 @@ class TaskTeachers:
         known = {name: is_present(values).any(axis=0) for name, values in self.predictions.items()}
         chosen = np.any([known[name] for name, weight in weights.items() if weight], axis=0)
         return np.flatnonzero(np.any(list(known.values()), axis=0) & ~chosen)
-
-
-def ensemble_values(
-    task: Task,
-    teachers: Sequence[NDArray[np.floating]],
-    counts: NDArray[np.int64],
-    strategy: Strategy,
-    weights: Mapping[str, float],
-) -> NDArray[np.floating]:
-    """(M, C) predictions of the ensemble of the teachers, each (M, C), for examples with `counts` items."""
-    stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
-    share = torch.tensor(list(weights.values()))
-    rows = task.head.rows(stacked, items)
-    together = ensemble_of(rows, strategy=strategy, weights=share, continuous=task.kind.continuous)
-    if not task.kind.continuous:
-        present = (
-            is_present(rows).any(dim=-1).any(dim=0)
-        )  # where no teacher has a value, the ensemble has none
-        together = (together * present.unsqueeze(-1)).log().clamp(min=ABSENT)
-    return task.head.flat(together, items).numpy()
 
 
 def ensemble_notes(strategy: Strategy, teachers: int) -> list[str]:

@@ -16,12 +16,12 @@ from pipeline.models import positions
 from pipeline.prepare import Inputs, teacher_curves, teacher_specs
 from pipeline.report.advice import Evidence, TaskEvidence, Truncation
 from pipeline.report.ensembles import TaskTeachers
-from pipeline.report.results import stored_predictions
 from pipeline.report.schema import Report
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
 from pipeline.tasks.label_counts import label_counts
 from pipeline.training.result import read_facts
+from teachers.ensemble import stored_predictions
 from teachers.store import Store
 
 MOST = 2000

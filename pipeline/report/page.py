@@ -412,7 +412,9 @@ def _training_section(report: Report) -> list[str]:
     if not rows:
         return []
     head = ["student", "epochs", "batch", "learning rate", "of heads", "loss"]
-    return ["## Training", markdown_table(head, rows)]
+    focused = [name for name, recipe in report.recipes.items() if recipe.task_focus is not None]
+    focus = [f"{', '.join(focused)}: tasks further behind their ensemble got more steps."] if focused else []
+    return ["## Training", markdown_table(head, rows), *focus]
 
 
 def _losses(losses: Mapping[str, LossRecord]) -> str:

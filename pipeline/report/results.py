@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import Examples
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
@@ -21,7 +20,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData, Variants
 from pipeline.models import weights_size
 from pipeline.prepare import Inputs
-from pipeline.report.ensembles import ensemble_notes, ensemble_values
+from pipeline.report.ensembles import ensemble_notes
 from pipeline.report.latency import latencies
 from pipeline.report.schema import (
     LossRecord,
@@ -37,12 +36,12 @@ from pipeline.report.schema import (
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import job_folder
 from pipeline.stages import Stages
-from pipeline.tasks import Task
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.loop import METRICS, read_metrics
 from teachers.checks import Findings
+from teachers.ensemble import ensemble_values, stored_predictions
 from teachers.pool import Labelling
 from teachers.store import Store
 
@@ -126,19 +125,6 @@ def _predictions(
     return teachers, ensemble
 
 
-def stored_predictions(
-    task: Task, examples: Examples, keys: Mapping[str, str], store: Store
-) -> dict[str, NDArray[np.floating]]:
-    """(M, C) predictions of each teacher on `examples`, from the store. keys: name in the store by teacher."""
-    counts = task.reading.counts(examples.inputs)
-    return {
-        teacher: store.view(key, examples.keys, task.head.columns, counts)
-        .gather(examples.keys)
-        .values.astype(np.float32)
-        for teacher, key in keys.items()
-    }
-
-
 def run_facts(
     config: RunConfig,
     inputs: Inputs,
@@ -210,7 +196,12 @@ def _student_record(settings: StudentSettings) -> StudentRecord:
         for stage in settings.stages
     )
     loss = _loss_records(settings.loss, settings.loss_reasons)
-    return StudentRecord(**_recipe_values(settings.train, settings.reasons), loss=loss, stages=stages)
+    return StudentRecord(
+        **_recipe_values(settings.train, settings.reasons),
+        loss=loss,
+        stages=stages,
+        task_focus=settings.train.task_focus,
+    )
 
 
 def _loss_records(loss: StudentLoss, reasons: Mapping[str, Reasons]) -> dict[str, LossRecord]:

@@ -266,6 +266,8 @@ class StudentRecord(RecipeRecord):
 
     loss: Mapping[str, LossRecord]
     """By task; with stages, that of those which have none of their own."""
+    task_focus: Literal["gap"] | None = None
+    """`gap`: tasks further behind their ensemble got more steps and a larger loss weight."""
     stages: tuple[StageRecord, ...] = ()
     """In order; empty where the training was in one part."""
 

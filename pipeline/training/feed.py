@@ -20,6 +20,7 @@ from pipeline.losses import Needs
 from pipeline.soft import Dense, Soft, TargetSource
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.training.focus import Focus
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers
@@ -37,7 +38,8 @@ class TaskSet:
     """One task's train and validation split, encoded and as examples.
 
     sources: one for each teacher, in the order of `aggregation`'s weights; empty for training on labels alone ·
-    hidden: hidden targets of the teachers and how they are matched, None without.
+    hidden: hidden targets of the teachers and how they are matched, None without · ensemble_skill: the teachers' skill on
+    validation together, None where nothing needs it.
     """
 
     task: Task
@@ -48,6 +50,7 @@ class TaskSet:
     sources: Sequence[TargetSource] = ()
     aggregation: Aggregation | None = None
     hidden: HiddenMatch | None = None
+    ensemble_skill: float | None = None
 
     @classmethod
     def of(
@@ -111,11 +114,22 @@ class Feed:
         self._schedule = Schedule(self._lengths, batch_size, sampling, seed, paired)
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
-    def epoch(self, epoch: int, done: int = 0, needs: Set[Needs] = NEEDS) -> Iterator[FedStep]:
-        """The steps of epoch number `epoch` (from 0), without the first `done` steps. needs: which targets they have."""
-        for step in self._schedule.epoch(epoch)[done:]:
+    def epoch(
+        self, epoch: int, done: int = 0, needs: Set[Needs] = NEEDS, focus: Focus | None = None
+    ) -> Iterator[FedStep]:
+        """The steps of epoch number `epoch` (from 0), without the first `done` steps.
+
+        needs: which targets they have · focus: on which tasks, None for the fixed shares.
+        """
+        focus = focus or Focus()
+        for step in self._schedule.epoch(epoch, focus.factors(), focus.drawn)[done:]:
             normaliser = len(step.rows) * float(self._units[step.task])
             yield FedStep(step.task, self._micro_batches(step, needs), normaliser)
+
+    def draw(self, focus: Focus) -> None:
+        """Counts an epoch's batches in `focus`, after the epoch."""
+        for task, quota in self._schedule.quotas_of(focus.factors()).items():
+            focus.drawn[task] = focus.drawn.get(task, 0) + quota
 
     def _micro_batches(self, step: Step, needs: Set[Needs]) -> list[MicroBatch]:
         """This worker's share of a step.

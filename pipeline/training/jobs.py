@@ -39,6 +39,7 @@ from pipeline.files import write_atomically
 from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.run_folder import job_folder, ray_folder, stop_file, student_folder
+from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
 from pipeline.training.checkpoint import (
     adopt_checkpoint,
@@ -54,6 +55,7 @@ from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
+from teachers.ensemble import ensemble_values, stored_predictions
 from teachers.spec import HiddenTargets
 from teachers.store import Store
 
@@ -329,8 +331,20 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
         aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))
         hidden = plan.students[student].hidden
         one = TaskSet.of(data, tokenizer, lengths[name], stored, aggregation, words=hidden)
+        if plan.students[student].train.task_focus is not None:
+            keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
+            one = replace(one, ensemble_skill=ensemble_skill(data, keys, resolved, store))
         sets.append(with_hidden(one, plan, store) if hidden else one)
     return sets
+
+
+def ensemble_skill(data: TaskData, keys: Mapping[str, str], together: TaskAggregation, store: Store) -> float:
+    """The skill of a task's teachers together on validation. keys: name in the store by teacher."""
+    task, examples = data.task, data.splits["validation"]
+    teachers = list(stored_predictions(task, examples, keys, store).values())
+    counts = task.reading.counts(examples.inputs)
+    values = ensemble_values(task, teachers, counts, together.strategy, together.weights)
+    return skill(relative_losses(task, values, examples))
 
 
 def with_hidden(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:

@@ -13,7 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from pipeline.losses import Needs, needs_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
+from pipeline.training.focus import Focus
 from pipeline.training.stage import Stage
 from pipeline.training.step import accumulate, hidden_error, predict, share_gradients
 from students.layer_init import parts_from_top
@@ -56,6 +57,7 @@ class Progress:
     status: str = "running"
     """running, done, early_stopped or interrupted."""
     epoch_seconds: list[float] = field(default_factory=list)
+    focus: Focus = field(default_factory=Focus)
 
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -86,6 +88,7 @@ class Trainer:
         self.student, self.feed, self.config, self.stages, self.folder = student, feed, config, stages, folder
         self.should_stop, self.report = should_stop, report
         self.workers = feed.workers
+        self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
         # a model may have frozen parameters of its own, such as DistilBERT's sinusoidal positions
@@ -152,7 +155,8 @@ class Trainer:
         self._freeze(parts - self.stage.trained_parts(own, parts))
         started = time.perf_counter()
         self.student.train()
-        for position, step in enumerate(self.feed.epoch(epoch, done, self.needs), done + 1):
+        steps = self.feed.epoch(epoch, done, self.needs, self.progress.focus)
+        for position, step in enumerate(steps, done + 1):
             stop = self._step(step)
             last = position == self.feed.steps_per_epoch
             if self.progress.step % LOG_STEPS == 0 or self.progress.step == 1 or last:
@@ -177,6 +181,8 @@ class Trainer:
         weights = self.stage.losses.at(
             step.task, (self.progress.step - self._begin) / (self._end - self._begin)
         )
+        if factor := self.progress.focus.factors().get(step.task):
+            weights = replace(weights, task=weights.task * factor)
         self.optimizer.zero_grad(set_to_none=True)
         sums = accumulate(
             self.student,
@@ -230,8 +236,12 @@ class Trainer:
         A stage that trains no head has no scores.
         """
         values = self._hidden_errors()
+        if self.focused:
+            self.feed.draw(self.progress.focus)
         if self.needs != {"hidden"}:
             values |= self._scores()
+            if self.focused:
+                values |= self._measure_gaps(values)
         self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = self.progress.step == self.total_steps
         if self._stage + 1 == len(self.stages):
@@ -240,6 +250,15 @@ class Trainer:
             self.progress.kept = values
         if finished:
             self.progress.status = "done"
+
+    def _measure_gaps(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Takes the tasks' gaps from validation into the training's focus; returns them for the log."""
+        ensemble = {
+            name: one.ensemble_skill for name, one in self.feed.sets.items() if one.ensemble_skill is not None
+        }
+        focus = self.progress.focus
+        focus.measure({name: values[f"{name}/{SKILL}"] for name in ensemble}, ensemble)
+        return {f"gap/{name}": gap for name, gap in focus.gaps.items()}
 
     def _scores(self) -> dict[str, float]:
         """Every task's metrics on validation, and their means over the tasks. Raises `DivergedError`."""
@@ -341,6 +360,7 @@ class Trainer:
         if checkpoint is None:
             return
         self.progress = Progress(**checkpoint.state["progress"])
+        self.progress.focus = Focus(**checkpoint.state["progress"]["focus"])
         self._enter(self._stage_of(self.progress.step))
         # the rounding of a sum depends on the number of threads that compute it
         torch.set_num_threads(checkpoint.state.get("threads", torch.get_num_threads()))

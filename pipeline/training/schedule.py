@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,20 +47,44 @@ class Schedule:
     ) -> None:
         self._lengths, self._seed, self._paired = lengths, seed, paired
         self._sizes = {task: -(-len(each) // batch_size) for task, each in lengths.items()}
-        self.quotas = _share_out(self._sizes, sampling)
+        self._sampling = sampling
+        self.quotas = self.quotas_of({})
         self.steps_per_epoch = sum(self.quotas.values())
 
-    def epoch(self, epoch: int) -> list[Step]:
-        """The steps of epoch number `epoch`, from 0."""
+    def epoch(
+        self,
+        epoch: int,
+        factors: Mapping[str, float] = MappingProxyType({}),
+        drawn: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[Step]:
+        """The steps of epoch number `epoch`, from 0.
+
+        factors: what the tasks' shares are multiplied by, by task · drawn: with factors in this epoch or one before it,
+        the batches that all earlier epochs drew, by task.
+        """
         steps = []
-        for task, quota in self.quotas.items():
+        for task, quota in self.quotas_of(factors).items():
             size = self._sizes[task]
-            first, last = divmod(epoch * quota, size), (epoch + 1) * quota
+            earlier = drawn.get(task, epoch * quota)
+            first, last = divmod(earlier, size), earlier + quota
             passes = range(first[0], -(-last // size))
             batches = [batch for number in passes for batch in self._pass(task, number)]
             steps += [Step(task, rows) for rows in batches[first[1] : first[1] + quota]]
         order = np.random.default_rng((self._seed, 1, epoch)).permutation(len(steps))
         return [steps[i] for i in order]
+
+    def quotas_of(self, factors: Mapping[str, float]) -> dict[str, int]:
+        """Steps of an epoch by task, at least one for each. factors: see `epoch`."""
+        total = sum(self._sizes.values())
+        weights = {t: size**self._sampling * factors.get(t, 1.0) for t, size in self._sizes.items()}
+        exact = {task: total * weight / sum(weights.values()) for task, weight in weights.items()}
+        quotas = {task: max(1, int(value)) for task, value in exact.items()}
+        by_remainder: Sequence[str] = sorted(exact, key=lambda task: int(exact[task]) - exact[task])
+        for task in by_remainder[: max(0, total - sum(quotas.values()))]:
+            quotas[task] += 1
+        while sum(quotas.values()) > total:  # tasks that are due less than one step have taken others' steps
+            quotas[max(quotas, key=lambda task: quotas[task])] -= 1
+        return quotas
 
     def _pass(self, task: str, number: int) -> list[NDArray[np.int64]]:
         lengths = self._lengths[task]
@@ -81,15 +106,3 @@ def _pairs(pool: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
     """`count` batches of a sorted pool, each of a chunk and of the chunk as far from the other end."""
     chunks = np.array_split(pool, 2 * count)
     return [np.concatenate((chunks[i], chunks[-1 - i])) for i in range(count)]
-
-
-def _share_out(sizes: Mapping[str, int], sampling: float) -> dict[str, int]:
-    """Steps by task: Σ sizes steps divided ∝ size^sampling by largest remainder, at least one for each task."""
-    total = sum(sizes.values())
-    weights = {task: size**sampling for task, size in sizes.items()}
-    exact = {task: total * weight / sum(weights.values()) for task, weight in weights.items()}
-    quotas = {task: max(1, int(value)) for task, value in exact.items()}
-    by_remainder: Sequence[str] = sorted(exact, key=lambda task: int(exact[task]) - exact[task])
-    for task in by_remainder[: max(0, total - sum(quotas.values()))]:
-        quotas[task] += 1
-    return quotas

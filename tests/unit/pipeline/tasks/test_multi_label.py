@@ -23,7 +23,6 @@ from pipeline.config.schema import Strategy, TaskConfig
 from pipeline.errors import DataError
 from pipeline.losses import LossWeights, hard_cross_entropy, soft_kl, task_loss
 from pipeline.models import open_tokenizer
-from pipeline.report.ensembles import ensemble_values
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.multi_label import from_train, multi_label
@@ -32,6 +31,7 @@ from pipeline.training.step import Aggregation, MicroBatch, loss_inputs
 from students.export import save_task
 from students.student import build_student
 from teachers.aggregation import aggregate
+from teachers.ensemble import ensemble_values
 from tests.conftest import TinyModel, texts_of
 
 LABELS = ("calm", "glad", "loud")

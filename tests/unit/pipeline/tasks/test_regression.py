@@ -24,7 +24,6 @@ from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
-from pipeline.report.ensembles import ensemble_values
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.regression import NumberHead, from_train, regression
@@ -32,6 +31,7 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.step import Aggregation, MicroBatch, loss_inputs, predict
 from students.export import save_task
 from students.student import build_student
+from teachers.ensemble import ensemble_values
 from teachers.store_key import store_key
 from tests.conftest import Architecture, TinyModel, texts_of
 

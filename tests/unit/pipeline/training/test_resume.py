@@ -51,6 +51,8 @@ STAGED = {  # name → its stages; the others are in one part
         Stage(DISTIL, 1, 1e-3, 1e-3),
     ),
 }
+FOCUSED = "focus"
+SETTINGS[FOCUSED] = settings(early_stopping=Patience(patience=1), epochs=4)
 SETTINGS |= dict.fromkeys(STAGED, settings(early_stopping=Patience(patience=1), epochs=4))
 SCORES = (0.5, 0.7, 0.6, 0.9)  # on validation, by epoch
 
@@ -60,9 +62,10 @@ def begin(
 ) -> Trainer:
     config = SETTINGS[name].model_copy(update={"checkpoint_steps": checkpoint_steps})
     losses = replace(DISTIL, annealing="linear")
+    sets = [with_hidden(each) for each in two_tasks()] if name in STAGED else two_tasks()
     return trainer_of(
         folder,
-        [with_hidden(each) for each in two_tasks()] if name in STAGED else two_tasks(),
+        [replace(each, ensemble_skill=0.9) for each in sets] if name == FOCUSED else sets,
         config,
         losses,
         sampling=0.75,
