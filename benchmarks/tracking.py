@@ -81,7 +81,9 @@ def trainers(scratch: Path, count: int) -> list[Trainer]:
     """Identical trainers of the demo's tiny student."""
     data = [demo_task(name, EXAMPLES) for name in ("movies", "tweets")]
     store = filled_store(scratch / "store", data)
-    return [trainer(ASSETS / "bert-tiny", None, data, store, scratch) for _ in range(count)]
+    return [
+        trainer(ASSETS / "bert-tiny", None, data, "distilled", store, store, scratch) for _ in range(count)
+    ]
 
 
 def show_share(plain: Trainer, drivers: Mapping[str, Driver], runs: int) -> None:

@@ -1,6 +1,6 @@
 """The input of a training: for each task the encoded examples, their labels and their teachers' soft targets.
 
-`Feed` cuts them into micro-batches. Their order is a pure function of (seed, epoch, step).
+`Feed` cuts them into micro-batches. Their order is a pure function of (seed, epoch, step) and of the training's focus.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The order of batches: a pure function of (seed, epoch), so that training resumes at any step."""
+"""The order of batches: a pure function of (seed, epoch) and of the tasks' shares, so that training resumes at any step."""
 
 from __future__ import annotations
 
