@@ -43,13 +43,11 @@ SHARED = {  # what all trials of a study have in common, and why it cannot be se
     "tasks.*.augment.*": "it would make other variants, whose soft targets all trials share",
     "tasks.*.data.*": "it would change the examples, whose soft targets all trials share",
     "tasks.*": "it would change the task itself, whose soft targets all trials share",
-    "stages": "all trials have the same stages",
-    "students.*.stages": "all trials have the same stages",
     "name": "it names the study",
     "seeds": "a trial has one seed",
     "baselines": "trials have none",
 }
-SEARCHABLE_IN_TASKS = "tasks.*.aggregation.*"
+SEARCHABLE_IN_TASKS = ("tasks.*.aggregation.*", "tasks.*.transfer.limit")
 MUTABLE = (
     *("loss.*", "students.*.loss.*", "aggregation.*", "tasks.*.aggregation.*"),
     *("*train.learning_rate", "*train.head_learning_rate", "*train.weight_decay"),
@@ -136,13 +134,15 @@ def with_values(config: RunConfig, values: Values) -> RunConfig:
     tree = config.model_dump(mode="json")
     for path, value in values.items():
         *parents, leaf = keys_of(config, path)
-        node = tree
+        node: Any = tree
         for key in parents:
-            if node.get(key) is None:
+            if isinstance(node, dict) and node.get(key) is None:
                 node[key] = {}
-            node = node[key]
-            if not isinstance(node, dict):
+            node = _at(node, [key])
+            if not isinstance(node, dict | list):
                 raise ConfigError(f"{path}: {key} has no keys of its own", "Give the path of a key.")
+        if isinstance(node, list):
+            raise ConfigError(f"{path}: {leaf} is a whole section", "Give the path of a key in it.")
         node[leaf] = value
     return parse_config(tree)
 
@@ -165,7 +165,7 @@ def values_of(config: RunConfig, space: Mapping[str, Distribution], facts: Facts
     tree = config.model_dump(mode="json")
     for path, distribution in space.items():
         keys = keys_of(config, path)
-        value = _at(tree, keys)
+        value = _as_chosen(config, path, distribution, _at(tree, keys))
         if value is None:
             value = _inherited(tree, keys)
         if value is None and not _inside(distribution, None):
@@ -174,6 +174,14 @@ def values_of(config: RunConfig, space: Mapping[str, Distribution], facts: Facts
             return None
         values[path] = value
     return values
+
+
+def _as_chosen(config: RunConfig, path: str, distribution: Distribution, value: Any) -> Any:
+    """The config's value at a path as a choice spells it: a section there may leave out what the config's has."""
+    if not isinstance(value, (dict, list)):
+        return value
+    sections = [one for one in distribution.choice or () if isinstance(one, (dict, list, tuple))]
+    return next((one for one in sections if with_values(config, {path: one}) == config), value)
 
 
 def domains(tune: TuneConfig) -> dict[str, Domain]:
@@ -260,7 +268,10 @@ def _unset(config: RunConfig, keys: Sequence[str], facts: Facts) -> Any:
 
 
 def _at(tree: Any, keys: Sequence[str]) -> Any:
+    """What is at a path; None where nothing is. The sections of a list have the numbers from 0 as keys."""
     for key in keys:
+        if isinstance(tree, list):
+            tree = dict(zip(map(str, range(len(tree))), tree, strict=True))
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
@@ -299,7 +310,7 @@ def _extremes(distribution: Distribution) -> Sequence[Any]:
 def _check_path(path: str, student: str, config: RunConfig, tune: TuneConfig) -> None:
     where, keys = f"tune.space.{path}", keys_of(config, path)
     why = next((why for shape, why in SHARED.items() if _matches(path, shape)), None)
-    if why is not None and not _matches(path, SEARCHABLE_IN_TASKS):
+    if why is not None and not any(_matches(path, shape) for shape in SEARCHABLE_IN_TASKS):
         raise ConfigError(f"{where}: {why}", _instead(keys, student))
     if keys[0] == "students" and (len(keys) < 3 or keys[1] != student):
         raise ConfigError(
@@ -334,14 +345,31 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
             raise ConfigError(f"tune.space.{path} = {value!r}: {error.cause}", error.remedy) from None
         if uses_hidden(changed) and not uses_hidden(config):
             raise ConfigError(
-                f"tune.space.{path}: teachers make hidden targets only where the config's own loss has hidden",
-                "Give loss.hidden a value above 0 in the config, or drop the key.",
+                f"tune.space.{path}: teachers make hidden targets only where the config's own losses have hidden",
+                "Give the config itself a loss or a stage with hidden above 0, or drop the key.",
             )
+        _check_transfer(config, changed, path)
         effects.append(_in_force(changed, student))
     several = any(value != _extremes(distribution)[0] for value in _extremes(distribution))
     if several and all(effect == effects[0] for effect in effects):
         why, remedy = _idle(config, path, student)
         raise ConfigError(f"tune.space.{path}: it changes nothing, {why}", remedy)
+
+
+def _check_transfer(config: RunConfig, changed: RunConfig, path: str) -> None:
+    """Raises `ConfigError` where a value takes texts of other tasks that the config's own teachers do not label."""
+    for task, own in config.tasks.items():
+        theirs = changed.tasks[task].transfer
+        if theirs == own.transfer:
+            continue
+        if own.transfer is None:
+            raise ConfigError(f"tune.space.{path}: {task} has no transfer", f"Give tasks.{task}.transfer.")
+        most = own.transfer.limit
+        if theirs is None or (most is not None and (theirs.limit is None or theirs.limit > most)):
+            raise ConfigError(
+                f"tune.space.{path}: teachers label the {most:,} texts that the config's own limit takes",
+                f"Raise tasks.{task}.transfer.limit to the largest value of the search.",
+            )
 
 
 def _in_force(config: RunConfig, student: str) -> list[Any]:
@@ -366,7 +394,8 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
             update=dict.fromkeys(("epochs", "learning_rate", "head_learning_rate")),
         )
         loss = loss.model_copy(update={"hard": None, "soft": None, "hidden": 0, "annealing": "constant"})
-    return [config.seed, student_start(config, student), train, loss, parts, aggregations]
+    transfers = [task.transfer for task in config.tasks.values()]
+    return [config.seed, student_start(config, student), train, loss, parts, aggregations, transfers]
 
 
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.config.fields import Count, Epochs, Positive
 from pipeline.config.schema import (
@@ -60,7 +60,8 @@ class TaskFacts:
 
     labels: size of the label space; None where a prediction is a number or a place in a text · continuous: whether it
     is a number · examples: training examples, with and without labels · labelled: those with labels · majority: share
-    of the most frequent label among all labelled texts, words or decisions; None without a label space.
+    of the most frequent label among all labelled texts, words or decisions; None without a label space · taken: how
+    many of the examples are texts of other tasks.
     """
 
     labels: int | None
@@ -68,6 +69,12 @@ class TaskFacts:
     examples: int
     labelled: int
     majority: float | None
+    taken: int = 0
+
+    def within(self, limit: int | None) -> TaskFacts:
+        """With no more than `limit` texts of other tasks."""
+        beyond = 0 if limit is None else max(0, self.taken - limit)
+        return replace(self, examples=self.examples - beyond, taken=self.taken - beyond)
 
 
 @dataclass(frozen=True)

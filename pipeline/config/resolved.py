@@ -8,7 +8,7 @@ code that records or compares configs reads the config itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -173,7 +173,15 @@ def resolve_config(config: RunConfig, facts: Facts) -> Resolved:
 
 
 def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSettings:
-    """One student's settings. Raises `ConfigError`."""
+    """One student's settings. Raises `ConfigError`.
+
+    facts: of the config's data, or of data with more texts of other tasks than the config takes.
+    """
+    limits = {
+        task: None if own.transfer is None else own.transfer.limit for task, own in config.tasks.items()
+    }
+    tasks = {task: own.within(limits.get(task)) for task, own in facts.tasks.items()}
+    facts = replace(facts, tasks=tasks)
     train, reasons = student_recipe(student_train(config, name), name, facts)
     given, notes = student_loss(config, name)
     losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in config.tasks}

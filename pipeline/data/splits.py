@@ -86,7 +86,18 @@ class TaskData:
             examples=len(self.splits["train"]) + expected,
             labelled=len(labelled),
             majority=majority,
+            taken=self.taken,
         )
+
+    def within(self, limit: int | None) -> TaskData:
+        """With no more than `limit` texts of other tasks: those that `transfer.limit` takes."""
+        if limit is None or self.taken <= limit:
+            return self
+        train, variants = self.splits["train"], sum(made.count for made in self.variants.values())
+        end = len(train) - variants
+        own, taken, last = np.split(np.arange(len(train)), [end - self.taken, end])
+        rows = np.concatenate((own, taken[_smallest(train.keys[taken], limit)], last))
+        return replace(self, splits={**self.splits, "train": train.take(rows)}, taken=limit)
 
     def fingerprint(self) -> str:
         """Hash of every split's examples and labels, in their order."""
@@ -294,4 +305,9 @@ def limited(examples: Examples, limit: int | None) -> Examples:
     """The `limit` examples with the smallest hashes, in their original order."""
     if limit is None or len(examples) <= limit:
         return examples
-    return examples.take(np.sort(np.argsort(_mixed(examples.keys, 2), kind="stable")[:limit]))
+    return examples.take(_smallest(examples.keys, limit))
+
+
+def _smallest(keys: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    """(count,) the positions of the keys with the smallest hashes, ascending."""
+    return np.sort(np.argsort(_mixed(keys, 2), kind="stable")[:count])

@@ -508,16 +508,21 @@ def new_plan(
     teacher_folders: Mapping[str, str],
     hidden: Mapping[str, HiddenTargets] = MappingProxyType({}),
 ) -> Plan:
-    """A plan for one launch of the worker group. facts: what the values are derived from that the config leaves out."""
+    """A plan for one launch of the worker group.
+
+    facts: what the values are derived from that the config leaves out · data: may have more texts of other tasks than the
+    config takes, as the data that the trials of a search share.
+    """
     resolved = resolve_config(with_absolute_paths(config), facts)
     run_dir = config.run_dir.absolute()
+    limits = {task: own.transfer.limit for task, own in config.tasks.items() if own.transfer is not None}
     return Plan(
         run_dir,
         jobs_of(config),
         config.seed,
         resolved.students,
         resolved.aggregations,
-        data,
+        {name: own.within(limits.get(name)) for name, own in data.items()},
         config.store_path,
         teacher_keys,
         teacher_folders,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.resolved import student_train
+from pipeline.config.resolved import student_settings, student_train
 from pipeline.config.schema import Distribution, RunConfig
 from pipeline.errors import ConfigError
 from tests.unit.pipeline.facts import facts_of
@@ -67,7 +67,8 @@ def points_of(config: RunConfig) -> list[dict[str, Any]]:
         ("loss.task_weights.movie", UNIFORM, "there is no 'movie'", "'movies'"),
         ("aggregation.teacher_weights.movies-bigg", UNIFORM, "there is no 'movies-bigg'", "'movies-big'"),
         ("seed.first", UNIFORM, "seed has no keys of its own", "path of a key"),
-        ("baselines.0", {"choice": ["supervised"]}, "baselines has no keys of its own", "path of a key"),
+        ("baselines.0", {"choice": ["supervised"]}, "baselines.0: 0 is a whole section", "path of a key"),
+        ("stages.0.epochs", {"choice": [1]}, "0 has no keys of its own", "path of a key"),
         ("", UNIFORM, "unknown key", "Known keys"),
         ("teachers.movies-big.model", {"choice": ["a"]}, "other teachers or other soft targets", "by hand"),
         ("teachers.movies-tiny.fine_tune.epochs", {"choice": [1]}, "other soft targets", "by hand"),
@@ -195,12 +196,68 @@ def test_a_key_that_another_one_hides_is_refused(path: str, own: str) -> None:
     checked(search_of({own: {"uniform": [0.1, 0.9]}}, {own: 0.5}))
 
 
-def test_a_search_changes_no_stages_and_labels_no_hidden_targets() -> None:
-    hidden, choice = {"loss.hidden": {"choice": [0.0, 1.0]}}, {"choice": [[], [{"loss": {"hard": 1}}]]}
+HIDDEN_FIRST: list[dict[str, Any]] = [{"loss": {"hidden": 1}, "epochs": 2}, {}]
+
+
+def test_a_search_labels_no_hidden_targets() -> None:
+    hidden = {"loss.hidden": {"choice": [0.0, 1.0]}}
     assert "teachers make hidden targets only where" in refusal(hidden).cause
     checked(search_of(hidden, {"loss.hidden": 0.5}))
     for path in ("stages", "students.half.stages"):
-        assert "all trials have the same stages" in refusal({path: choice}).cause
+        stages = {path: {"choice": [[], HIDDEN_FIRST]}}
+        assert "teachers make hidden targets only where" in refusal(stages).cause
+        checked(search_of(stages, {path: HIDDEN_FIRST}))
+        checked(search_of({path: {"choice": [[], [{"loss": {"soft": 1}}, {"loss": {"hard": 1}}]]}}))
+
+
+def test_stages_are_searched_as_a_whole_or_by_number() -> None:
+    whole = search_of({"stages": {"choice": [[], HIDDEN_FIRST]}}, {"stages": HIDDEN_FIRST})
+    assert values_of(whole, whole.tune.space, facts_of(whole)) == {"stages": HIDDEN_FIRST}  # type: ignore[union-attr]
+    assert with_values(whole, {"stages": []}).stages == ()
+    space = {"stages.0.epochs": {"randint": [1, 9]}, "stages.0.learning_rate": UNIFORM}
+    config = search_of(space, {"stages": [{**HIDDEN_FIRST[0], "learning_rate": 2.0}, {}]})
+    assert checked(config) is config.tune
+    assert values_of(config, config.tune.space, facts_of(config)) == {  # type: ignore[union-attr]
+        "stages.0.epochs": 2,
+        "stages.0.learning_rate": 2.0,
+    }
+    changed = with_values(config, {"stages.0.epochs": 5}).stages
+    assert [stage.epochs for stage in changed] == [5, None]
+    assert (
+        "it changes nothing, students.half.stages is set"
+        not in refusal({"stages.2.epochs": {"randint": [1, 9]}}, {"stages": HIDDEN_FIRST}).cause
+    )
+
+
+TRANSFER = "tasks.movies.transfer.limit"
+
+
+def test_a_search_takes_no_more_texts_of_other_tasks_than_the_config() -> None:
+    space = {TRANSFER: {"choice": [100, 400]}}
+    assert "movies has no transfer" in refusal(space).cause
+    error = refusal(space, {"tasks.movies.transfer": {"tasks": "all", "limit": 300}})
+    assert "teachers label the 300 texts that the config's own limit takes" in error.cause
+    assert TRANSFER in error.remedy
+    for limit in (400, None):
+        checked(search_of(space, {"tasks.movies.transfer": {"tasks": "all", "limit": limit}}))
+    assert "the task itself" in refusal({"tasks.movies.transfer.tasks": {"choice": [["stars"]]}}).cause
+
+
+def test_epochs_go_with_the_texts_that_a_trial_takes() -> None:
+    """By facts of the data that all trials share."""
+    run = {"tasks.movies.transfer": {"tasks": "all", "limit": 32000}, "train": {}}
+    config = search_of({TRANSFER: {"choice": [320, 32000]}}, run)
+    facts = facts_of(config)
+    task = facts.tasks["movies"]
+    facts = replace(
+        facts, tasks={**facts.tasks, "movies": replace(task, examples=task.examples + 32000, taken=32000)}
+    )
+    epochs = [
+        student_settings(with_values(config, {TRANSFER: limit}), "half", facts).train.epochs
+        for limit in (320, 32000)
+    ]
+    assert epochs[0] > epochs[1] == 4
+    assert most_epochs(config, facts) == epochs[0]
 
 
 def test_a_key_that_every_stage_has_for_itself_is_refused() -> None:

@@ -236,6 +236,21 @@ def test_a_larger_limit_keeps_what_a_smaller_one_has() -> None:
     assert f"a {shares[0]}, b {shares[1]}, c {shares[2]}; dropped: 600 beyond the limit" in note
 
 
+def test_data_of_a_larger_limit_give_those_of_a_smaller_one(tmp_path: Path) -> None:
+    def loaded(limit: int | None) -> TaskData:
+        return load_tasks(config_of(tmp_path, {"mood": {"tasks": "all", "limit": limit}}))["mood"]
+
+    every = loaded(None)
+    assert every.taken == 39
+    for limit in (1, 5, 20, 38):
+        less, expected = every.within(limit), loaded(limit)
+        assert less.taken == expected.taken == limit
+        assert less.fingerprint() == expected.fingerprint()
+        assert less.facts() == expected.facts() == every.facts().within(limit)
+    for limit in (39, 50, None):
+        assert every.within(limit) is every
+
+
 def test_the_order_of_rows_does_not_matter() -> None:
     rows = [f"text {i}" for i in range(100)]
     forwards, _ = received(texts("own"), {"b": texts(*rows)}, 20)
@@ -345,7 +360,7 @@ def test_teachers_are_made_of_the_same_examples(tiny_run: TinyRun) -> None:
     assert len(after.data["mood"].splits["train"]) == 96
     for name in ("mood", "tone"):
         old, new = before.facts.tasks[name], after.facts.tasks[name]
-        assert new == replace(old, examples=96)
+        assert new == replace(old, examples=96, taken=48)
         assert (
             after.data[name].labelled_train().keys.tolist() == before.data[name].splits["train"].keys.tolist()
         )
