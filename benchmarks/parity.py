@@ -246,7 +246,9 @@ def complete(setting: Setting, data: TaskData) -> Setting:
     """The setting without any value left to derive."""
     if setting.epochs is not None and setting.learning_rate is not None:
         return replace(setting, head_learning_rate=setting.head_learning_rate or setting.learning_rate)
-    facts = Facts({data.task.name: data.facts()}, {STUDENT.name: model_facts(STUDENT)})
+    facts = Facts(
+        {data.task.name: data.facts()}, {STUDENT.name: model_facts(STUDENT, open_tokenizer(STUDENT))}
+    )
     recipe, _ = student_recipe(TrainConfig(batch_size=setting.batch_size), STUDENT.name, facts)
     return replace(
         setting,

@@ -82,9 +82,9 @@ def check(
             _check_space(config)
         inputs = prepare(config, errors)
         if config.tune is not None:
-            from tune.space import check_grace
+            from tune.space import check_derived
 
-            check_grace(config, inputs.facts)
+            check_derived(config, inputs.facts)
         mark = ""
         if full:
             out.print(to_yaml(config), markup=False)

@@ -21,7 +21,6 @@ from pipeline.config.resolved import (
     resolve_config,
     student_start,
     task_aggregation,
-    uses_hidden,
 )
 from pipeline.config.schema import RunConfig, needs_labels, strategies
 from pipeline.curve import Curve
@@ -96,11 +95,22 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
     _check_augment(config, errors)
     facts = Facts(
         _task_facts(config, data),
-        {name: model_facts(folder) for name, folder in starts.items() if folder in tokenizers},
-        {name: model_facts(folder) for name, folder in bases.items() if folder in tokenizers},
+        *(
+            {
+                name: model_facts(folder, tokenizers[folder])
+                for name, folder in some.items()
+                if folder in tokenizers
+            }
+            for some in (starts, bases)
+        ),
     )
     teachers: dict[str, Path] = {}
-    hidden = uses_hidden(config)
+    complete = (facts.tasks.keys(), facts.students.keys(), facts.teachers.keys()) == (
+        config.tasks.keys(),
+        config.students.keys(),
+        config.teachers.keys(),
+    )
+    hidden = complete and resolve_config(config, facts).hidden
     for name, teacher in config.teachers.items():
         if bases.get(name) in tokenizers and teacher.task in data:
             with errors:
@@ -176,9 +186,14 @@ def _open_models(
     return bases, starts, tokenizers
 
 
-def model_facts(folder: Path) -> ModelFacts:
+def model_facts(folder: Path, tokenizer: Any) -> ModelFacts:
     """What is known of the model in a folder. Raises `TeacherError` where its config cannot be read."""
-    return ModelFacts(open_config(folder).hidden_size)
+    config = open_config(folder)
+    layers = getattr(config, "num_hidden_layers", None)
+    return ModelFacts(
+        config.hidden_size,
+        by_word=bool(tokenizer.is_fast and layers is not None and not config.is_encoder_decoder),
+    )
 
 
 def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts: Facts) -> Path:
@@ -251,7 +266,7 @@ def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -
 
 def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None = None) -> list[TeacherSpec]:
     """Specs of the teachers `names`, by default of all; fine-tuned teachers must exist."""
-    specs, wanted = list[TeacherSpec](), uses_hidden(config)
+    specs, wanted = list[TeacherSpec](), inputs.resolved.hidden
     for name in config.teachers if names is None else names:
         teacher = config.teachers[name]
         task, folder = inputs.data[teacher.task].task, inputs.teachers[name]

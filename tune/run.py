@@ -38,7 +38,7 @@ from tune import report
 from tune.choice import Gain
 from tune.finals import Choice, Finals, decides
 from tune.search import cpus_per_trial_worker, search, training_folder
-from tune.space import check_grace, checked, modes, most_epochs, student_of, values_of, with_values
+from tune.space import check_derived, checked, modes, most_epochs, student_of, values_of, with_values
 from tune.study import DEFAULT, Trial, best, load, trial_name
 from tune.trial import Shared, curve, trial_job
 
@@ -82,7 +82,9 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
     own, student = study_config(config), student_of(config)
     _refuse_another_search(own)
     with (
-        runs.running(own, display, role="study", check=lambda inputs: check_grace(own, inputs.facts)) as run,
+        runs.running(
+            own, display, role="study", check=lambda inputs: check_derived(own, inputs.facts)
+        ) as run,
         connected(config, dashboard=config.train.workers > 1),
     ):
         run.order = (*runs.LABEL_STAGES, "search", "finals")

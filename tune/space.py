@@ -18,13 +18,13 @@ from pipeline.config.kinds import SKILL
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import Facts
 from pipeline.config.resolved import (
+    resolve_config,
     student_loss,
     student_settings,
     student_stages,
     student_start,
     student_train,
     task_aggregation,
-    uses_hidden,
 )
 from pipeline.config.schema import Distribution, RunConfig, TuneConfig
 from pipeline.config.view import RESULT_FREE
@@ -82,11 +82,20 @@ def checked(config: RunConfig) -> TuneConfig:
     return tune
 
 
-def check_grace(config: RunConfig, facts: Facts) -> None:
-    """Raises `ConfigError` where `tune.grace_epochs` is longer than any trial; apart from `checked`, since the epochs
-    may be derived from the data."""
+def check_derived(config: RunConfig, facts: Facts) -> None:
+    """Raises `ConfigError` where `tune.grace_epochs` is longer than any trial, or a trial needs hidden targets that the
+    config's own training does not; apart from `checked`, since epochs and stages may be derived from the data."""
     tune = config.tune
     assert tune is not None, "`checked` comes first"
+    student = student_of(config)
+    for path, distribution in tune.space.items():
+        for value in _extremes(distribution):
+            changed = student_settings(with_values(config, {path: value}), student, facts)
+            if changed.hidden and not resolve_config(config, facts).hidden:
+                raise ConfigError(
+                    f"tune.space.{path}: teachers make hidden targets only where the config itself has a loss on them",
+                    "Give the config itself a loss or a stage with hidden above 0, or drop the key.",
+                )
     epochs = most_epochs(config, facts)
     longest = epochs - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
     if tune.scheduler != "none" and tune.grace_epochs > longest:
@@ -343,11 +352,6 @@ def _check_values(config: RunConfig, path: str, distribution: Distribution, stud
             changed = with_values(config, {path: value})
         except ConfigError as error:
             raise ConfigError(f"tune.space.{path} = {value!r}: {error.cause}", error.remedy) from None
-        if uses_hidden(changed) and not uses_hidden(config):
-            raise ConfigError(
-                f"tune.space.{path}: teachers make hidden targets only where the config's own losses have hidden",
-                "Give the config itself a loss or a stage with hidden above 0, or drop the key.",
-            )
         _check_transfer(config, changed, path)
         effects.append(_in_force(changed, student))
     several = any(value != _extremes(distribution)[0] for value in _extremes(distribution))
@@ -387,7 +391,7 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
             stage.head_learning_rate or train.head_learning_rate,
             stage.unfreeze,
         )
-        for stage in stages
+        for stage in stages or ()
     ]
     if stages:  # what no stage takes
         train = train.model_copy(
@@ -395,7 +399,8 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
         )
         loss = loss.model_copy(update={"hard": None, "soft": None, "hidden": 0, "annealing": "constant"})
     transfers = [task.transfer for task in config.tasks.values()]
-    return [config.seed, student_start(config, student), train, loss, parts, aggregations, transfers]
+    derived = stages is None
+    return [config.seed, student_start(config, student), train, loss, parts, derived, aggregations, transfers]
 
 
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:

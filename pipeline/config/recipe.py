@@ -47,6 +47,8 @@ LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
 LEAST_PATIENCE, PATIENCE_SHARE = 3, 2
 """Epochs of patience: one of `PATIENCE_SHARE` epochs, at least `LEAST_PATIENCE`."""
+MOST_HIDDEN_BYTES = 8e9
+"""Of hidden targets that nobody asked for: more are neither labelled nor read fast on a usual machine."""
 FEW_LABELS, DOMINANT = 10, 0.6
 """A task is easy to soften with at most so many labels, none of which has this share of the examples."""
 
@@ -61,7 +63,8 @@ class TaskFacts:
     labels: size of the label space; None where a prediction is a number or a place in a text · continuous: whether it
     is a number · examples: training examples, with and without labels · labelled: those with labels · majority: share
     of the most frequent label among all labelled texts, words or decisions; None without a label space · taken: how
-    many of the examples are texts of other tasks.
+    many of the examples are texts of other tasks · words: about how many its train and validation texts have; 0 where
+    nobody counted.
     """
 
     labels: int | None
@@ -70,6 +73,7 @@ class TaskFacts:
     labelled: int
     majority: float | None
     taken: int = 0
+    words: int = 0
 
     def within(self, limit: int | None) -> TaskFacts:
         """With no more than `limit` texts of other tasks."""
@@ -79,9 +83,13 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before training: the width of its hidden layers."""
+    """What is known of a model before training.
+
+    width: of its hidden layers · by_word: whether its hidden vectors can be read word by word.
+    """
 
     width: int
+    by_word: bool = True
 
 
 @dataclass(frozen=True)
@@ -270,6 +278,21 @@ def patience_of(epochs: int) -> tuple[int, str]:
     return max(
         LEAST_PATIENCE, epochs // PATIENCE_SHARE
     ), f"epochs ÷ {PATIENCE_SHARE}, at least {LEAST_PATIENCE}"
+
+
+def hidden_epochs(epochs: int, hidden_bytes: float, models: Sequence[ModelFacts]) -> tuple[int, str]:
+    """Epochs of a first stage on hidden targets, out of a training's `epochs`, and why; 0 for no such stage.
+
+    hidden_bytes: of the teachers' hidden targets · models: the student and all teachers.
+    """
+    if not all(model.by_word for model in models):
+        return 0, "the hidden states of a model cannot be read word by word"
+    if hidden_bytes > MOST_HIDDEN_BYTES:
+        return (
+            0,
+            f"hidden targets would take {hidden_bytes / 1e9:,.0f} GB, more than {MOST_HIDDEN_BYTES / 1e9:.0f}",
+        )
+    return epochs // 2, f"half of the epochs, on hidden targets of about {hidden_bytes / 1e6:,.0f} MB"
 
 
 def temperature_of(task: TaskFacts) -> tuple[float, str]:

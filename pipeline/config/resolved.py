@@ -21,6 +21,7 @@ from pipeline.config.recipe import (
     StudentRecipe,
     TaskLoss,
     TeacherRecipe,
+    hidden_epochs,
     patience_of,
     stage_epochs,
     stage_loss,
@@ -97,13 +98,15 @@ class StudentStage:
 class StudentSettings(StudentStart):
     """The settings of one student, without any value left to derive.
 
-    train: with the epochs of all stages · stages: empty where the training is in one part · reasons, loss_reasons: why each derived value is what it is, by key, and by task and key · notes: the values that
+    train: with the epochs of all stages · stages: empty where the training is in one part · stages_reason: why they are
+    what they are, None where the config gives them · reasons, loss_reasons: why each derived value is what it is, by key, and by task and key · notes: the values that
     were normalised, one line each.
     """
 
     train: StudentRecipe
     loss: StudentLoss
     stages: tuple[StudentStage, ...] = ()
+    stages_reason: str | None = field(default=None, compare=False)
     reasons: Reasons = field(default_factory=dict, compare=False)
     loss_reasons: Mapping[str, Reasons] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -133,6 +136,10 @@ class FineTuning:
     reasons: Reasons = field(default_factory=dict, compare=False)
 
 
+HIDDEN_BYTES = 2
+"""Of one dimension of a hidden target: they are stored in half precision."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """Every student's settings and every fine-tuning by name, and every task's aggregation by task."""
@@ -140,6 +147,11 @@ class Resolved:
     students: Mapping[str, StudentSettings]
     fine_tunings: Mapping[str, FineTuning]
     aggregations: Mapping[str, TaskAggregation]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether any student learns from hidden targets."""
+        return any(student.hidden for student in self.students.values())
 
     def derived(self) -> dict[str, float]:
         """The values that the config does not give, by dotted path."""
@@ -186,7 +198,12 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
     given, notes = student_loss(config, name)
     losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in config.tasks}
     loss = StudentLoss({task: loss for task, (loss, _) in losses.items()}, given.annealing)
-    stages = _resolved_stages(student_stages(config, name), train, loss)
+    if (own := student_stages(config, name)) is not None:
+        stages, why = _resolved_stages(own, train, loss), None
+    else:
+        stages, why = _derived_stages(config, name, train, loss, facts)
+        if why is not None and not stages and train.epochs > 1:
+            notes += (f"{name} has no stage on hidden states: {why}",)
     if stages:
         train, reasons = _in_stages(train, reasons, stages)
     return StudentSettings(
@@ -194,14 +211,18 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
         train=train,
         loss=loss,
         stages=stages,
+        stages_reason=why,
         reasons=reasons,
         loss_reasons={task: why for task, (_, why) in losses.items()},
         notes=notes,
     )
 
 
-def student_stages(config: RunConfig, name: str) -> tuple[StageConfig, ...]:
-    """A student's stages as given, its own or the run's. Raises `ConfigError` where the last one trains no head."""
+def student_stages(config: RunConfig, name: str) -> tuple[StageConfig, ...] | None:
+    """A student's stages as given, its own or the run's; None where they are derived.
+
+    Raises `ConfigError` where the last one trains no head.
+    """
     own = config.students[name].stages
     stages, where = (config.stages, "stages") if own is None else (own, f"students.{name}.stages")
     if stages and not stages[-1].trains_heads:
@@ -212,18 +233,32 @@ def student_stages(config: RunConfig, name: str) -> tuple[StageConfig, ...]:
     return stages
 
 
-def uses_hidden(config: RunConfig) -> bool:
-    """Whether any student learns from hidden targets. Raises `ConfigError`."""
-    for name in config.students:
-        stages, (loss, _) = student_stages(config, name), student_loss(config, name)
-        weights = [(stage.loss or loss).hidden for stage in stages] or [loss.hidden]
-        if any(weights):
-            return True
-    return False
+def _derived_stages(
+    config: RunConfig, name: str, train: StudentRecipe, loss: StudentLoss, facts: Facts
+) -> tuple[tuple[StudentStage, ...], str | None]:
+    """Two stages, hidden targets first, and why; no stage where that cannot be, or nothing is known of it."""
+    if any(task.hidden for task in loss.tasks.values()) or not all(
+        task in facts.tasks and facts.tasks[task].words for task in config.tasks
+    ):
+        return (), None
+    teachers = {teacher: facts.teachers[teacher] for teacher in config.teachers}
+    size = sum(
+        HIDDEN_BYTES * teachers[teacher].width * facts.tasks[own.task].words
+        for teacher, own in config.teachers.items()
+    )
+    epochs, why = hidden_epochs(train.epochs, size, [facts.students[name], *teachers.values()])
+    if not epochs:
+        return (), why
+    hidden = StudentLoss(
+        {task: replace(own, hard=0.0, soft=0.0, hidden=1.0) for task, own in loss.tasks.items()}, "constant"
+    )
+    rates = train.learning_rate, train.head_learning_rate
+    first = StudentStage(hidden, epochs, *rates, reasons={"epochs": why})
+    return (first, StudentStage(loss, train.epochs - epochs, *rates, reasons={"epochs": "the others"})), why
 
 
 def _resolved_stages(
-    given: tuple[StageConfig, ...], train: StudentRecipe, loss: StudentLoss
+    given: Sequence[StageConfig], train: StudentRecipe, loss: StudentLoss
 ) -> tuple[StudentStage, ...]:
     lengths = stage_epochs([stage.epochs for stage in given], train.epochs)
     return tuple(

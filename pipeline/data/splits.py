@@ -22,6 +22,10 @@ from pipeline.data.load import Source, load_splits
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
+from pipeline.tasks.spans import word_spans
+
+WORD_SAMPLE = 500
+"""Texts of a split whose words are counted."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,19 @@ class TaskData:
             labelled=len(labelled),
             majority=majority,
             taken=self.taken,
+            words=self._words(expected),
         )
+
+    def _words(self, expected: int) -> int:
+        """About how many words train, with `expected` texts more, and validation have, from a sample of their texts."""
+        total, learnt = 0.0, ((self.splits["train"], expected), (self.splits["validation"], 0))
+        for examples, more in learnt:
+            count = min(WORD_SAMPLE, len(examples))
+            sample = examples.take(np.linspace(0, len(examples) - 1, count).astype(np.int64))
+            sides = self.task.reading.plain(sample.inputs)
+            words = sum(len(word_spans(text)) for side in sides for text in side)
+            total += words / max(1, count) * (len(examples) + more)
+        return round(total)
 
     def within(self, limit: int | None) -> TaskData:
         """With no more than `limit` texts of other tasks: those that `transfer.limit` takes."""

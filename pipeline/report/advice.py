@@ -115,7 +115,7 @@ def undertrained_students(evidence: Evidence) -> Iterator[Advice]:
                 code="student-undertrained",
                 text=f"{name} was still improving when it ended ({_last(curve, error)}).",
                 key=key,
-                value=None if staged else 2 * curve.epochs,
+                value=None if staged else 2 * evidence.report.recipes[name].epochs,
             )
         elif baseline.rising(error):
             yield Advice(
@@ -128,9 +128,9 @@ def undertrained_students(evidence: Evidence) -> Iterator[Advice]:
 
 
 def _staged(evidence: Evidence, student: str) -> bool:
-    """Whether the student's training has stages, each with a length and a loss of its own."""
+    """Whether the config gives the student's training stages, each with a length and a loss of its own."""
     recipe = evidence.report.recipes.get(student)
-    return recipe is not None and bool(recipe.stages)
+    return recipe is not None and bool(recipe.stages) and "stages" not in recipe.derived
 
 
 def undertrained_teachers(evidence: Evidence) -> Iterator[Advice]:
@@ -288,7 +288,7 @@ def _first_try(evidence: Evidence, task: str, student: str) -> tuple[str, str, f
     if supervised is not None and scores.ensemble <= supervised:
         reason = f"its ensemble, with {points(scores.ensemble)}, is not better than labels alone"
         return reason, *_less_soft(evidence, student, task)
-    if recipe.stages:
+    if _staged(evidence, student):
         return "its last stage may be too short, or its learning rate too low", f"{where}.stages", None
     curve = evidence.students.get(student, Curve())
     if curve.rising(_validation_error(evidence.report, student)):

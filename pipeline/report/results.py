@@ -196,8 +196,9 @@ def _student_record(settings: StudentSettings) -> StudentRecord:
         for stage in settings.stages
     )
     loss = _loss_records(settings.loss, settings.loss_reasons)
+    why = {} if settings.stages_reason is None else {"stages": settings.stages_reason}
     return StudentRecord(
-        **_recipe_values(settings.train, settings.reasons),
+        **_recipe_values(settings.train, {**settings.reasons, **why}),
         loss=loss,
         stages=stages,
         task_focus=settings.train.task_focus,

@@ -17,7 +17,7 @@ from tests.unit.pipeline.facts import facts_of
 from tests.unit.tune.studies import SPACE, search_of, with_facts
 from tune import space as space_of_values
 from tune.space import (
-    check_grace,
+    check_derived,
     checked,
     distributions,
     domains,
@@ -475,18 +475,18 @@ def test_names_that_no_config_could_have_are_refused_at_once() -> None:
 def test_grace_that_no_trial_outlives_is_refused(scheduler: str, longest: int) -> None:
     space = {"loss.temperature": UNIFORM}
     given = {**POPULATION, "scheduler": scheduler}
-    check_grace(*with_facts(search_of(space, **given, grace_epochs=longest)))
+    check_derived(*with_facts(search_of(space, **given, grace_epochs=longest)))
     cause = f"tune.grace_epochs: {longest + 1}, more than {longest} would change nothing in 4 epochs"
     with pytest.raises(ConfigError, match=cause):
-        check_grace(*with_facts(search_of(space, **given, grace_epochs=longest + 1)))
-    check_grace(*with_facts(search_of(space, scheduler="none", grace_epochs=5)))
+        check_derived(*with_facts(search_of(space, **given, grace_epochs=longest + 1)))
+    check_derived(*with_facts(search_of(space, scheduler="none", grace_epochs=5)))
 
 
 def test_grace_is_compared_with_derived_epochs() -> None:
     config = search_of({"loss.temperature": UNIFORM}, {"train.epochs": None}, grace_epochs=61)
     checked(config)
     with pytest.raises(ConfigError, match="more than 60 would change nothing in 60 epochs"):
-        check_grace(*with_facts(config))
+        check_derived(*with_facts(config))
 
 
 def test_the_longest_trial_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from pipeline.config.resolved import (
     resolve_config,
     student_settings,
     student_stages,
-    uses_hidden,
 )
 from pipeline.config.schema import FineTuneConfig, LossConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
@@ -328,12 +328,82 @@ def test_a_students_own_stages_replace_the_runs() -> None:
         "own": {"model": "tiny", "stages": [{"loss": {"soft": 1}}]},
     }
     config = config_of(students=students, stages=PARTS)
-    lengths = {name: len(student_stages(config, name)) for name in students}
+    lengths = {name: len(student_stages(config, name) or ()) for name in students}
     assert lengths == {"tiny": 3, "flat": 0, "own": 1}
-    assert uses_hidden(config)
-    assert not uses_hidden(config_of(stages=[{"loss": {"soft": 1}}, {}]))
-    assert uses_hidden(config_of(loss={"hidden": 0.5}))
-    assert not uses_hidden(config_of(loss={"hidden": 0.5}, stages=[{"loss": {"soft": 1}}]))
+
+
+def uses_hidden(facts: Facts = FACTS, **sections: Any) -> bool:
+    return resolve_config(config_of(**sections), facts).hidden
+
+
+def test_hidden_targets_are_wanted_where_a_loss_reads_them() -> None:
+    assert uses_hidden(stages=PARTS)
+    assert not uses_hidden(stages=[{"loss": {"soft": 1}}, {}])
+    assert uses_hidden(loss={"hidden": 0.5})
+    assert not uses_hidden(loss={"hidden": 0.5}, stages=[{"loss": {"soft": 1}}])
+
+
+# ---------------------------------------------------------------- derived stages
+
+COUNTED = replace(
+    FACTS,
+    tasks={name: replace(task, words=10_000) for name, task in TASKS.items()},
+    teachers={name: ModelFacts(384) for name in config_of().teachers},
+)
+"""Six teachers of width 384, two of the first task: 6 × 384 × 2 bytes × 10,000 words."""
+
+
+def test_half_of_the_epochs_are_on_hidden_states() -> None:
+    own = student_settings(config_of(), "tiny", COUNTED)
+    first, second = own.stages
+    assert own.stages_reason == "half of the epochs, on hidden targets of about 46 MB"
+    assert (first.epochs, second.epochs, own.train.epochs) == (4, 5, 9)
+    assert {(loss.hard, loss.soft, loss.hidden) for loss in first.loss.tasks.values()} == {(0, 0, 1)}
+    assert second.loss == own.loss
+    assert (first.learning_rate, second.head_learning_rate) == (3e-4, 9e-3)
+    assert own.train.early_stopping is not None
+    assert own.train.early_stopping.patience == 3
+    assert own.hidden
+    derived = resolve_config(config_of(), COUNTED).derived()
+    assert derived["students.tiny.stages.0.epochs"] == 4
+
+
+def test_what_the_config_gives_is_not_derived() -> None:
+    assert student_settings(config_of(stages=[]), "tiny", COUNTED).stages == ()
+    joint = student_settings(config_of(loss={"hidden": 1}), "tiny", COUNTED)
+    assert (joint.stages, joint.stages_reason, joint.hidden) == ((), None, True)
+    students = {"tiny": {"model": "tiny", "stages": []}}
+    assert not uses_hidden(COUNTED, students=students)
+
+
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        (
+            replace(COUNTED, tasks={**COUNTED.tasks, "words": replace(ENTITIES, words=20_000_000)}),
+            "tiny has no stage on hidden states: hidden targets would take 15 GB, more than 8",
+        ),
+        (
+            replace(COUNTED, students={"tiny": ModelFacts(128, by_word=False)}),
+            "tiny has no stage on hidden states: the hidden states of a model cannot be read word by word",
+        ),
+    ],
+)
+def test_where_hidden_targets_cannot_be_there_is_one_stage_and_a_note(facts: Facts, note: str) -> None:
+    own = student_settings(config_of(), "tiny", facts)
+    assert own.stages == ()
+    assert note in own.notes
+    assert not own.hidden
+
+
+def test_one_epoch_cannot_be_halved() -> None:
+    own = student_settings(config_of(train={"epochs": 1}), "tiny", COUNTED)
+    assert own.stages == ()
+    assert not any("hidden" in note for note in own.notes)
+
+
+def test_nothing_is_derived_of_texts_that_nobody_counted() -> None:
+    assert student_settings(config_of(), "tiny", FACTS).stages == ()
 
 
 def test_hidden_is_normalised_with_the_others() -> None:
