@@ -5,7 +5,8 @@
 Every row is a run of `tutelage train` of its own, named `<name>-ablation-<row>`, in the config's `runs_dir`: teachers and
 soft targets are those of the config. The first row is the config without its texts and signals: soft targets of the
 labelled texts alone, at the derived length; the supervised baseline is trained in that row. Then come, one on top of
-another, what the config adds: `data.unlabelled`, `transfer`, `augment`, its epochs, `stages`, `train.task_focus`. A row whose
+another, what the config adds: `data.unlabelled`, `transfer`, `augment`, its epochs, `stages` (derived ones as well),
+`train.task_focus`. A row whose
 ingredient the config does not have is left out. A gap recovered is (student − baseline) ÷ (ensemble − baseline), on
 test, in percent; minutes are those of the student's epochs. An interrupted ablation goes on where it stopped.
 """
@@ -97,8 +98,8 @@ def without_task_key(*path: str) -> Callable[[dict[str, Any], dict[str, Any]], N
 
 
 def without_stages(config: dict[str, Any], student: dict[str, Any]) -> None:
-    for section in (config, student):
-        section.pop("stages", None)
+    student.pop("stages", None)
+    config["stages"] = []  # left out, they are derived
 
 
 def without_focus(config: dict[str, Any], student: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ INGREDIENTS: Mapping[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "texts of other tasks": without_task_key("transfer"),
     "variants": without_task_key("augment"),
     "the config's epochs": without_length,
-    "stages": without_stages,
+    "hidden states": without_stages,
     "worst task first": without_focus,
 }
 """What takes an ingredient away from a config and its student, by the row that adds it, in the order of the rows."""

@@ -26,6 +26,7 @@ def test_each_row_adds_one_ingredient() -> None:
         "+ unlabelled texts",
         "+ texts of other tasks",
         "+ the config's epochs",
+        "+ hidden states",
         "+ worst task first",
     ]
     has = [
@@ -33,22 +34,24 @@ def test_each_row_adds_one_ingredient() -> None:
             "unlabelled" in row["tasks"]["a"]["data"],
             "transfer" in row["tasks"]["a"],
             "epochs" in row["students"]["tiny"]["train"],
+            row.get("stages") != [],
             "task_focus" in row["train"],
         )
         for row in rows.values()
     ]
     assert has == [
-        (False, False, False, False),
-        (True, False, False, False),
-        (True, True, False, False),
-        (True, True, True, False),
-        (True, True, True, True),
+        (False, False, False, False, False),
+        (True, False, False, False, False),
+        (True, True, False, False, False),
+        (True, True, True, False, False),
+        (True, True, True, True, False),
+        (True, True, True, True, True),
     ]
 
 
 def test_only_the_first_row_has_a_baseline_and_all_have_one_student() -> None:
     rows = rows_of(config(), "tiny")
-    assert ["baselines" in row for row in rows.values()] == [False, True, True, True, True]
+    assert ["baselines" in row for row in rows.values()] == [False] + 5 * [True]
     assert {tuple(row["students"]) for row in rows.values()} == {("tiny",)}
     assert rows["+ worst task first"] == config() | {
         "students": {"tiny": config()["students"]["tiny"]},
