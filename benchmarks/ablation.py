@@ -5,10 +5,10 @@
 Every row is a run of `tutelage train` of its own, named `<name>-ablation-<row>`, in the config's `runs_dir`: teachers and
 soft targets are those of the config. The first row is the config without its texts and signals: soft targets of the
 labelled texts alone, at the derived length; the supervised baseline is trained in that row. Then come, one on top of
-another, what the config adds: `data.unlabelled`, `transfer`, `augment`, its epochs, `stages` (derived ones as well),
-`train.task_focus`. A row whose
-ingredient the config does not have is left out. A gap recovered is (student − baseline) ÷ (ensemble − baseline), on
-test, in percent; minutes are those of the student's epochs. An interrupted ablation goes on where it stopped.
+another, what the config adds: `data.unlabelled`, `transfer`, `augment`, its epochs, hidden states (its stages, given or
+derived), `train.task_focus`. A row whose ingredient the config does not have is left out. A gap recovered is
+(student − baseline) ÷ (ensemble − baseline), on test, in percent; minutes are those of the student's epochs. An
+interrupted ablation goes on where it stopped.
 """
 
 from __future__ import annotations

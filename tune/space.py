@@ -144,9 +144,9 @@ def with_values(config: RunConfig, values: Values) -> RunConfig:
     for path, value in values.items():
         *parents, leaf = keys_of(config, path)
         node: Any = tree
-        for key in parents:
+        for key, following in itertools.pairwise([*parents, leaf]):
             if isinstance(node, dict) and node.get(key) is None:
-                node[key] = {}
+                node[key] = [] if following.isdigit() else {}
             node = _at(node, [key])
             if not isinstance(node, dict | list):
                 raise ConfigError(f"{path}: {key} has no keys of its own", "Give the path of a key.")

@@ -359,8 +359,8 @@ class Trainer:
         self._trim_log(0 if checkpoint is None else checkpoint.state["progress"]["step"])
         if checkpoint is None:
             return
-        self.progress = Progress(**checkpoint.state["progress"])
-        self.progress.focus = Focus(**checkpoint.state["progress"]["focus"])
+        progress = checkpoint.state["progress"]
+        self.progress = Progress(**{**progress, "focus": Focus(**progress["focus"])})
         self._enter(self._stage_of(self.progress.step))
         # the rounding of a sum depends on the number of threads that compute it
         torch.set_num_threads(checkpoint.state.get("threads", torch.get_num_threads()))

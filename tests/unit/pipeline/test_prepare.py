@@ -127,8 +127,14 @@ def test_a_teachers_name_follows_the_values_in_force(tiny_run: TinyRun) -> None:
 
 
 def test_facts_are_those_of_data_and_models(tiny_run: TinyRun) -> None:
-    facts = prepared(tiny_run()).facts
-    assert facts.tasks["tone"] == TaskFacts(3, continuous=False, examples=48, labelled=48, majority=1 / 3)
+    inputs = prepared(tiny_run())
+    facts, splits = inputs.facts, inputs.data["tone"].splits
+    words = sum(
+        len(text.split()) for split in ("train", "validation") for text in splits[split].inputs["text"]
+    )
+    assert facts.tasks["tone"] == TaskFacts(
+        3, continuous=False, examples=48, labelled=48, majority=1 / 3, words=words
+    )
     assert facts.students == {"cut": ModelFacts(32), "bare": ModelFacts(32)}
     assert facts.teachers["mood-distilbert"] == ModelFacts(32)  # whose config calls it `dim`
 

@@ -223,7 +223,7 @@ def test_the_facts_of_a_task(
 
 
 def test_a_config_of_tasks_teachers_and_students_trains(tiny_model: TinyModel, tmp_path: Path) -> None:
-    config = config_of(tiny_model, tmp_path, "pairs", train={}, baselines=[])
+    config = config_of(tiny_model, tmp_path, "pairs", train={}, baselines=[], stages=[])
     big = config.teachers["big"].model_copy(update={"fine_tune": FineTuneConfig()})
     config = config.model_copy(update={"teachers": {"big": big}})
     inputs = prepare(config)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.recipe import ModelFacts
 from pipeline.config.resolved import student_settings, student_train
 from pipeline.config.schema import Distribution, RunConfig
 from pipeline.errors import ConfigError
@@ -201,13 +202,29 @@ HIDDEN_FIRST: list[dict[str, Any]] = [{"loss": {"hidden": 1}, "epochs": 2}, {}]
 
 def test_a_search_labels_no_hidden_targets() -> None:
     hidden = {"loss.hidden": {"choice": [0.0, 1.0]}}
-    assert "teachers make hidden targets only where" in refusal(hidden).cause
-    checked(search_of(hidden, {"loss.hidden": 0.5}))
-    for path in ("stages", "students.half.stages"):
-        stages = {path: {"choice": [[], HIDDEN_FIRST]}}
-        assert "teachers make hidden targets only where" in refusal(stages).cause
-        checked(search_of(stages, {path: HIDDEN_FIRST}))
-        checked(search_of({path: {"choice": [[], [{"loss": {"soft": 1}}, {"loss": {"hard": 1}}]]}}))
+    for space, own in (
+        (hidden, {"loss.hidden": 0.5}),
+        ({"stages": {"choice": [[], HIDDEN_FIRST]}}, {"stages": HIDDEN_FIRST}),
+        ({"students.half.stages": {"choice": [[], HIDDEN_FIRST]}}, {"students.half.stages": HIDDEN_FIRST}),
+    ):
+        config = search_of(space)
+        checked(config)
+        with pytest.raises(ConfigError, match="teachers make hidden targets only where") as caught:
+            check_derived(*with_facts(config))
+        assert next(iter(space)) in caught.value.cause
+        check_derived(*with_facts(search_of(space, own)))
+    soft = {"stages": {"choice": [[], [{"loss": {"soft": 1}}, {"loss": {"hard": 1}}]]}}
+    check_derived(*with_facts(search_of(soft)))
+
+
+def test_a_search_over_hidden_states_may_begin_with_derived_stages() -> None:
+    config = search_of({"stages": {"choice": [[], None]}})
+    checked(config)
+    facts = facts_of(config)
+    counted = {name: replace(task, words=1000) for name, task in facts.tasks.items()}
+    facts = replace(facts, tasks=counted, teachers=dict.fromkeys(config.teachers, ModelFacts(32)))
+    check_derived(config, facts)
+    assert values_of(config, config.tune.space, facts) == {"stages": None}  # type: ignore[union-attr]
 
 
 def test_stages_are_searched_as_a_whole_or_by_number() -> None:
@@ -222,7 +239,7 @@ def test_stages_are_searched_as_a_whole_or_by_number() -> None:
         "stages.0.learning_rate": 2.0,
     }
     changed = with_values(config, {"stages.0.epochs": 5}).stages
-    assert [stage.epochs for stage in changed] == [5, None]
+    assert [stage.epochs for stage in changed or ()] == [5, None]
     assert (
         "it changes nothing, students.half.stages is set"
         not in refusal({"stages.2.epochs": {"randint": [1, 9]}}, {"stages": HIDDEN_FIRST}).cause
