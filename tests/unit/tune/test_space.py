@@ -234,7 +234,7 @@ def test_stages_are_searched_as_a_whole_or_by_number() -> None:
     space = {"stages.0.epochs": {"randint": [1, 9]}, "stages.0.learning_rate": UNIFORM}
     config = search_of(space, {"stages": [{**HIDDEN_FIRST[0], "learning_rate": 2.0}, {}]})
     assert checked(config) is config.tune
-    assert values_of(config, config.tune.space, facts_of(config)) == {  # type: ignore[union-attr]
+    assert values_of(config, config.tune.space, facts_of(config)) == {
         "stages.0.epochs": 2,
         "stages.0.learning_rate": 2.0,
     }
