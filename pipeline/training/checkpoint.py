@@ -104,20 +104,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(_finished(folder), default=None)
 
 
-def keep_weights(folder: Path) -> None:
-    """Replaces the checkpoints of a training that has ended by one with nothing but the weights it selected: a copy of it
-    is resumed as a training that has ended. A fourth of the size of a whole one."""
-    checkpoint = load_checkpoint(folder)
-    if checkpoint is None:
-        return
-    selected = checkpoint.tensors.get("best") or checkpoint.tensors["model"]
-    step = checkpoint.state["progress"]["step"]
-    final = save_checkpoint(
-        folder, step, {"model": selected, "rng": checkpoint.tensors["rng"]}, checkpoint.state
-    )
-    for path in folder.glob("step-*"):
-        if path != final:
-            shutil.rmtree(path)
+def keep_newest(folder: Path) -> None:
+    """Removes all checkpoints in `folder` but the newest: that of a training that has ended."""
+    for path in _finished(folder)[:-1]:
+        shutil.rmtree(path)
 
 
 def adopt_checkpoint(source: Path, folder: Path) -> None:
