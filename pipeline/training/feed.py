@@ -71,7 +71,8 @@ class TaskSet:
         validation, head, memory = data.splits["validation"], data.task.head, kept or Kept()
 
         def encode(some: Examples) -> Encoded:
-            content = blake2b(some.keys.tobytes(), digest_size=16).digest()  # keys name inputs; labels take no part
+            # keys name inputs; labels take no part in what is encoded
+            content = blake2b(some.keys.tobytes(), digest_size=16).digest()
             key = ("encoded", tokenizer, head, max_length, words, content)
             return memory.get(key, lambda: head.encode(tokenizer, some.inputs, max_length, words=words))
 
