@@ -22,6 +22,7 @@ from pipeline.files import write_atomically
 from pipeline.run_folder import job_folder
 from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
 from pipeline.training.jobs import new_plan, run_worker_group, train_jobs
+from pipeline.training.kept import Kept
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.step import Workers
 from teachers.spec import HiddenTargets
@@ -29,6 +30,8 @@ from tune.space import Values, student_of, with_values
 from tune.study import trial_name
 
 TAKEOVERS = "takeovers.json"
+KEPT = Kept()
+"""Of the trials that this process has trained; a trial that fails ends its process."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,12 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
         mutable = shared.config.tune is not None and shared.config.tune.scheduler == "pbt"
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = torch.device("cuda" if config.train.gpus_per_worker else "cpu")
-        train_jobs(plan, Workers(device=device), partial(report_to_tune, folder if mutable else None))
+        try:
+            train_jobs(
+                plan, Workers(device=device), partial(report_to_tune, folder if mutable else None), KEPT
+            )
+        finally:
+            KEPT.drop_unused()
 
 
 def report_to_tune(folder: Path | None, epochs: int, scores: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.focus import Focus
 from pipeline.training.hidden import HiddenMatch
+from pipeline.training.kept import Kept
 from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, Workers
 
@@ -61,18 +63,23 @@ class TaskSet:
         sources: Sequence[TargetSource] = (),
         aggregation: Aggregation | None = None,
         words: bool = False,
+        kept: Kept | None = None,
     ) -> TaskSet:
         """The task's splits encoded by `tokenizer`; without sources, train's labelled examples alone.
 
-        words: encoded with the words that tokens cover, for hidden targets.
+        words: encoded with the words that tokens cover, for hidden targets · kept: examples that the same tokenizer
+        encoded before are taken from it.
         """
         train = data.splits["train"] if sources else data.labelled_train()
-        validation = data.splits["validation"]
-        encoded, gold = (
-            data.task.head.encode(tokenizer, some.inputs, max_length, words=words)
-            for some in (train, validation)
-        )
-        return cls(data.task, encoded, train, gold, validation, sources, aggregation)
+        validation, head, memory = data.splits["validation"], data.task.head, kept or Kept()
+
+        def encode(some: Examples) -> Encoded:
+            # keys name inputs; labels take no part in what is encoded
+            content = blake2b(some.keys.tobytes(), digest_size=16).digest()
+            key = ("encoded", tokenizer, head, max_length, words, content)
+            return memory.get(key, lambda: head.encode(tokenizer, some.inputs, max_length, words=words))
+
+        return cls(data.task, encode(train), train, encode(validation), validation, sources, aggregation)
 
 
 @dataclass(frozen=True)

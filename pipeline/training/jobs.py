@@ -43,13 +43,14 @@ from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
 from pipeline.training.checkpoint import (
     adopt_checkpoint,
-    keep_weights,
+    keep_newest,
     newest_checkpoint,
     remove_checkpoints,
 )
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.hidden import HiddenMatch
-from pipeline.training.loop import METRICS, Progress, Report, StopWatch, Trainer
+from pipeline.training.kept import Kept
+from pipeline.training.loop import METRICS, Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, predict
@@ -113,19 +114,18 @@ def take_over(run_dir: Path, job: Job, source: Path) -> bool:
 # ---------------------------------------------------------------- in the workers
 
 
-def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, scores: None) -> None:
-    """Runs the unfinished jobs one after another; returns early once the stop file exists."""
-    should_stop = StopWatch(plan.stop)
-    store = Store(plan.store)
-    sets: dict[tuple[str, str, bool, bool], list[TaskSet]] = {}
+def train_jobs(
+    plan: Plan,
+    workers: Workers,
+    report: Report = lambda epochs, scores: None,
+    kept: Kept | None = None,
+) -> None:
+    """Runs the unfinished jobs one after another; returns early once the stop file exists.
 
-    def sets_of(job: Job, folder: Path, distilled: bool) -> list[TaskSet]:
-        settings = plan.students[job.student]
-        key = (str(folder), str(settings.lengths), distilled, distilled and settings.hidden)
-        if key not in sets:
-            sets[key] = task_sets(plan, folder, job.student, store if distilled else None)
-        return sets[key]
-
+    kept: encoded examples and stored targets of earlier calls in this process; of this call's jobs they are added.
+    """
+    should_stop, kept = StopWatch(plan.stop), kept or Kept()
+    store = kept.get(("store", plan.store), lambda: Store(plan.store))
     for job in plan.jobs:
         if is_finished(plan.run_dir, job):
             continue
@@ -134,7 +134,7 @@ def train_jobs(plan: Plan, workers: Workers, report: Report = lambda epochs, sco
         settings = plan.students[job.student]
         folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
         distilled = job.mode == "distilled"
-        job_sets = sets_of(job, folder, distilled)
+        job_sets = task_sets(plan, folder, job.student, store if distilled else None, kept)
         if not distilled:
             labelled, every = (
                 steps_of_pass([len(examples) for examples in splits], settings.train.batch_size)
@@ -176,7 +176,7 @@ def train_job(
     target = job_folder(plan.run_dir, job)
     folders = {name: target / name if len(schedules) > 1 else target for name in schedules}
 
-    def fit(name: str) -> tuple[MultiTaskStudent, Progress]:
+    def fit(name: str) -> Trainer:
         return _fit(
             plan,
             job,
@@ -191,31 +191,31 @@ def train_job(
 
     scores: dict[str, float] = {}
     for name in schedules:
-        student, progress = fit(name)
-        if progress.status == "interrupted":
-            return progress.status
-        scores[name] = progress.best_score
+        trainer = fit(name)
+        if trainer.progress.status == "interrupted":
+            return trainer.progress.status
+        scores[name] = trainer.progress.best_score
     kept = best_schedule(scores)
     if kept != name:
-        student, progress = fit(kept)  # loads its last checkpoint: nothing is trained
-    facts = asdict(progress)
+        trainer = fit(kept)  # loads its last checkpoint: nothing is trained
+    student, facts = trainer.student, asdict(trainer.progress)
     if len(schedules) > 1:
         tried = [{"name": one, "epochs": schedules[one].epochs, "score": scores[one]} for one in schedules]
         facts["schedules"] = {"kept": kept, "tried": tried}
         if workers.rank == 0:
             write_atomically(target / METRICS, (folders[kept] / METRICS).read_bytes())
     if plan.trial:
-        _validated(student, sets, schedules[kept].tokens_per_forward, workers, target, facts)
+        _validated(trainer, target, facts)
     else:
         _test(plan, job, folder, student, sets, workers=workers, facts=facts)
     if workers.rank == 0:
         if plan.trial:
-            keep_weights(target)  # if it wins, a run takes it over
+            keep_newest(target)  # if it wins, a run takes it over
         else:
             remove_checkpoints(target)
         for name in schedules:
             shutil.rmtree(target / name, ignore_errors=True)
-    return progress.status
+    return trainer.progress.status
 
 
 def _fit(
@@ -228,7 +228,7 @@ def _fit(
     train: StudentRecipe,
     report: Report,
     target: Path,
-) -> tuple[MultiTaskStudent, Progress]:
+) -> Trainer:
     """Trains one student by one schedule, from the last checkpoint in `target` if there is one."""
     settings, tasks = plan.students[job.student], [task_set.task for task_set in sets]
     student = build_student(
@@ -249,20 +249,14 @@ def _fit(
     )
     stages = stages_of(settings, job.mode, train)
     trainer = Trainer(student, feed, train, stages, target, should_stop=should_stop, report=report)
-    return student, trainer.fit()
+    trainer.fit()
+    return trainer
 
 
-def _validated(
-    student: MultiTaskStudent,
-    sets: Sequence[TaskSet],
-    tokens: int,
-    workers: Workers,
-    folder: Path,
-    facts: Mapping[str, Any],
-) -> None:
+def _validated(trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes a trial's result, with the validation predictions of the weights kept: the search pairs trials by example."""
-    predictions = {s.task.name: predict(student, s.task, s.validation, tokens, workers) for s in sets}
-    if workers.rank == 0:
+    predictions = trainer.kept_predictions or trainer.predictions()
+    if trainer.workers.rank == 0:
         write_result(folder, facts, predictions)
 
 
@@ -313,14 +307,20 @@ def _finish(
     write_result(folder, result, predictions)
 
 
-def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> list[TaskSet]:
-    """Every task, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples."""
-    tokenizer = open_tokenizer(folder)
-    lengths = plan.students[student].lengths
+def task_sets(
+    plan: Plan, folder: Path, student: str, store: Store | None, kept: Kept | None = None
+) -> list[TaskSet]:
+    """Every task, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples.
+
+    kept: what earlier calls encoded is taken from it.
+    """
+    settings, kept = plan.students[student], kept or Kept()
+    tokenizer = kept.get(("tokenizer", folder), lambda: open_tokenizer(folder))
     sets = []
     for name, data in plan.data.items():
+        length = settings.lengths[name]
         if store is None:
-            sets.append(TaskSet.of(data, tokenizer, lengths[name]))
+            sets.append(TaskSet.of(data, tokenizer, length, kept=kept))
             continue
         train, resolved = data.splits["train"], plan.aggregations[name]
         counts = data.task.reading.counts(train.inputs)
@@ -329,9 +329,9 @@ def task_sets(plan: Plan, folder: Path, student: str, store: Store | None) -> li
             for teacher in resolved.weights
         ]
         aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))
-        hidden = plan.students[student].hidden
-        one = TaskSet.of(data, tokenizer, lengths[name], stored, aggregation, words=hidden)
-        if plan.students[student].train.task_focus is not None:
+        hidden = settings.hidden
+        one = TaskSet.of(data, tokenizer, length, stored, aggregation, words=hidden, kept=kept)
+        if settings.train.task_focus is not None:
             keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
             one = replace(one, ensemble_skill=ensemble_skill(data, keys, resolved, store))
         sets.append(with_hidden(one, plan, store) if hidden else one)

@@ -101,6 +101,8 @@ class Trainer:
         self.autocast = _autocast(config.precision, self.workers.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.kept_predictions: dict[str, Tensor] = {}
+        """Validation predictions of the weights kept so far, by task; empty until this process has made them."""
         self._window: dict[str, list[float]] = defaultdict(list)
 
     def fit(self) -> Progress:
@@ -235,17 +237,18 @@ class Trainer:
 
         A stage that trains no head has no scores.
         """
-        values = self._hidden_errors()
+        values, predictions = self._hidden_errors(), dict[str, Tensor]()
         if self.focused:
             self.feed.draw(self.progress.focus)
         if self.needs != {"hidden"}:
-            values |= self._scores()
+            predictions = self.predictions()
+            values |= self._scores(predictions)
             if self.focused:
                 values |= self._measure_gaps(values)
         self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = self.progress.step == self.total_steps
         if self._stage + 1 == len(self.stages):
-            self._select(epoch, values, finished)
+            self._select(epoch, values, predictions, finished)
         elif "macro/score" in values:
             self.progress.kept = values
         if finished:
@@ -260,21 +263,27 @@ class Trainer:
         focus.measure({name: values[f"{name}/{SKILL}"] for name in ensemble}, ensemble)
         return {f"gap/{name}": gap for name, gap in focus.gaps.items()}
 
-    def _scores(self) -> dict[str, float]:
+    def predictions(self) -> dict[str, Tensor]:
+        """The student's (M, C) predictions on validation, by task."""
+        tokens, workers = self.config.tokens_per_forward, self.workers
+        return {
+            name: predict(self.student, task_set.task, task_set.validation, tokens, workers)
+            for name, task_set in self.feed.sets.items()
+        }
+
+    def _scores(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
         """Every task's metrics on validation, and their means over the tasks. Raises `DivergedError`."""
         values: dict[str, float] = {}
         main, skills = list[float](), list[float]()
         for name, task_set in self.feed.sets.items():
-            predictions = predict(
-                self.student, task_set.task, task_set.validation, self.config.tokens_per_forward, self.workers
-            )
-            if not torch.isfinite(predictions).all():
+            if not torch.isfinite(predictions[name]).all():
                 raise DivergedError(
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
-            scores = task_set.task.scoring.scores(predictions.numpy(), task_set.gold)
-            scores[SKILL] = skill(relative_losses(task_set.task, predictions.numpy(), task_set.gold))
+            given = predictions[name].numpy()
+            scores = task_set.task.scoring.scores(given, task_set.gold)
+            scores[SKILL] = skill(relative_losses(task_set.task, given, task_set.gold))
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
             main.append(scores[task_set.task.scoring.metric])
             skills.append(scores[SKILL])
@@ -304,11 +313,14 @@ class Trainer:
                 )
         return values
 
-    def _select(self, epoch: int, values: dict[str, float], finished: bool) -> None:
-        """Keeps the scores of the weights that would be kept, and the best weights; stops early where configured."""
+    def _select(
+        self, epoch: int, values: dict[str, float], predictions: dict[str, Tensor], finished: bool
+    ) -> None:
+        """Keeps scores and predictions of the weights that would be kept, and the best weights; stops early where
+        configured."""
         score = values["macro/score"]
         if self.config.early_stopping is None or score > self.progress.best_score:
-            self.progress.kept = values
+            self.progress.kept, self.kept_predictions = values, predictions
         if self.config.early_stopping is None:
             self.progress.best_score, self.progress.best_epoch = score, epoch
         elif score > self.progress.best_score:
@@ -332,6 +344,7 @@ class Trainer:
                 tensor.copy_(weights[name])
 
     def _save(self, status: Literal["interrupted"] | None = None) -> None:
+        """Writes a checkpoint: of a training that has ended, with nothing but the selected weights, a fourth of the size."""
         rng = {
             str(rank): state
             for rank, state in enumerate(self.workers.gather(_rng_state(self.workers.device)))
@@ -340,6 +353,8 @@ class Trainer:
             slots = self.optimizer.state_dict()["state"]
             optimizer = {f"{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
             tensors = {"model": self._weights(), "optimizer": optimizer, "rng": rng, "best": self.best}
+            if self.progress.status in ("done", "early_stopped"):
+                tensors = {"model": self.best or self._weights(), "rng": rng}
             window = dict(self._window)
             save_checkpoint(
                 self.folder,

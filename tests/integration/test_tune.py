@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.tune
 from mlflow import MlflowClient
 
 from pipeline.config.load import load_config
@@ -22,6 +24,10 @@ from tests.integration.command import (
     wait_until,
 )
 from tests.integration.conftest import MakeRun
+from tests.unit.tune.studies import search_of, with_facts
+from tune import search as searching
+from tune.study import Trial
+from tune.trial import Shared
 
 pytestmark = [
     pytest.mark.integration,
@@ -255,3 +261,37 @@ def test_ctrl_c_leaves_a_study_that_goes_on(
 
 def _epochs(folder: Path) -> int:
     return min([one["epochs"] for one in records(folder).values()], default=0)
+
+
+def test_a_process_serves_trials_one_after_another_until_one_fails(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that raises, or whose process dies, is tried again in a new process; what it left behind serves no other."""
+    log = tmp_path / "log"
+
+    def train(config: dict[str, Any], shared: Shared) -> None:
+        number, begun = config["point"]["number"], log.read_text().split()
+        with log.open("a") as stream:
+            stream.write(f"{number}:{os.getpid()}\n")
+        if number in (1, 3) and not any(one.startswith(f"{number}:") for one in begun):
+            if number == 3:
+                os._exit(1)
+            raise RuntimeError("the first attempt fails")
+        ray.tune.report({"epoch": 1, "macro/score": 0.5})
+
+    log.touch()
+    monkeypatch.setattr(searching, "_trainable", train)
+    space = {"loss.temperature": {"choice": [1.0, 2.0, 3.0, 4.0, 5.0]}}
+    config = search_of(space, algorithm="grid", trials=5, concurrency=1, scheduler="none", retries=1)
+    data: Any = dict.fromkeys(("movies", "stars"))
+    trials: list[Trial] = []
+    shared = Shared(*with_facts(config), tmp_path / "study/trials", data, {}, {}, 1.0)
+    searching.search(config, shared, trials, lambda trial: None, lambda: False)
+
+    attempts = [tuple(map(int, line.split(":"))) for line in log.read_text().split()]
+    assert sorted(number for number, _ in attempts) == [0, 1, 1, 2, 3, 3, 4]
+    assert {trial.number: trial.failures for trial in trials} == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
+    assert len({process for _, process in attempts}) == 3, "one at first, and one after each failure"
+    for failing in (1, 3):
+        first = next(place for place, (number, _) in enumerate(attempts) if number == failing)
+        assert attempts[first][1] not in [process for _, process in attempts[first + 1 :]]

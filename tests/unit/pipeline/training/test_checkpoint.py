@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.training.checkpoint import (
     INDEX,
     adopt_checkpoint,
-    keep_weights,
+    keep_newest,
     load_checkpoint,
     newest_checkpoint,
     remove_checkpoints,
@@ -307,19 +307,12 @@ def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("early_stopping", [False, True])
-def test_an_ended_training_keeps_the_weights_it_selected(tmp_path: Path, early_stopping: bool) -> None:
-    best = {"best": {"weight": torch.full((40, 10), 7.0), "steps": torch.tensor(5)}} if early_stopping else {}
-    for step in (8, 9):
-        save_checkpoint(tmp_path, step, {**tensors_of(step), **best}, {"progress": {"step": step}})
-    keep_weights(tmp_path)
+def test_all_but_the_newest_are_removed(tmp_path: Path) -> None:
+    save(tmp_path, 8, 9)
+    keep_newest(tmp_path)
     assert names_in(tmp_path) == ["step-00000009"]
-    kept = load_checkpoint(tmp_path)
-    assert kept is not None
-    assert kept.state == {"progress": {"step": 9}}
-    assert kept.tensors.keys() == {"model", "rng"}
-    assert torch.equal(kept.tensors["model"]["weight"], torch.full((40, 10), 7.0 if early_stopping else 9.0))
-    keep_weights(tmp_path / "absent")
+    assert load_checkpoint(tmp_path) is not None
+    keep_newest(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("own", [(), (3,), (400, 500)])

@@ -26,6 +26,7 @@ from pipeline.models import hidden_layer
 from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder, stop_file, student_folder
 from pipeline.soft import Dense, SoftTargets
+from pipeline.tasks.text_classification import ClassHead
 from pipeline.training import jobs as training
 from pipeline.training.jobs import (
     Plan,
@@ -39,6 +40,7 @@ from pipeline.training.jobs import (
     task_sets,
     train_jobs,
 )
+from pipeline.training.kept import Kept
 from pipeline.training.loop import METRICS, read_metrics
 from pipeline.training.result import RESULT
 from pipeline.training.stage import LossPlan
@@ -378,6 +380,57 @@ def test_a_run_takes_over_what_a_trial_has_trained(config: RunConfig, tmp_path: 
     assert read_metrics(metrics) == read_metrics(source / METRICS)
     assert not list(run.run_dir.rglob("step-*"))
     assert not take_over(run.run_dir, CUT, source), "the job is finished"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_trials_one_after_another_in_a_process_are_those_of_a_process_each(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    """Whatever their values are, and whatever the trial before did; examples are encoded once."""
+    loss = config.loss.model_copy(update={"hidden": 0.5} if hidden else {})
+    plan = plan_of(config.model_copy(update={"loss": loss}))
+    plan = with_hidden_targets(plan) if hidden else plan
+    mean = {
+        name: replace(one, strategy="mean", weights=dict(reversed(one.weights.items())))
+        for name, one in plan.aggregations.items()
+    }
+    shorter = {
+        name: replace(one, lengths=dict.fromkeys(one.lengths, 6)) for name, one in plan.students.items()
+    }
+    trials = [plan, replace(plan, seed=3), replace(plan, aggregations=mean), replace(plan, students=shorter)]
+    trials = [replace(one, jobs=(CUT,), trial=True) for one in [*trials, plan]]
+    encoded: list[int | None] = []
+    encode = ClassHead.encode
+
+    def counted(self: ClassHead, tokenizer: Any, inputs: Any, length: int | None = None, **more: Any) -> Any:
+        encoded.append(length)
+        return encode(self, tokenizer, inputs, length, **more)
+
+    monkeypatch.setattr(ClassHead, "encode", counted)
+    kept, times = Kept(), list[int]()
+    for number, trial in enumerate(trials):
+        encoded.clear()
+        train_jobs(replace(trial, run_dir=tmp_path / f"shared-{number}"), Workers(), kept=kept)
+        kept.drop_unused()
+        times.append(len(encoded))
+    assert times == [4, 0, 0, 4, 4], (
+        "train and validation of both tasks, and no more is kept than the last one used"
+    )
+    for number, trial in enumerate(trials):
+        train_jobs(replace(trial, run_dir=tmp_path / f"alone-{number}"), Workers())
+        shared, alone = (job_folder(tmp_path / f"{name}-{number}", CUT) for name in ("shared", "alone"))
+        assert untimed(shared) == untimed(alone)
+        assert (shared / "predictions.safetensors").read_bytes() == (
+            alone / "predictions.safetensors"
+        ).read_bytes()
+        (weights,) = shared.glob("step-*/model.safetensors")
+        assert weights.read_bytes() == next(alone.glob("step-*/model.safetensors")).read_bytes()
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    """The points of a training's curves, without times."""
+    points = [point["metrics"] for point in read_metrics(folder / METRICS)]
+    return [{name: value for name, value in point.items() if "time" not in name} for point in points]
 
 
 @pytest.mark.parametrize("stops", [(1,), (4, 15)], ids=["in the first job", "in the first and another"])

@@ -384,6 +384,35 @@ def test_without_early_stopping_the_last_weights_stay(
     assert (progress.status, progress.best_score, progress.best_epoch) == ("done", 0.1, 2)
 
 
+@pytest.mark.parametrize("patience", [1, None])
+def test_an_ended_training_has_the_predictions_and_a_checkpoint_of_the_weights_it_selected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None
+) -> None:
+    """The predictions are those that would be made again, bit for bit."""
+    stops = None if patience is None else Patience(patience=patience)
+    config = settings(epochs=3, early_stopping=stops)
+    trainer = trainer_of(tmp_path, two_tasks(), config)
+    monkeypatch.setattr(ClassScoring, "scores", lambda *_: {"accuracy": [0.5, 0.7, 0.6][epoch_of(trainer)]})
+    trainer.fit()
+    assert trainer.progress.best_epoch == (2 if patience is None else 1)
+    assert trainer.kept_predictions.keys() == {"mood", "tone.v2"}
+    assert same_bits(trainer.kept_predictions, trainer.predictions())
+    last = load_checkpoint(tmp_path)
+    assert last is not None
+    assert last.tensors.keys() == {"model", "rng"}
+    assert same_bits(last.tensors["model"], trainer._weights())
+
+    again = trainer_of(tmp_path, two_tasks(), config)
+    assert again.fit() == trainer.progress, "nothing is trained"
+    assert again.kept_predictions == {}
+    assert same_bits(again.predictions(), trainer.predictions())
+
+
+def epoch_of(trainer: Trainer) -> int:
+    """The number of the epoch that has just been trained, from 0."""
+    return trainer.progress.step // trainer.feed.steps_per_epoch - 1
+
+
 def test_the_macro_score_is_the_mean_over_tasks(tmp_path: Path) -> None:
     trainer_of(tmp_path, two_tasks(), settings(epochs=1)).fit()
     (line,) = [line["metrics"] for line in points(tmp_path) if "macro/score" in line["metrics"]]
