@@ -391,7 +391,7 @@ def test_trials_one_after_another_in_a_process_are_those_of_a_process_each(
     plan = plan_of(config.model_copy(update={"loss": loss}))
     plan = with_hidden_targets(plan) if hidden else plan
     mean = {
-        name: replace(one, strategy="mean", weights=dict(reversed(one.weights.items())))
+        name: replace(one, strategy="mean", weights=dict(reversed(list(one.weights.items()))))
         for name, one in plan.aggregations.items()
     }
     shorter = {
