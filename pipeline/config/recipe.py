@@ -280,6 +280,12 @@ def patience_of(epochs: int) -> tuple[int, str]:
     ), f"epochs ÷ {PATIENCE_SHARE}, at least {LEAST_PATIENCE}"
 
 
+def long_enough_for_hidden(epochs: int, examples: Sequence[int], batch_size: int) -> bool:
+    """Whether a training has at least the steps of a student's derived length: only such were measured to gain from a
+    stage on hidden targets. examples: of each task."""
+    return epochs * steps_of_pass(examples, batch_size) >= round(STUDENT.steps * math.sqrt(len(examples)))
+
+
 def hidden_epochs(epochs: int, hidden_bytes: float, models: Sequence[ModelFacts]) -> tuple[int, str]:
     """Epochs of a first stage on hidden targets, out of a training's `epochs`, and why; 0 for no such stage.
 

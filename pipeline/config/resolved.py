@@ -22,6 +22,7 @@ from pipeline.config.recipe import (
     TaskLoss,
     TeacherRecipe,
     hidden_epochs,
+    long_enough_for_hidden,
     patience_of,
     stage_epochs,
     stage_loss,
@@ -202,7 +203,7 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
         stages, why = _resolved_stages(own, train, loss), None
     else:
         stages, why = _derived_stages(config, name, train, loss, facts)
-        if why is not None and not stages and train.epochs > 1:
+        if why is not None and not stages:
             notes += (f"{name} has no stage on hidden states: {why}",)
     if stages:
         train, reasons = _in_stages(train, reasons, stages)
@@ -240,6 +241,9 @@ def _derived_stages(
     if any(task.hidden for task in loss.tasks.values()) or not all(
         task in facts.tasks and facts.tasks[task].words for task in config.tasks
     ):
+        return (), None
+    examples = [facts.tasks[task].examples for task in config.tasks]
+    if not long_enough_for_hidden(train.epochs, examples, train.batch_size):
         return (), None
     teachers = {teacher: facts.teachers[teacher] for teacher in config.teachers}
     size = sum(

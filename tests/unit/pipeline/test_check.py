@@ -35,12 +35,9 @@ def test_what_is_derived_stands_with_its_reason(bare: dict[str, Any]) -> None:
     ) in lines
     assert (
         f"train cut epochs 60: 2,121 steps (1,500 × √2) at 4 a pass, no more {rate} "
-        "early_stopping.patience 15: epochs ÷ 2, at least 3, of the last stage"
+        "early_stopping.patience 30: epochs ÷ 2, at least 3"
     ) in lines
-    assert sum(line.startswith("stage 1 of ") for line in lines) == 2
-    (first,) = [line for line in lines if line.startswith("stage 1 of cut ")]
-    assert first.startswith("stage 1 of cut epochs 30: half of the epochs, on hidden targets of about 0 MB ")
-    assert first.endswith(" loss 1 hidden")
+    assert not any(line.startswith("stage ") for line in lines)  # 240 steps are too few for two parts
     assert (
         "loss tone temperature 2 hard 0.3 soft 0.7 temperature, hard, soft: 3 labels, the most frequent 33 %"
     ) in lines

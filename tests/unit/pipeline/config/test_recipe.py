@@ -396,9 +396,11 @@ def test_where_hidden_targets_cannot_be_there_is_one_stage_and_a_note(facts: Fac
     assert not own.hidden
 
 
-def test_one_epoch_cannot_be_halved() -> None:
-    own = student_settings(config_of(train={"epochs": 1}), "tiny", COUNTED)
-    assert own.stages == ()
+@pytest.mark.parametrize(("epochs", "stages"), [(8, 0), (9, 2), (20, 2)])
+def test_a_training_shorter_than_the_derived_length_is_in_one_part(epochs: int, stages: int) -> None:
+    """3,354 steps at 390 a pass are 9 epochs."""
+    own = student_settings(config_of(train={"epochs": epochs}), "tiny", COUNTED)
+    assert len(own.stages) == stages
     assert not any("hidden" in note for note in own.notes)
 
 
