@@ -14,6 +14,7 @@ from pipeline.training import loop
 from pipeline.training.feed import Feed
 from pipeline.training.focus import Focus, relative_gaps, remaining
 from pipeline.training.schedule import Schedule
+from pipeline.training.step import accumulate
 from tests.unit.pipeline.small_training import DISTIL, points, settings, trainer_of, two_tasks
 
 
@@ -83,7 +84,6 @@ def test_a_training_attends_to_the_task_that_is_behind(
     skills = iter([0.5, 0.0] * 3)  # the first task has no gap, the second all of it
     monkeypatch.setattr(loop, "skill", lambda _: next(skills))
     weights: list[tuple[str, float]] = []
-    accumulate = loop.accumulate
 
     def watched(student, task, batches, loss: LossWeights, **others):  # type: ignore[no-untyped-def]
         weights.append((task.name, loss.task))
