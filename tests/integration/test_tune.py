@@ -245,6 +245,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(
         tune={**search, "scheduler": "none"},
         baselines=[],
         train={"epochs": 400},
+        stages=[],  # a first stage on hidden states would report no epoch
         tracking={"enabled": False},
     )
     with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
