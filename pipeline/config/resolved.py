@@ -190,9 +190,7 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
 
     facts: of the config's data, or of data with more texts of other tasks than the config takes.
     """
-    limits = {
-        task: None if own.transfer is None else own.transfer.limit for task, own in config.tasks.items()
-    }
+    limits = transfer_limits(config)
     tasks = {task: own.within(limits.get(task)) for task, own in facts.tasks.items()}
     facts = replace(facts, tasks=tasks)
     train, reasons = student_recipe(student_train(config, name), name, facts)
@@ -355,6 +353,11 @@ def task_aggregation(config: RunConfig, task: str) -> TaskAggregation:
     if given.keys() & own.teacher_weights.keys() and abs(total - 1) > 1e-9:
         notes = (f"teacher weights of {task} normalised to sum to 1: {_shown(weights)}",)
     return TaskAggregation(own.strategy, weights, notes)
+
+
+def transfer_limits(config: RunConfig) -> dict[str, int | None]:
+    """How many texts of other tasks each task takes at most, by task; None: no limit, or none taken."""
+    return {task: own.transfer.limit if own.transfer else None for task, own in config.tasks.items()}
 
 
 def transfer_sources(config: RunConfig, task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

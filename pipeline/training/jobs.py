@@ -31,6 +31,7 @@ from pipeline.config.resolved import (
     TaskAggregation,
     jobs_of,
     resolve_config,
+    transfer_limits,
     with_absolute_paths,
 )
 from pipeline.config.schema import RunConfig, TrainConfig
@@ -515,7 +516,7 @@ def new_plan(
     """
     resolved = resolve_config(with_absolute_paths(config), facts)
     run_dir = config.run_dir.absolute()
-    limits = {task: own.transfer.limit for task, own in config.tasks.items() if own.transfer is not None}
+    limits = transfer_limits(config)
     return Plan(
         run_dir,
         jobs_of(config),
