@@ -57,7 +57,8 @@ from pipeline.prepare import model_facts
 from pipeline.tasks.windows import SIDES
 from pipeline.training import schedule
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import Trainer, make_optimizer
+from pipeline.training.loop import Trainer
+from pipeline.training.optimizer import make_optimizer
 from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import predict
 from students.student import MultiTaskStudent, build_student

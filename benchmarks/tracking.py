@@ -42,7 +42,8 @@ from pipeline.config.view import flatten
 from pipeline.tracking.spool import Ledger
 from pipeline.tracking.tracker import TrackingOutcome, open_tracker
 from pipeline.tracking.uri import free_port, ui_command
-from pipeline.training.loop import METRICS, Trainer, read_metrics
+from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.loop import Trainer
 
 SPAWN = multiprocessing.get_context("spawn")
 STUDENT, DONE = "student", "done"

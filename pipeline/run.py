@@ -53,8 +53,9 @@ from pipeline.tracking.views import views_of_run
 from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.threads import faster_threads
+from pipeline.training.worker_group import run_worker_group
 from teachers.checks import Findings, refuse
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import preflight
@@ -334,7 +335,7 @@ def _train_students(run: Run) -> None:
     plan = training.new_plan(config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden)
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
-        in_thread(lambda: training.run_worker_group(plan), lambda: _show_jobs(run, jobs))
+        in_thread(lambda: run_worker_group(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
     points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]
     run.stages.first_step_s = first_step(run.stages.started, points)

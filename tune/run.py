@@ -33,7 +33,7 @@ from pipeline.tracking.record import best_metrics, described_study, links, train
 from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
 from pipeline.training.checkpoint import remove_checkpoints
-from pipeline.training.loop import METRICS
+from pipeline.training.log import METRICS
 from tune import report
 from tune.choice import Gain
 from tune.finals import Choice, Finals, decides

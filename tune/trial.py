@@ -21,10 +21,11 @@ from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.run_folder import job_folder
 from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
-from pipeline.training.jobs import new_plan, run_worker_group, train_jobs
+from pipeline.training.jobs import new_plan, train_jobs
 from pipeline.training.kept import Kept
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.step import Workers
+from pipeline.training.worker_group import run_worker_group
 from teachers.spec import HiddenTargets
 from tune.space import Values, student_of, with_values
 from tune.study import trial_name

@@ -39,7 +39,7 @@ from pipeline.stages import Stages
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from teachers.checks import Findings
 from teachers.ensemble import ensemble_values, stored_predictions
 from teachers.pool import Labelling

@@ -26,7 +26,8 @@ from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.loop import METRICS, Progress, StopWatch, Trainer, read_metrics
+from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.loop import Progress, StopWatch, Trainer
 from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Workers
 from students.export import save_task

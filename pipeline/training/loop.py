@@ -7,14 +7,11 @@ training equals an uninterrupted one, bit for bit on a CPU.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,20 +22,19 @@ from torch import Tensor
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
-from pipeline.files import write_atomically
 from pipeline.losses import Needs, needs_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.focus import Focus
+from pipeline.training.log import METRICS, append_metrics, trim_metrics
+from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.stage import Stage
 from pipeline.training.step import accumulate, hidden_error, predict, share_gradients
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
-logger = logging.getLogger(__name__)
 LOG_STEPS = 10  # steps per point of the loss curves
-METRICS = "metrics.jsonl"
 STOP_POLL_S = 0.2
 DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
 
@@ -421,17 +417,14 @@ class Trainer:
             "time": time.time(),
             "metrics": {**values, "train/skipped_steps": self.progress.skipped},
         }
-        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_metrics(self.folder / METRICS, line)
 
     def _trim_log(self, step: int) -> None:
         """Drops the points after the checkpoint's step: those steps are taken again."""
         if self.workers.rank != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / METRICS
-        kept = [line for line in read_metrics(file) if line["step"] <= step]
-        write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
+        trim_metrics(self.folder / METRICS, step)
 
 
 class StopWatch:
@@ -445,75 +438,6 @@ class StopWatch:
             self._stop = self._file.exists()
             self._next = time.monotonic() + STOP_POLL_S
         return self._stop
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The points of a metrics.jsonl.
-
-    Leaves out a last line that is still being written. Leaves out damaged lines with a warning: a report's curves
-    depend on them, its scores do not.
-    """
-    if not file.exists():
-        return []
-    points, damaged = [], 0
-    for line in file.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            continue
-        try:
-            point = json.loads(line)
-            points.append({**point, "step": int(point["step"]), "metrics": dict(point["metrics"])})
-        except (ValueError, KeyError, TypeError):
-            damaged += 1
-    if damaged:
-        _warn_damaged(file, damaged)
-    return points
-
-
-@cache  # a file is read twice a second while a training runs: one warning is enough
-def _warn_damaged(file: Path, lines: int) -> None:
-    logger.warning("%s: %d lines are damaged; its curves lack them", file, lines)
-
-
-def make_optimizer(student: MultiTaskStudent, config: Recipe) -> torch.optim.Optimizer:
-    """AdamW, fused where possible, or SGD. Weight decay on matrices only; heads and projections have their own learning
-    rate.
-
-    Each group's peak learning rate is its `initial_lr`.
-    """
-    encoder = set(student.encoder.parameters())
-    # Parameters are grouped by what they are, not by their settings: a checkpoint depends on the order of the groups,
-    # and a trial with other settings may take it over.
-    groups: dict[tuple[bool, bool], list[Tensor]] = {(e, m): [] for e in (True, False) for m in (True, False)}
-    for parameter in student.parameters():
-        if parameter.requires_grad:
-            groups[parameter in encoder, parameter.ndim > 1].append(parameter)
-    options = [
-        {
-            "params": parameters,
-            "initial_lr": config.learning_rate if in_encoder else config.head_learning_rate,
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
-        }
-        for (in_encoder, is_matrix), parameters in groups.items()
-    ]
-    if config.optimizer == "sgd":
-        # Not fused: fused SGD fails where a head gets its first gradient at a later step than the encoder.
-        return torch.optim.SGD(options, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(options, lr=config.learning_rate, fused=True)
-
-
-def learning_rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
-    """Share of the peak learning rate at `step` of `total`, counted from 0: linear warm-up, then `schedule`."""
-    rising = math.ceil(warmup * total)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    done = (step - rising) / max(1, total - rising)
-    match schedule:
-        case "linear":
-            return 1 - done
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        case _:
-            return 1.0
 
 
 def _autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.loop import METRICS
+from pipeline.training.log import METRICS
 from tests.conftest import TinyModel
 from tests.integration.command import BIN, TUTELAGE, Command, listening, started, tutelage, wait_until
 from tests.integration.conftest import MakeRun, csv_section

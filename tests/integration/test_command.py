@@ -23,7 +23,7 @@ from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS, RESULT
 from teachers.store import Store
 from teachers.store_key import store_key

@@ -12,7 +12,7 @@ from pipeline.config.schema import ServingConfig, TaskConfig
 from pipeline.data.splits import load_task
 from pipeline.errors import ExhaustedError
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all
-from pipeline.training.loop import METRICS
+from pipeline.training.log import METRICS
 from tests.conftest import TinyModel
 from tests.integration.command import wait_until
 from tests.integration.conftest import CPUS, csv_section

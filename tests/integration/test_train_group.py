@@ -25,9 +25,10 @@ from pipeline.run_folder import job_folder
 from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.jobs import Plan, new_plan
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS
 from pipeline.training.step import Workers
+from pipeline.training.worker_group import run_worker_group
 from teachers.store import Store
 from teachers.store_key import store_key
 from tests.conftest import TinyModel
@@ -158,7 +159,7 @@ def test_a_killed_worker_changes_nothing_and_a_diverged_training_is_not_tried_ag
         workers_watched(kill_after=metrics, step=10) as workers,
         pytest.raises(DivergedError, match="NaN or Inf") as caught,
     ):
-        training.run_worker_group(plan)
+        run_worker_group(plan)
     assert caught.value.exit_code == 3
     assert len(workers) == 2  # the one that was killed, and the one after it
     assert outcome(plan.run_dir) == outcome(undisturbed)
@@ -171,7 +172,7 @@ def test_a_killed_worker_changes_nothing_and_a_diverged_training_is_not_tried_ag
 def test_two_workers_train_the_same_student(bench: Bench, undisturbed: Path) -> None:
     """Only sums are taken in another order: rounding grows to some 1e-4 of a loss."""
     plan = bench.plan("shared", "plain", workers=2)
-    training.run_worker_group(plan)
+    run_worker_group(plan)
     found, expected = points(plan.run_dir, PLAIN), points(undisturbed, PLAIN)
     assert [point.keys() for point in found] == [point.keys() for point in expected]
     for here, there in zip(found, expected, strict=True):

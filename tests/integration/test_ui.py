@@ -33,7 +33,7 @@ from pipeline.tracking.calls import DataSet
 from pipeline.tracking.tracker import Status, Tracker, open_tracker
 from pipeline.tracking.uri import pages, server_page, ui_command
 from pipeline.tracking.views import views_of_run
-from pipeline.training.loop import METRICS
+from pipeline.training.log import METRICS
 from tests.integration.browser import CHROMIUM, needs_browser
 from tests.integration.command import wait_until
 from tests.integration.serving import serving

@@ -28,7 +28,8 @@ from pipeline.tasks import Task
 from pipeline.tasks.text_classification import text_classification
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.hidden import HiddenMatch
-from pipeline.training.loop import METRICS, Trainer, read_metrics
+from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.loop import Trainer
 from pipeline.training.stage import LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers
 from students.student import MultiTaskStudent

@@ -19,7 +19,7 @@ from pipeline.errors import TutelageError
 from pipeline.models import fingerprint
 from pipeline.prepare import Inputs, prepare, teacher_curves
 from pipeline.training.fine_tune import FACTS, WORK
-from pipeline.training.loop import METRICS
+from pipeline.training.log import METRICS
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 

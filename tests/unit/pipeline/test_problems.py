@@ -33,7 +33,7 @@ from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import TEACHER, fine_tune
 from pipeline.training.jobs import Plan, is_finished, new_plan, read_result, task_sets, train_jobs
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.result import RESULT
 from pipeline.training.step import Workers
 from students.export import save_task

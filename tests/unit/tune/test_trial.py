@@ -14,7 +14,7 @@ import yaml
 from pipeline.config.load import load_config
 from pipeline.config.view import differences
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint
-from pipeline.training.loop import METRICS
+from pipeline.training.log import METRICS
 from tests.unit.pipeline.small_training import StopAfter, points, same_bits, task_set, trainer_of, weights_of
 from tests.unit.tune.studies import plain, search_of, with_facts
 from tune.study import trial_name

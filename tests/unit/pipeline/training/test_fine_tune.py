@@ -21,7 +21,7 @@ from pipeline.predictor import Predictor
 from pipeline.tasks.text_classification import text_classification
 from pipeline.training import fine_tune as fine_tuning
 from pipeline.training.fine_tune import TEACHER, WORK, fine_tune, is_finished, teacher_folder
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from tests.conftest import CsvTask, TinyModel
 from tests.unit.pipeline.small_training import StopAfter
 

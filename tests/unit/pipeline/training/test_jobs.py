@@ -41,7 +41,7 @@ from pipeline.training.jobs import (
     train_jobs,
 )
 from pipeline.training.kept import Kept
-from pipeline.training.loop import METRICS, read_metrics
+from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.result import RESULT
 from pipeline.training.stage import LossPlan
 from pipeline.training.step import Workers

@@ -24,7 +24,8 @@ from pipeline.tasks.text_classification import ClassHead, ClassScoring, text_cla
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.feed import TaskSet
-from pipeline.training.loop import Trainer, learning_rate_factor, make_optimizer
+from pipeline.training.loop import Trainer
+from pipeline.training.optimizer import learning_rate_factor
 from pipeline.training.schedule import Schedule
 from pipeline.training.stage import LossPlan, Stage
 from pipeline.training.step import Aggregation, accumulate, predict
@@ -112,31 +113,6 @@ def test_a_step_in_parts_gives_the_gradient_of_the_whole_step(tmp_path: Path, to
 # ---------------------------------------------------------------- optimiser and schedule
 
 
-def test_weight_decay_is_for_matrices_alone() -> None:
-    student = student_of(two_tasks())
-    frozen = student.encoder.get_parameter("embeddings.position_embeddings.weight")
-    frozen.requires_grad_(False)
-    names = {id(parameter): name for name, parameter in student.named_parameters()}
-    decays, spared = set[str](), set[str]()
-    groups = make_optimizer(student, settings(weight_decay=0.02)).param_groups
-    for group in groups:
-        (decays if group["weight_decay"] == 0.02 else spared).update(names[id(p)] for p in group["params"])
-    assert {group["weight_decay"] for group in groups} == {0.02, 0.0}
-    assert spared == {name for name in names.values() if name.endswith("bias") or "LayerNorm" in name}
-    assert decays | spared == set(names.values()) - {names[id(frozen)]}
-    assert sum(len(group["params"]) for group in groups) == len(decays) + len(spared)  # each parameter once
-
-
-def test_what_a_checkpoint_counts_on_does_not_hang_on_settings() -> None:
-    student = student_of(two_tasks())
-
-    def order(**changes: Any) -> list[int]:
-        groups = make_optimizer(student, settings(**changes)).param_groups
-        return [id(parameter) for group in groups for parameter in group["params"]]
-
-    assert order() == order(weight_decay=0.0) == order(head_learning_rate=0.5) == order(optimizer="sgd")
-
-
 def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
     sets = task_set(count=6)
     config = settings(
@@ -167,22 +143,6 @@ def test_weight_decay_shrinks_what_has_no_gradient(tmp_path: Path) -> None:
     unused, before = 1, embeddings.detach().clone()
     trainer.fit()
     torch.testing.assert_close(embeddings[unused], 0.95 * before[unused])
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "factors"),
-    [
-        ("constant", 0.0, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-        ("linear", 0.0, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
-        ("linear", 0.2, [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-        ("constant", 0.11, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),  # rounded up to whole steps
-        ("cosine", 0.0, [0.5 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]),
-        ("linear", 1.0, [k / 11 for k in range(1, 11)]),
-    ],
-)
-def test_learning_rate_factors(schedule: str, warmup: float, factors: list[float]) -> None:
-    found = [learning_rate_factor(step, 10, warmup, schedule) for step in range(10)]
-    assert found == pytest.approx(factors)
 
 
 def test_the_schedule_spans_the_whole_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from pipeline.config.recipe import Patience
 from pipeline.losses import LossWeights
 from pipeline.tasks.text_classification import ClassScoring
 from pipeline.training import checkpoint
-from pipeline.training.loop import METRICS, StopWatch, Trainer, read_metrics
+from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.loop import StopWatch, Trainer
 from pipeline.training.stage import LossPlan, Stage
 from tests.unit.pipeline.small_training import (
     DISTIL,
