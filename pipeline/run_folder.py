@@ -46,6 +46,11 @@ def finals_folder(run_dir: Path) -> Path:
     return run_dir / "finals"
 
 
+def first_stages_folder(run_dir: Path) -> Path:
+    """The folder of the first stages that a study's trainings share."""
+    return run_dir / "first-stages"
+
+
 def stop_file(run_dir: Path) -> Path:
     """Path of the stop file: while it exists, trainings write a checkpoint and end."""
     return run_dir / "STOP"

@@ -9,6 +9,7 @@ runs are scored on test, once.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,14 @@ from pipeline.files import write_atomically
 from pipeline.report import group as group_report
 from pipeline.report.results import ensemble_scores
 from pipeline.report.schema import GroupReport, StudyReport
-from pipeline.run_folder import BEST_CONFIG, CONFIG, STUDY_PAGE, finals_folder, trials_folder
+from pipeline.run_folder import (
+    BEST_CONFIG,
+    CONFIG,
+    STUDY_PAGE,
+    finals_folder,
+    first_stages_folder,
+    trials_folder,
+)
 from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
 from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
@@ -227,6 +235,7 @@ class _Study:
         for shared, trials in ((self.shared, self.trials), (self.shared_by_finals, self.final_trials)):
             for trial in trials:
                 remove_checkpoints(training_folder(shared, trial))
+        shutil.rmtree(first_stages_folder(self.run.config.run_dir), ignore_errors=True)
 
     def _keep_weights_of_candidates(self) -> None:
         """Removes the weights of the trials that have ended and are not among the best few."""

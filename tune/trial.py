@@ -19,7 +19,7 @@ from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
-from pipeline.run_folder import job_folder
+from pipeline.run_folder import first_stages_folder, job_folder
 from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
 from pipeline.training.jobs import new_plan, train_jobs
 from pipeline.training.kept import Kept
@@ -88,7 +88,7 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     plan = new_plan(
         config, shared.facts, shared.data, shared.teacher_keys, shared.teacher_folders, shared.hidden
     )
-    plan = replace(plan, cpus=shared.cpus, trial=True)
+    plan = replace(plan, cpus=shared.cpus, trial=True, first_stages=first_stages_folder(shared.folder.parent))
     if plan.stop.exists():
         return
     folder = job_folder(plan.run_dir, trial_job(shared.config))

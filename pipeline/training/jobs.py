@@ -70,7 +70,8 @@ class Plan:
     workers and their resources · cpus: CPUs per worker · stop: while this file exists, trainings write a checkpoint
     and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · trial: true for a trial
     of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
-    epochs to the search · threads: threads per worker; None: one per CPU.
+    epochs to the search · threads: threads per worker; None: one per CPU · first_stages: as of
+    `pipeline.training.loop.Trainer`.
     """
 
     run_dir: Path
@@ -89,6 +90,7 @@ class Plan:
     hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
     trial: bool = False
     threads: int | None = None
+    first_stages: Path | None = None
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
@@ -248,7 +250,16 @@ def _fit(
         workers=workers,
     )
     stages = stages_of(settings, job.mode, train)
-    trainer = Trainer(student, feed, train, stages, target, should_stop=should_stop, report=report)
+    trainer = Trainer(
+        student,
+        feed,
+        train,
+        stages,
+        target,
+        should_stop=should_stop,
+        report=report,
+        first_stages=plan.first_stages,
+    )
     trainer.fit()
     return trainer
 

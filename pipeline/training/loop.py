@@ -24,7 +24,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
 from pipeline.losses import Needs, needs_of
 from pipeline.tasks.skill import relative_losses, skill
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training import first_stage
+from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.focus import Focus
 from pipeline.training.log import METRICS, append_metrics, trim_metrics
@@ -67,7 +68,8 @@ class Trainer:
 
     folder: gets the checkpoints and metrics.jsonl · should_stop: called between steps; once it returns true, `fit`
     writes a checkpoint and returns with status "interrupted" · report: called after each epoch's checkpoint, with
-    the number of finished epochs and the validation scores of the weights kept so far.
+    the number of finished epochs and the validation scores of the weights kept so far · first_stages: folder of the
+    first stages that other trainings with the same beginning may go on from (`pipeline.training.first_stage`), or None.
     """
 
     def __init__(
@@ -80,9 +82,11 @@ class Trainer:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         report: Report = lambda epochs, scores: None,
+        first_stages: Path | None = None,
     ) -> None:
         self.student, self.feed, self.config, self.stages, self.folder = student, feed, config, stages, folder
-        self.should_stop, self.report = should_stop, report
+        self.should_stop, self.report, self.first_stages = should_stop, report, first_stages
+        self._first_stage: Path | None = None
         self.workers = feed.workers
         self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
@@ -120,6 +124,8 @@ class Trainer:
                 self.progress.epoch_seconds.append(seconds)
                 self._validate(epoch)
                 self._save()
+                if self._first_stage is not None and self._stage == 0 and self.progress.step == self._end:
+                    first_stage.publish(self.folder, self._first_stage)
                 if self.progress.kept:
                     self.report(epoch + 1, self.progress.kept)
         if self.progress.status == "interrupted":
@@ -365,7 +371,19 @@ class Trainer:
         if status is not None:
             self.progress.status = status
 
+    def _share_first_stage(self) -> None:
+        """Begins with the first stage of another training with the same beginning, where there is one."""
+        if self.first_stages is None or len(self.stages) == 1 or self.workers.rank != 0:
+            return
+        digest = first_stage.digest_of(self.student, self.feed, self.config, self.stages[0], self.focused)
+        if digest is None:
+            return
+        self._first_stage = self.first_stages / digest
+        if newest_checkpoint(self.folder) is None:
+            first_stage.take(self._first_stage, self.folder)
+
     def _resume(self) -> None:
+        self._share_first_stage()
         checkpoint = load_checkpoint(self.folder) if self.workers.world == 1 else self._load_on_all()
         self._trim_log(0 if checkpoint is None else checkpoint.state["progress"]["step"])
         if checkpoint is None:

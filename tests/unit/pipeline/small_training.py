@@ -200,10 +200,14 @@ def trainer_of(
     workers: Workers | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     stages: Sequence[Stage] = (),
+    seed: int = 0,
+    first_stages: Path | None = None,
 ) -> Trainer:
     """A trainer on a new student, the same one every time."""
     config = config or settings()
-    feed = Feed(sets, config.batch_size, config.tokens_per_forward, sampling=sampling, workers=workers)
+    feed = Feed(
+        sets, config.batch_size, config.tokens_per_forward, seed=seed, sampling=sampling, workers=workers
+    )
     return Trainer(
         student_of(sets, dropout=dropout),
         feed,
@@ -211,6 +215,7 @@ def trainer_of(
         stages or one_stage(config, losses),
         folder,
         should_stop=should_stop,
+        first_stages=first_stages,
     )
 
 
