@@ -144,6 +144,17 @@ def augment_inputs(
     return replace(inputs, data=data, facts=facts, resolved=resolve_config(config, facts))
 
 
+def fold_inputs(config: RunConfig, inputs: Inputs, number: int, of: int) -> Inputs:
+    """`inputs` with every task's data split as for fold `number`, from 0, and teachers to be made of that train split.
+    Settings are not derived anew, so that a training has them whatever the fold."""
+    data = {name: one.fold(number, of) for name, one in inputs.data.items()}
+    teachers = {
+        name: _served_from(config, name, inputs.bases[name], data[teacher.task], inputs.facts)
+        for name, teacher in config.teachers.items()
+    }
+    return replace(inputs, data=data, teachers=teachers)
+
+
 def _task_facts(config: RunConfig, data: Mapping[str, TaskData]) -> dict[str, TaskFacts]:
     return {
         name: task_data.facts(expected_variants(config.tasks[name].augment, task_data))

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -171,6 +171,10 @@ class Labelling:
     """How many of them lost tokens to max_length."""
     restarts: int = 0
     """Replicas that had to be replaced."""
+
+    def __add__(self, other: Labelling) -> Labelling:
+        """What both did together."""
+        return Labelling(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Room:

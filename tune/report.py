@@ -149,6 +149,7 @@ def build(config: RunConfig, name: str, trials: Sequence[Trial], facts: Facts) -
         space={path: one.model_dump(mode="json") for path, one in tune.space.items()},
         algorithm=tune.algorithm,
         scheduler=tune.scheduler,
+        folds=tune.folds,
         trials=records(
             trials,
             tune.metrics,
@@ -447,7 +448,8 @@ def _trials(study: StudyReport) -> str:
         "\n\n¹ Over the trial with the config's own values, on the same validation examples, ± its paired standard error: "
         "the seed is one, so that what the seed changes is not in it."
     )
-    return markdown_table(head, rows, words=2) + (note if gain else "")
+    folds = f"\n\nScores are means over {study.folds} folds of train and validation." if study.folds else ""
+    return markdown_table(head, rows, words=2) + (note if gain else "") + folds
 
 
 def _cost(study: StudyReport) -> list[str]:

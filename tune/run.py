@@ -45,7 +45,8 @@ from pipeline.training.log import METRICS
 from tune import report
 from tune.choice import Gain
 from tune.finals import Choice, Finals, decides
-from tune.search import cpus_per_trial_worker, search, training_folder
+from tune.folds import make_folds, mean_of, pooled
+from tune.search import cpus_per_trial_worker, metrics_folder, search, training_folder
 from tune.space import check_derived, checked, modes, most_epochs, student_of, values_of, with_values
 from tune.study import DEFAULT, Trial, best, load, trial_name
 from tune.trial import Shared, curve, trial_job
@@ -97,8 +98,8 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
     ):
         run.order = (*runs.LABEL_STAGES, "search", "finals")
         runs.make_targets(run)
-        run.stages.begin("search")
         study = _Study(config, run)
+        run.stages.begin("search")
         try:
             study.search()
             study.finals()
@@ -174,14 +175,16 @@ class _Study:
         self.config, self.run = config, run
         self.metrics, self.modes = config.tune.metrics, modes(config)
         self.student = student_of(config)
-        self.most_epochs = most_epochs(config, run.inputs.facts)
+        self.folds = make_folds(run, config.tune.folds) if config.tune.folds else []
+        self.most_epochs = most_epochs(config, run.inputs.facts) * max(1, len(self.folds))
         self.folder = trials_folder(run.config.run_dir)
         self.trials = load(self.folder)
         self.final_trials = load(finals_folder(run.config.run_dir))
         self.own = values_of(config, config.tune.space, run.inputs.facts)
-        self.rules = Finals(config, run.inputs.data, self.own)
+        self.rules = Finals(config, pooled(self.folds) if self.folds else run.inputs.data, self.own)
         self.choice: Choice | None = None
-        self.ensemble = ensemble_scores(config, run.inputs.data, run.keys, "validation")
+        reads = [(one.data, one.teacher_keys) for one in self.folds] or [(run.inputs.data, run.keys)]
+        self.ensemble = mean_of([ensemble_scores(config, *one, "validation") for one in reads])
         self.shared = Shared(
             config=with_absolute_paths(config),
             facts=run.inputs.facts,
@@ -191,6 +194,7 @@ class _Study:
             teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
             hidden=run.hidden,
+            folds=self.folds,
         )
         self._tracked: set[str] = set()  # keys of open runs in MLflow
 
@@ -223,7 +227,9 @@ class _Study:
         )
 
     def trained(self, number: int) -> dict[int, dict[Job, Path]]:
-        """The trainings of a candidate, by seed: a run with its values takes them over."""
+        """The trainings of a candidate, by seed: a run with its values takes them over. None where they are of folds."""
+        if self.folds:
+            return {}
         places = self.rules.places(
             self.trials, self.final_trials, self._folders(self.shared), self._folders(self.shared_by_finals)
         )
@@ -304,7 +310,7 @@ class _Study:
             if trial.repeats is not None:
                 tags |= {"seed": str(trial.seed), "repeats": _who(trial.repeats)}
             name = f"{what}-{trial_name(trial.number)}"
-            metrics = training_folder(shared, trial) / METRICS
+            metrics = metrics_folder(shared, trial) / METRICS
             training_began(
                 tracker,
                 self.config,
@@ -338,10 +344,10 @@ class _Study:
             ensemble=self.ensemble,
             forwards={name: done.forwards for name, done in run.labelled.items()},
             needed={
-                name: run.inputs.data[teacher.task].distinct()
+                name: run.inputs.data[teacher.task].distinct() * (1 + len(self.folds))
                 for name, teacher in self.config.teachers.items()
             },
-            curves={trial.number: curve(training_folder(self.shared, trial)) for trial in self.trials},
+            curves={trial.number: curve(metrics_folder(self.shared, trial)) for trial in self.trials},
             timings_s=run.stages.seconds(),
             gains=self._gains(),
             choice=self.choice,

@@ -35,6 +35,7 @@ from pipeline.errors import ExhaustedError
 from pipeline.run_folder import job_folder, ray_folder, stop_file
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.result import RESULT, read_facts
+from tune.folds import fold_name
 from tune.space import (
     distributions,
     domains,
@@ -47,7 +48,7 @@ from tune.space import (
     with_values,
 )
 from tune.study import Trial, cause_of, folder_of, save
-from tune.trial import Shared, run_trial, trial_job
+from tune.trial import FOLD, Shared, run_trial, trial_job
 
 CHECKPOINTS = 10
 """Checkpoints that Tune keeps of a population's trial: another trial may take one over some epochs after it was written."""
@@ -190,10 +191,10 @@ def _scheduler(config: RunConfig, facts: Facts, trials: Path) -> TrialScheduler:
             config,
             facts,
             trials,
-            time_attr="epoch",
+            time_attr="epoch" if tune.folds is None else FOLD,
             metric=tune.metrics[0] if searched else None,
             mode=modes(config)[0] if searched else None,
-            max_t=most_epochs(config, facts) + 1,
+            max_t=(tune.folds or most_epochs(config, facts)) + 1,
             grace_period=tune.grace_epochs,
             reduction_factor=tune.reduction_factor,
         )
@@ -265,7 +266,9 @@ class _Pbt(PopulationBasedTraining):
 
 
 def _is_last(config: RunConfig, facts: Facts, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
-    """Whether `result` is that of the trial's last epoch."""
+    """Whether `result` is that of the trial's last epoch, or fold."""
+    if config.tune is not None and config.tune.folds is not None:
+        return bool(result[FOLD] == config.tune.folds)
     own = with_values(config, trial.config["point"]["values"])
     return bool(result["epoch"] >= student_settings(own, student_of(own), facts).train.epochs)
 
@@ -488,6 +491,12 @@ class _Recorder(_Unsaved, ray.tune.Callback):
 def training_folder(shared: Shared, trial: Trial) -> Path:
     """The folder of a trial's metrics, checkpoints and result."""
     return job_folder(folder_of(shared.folder, trial.number), trial_job(shared.config))
+
+
+def metrics_folder(shared: Shared, trial: Trial) -> Path:
+    """The folder of the metrics.jsonl that shows a trial: of its training, or of that for its first fold."""
+    own = folder_of(shared.folder, trial.number)
+    return job_folder(own / fold_name(1) if shared.folds else own, trial_job(shared.config))
 
 
 def _stop_file(trials: Path, number: int) -> Path:

@@ -79,6 +79,7 @@ def checked(config: RunConfig) -> TuneConfig:
         )
     _check_names(config)
     _check_population(config, student, tune)
+    _check_folds(config, tune)
     return tune
 
 
@@ -96,11 +97,11 @@ def check_derived(config: RunConfig, facts: Facts) -> None:
                     f"tune.space.{path}: teachers make hidden targets only where the config itself has a loss on them",
                     "Give the config itself a loss or a stage with hidden above 0, or drop the key.",
                 )
-    epochs = most_epochs(config, facts)
-    longest = epochs - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
+    length, unit = (most_epochs(config, facts), "epochs") if tune.folds is None else (tune.folds, "folds")
+    longest = length - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
     if tune.scheduler != "none" and tune.grace_epochs > longest:
         raise ConfigError(
-            f"tune.grace_epochs: {tune.grace_epochs}, more than {longest} would change nothing in {epochs} epochs",
+            f"tune.grace_epochs: {tune.grace_epochs}, more than {longest} would change nothing in {length} {unit}",
             "Lower it, or set tune.scheduler to none.",
         )
 
@@ -456,6 +457,24 @@ def _check_population(config: RunConfig, student: str, tune: TuneConfig) -> None
         raise ConfigError(
             f"tune.trials: a population of {tune.trials} trains side by side, tune.concurrency is {tune.concurrency}",
             f"Set tune.concurrency to {tune.trials}, where trials share the CPUs, or lower tune.trials.",
+        )
+
+
+def _check_folds(config: RunConfig, tune: TuneConfig) -> None:
+    """Checks that no fold validates on what a teacher, or a variant in train, knows of it."""
+    if tune.folds is None:
+        return
+    ready = [name for name, teacher in config.teachers.items() if teacher.fine_tune is None]
+    if ready:
+        raise ConfigError(
+            f"tune.folds: {ready[0]} is a finished teacher, which may know the labels of every fold",
+            f"Drop tune.folds, or give teachers.{ready[0]} fine_tune: it is then made without each fold.",
+        )
+    augmented = [name for name, task in config.tasks.items() if task.augment is not None]
+    if augmented:
+        raise ConfigError(
+            f"tune.folds: {augmented[0]} has augment, so that variants of the texts of a fold would be in train",
+            f"Drop tune.folds, or tasks.{augmented[0]}.augment.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,18 +19,23 @@ from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
-from pipeline.run_folder import first_stages_folder, job_folder
-from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint
-from pipeline.training.jobs import new_plan, train_jobs
+from pipeline.run_folder import first_stages_folder, job_folder, stop_file
+from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint, remove_checkpoints
+from pipeline.training.jobs import is_finished, new_plan, train_jobs
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.loop import Report
+from pipeline.training.result import read_facts
 from pipeline.training.step import Workers
 from pipeline.training.worker_group import run_worker_group
 from teachers.spec import HiddenTargets
+from tune.folds import Fold, fold_name, mean_scores, write_pooled
 from tune.space import Values, student_of, with_values
 from tune.study import trial_name
 
 TAKEOVERS = "takeovers.json"
+FOLD = "fold"
+"""Of what a trial reports: how many folds it has trained."""
 KEPT = Kept()
 """Of the trials that this process has trained; a trial that fails ends its process."""
 
@@ -40,7 +45,7 @@ class Shared:
     """What all trials of a study share; sent to the cluster once.
 
     config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders · cpus: of each worker ·
-    teacher_keys, hidden and teacher_folders: as in `pipeline.training.jobs.Plan`.
+    teacher_keys, hidden and teacher_folders: as in `pipeline.training.jobs.Plan` · folds: of `tune.folds`; a trial trains once for each.
     """
 
     config: RunConfig
@@ -51,6 +56,12 @@ class Shared:
     teacher_folders: Mapping[str, str]
     cpus: float
     hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
+    folds: Sequence[Fold] = ()
+
+    @property
+    def own(self) -> Fold:
+        """What trainings read that are validated on the validation split."""
+        return Fold(self.data, self.teacher_keys, self.teacher_folders, self.hidden)
 
 
 def trial_config(
@@ -85,26 +96,60 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     raises. In a population, `takeovers` of the point counts how often it took over another trial's weights and values.
     """
     config = trial_config(shared.config, shared.folder, point["number"], point["values"], point.get("seed"))
-    plan = new_plan(
-        config, shared.facts, shared.data, shared.teacher_keys, shared.teacher_folders, shared.hidden
-    )
-    plan = replace(plan, cpus=shared.cpus, trial=True, first_stages=first_stages_folder(shared.folder.parent))
-    if plan.stop.exists():
+    if stop_file(config.run_dir).exists():
         return
-    folder = job_folder(plan.run_dir, trial_job(shared.config))
-    _take_over(folder, point.get("takeovers", 0))
+    job = trial_job(shared.config)
+    try:
+        if shared.folds:
+            _run_folds(config, job, shared)
+            return
+        folder = job_folder(config.run_dir, job)
+        _take_over(folder, point.get("takeovers", 0))
+        mutable = shared.config.tune is not None and shared.config.tune.scheduler == "pbt"
+        _train(config, shared.own, shared, partial(report_to_tune, folder if mutable else None))
+    finally:
+        KEPT.drop_unused()
+
+
+def _run_folds(config: RunConfig, job: Job, shared: Shared) -> None:
+    """Trains once for each fold, reports the mean after each, and writes the trial's result before the last report."""
+    finished = list[Path]()
+    for number, fold in enumerate(shared.folds, 1):
+        if stop_file(config.run_dir).exists():
+            return
+        own = config.model_copy(update={"name": fold_name(number), "runs_dir": str(config.run_dir)})
+        _train(own, fold, shared, None, stop=stop_file(config.run_dir))
+        if not is_finished(own.run_dir, job):  # it was asked to stop
+            return
+        finished.append(job_folder(own.run_dir, job))
+        remove_checkpoints(finished[-1])  # no run trains on a fold
+        if number == len(shared.folds):
+            write_pooled(job_folder(config.run_dir, job), finished)
+        epochs = sum(len(read_facts(folder)["epoch_seconds"]) for folder in finished)
+        ray.tune.report({"epoch": epochs, FOLD: number, **mean_scores(finished)})
+
+
+def _train(
+    config: RunConfig, reads: Fold, shared: Shared, report: Report | None, stop: Path | None = None
+) -> None:
+    """Trains one student. report: to Tune, after every epoch, or None · stop: the stop file, by default the run's own."""
+    plan = new_plan(config, shared.facts, reads.data, reads.teacher_keys, reads.teacher_folders, reads.hidden)
+    plan = replace(
+        plan,
+        cpus=shared.cpus,
+        trial=True,
+        first_stages=first_stages_folder(shared.folder.parent),
+        stop=stop or plan.stop,
+    )
+    if config.train.workers > 1 and report is None:
+        run_worker_group(plan)
+        return
     if config.train.workers > 1:
         run_worker_group(plan, report=report_to_train, callbacks=[TuneReportCallback()])
-    else:
-        mutable = shared.config.tune is not None and shared.config.tune.scheduler == "pbt"
-        torch.set_num_threads(max(1, int(plan.cpus)))
-        device = torch.device("cuda" if config.train.gpus_per_worker else "cpu")
-        try:
-            train_jobs(
-                plan, Workers(device=device), partial(report_to_tune, folder if mutable else None), KEPT
-            )
-        finally:
-            KEPT.drop_unused()
+        return
+    torch.set_num_threads(max(1, int(plan.cpus)))
+    device = torch.device("cuda" if config.train.gpus_per_worker else "cpu")
+    train_jobs(plan, Workers(device=device), report or (lambda epochs, scores: None), KEPT)
 
 
 def report_to_tune(folder: Path | None, epochs: int, scores: Mapping[str, float]) -> None:

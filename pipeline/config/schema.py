@@ -400,6 +400,8 @@ class TuneConfig(Strict):
     """Of `asha`: one of this many goes on at each rung."""
     retries: Annotated[int, Field(ge=0)] = 1
     """Times a trial that failed is tried again, from its last checkpoint, before it is marked as failed."""
+    folds: Annotated[int, Field(ge=2, le=10)] | None = None
+    """Cross-validation: the labelled texts of train and validation are cut into so many folds, teachers are fine-tuned once without each, and a trial trains a student for each, which that fold validates; its score is the mean. For small train and validation splits. Rungs and grace_epochs of `asha` then count folds. null: trials are validated on the validation split."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the search, but for what `pbt` changes on the way; trials all have the run's."""
 
@@ -413,6 +415,10 @@ class TuneConfig(Strict):
             raise ValueError(f"scheduler: {self.scheduler} compares trials by one metric, set it to none")
         if self.algorithm == "grid" and any(one.choice is None for one in self.space.values()):
             raise ValueError("algorithm: grid needs a choice for every key of space")
+        if self.folds is not None and self.scheduler == "pbt":
+            raise ValueError(
+                "folds: population-based training changes one training, a fold is one of several"
+            )
         if self.scheduler == "pbt" and self.algorithm != "random":
             raise ValueError("scheduler: pbt needs algorithm: random, it changes values by itself")
         return self

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from hashlib import blake2b
 from typing import Any
 
@@ -114,6 +115,29 @@ class TaskData:
         own, taken, last = np.split(np.arange(len(train)), [end - self.taken, end])
         rows = np.concatenate((own, taken[_smallest(train.keys[taken], limit)], last))
         return replace(self, splits={**self.splits, "train": train.take(rows)}, taken=limit)
+
+    def fold(self, number: int, of: int) -> TaskData:
+        """Another split of the labelled examples of train and validation: those of fold `number`, from 0, are validation,
+        the others are train, beside train's examples without labels. Which fold an example is in is decided by its content.
+
+        Raises ValueError where train has variants: those of a validation text would be among them.
+        """
+        if self.variants:
+            raise ValueError(f"{self.task.name} has variants")
+        train, validation = self.splits["train"], self.splits["validation"]
+        labelled = self.task.reading.labelled(train.labels)
+        keys = np.unique(np.concatenate((train.keys[labelled], validation.keys)))
+        chosen = keys[np.argsort(_mixed(keys, 3), kind="stable")[number::of]]
+        moved, stays = np.isin(train.keys, chosen) & labelled, np.isin(validation.keys, chosen)
+        own = np.arange(len(train)) < len(train) - self.taken
+        parts = [
+            train.take(np.flatnonzero(~moved & own)),
+            validation.take(np.flatnonzero(~stays)),
+            train.take(np.flatnonzero(~own)),
+        ]
+        held = join(train.take(np.flatnonzero(moved)), validation.take(np.flatnonzero(stays)))
+        splits: dict[Split, Examples] = {**self.splits, "train": reduce(join, parts), "validation": held}
+        return replace(self, splits=splits)
 
     def fingerprint(self) -> str:
         """Hash of every split's examples and labels, in their order."""

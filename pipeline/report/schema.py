@@ -485,6 +485,8 @@ class StudyReport(Record):
     """The search space of the config: distribution by dotted path of the key."""
     algorithm: str
     scheduler: str
+    folds: int | None = None
+    """Folds that each trial was trained and validated on; null: on train and validation as the config has them."""
     trials: tuple[TrialRecord, ...]
     ensemble: Mapping[str, float]
     """Validation scores of the ensemble of the teachers."""

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import ray.tune
+import yaml
 from mlflow import MlflowClient
 
 from pipeline.config.load import load_config
+from pipeline.training.result import read_facts, read_predictions
 from tests.conftest import TinyModel
 from tests.integration.command import (
     TUTELAGE,
@@ -230,6 +232,57 @@ def test_trials_of_two_workers_are_ended_early_and_leave_none(
     assert set(ended) == {"early-stopped", "finished"}
     assert sum(study["teacher_forwards"].values()) == 2 * EXAMPLES, "once a teacher, however many trials"
     assert study["forwards_ratio"] == 1.0
+
+
+def test_trials_are_cross_validated_with_teachers_that_have_not_seen_the_fold(
+    make_run: MakeRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    bert = str(tiny_model("bert"))
+    tuned = {"epochs": 1, "learning_rate": 1e-2, "early_stopping": None}
+    make_run(tmp_path)
+    run = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    sections = {
+        "tasks": {"mood": run["tasks"]["mood"]},
+        "teachers": {"tuned": {"task": "mood", "model": bert, "fine_tune": tuned, "preflight": "warn"}},
+        "students": {"bare": run["students"]["bare"]},
+        "aggregation": {"strategy": "mean"},
+        "stages": [{"loss": {"hidden": 1}, "epochs": 2}, {"epochs": 2}],
+        "train": {**run["train"], "epochs": None, "learning_rate": None, "head_learning_rate": None},
+        "baselines": [],
+        "tracking": {"enabled": False},
+    }
+    space = {"stages.1.learning_rate": {"choice": [2e-3, 4e-3]}}
+    search = {"trials": 2, "concurrency": 1, "space": space, "algorithm": "grid", "folds": 2}
+    make_run(tmp_path, tune={**search, "scheduler": "none"}, **sections)
+    command = tutelage("tune", "run.yaml", cwd=tmp_path, timeout_s=300)
+    assert command.process.returncode == 0, command.output
+    study = study_of(tmp_path)
+    assert study["folds"] == 2
+    assert [trial["status"] for trial in study["trials"]] == ["finished", "finished"]
+    assert study["soft_targets"] == {"tuned": 3 * EXAMPLES}, (
+        "of the teacher itself, and of those of the folds"
+    )
+    assert study["forwards_ratio"] == 1.0
+    assert len(list((tmp_path / "runs/_teachers").glob("tuned-*/teacher"))) == 3
+    for trial in study["trials"]:
+        folder = tmp_path / f"runs/first-study/trials/{trial['number']:03d}"
+        own = [read_facts(folder / f"fold-{fold}/checkpoints/bare-distilled") for fold in (1, 2)]
+        assert trial["epochs"] == 8
+        mean = sum(one["kept"]["macro/score"] for one in own) / 2
+        assert trial["scores"]["macro/score"] == pytest.approx(mean)
+        every = read_predictions(folder / "checkpoints/bare-distilled")
+        assert len(every["mood"]) == EXAMPLES - 24, "all of train and validation"
+        assert not list(folder.rglob("step-*"))
+    # the first stage of a fold was trained once, by the first trial
+    seconds = [
+        read_facts(tmp_path / f"runs/first-study/trials/{number:03d}/fold-1/checkpoints/bare-distilled")[
+            "epoch_seconds"
+        ]
+        for number in (0, 1)
+    ]
+    assert seconds[0][:2] == seconds[1][:2]
+    assert seconds[0][2:] != seconds[1][2:]
+    assert not (tmp_path / "runs/first-study/first-stages").exists()
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on(

@@ -801,3 +801,21 @@ def test_a_space_is_ray_tunes_own() -> None:
     }
     known = distributions(tune)
     assert [known[path].__dict__.get("log") for path in space] == [False, True, False, False, True, None]
+
+
+def test_folds_are_refused_where_a_fold_would_be_known() -> None:
+    with pytest.raises(ConfigError, match="movies-big is a finished teacher"):
+        checked(search_of(folds=3))
+    tuned: dict[str, Any] = {f"teachers.{name}.fine_tune": {} for name in ("movies-big", "stars-big")}
+    checked(search_of(folds=3, run=tuned))
+    with pytest.raises(ConfigError, match="movies has augment"):
+        checked(search_of(folds=3, run={**tuned, "tasks.movies.augment": {"dropout": {}}}))
+    with pytest.raises(ConfigError, match="folds"):
+        search_of(folds=3, scheduler="pbt", algorithm="random")
+
+
+def test_grace_of_a_search_with_folds_counts_folds() -> None:
+    tuned: dict[str, Any] = {f"teachers.{name}.fine_tune": {} for name in ("movies-big", "stars-big")}
+    check_derived(*with_facts(search_of(folds=3, grace_epochs=3, run=tuned)))
+    with pytest.raises(ConfigError, match="in 3 folds"):
+        check_derived(*with_facts(search_of(folds=3, grace_epochs=4, run=tuned)))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.schema import TaskConfig
-from pipeline.data.splits import TaskData, _hold_out, _separate, limited, load_task
+from pipeline.data.splits import TaskData, Variants, _hold_out, _separate, limited, load_task
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.text_classification import text_classification
 from tests.conftest import CsvTask, write_csv
@@ -832,3 +832,50 @@ def test_csv_task_is_what_it_says(csv_task: CsvTask) -> None:
         rows = list(csv.DictReader(stream))
     assert Counter(row["label"] for row in rows) == {"bad": 10, "good": 10}
     assert len({row["text"] for row in rows}) == 20
+
+
+# ---------------------------------------------------------------- folds
+
+
+def test_every_labelled_example_is_validated_on_in_one_fold(tmp_path: Path) -> None:
+    extra = more_texts(tmp_path, ["unlabelled a", "unlabelled b"])
+    rows = {**WHOLE, "train": [*WHOLE["train"], WHOLE["train"][0]]}  # one text twice
+    data = load_rows(tmp_path, rows, unlabelled={"path": "csv", "data_files": extra})
+    labelled = sorted(rows["train"] + rows["validation"])
+    folds = [data.fold(number, 4) for number in range(4)]
+    assert sorted(pair for fold in folds for pair in contents(fold, "validation")) == labelled
+    for fold in folds:
+        train = fold.labelled_train()
+        assert not set(train.keys) & set(fold.splits["validation"].keys), (
+            "also of the text that is there twice"
+        )
+        assert len(train) + len(fold.splits["validation"]) == len(labelled)
+        assert len(fold.splits["validation"]) in (9, 10, 11)
+        assert list(fold.splits["train"].inputs["text"])[-1].startswith("text"), "validation's come last"
+        assert {"unlabelled a", "unlabelled b"} <= set(fold.splits["train"].inputs["text"])
+        assert fold.splits["test"] is data.splits["test"]
+        assert fold.fingerprint() != data.fingerprint()
+    assert data.fold(1, 4).fingerprint() == folds[1].fingerprint()
+
+
+def test_folds_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    other = {split: list(reversed(rows)) for split, rows in WHOLE.items()}
+    a, b = (load_rows(tmp_path / name, rows) for name, rows in (("a", WHOLE), ("b", other)))
+    for number in range(3):
+        assert set(contents(a.fold(number, 3), "validation")) == set(
+            contents(b.fold(number, 3), "validation")
+        )
+
+
+def test_texts_of_other_tasks_stay_at_the_end_of_a_folds_train(tmp_path: Path) -> None:
+    extra = more_texts(tmp_path, ["taken a", "taken b", "taken c"])
+    data = load_rows(tmp_path, WHOLE, unlabelled={"path": "csv", "data_files": extra})
+    fold = replace(data, taken=3).fold(0, 2)
+    assert list(fold.splits["train"].inputs["text"])[-3:] == ["taken a", "taken b", "taken c"]
+    assert len(fold.within(1).splits["train"]) == len(fold.splits["train"]) - 2
+
+
+def test_data_with_variants_have_no_folds(tmp_path: Path) -> None:
+    data = replace(load_rows(tmp_path, WHOLE), variants={"dropout": Variants(1, {}, 0.0, 0, ())})
+    with pytest.raises(ValueError, match="mood has variants"):
+        data.fold(0, 2)
