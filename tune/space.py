@@ -274,6 +274,8 @@ def _unset(config: RunConfig, keys: Sequence[str], facts: Facts) -> Any:
             return values.pop() if len(values) == 1 else None
         case ["train", *rest] | ["students", _, "train", *rest]:
             return _at(settings.train.model_dump(mode="json"), rest)
+        case ["stages", number, key] | ["students", _, "stages", number, key] if settings.stages:
+            return getattr(settings.stages[int(number)], key)
     return None
 
 

@@ -246,6 +246,21 @@ def test_stages_are_searched_as_a_whole_or_by_number() -> None:
     )
 
 
+def test_the_default_has_the_derived_values_of_a_stage() -> None:
+    config = search_of(
+        {"stages.1.epochs": {"randint": [1, 90]}, "stages.1.learning_rate": {"loguniform": [1e-6, 1]}},
+        {"stages": [HIDDEN_FIRST[0], {}], "train.epochs": 9, "train.learning_rate": 0.01},
+    )
+    values = {"stages.1.epochs": 9 - HIDDEN_FIRST[0]["epochs"], "stages.1.learning_rate": 0.01}
+    assert values_of(config, config.tune.space, facts_of(config)) == values  # type: ignore[union-attr]
+    own = search_of(
+        {"students.half.stages.1.learning_rate": {"loguniform": [1e-6, 1]}},
+        {"students.half.stages": [HIDDEN_FIRST[0], {"learning_rate": 0.5}]},
+    )
+    values = {"students.half.stages.1.learning_rate": 0.5}
+    assert values_of(own, own.tune.space, facts_of(own)) == values  # type: ignore[union-attr]
+
+
 TRANSFER = "tasks.movies.transfer.limit"
 
 
