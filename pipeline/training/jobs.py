@@ -192,17 +192,21 @@ def train_job(
         )
 
     scores: dict[str, float] = {}
+    trained: dict[str, int] = {}
     for name in schedules:
         trainer = fit(name)
         if trainer.progress.status == "interrupted":
             return trainer.progress.status
-        scores[name] = trainer.progress.best_score
+        scores[name], trained[name] = trainer.progress.best_score, len(trainer.progress.epoch_seconds)
     kept = best_schedule(scores)
     if kept != name:
         trainer = fit(kept)  # loads its last checkpoint: nothing is trained
     student, facts = trainer.student, asdict(trainer.progress)
     if len(schedules) > 1:
-        tried = [{"name": one, "epochs": schedules[one].epochs, "score": scores[one]} for one in schedules]
+        tried = [
+            {"name": one, "epochs": own.epochs, "trained": trained[one], "score": scores[one]}
+            for one, own in schedules.items()
+        ]
         facts["schedules"] = {"kept": kept, "tried": tried}
         if workers.rank == 0:
             write_atomically(target / METRICS, (folders[kept] / METRICS).read_bytes())
