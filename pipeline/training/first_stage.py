@@ -102,7 +102,7 @@ def take(place: Path, training: Path) -> bool:
     try:
         metrics = (place / METRICS).read_bytes()
         adopt_checkpoint(copy, training)
-    except FileNotFoundError:  # removed meanwhile: others have come
+    except (FileNotFoundError, shutil.Error):  # removed meanwhile: others have come
         return False
     write_atomically(training / METRICS, metrics)
     return True
