@@ -206,7 +206,7 @@ def task_config(name: str, setting: Setting, folder: Path) -> TaskConfig:
 
 def write_passages(source: Path, target: Path, words: int) -> Path:
     """Writes every split of a question-answering data set with short contexts, and returns their folder, `target`."""
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for split in SPLITS:
         rows = map(json.loads, (source / f"{split}.jsonl").read_text().splitlines())
