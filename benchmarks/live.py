@@ -14,8 +14,9 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,20 +24,23 @@ from pipeline.batch import Drawn
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
+from pipeline.data.splits import TaskData
+from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from pipeline.prepare import Inputs, prepare, teacher_specs
 from pipeline.run_folder import job_folder
 from pipeline.soft import Dense
 from pipeline.training.baseline import PLAIN
 from pipeline.training.feed import TaskSet
-from pipeline.training.jobs import new_plan, start_folder, task_sets, train_job
+from pipeline.training.hidden import HiddenMatch
+from pipeline.training.jobs import new_plan, start_folder, train_job
 from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
 
 
 class LiveTeacher:
-    """A `pipeline.soft.TargetSource` without a store; adds up the seconds of its forward passes."""
+    """Soft and hidden targets of one teacher without a store; adds up the seconds of its forward passes."""
 
     def __init__(self, spec: TeacherSpec) -> None:
         self.seconds = 0.0
@@ -47,6 +51,7 @@ class LiveTeacher:
             tokens_per_forward=spec.serving.tokens_per_forward,
             max_length=spec.max_length,
             labels=spec.labels,
+            layer=None if spec.hidden is None else spec.hidden.layer,
         )
 
     def targets(self, batch: Drawn) -> Dense:
@@ -55,6 +60,21 @@ class LiveTeacher:
         soft, _ = self.predictor.predict(batch.inputs)
         self.seconds += time.perf_counter() - started
         return soft.half()
+
+
+@dataclass(frozen=True)
+class LiveHidden:
+    """A live teacher's hidden targets."""
+
+    teacher: LiveTeacher
+
+    def targets(self, batch: Drawn) -> Dense:
+        """The hidden targets of the batch's words, in float16 as in the store."""
+        started = time.perf_counter()
+        _, hidden, _ = self.teacher.predictor.label(batch.inputs)
+        self.teacher.seconds += time.perf_counter() - started
+        assert hidden is not None, "the spec names a layer"
+        return hidden
 
 
 def main() -> None:
@@ -73,7 +93,11 @@ def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -
     plan = replace(new_plan(config, inputs.facts, inputs.data, {}, {}), trial=True)
     student = plan.students[job.student]
     start = start_folder(student, inputs.teachers)
-    sets = [live(config, one, teachers) for one in task_sets(plan, start, job.student, None)]
+    tokenizer = open_tokenizer(start)
+    sets = [
+        live(config, data, teachers, tokenizer, student.lengths[name], student.hidden)
+        for name, data in inputs.data.items()
+    ]
     train_job(
         plan,
         job,
@@ -88,12 +112,23 @@ def train(config: RunConfig, inputs: Inputs, teachers: dict[str, LiveTeacher]) -
     return [float(seconds) for seconds in result["epoch_seconds"]]
 
 
-def live(config: RunConfig, one: TaskSet, teachers: dict[str, LiveTeacher]) -> TaskSet:
-    """The task set with its live teachers as target sources."""
-    weights = task_aggregation(config, one.task.name).weights
-    strategy = task_aggregation(config, one.task.name).strategy
-    aggregation = Aggregation(strategy, torch.tensor(list(weights.values())))
-    return replace(one, sources=tuple(teachers[name] for name in weights), aggregation=aggregation)
+def live(
+    config: RunConfig,
+    data: TaskData,
+    teachers: dict[str, LiveTeacher],
+    tokenizer: Any,
+    length: int,
+    hidden: bool,
+) -> TaskSet:
+    """A task with its live teachers as target sources. hidden: whether the student learns from hidden targets."""
+    together = task_aggregation(config, data.task.name)
+    own, shares = [teachers[name] for name in together.weights], list(together.weights.values())
+    aggregation = Aggregation(together.strategy, torch.tensor(shares))
+    one = TaskSet.of(data, tokenizer, length, own, aggregation, words=hidden)
+    if not hidden:
+        return one
+    match = HiddenMatch.over([LiveHidden(teacher) for teacher in own], shares, one.train, one.examples)
+    return replace(one, hidden=match)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ nothing else; both are commands, timed from start to end, one at a time.
   stopping. Its teachers run for every batch of every epoch, nothing is stored, and no scheduler ends it early. T of them
   differ only in their loss weights, so one is measured and counts T times.
 
-A trial's overhead is its seconds in trial.json ÷ the seconds of its epochs, for trials that ran to their end. It does
+A trial's overhead is its seconds in trial.json ÷ the seconds of the epochs that it trained, for trials that ran to their end;
+the epochs of a first stage that another trial has trained are not among them. It does
 not include the start of a process, where a trial got a new one. The search from first to last trial ÷ (all epochs ÷
 concurrent trials) includes everything. An epoch is its optimiser steps: validation and checkpoints are overhead.
 """
@@ -35,10 +36,10 @@ from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.prepare import prepare
 from pipeline.run_folder import job_folder
+from pipeline.training.log import METRICS, read_metrics
 from tune.run import best_config, study_config
 from tune.space import student_of
 from tune.study import folder_of, load
-from tune.trial import curve
 
 SEARCH = "examples/search.yaml"
 ALONE = ("baselines=[]", "seeds=[]")
@@ -138,13 +139,14 @@ def study(config: RunConfig, seconds: float) -> Study:
     own = study_config(config).run_dir
     stages = json.loads((own / "study.json").read_text(encoding="utf-8"))["timings_s"]
     trials = load(own / "trials")
-    epochs = [epoch_seconds(config, folder_of(own / "trials", trial.number)) for trial in trials]
+    seen = set[float]()
+    epochs = [epoch_seconds(config, folder_of(own / "trials", trial.number), seen) for trial in trials]
     return Study(
         total=seconds,
         trials=stages["search"],
         teachers=stages["preflight"] + stages["label"],
         epochs=epochs,
-        last=sum(sum(epoch_seconds(config, run.run_dir)) for run in (config, best_config(config, {}))),
+        last=sum(sum(epoch_seconds(config, run.run_dir, seen)) for run in (config, best_config(config, {}))),
         overheads=[
             trial.seconds / sum(seconds_of)
             for trial, seconds_of in zip(trials, epochs, strict=True)
@@ -154,10 +156,16 @@ def study(config: RunConfig, seconds: float) -> Study:
     )
 
 
-def epoch_seconds(config: RunConfig, run_dir: Path) -> list[float]:
-    """Seconds of the optimiser steps of each epoch of the student that a run or trial trained in `run_dir`."""
+def epoch_seconds(config: RunConfig, run_dir: Path, seen: set[float]) -> list[float]:
+    """Seconds of the optimiser steps of each epoch of the student that a run or trial trained in `run_dir`.
+
+    seen: when the epochs of other trainings ended. Those of them that this training took over are left out; the others are added.
+    """
     folder = job_folder(run_dir, Job(student_of(config), "distilled"))
-    return [float(point["metrics"]["time/epoch_s"]) for point in curve(folder)]
+    points = [point for point in read_metrics(folder / METRICS) if "time/epoch_s" in point["metrics"]]
+    own = [point for point in points if point["time"] not in seen]
+    seen.update(point["time"] for point in own)
+    return [float(point["metrics"]["time/epoch_s"]) for point in own]
 
 
 # ---------------------------------------------------------------- showing
