@@ -438,7 +438,10 @@ def test_stages_that_cannot_work_are_refused(stages: list[dict[str, Any]], cause
 
 
 def test_a_student_of_some_tasks_is_derived_from_these() -> None:
-    students = {"tiny": {"model": "tiny"}, "own": {"model": "tiny", "tasks": ["movies"]}}
+    students: dict[str, dict[str, Any]] = {
+        "tiny": {"model": "tiny"},
+        "own": {"model": "tiny", "tasks": ["movies"]},
+    }
     config = config_of(students=students, loss={"task_weights": {"movies": 3.0}}, stages=PARTS)
     facts = replace(FACTS, students={**FACTS.students, "own": FACTS.students["tiny"]})
     resolved = resolve_config(config, facts)
