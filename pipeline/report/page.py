@@ -70,9 +70,9 @@ def verdict(report: Report) -> str:
     for name in ranked[1:]:
         other = macro.students[name]
         cost = _cost(report, name, brief=True)
-        kept = "" if other.retention is None else f" ({percent(other.retention)} of the ensemble)"
-        if other.tasks != row.tasks:
-            kept += f" as {_over(report, name)}"
+        notes = [] if other.tasks == row.tasks else [_over(report, name)]
+        notes += [] if other.retention is None else [f"{percent(other.retention)} of the ensemble"]
+        kept = f" ({'; '.join(notes)})" if notes else ""
         size = f" and is {cost}" if cost else ""
         sentences.append(f"**{name}** scores {points(other.score)}{kept}{size}. {_gain(report, name)}")
     if note := busy_note(report):
@@ -233,7 +233,7 @@ def _macro_section(report: Report) -> list[str]:
         f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise. In words where "
         "the student scores below its baseline or above the ensemble.",
         *(
-            f"² {name} learns {', '.join(tasks)} alone: its mean, and the ensemble's that it is compared with "
+            f"² {name} learns only {', '.join(tasks)}: its mean, and the ensemble's that it is compared with "
             f"({points(macro.students[name].ensemble)}), are over these."
             for name, tasks in some.items()
         ),

@@ -227,7 +227,7 @@ def test_pages_of_a_student_of_some_tasks() -> None:
     report = build(tasks, facts)
     page = markdown(report)
     assert "**tiny** ²" in page
-    assert "² tiny learns movies alone" in page
+    assert "² tiny learns only movies" in page
     assert "accuracy on movies" in page
     assert page.index("**half**") < page.index("**tiny**"), "who learns more comes first"
     (line,) = [line for line in overview(report).splitlines() if line.startswith("| **tiny** ")]
