@@ -74,7 +74,13 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
         for name, teacher in config.teachers.items()
     ]
     students = [
-        ("student", name, f"from {student.init_from or student.model}", _layers(student.layers))
+        (
+            "student",
+            name,
+            f"from {student.init_from or student.model}",
+            _layers(student.layers),
+            "" if student.tasks is None else f"of {', '.join(config.tasks_of(name))}",
+        )
         for name, student in config.students.items()
     ]
     lines = [f"run {config.name}: {counted}"]
@@ -176,6 +182,8 @@ def _weaknesses(config: RunConfig, inputs: Inputs) -> Iterator[str]:
         folder: open_tokenizer(folder) for folder in {*inputs.bases.values(), *inputs.starts.values()}
     }
     for name, data in inputs.data.items():
+        if not any(name in config.tasks_of(student) for student in config.students):
+            yield f"{name}: no student learns it"
         yield from data_notes(data)
         default = data.task.head.max_length
         lengths = {
@@ -188,6 +196,7 @@ def _weaknesses(config: RunConfig, inputs: Inputs) -> Iterator[str]:
         lengths |= {
             f"student {student}": (tokenizers[inputs.starts[student]], own.max_length.get(name, default))
             for student, own in config.students.items()
+            if name in config.tasks_of(student)
         }
         yield from truncation_notes(data, lengths)
 

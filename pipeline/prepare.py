@@ -110,20 +110,22 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         config.students.keys(),
         config.teachers.keys(),
     )
-    hidden = complete and resolve_config(config, facts).hidden
+    hidden = resolve_config(config, facts).hidden if complete else frozenset[str]()
     for name, teacher in config.teachers.items():
         if bases.get(name) in tokenizers and teacher.task in data:
             with errors:
                 teachers[name] = _served_from(config, name, bases[name], data[teacher.task], facts)
-                _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length, hidden)
-                if hidden:
+                learnt = teacher.task in hidden
+                _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length, learnt)
+                if learnt:
                     hidden_layer(bases[name], teacher.hidden_layer, f"teachers.{name}")
     for name, student in students.items():
         if starts.get(name) in tokenizers:
             with errors:
                 _check_student(student, starts[name])
-                for task, task_data in data.items():
-                    _try_tokenizer(tokenizers[starts[name]], task_data, student.lengths[task], hidden)
+                for task, length in student.lengths.items():
+                    if task in data:
+                        _try_tokenizer(tokenizers[starts[name]], data[task], length, task in hidden)
     for task, task_data in data.items():
         if teachers.keys() >= set(config.teachers_of(task)):
             with errors:
@@ -286,7 +288,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
             folder, task, teacher.serving.dtype, max_length=teacher.max_length, labels=teacher.labels
         )
         hidden = None
-        if wanted:
+        if teacher.task in wanted:
             layer = hidden_layer(folder, teacher.hidden_layer, f"teachers.{name}")
             own = hidden_key(folder, task, teacher.serving.dtype, layer, max_length=teacher.max_length)
             hidden = HiddenTargets(own, layer)

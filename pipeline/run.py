@@ -428,10 +428,11 @@ def _report(run: Run, register: str | None = None) -> Report:
     record.test_scores(tracker, report)
     record.described(tracker, config, report)
     for student in config.students:
-        for name, results in tasks.items():
+        own = {name: results for name, results in tasks.items() if student in results.students}
+        for name, results in own.items():
             folder, opener = student_folder(config.run_dir, student, name), results.task.kind.pipeline
             write_model_card(folder, config, report, run.inputs.resolved.students[student], results.task)
-            version = register if register is None or len(tasks) == 1 else f"{register}-{name}"
+            version = register if register is None or len(own) == 1 else f"{register}-{name}"
             record.exported_student(tracker, student, name, folder, opener, version, run.display.line)
     for job in jobs_of(config):
         result, _ = training.read_result(config.run_dir, job)

@@ -17,9 +17,9 @@ from students.export import export_onnx
 def score_student(student: Path, config: RunConfig, split: Split) -> dict[str, dict[str, float]]:
     """By task of the student's folder: the number of ``examples`` of `split`, and every metric on them, as shares."""
     scores: dict[str, dict[str, float]] = {}
-    for name, task_config in config.tasks.items():
+    for name in config.tasks_of(student.name) if student.name in config.students else config.tasks:
         folder = _task_folder(student, config, name)
-        data = load_task(name, task_config)
+        data = load_task(name, config.tasks[name])
         examples = data.splits[split]
         lengths = config.students[student.name].max_length if student.name in config.students else {}
         predictions, _ = Predictor(folder, data.task, max_length=lengths.get(name)).predict(examples.inputs)

@@ -185,7 +185,11 @@ def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
     the default, and the p-value of its sign-flip test.
     """
     sections: dict[str, tuple[GroupSection, GroupSection]] = {"macro": (default.macro, winner.macro)}
-    sections |= {task: (section, winner.tasks[task]) for task, section in default.tasks.items()}
+    sections |= {
+        task: (section, winner.tasks[task])
+        for task, section in default.tasks.items()
+        if student in section.students
+    }
     rows = {}
     for name, (before, after) in sections.items():
         old, new = before.students[student], after.students[student]
@@ -195,7 +199,7 @@ def tested(default: GroupReport, winner: GroupReport, student: str) -> OnTest:
             default_supervised=old.supervised.by_seed if old.supervised else None,
             best=new.score.by_seed,
             best_supervised=new.supervised.by_seed if new.supervised else None,
-            ensemble=before.ensemble.by_seed,
+            ensemble=old.ensemble.by_seed,
             gain=sum(gains) / len(gains),
             p=sign_flip_p(gains) if len(gains) > 1 else None,
         )

@@ -181,10 +181,17 @@ class _Study:
         self.trials = load(self.folder)
         self.final_trials = load(finals_folder(run.config.run_dir))
         self.own = values_of(config, config.tune.space, run.inputs.facts)
-        self.rules = Finals(config, pooled(self.folds) if self.folds else run.inputs.data, self.own)
+        data = pooled(self.folds) if self.folds else run.inputs.data
+        learnt = config.tasks_of(self.student)
+        self.rules = Finals(config, {task: data[task] for task in learnt}, self.own)
         self.choice: Choice | None = None
         reads = [(one.data, one.teacher_keys) for one in self.folds] or [(run.inputs.data, run.keys)]
-        self.ensemble = mean_of([ensemble_scores(config, *one, "validation") for one in reads])
+        self.ensemble = mean_of(
+            [
+                ensemble_scores(config, {task: data[task] for task in learnt}, keys, "validation")
+                for data, keys in reads
+            ]
+        )
         self.shared = Shared(
             config=with_absolute_paths(config),
             facts=run.inputs.facts,
@@ -305,8 +312,10 @@ class _Study:
         tracker, key = self.run.tracker, f"{what}/{trial.number}"
         if key not in self._tracked:
             self._tracked.add(key)
-            tags = {"student": self.student, "tasks": ",".join(self.config.tasks)}
-            tags |= {"teachers": ",".join(self.config.teachers), "study": self.run.config.name}
+            learnt = self.config.tasks_of(self.student)
+            teachers = [name for task in learnt for name in self.config.teachers_of(task)]
+            tags = {"student": self.student, "tasks": ",".join(learnt)}
+            tags |= {"teachers": ",".join(teachers), "study": self.run.config.name}
             if trial.repeats is not None:
                 tags |= {"seed": str(trial.seed), "repeats": _who(trial.repeats)}
             name = f"{what}-{trial_name(trial.number)}"

@@ -44,6 +44,7 @@ SHARED = {  # what all trials of a study have in common, and why it cannot be se
     "tasks.*.data.*": "it would change the examples, whose soft targets all trials share",
     "tasks.*": "it would change the task itself, whose soft targets all trials share",
     "name": "it names the study",
+    "students.*.tasks": "scores over other tasks cannot be compared",
     "seeds": "a trial has one seed",
     "baselines": "trials have none",
 }
@@ -92,7 +93,7 @@ def check_derived(config: RunConfig, facts: Facts) -> None:
     for path, distribution in tune.space.items():
         for value in _extremes(distribution):
             changed = student_settings(with_values(config, {path: value}), student, facts)
-            if changed.hidden and not resolve_config(config, facts).hidden:
+            if changed.hidden and not changed.lengths.keys() <= resolve_config(config, facts).hidden:
                 raise ConfigError(
                     f"tune.space.{path}: teachers make hidden targets only where the config itself has a loss on them",
                     "Give the config itself a loss or a stage with hidden above 0, or drop the key.",
@@ -382,9 +383,10 @@ def _check_transfer(config: RunConfig, changed: RunConfig, path: str) -> None:
 def _in_force(config: RunConfig, student: str) -> list[Any]:
     """All keys that decide the student, with sections merged and weights normalised, to compare two configs."""
     loss, _ = student_loss(config, student)
-    if loss.task_temperatures.keys() == config.tasks.keys():
+    learnt = config.tasks_of(student)
+    if loss.task_temperatures.keys() >= set(learnt):
         loss = loss.model_copy(update={"temperature": None})  # no task takes it
-    aggregations = [task_aggregation(config, task) for task in config.tasks]
+    aggregations = [task_aggregation(config, task) for task in learnt]
     train, stages = student_train(config, student), student_stages(config, student)
     parts = [
         (
@@ -401,7 +403,7 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
             update=dict.fromkeys(("epochs", "learning_rate", "head_learning_rate")),
         )
         loss = loss.model_copy(update={"hard": None, "soft": None, "hidden": 0, "annealing": "constant"})
-    transfers = [task.transfer for task in config.tasks.values()]
+    transfers = [config.tasks[task].transfer for task in learnt]
     derived = stages is None
     return [config.seed, student_start(config, student), train, loss, parts, derived, aggregations, transfers]
 
@@ -409,14 +411,17 @@ def _in_force(config: RunConfig, student: str) -> list[Any]:
 def _idle(config: RunConfig, path: str, student: str) -> tuple[str, str]:
     """Why a key has no effect, and the remedy."""
     keys, drop = keys_of(config, path), "Drop the key."
-    if "task_weights" in keys and len(config.tasks) == 1:
+    learnt = config.tasks_of(student)
+    if "task_weights" in keys and len(learnt) == 1:
         return "the weight of the only task is always 1", drop
     if "teacher_weights" in keys:
         named = [config.teachers[name].task for name in keys if name in config.teachers]
-        if all(len(config.teachers_of(task)) == 1 for task in named or config.tasks):
+        if named and not set(named) & set(learnt):
+            return f"{student} does not learn {named[0]}", drop
+        if all(len(config.teachers_of(task)) == 1 for task in named or learnt):
             return "the weight of a task's only teacher is always 1", drop
     given = [config.loss.task_temperatures, config.students[student].loss.get("task_temperatures", {})]
-    if keys[-1] == "temperature" and set().union(*given) == set(config.tasks):
+    if keys[-1] == "temperature" and set().union(*given) >= set(learnt):
         return "every task has one of its own", "Search task_temperatures.<task>, or drop the key."
     if student_stages(config, student) and keys[-2:-1] in (["loss"], ["train"]):
         return "every stage has its own", drop
@@ -491,7 +496,8 @@ def _instead(keys: Sequence[str], student: str) -> str:
 
 def _check_metric(config: RunConfig, metric: str) -> None:
     metrics = [f"macro/{SKILL}", MACRO]
-    for task, settings in config.tasks.items():
+    for task in config.tasks_of(student_of(config)):
+        settings = config.tasks[task]
         metrics += [f"{task}/{name}" for name in (SKILL, *(one.name for one in settings.declared.metrics))]
     if metric not in metrics:
         raise ConfigError(f"tune.metric: there is no {metric!r}", f"Known: {', '.join(metrics)}.")

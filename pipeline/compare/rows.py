@@ -201,6 +201,7 @@ def _students(members: Sequence[tuple[Path, Report]]) -> list[Row]:
             tasks={
                 shown: outcome_of([report.tasks[task] for report in reports], student)
                 for shown, task in tasks.items()
+                if student in first.tasks[task].students
             },
             seeds=len(reports),
             teachers=teachers,

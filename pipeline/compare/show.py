@@ -119,7 +119,7 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     sentences = []
     kinds = [{frozenset(row.tasks) for row in part if row.tasks} for part in by_split(rows)]
     if any(len(one) > 1 for one in kinds):  # a trial that failed has no scores
-        sentences.append("Runs differ in tasks or metrics: compare task by task, not by macro.")
+        sentences.append("Students differ in tasks or metrics: compare task by task, not by macro.")
     if len({row.split for row in rows}) > 1:
         sentences.append(
             "Trials are scored on validation, runs on test: a score of one says nothing beside the other."

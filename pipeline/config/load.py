@@ -142,11 +142,14 @@ def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
     for name, student in config.students.items():
         if student.init_from is not None:
             yield f"students.{name}.init_from", student.init_from, config.teachers
+        for task in student.tasks or ():
+            yield f"students.{name}.tasks", task, config.tasks
+        learnt = config.tasks_of(name)
         for key in ("task_weights", "task_temperatures"):
             for task in student.loss.get(key, {}):
-                yield f"students.{name}.loss.{key}.{task}", task, config.tasks
+                yield f"students.{name}.loss.{key}.{task}", task, learnt
         for task in student.max_length:
-            yield f"students.{name}.max_length.{task}", task, config.tasks
+            yield f"students.{name}.max_length.{task}", task, learnt
 
 
 def _check_task(task: str, config: RunConfig) -> None:

@@ -63,7 +63,7 @@ class StudentStart:
     """What is known of a student before data and models are read.
 
     init_from, model: the teacher whose layers it starts from, or a hub id or folder; the other one is None · lengths:
-    most tokens per sequence, by task.
+    most tokens per sequence, by task: of the tasks that it learns.
     """
 
     name: str
@@ -150,9 +150,11 @@ class Resolved:
     aggregations: Mapping[str, TaskAggregation]
 
     @property
-    def hidden(self) -> bool:
-        """Whether any student learns from hidden targets."""
-        return any(student.hidden for student in self.students.values())
+    def hidden(self) -> frozenset[str]:
+        """The tasks of which a student learns from hidden targets."""
+        return frozenset(
+            task for student in self.students.values() if student.hidden for task in student.lengths
+        )
 
     def derived(self) -> dict[str, float]:
         """The values that the config does not give, by dotted path."""
@@ -190,12 +192,12 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
 
     facts: of the config's data, or of data with more texts of other tasks than the config takes.
     """
-    limits = transfer_limits(config)
-    tasks = {task: own.within(limits.get(task)) for task, own in facts.tasks.items()}
+    limits, learnt = transfer_limits(config), config.tasks_of(name)
+    tasks = {task: own.within(limits.get(task)) for task, own in facts.tasks.items() if task in learnt}
     facts = replace(facts, tasks=tasks)
     train, reasons = student_recipe(student_train(config, name), name, facts)
     given, notes = student_loss(config, name)
-    losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in config.tasks}
+    losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in learnt}
     loss = StudentLoss({task: loss for task, (loss, _) in losses.items()}, given.annealing)
     if (own := student_stages(config, name)) is not None:
         stages, why = _resolved_stages(own, train, loss), None
@@ -236,17 +238,18 @@ def _derived_stages(
     config: RunConfig, name: str, train: StudentRecipe, loss: StudentLoss, facts: Facts
 ) -> tuple[tuple[StudentStage, ...], str | None]:
     """Two stages, hidden targets first, and why; no stage where that cannot be, or nothing is known of it."""
+    learnt = config.tasks_of(name)
     if any(task.hidden for task in loss.tasks.values()) or not all(
-        task in facts.tasks and facts.tasks[task].words for task in config.tasks
+        task in facts.tasks and facts.tasks[task].words for task in learnt
     ):
         return (), None
-    examples = [facts.tasks[task].examples for task in config.tasks]
+    examples = [facts.tasks[task].examples for task in learnt]
     if not long_enough_for_hidden(train.epochs, examples, train.batch_size):
         return (), None
-    teachers = {teacher: facts.teachers[teacher] for teacher in config.teachers}
+    teachers = {teacher: facts.teachers[teacher] for task in learnt for teacher in config.teachers_of(task)}
     size = sum(
-        HIDDEN_BYTES * teachers[teacher].width * facts.tasks[own.task].words
-        for teacher, own in config.teachers.items()
+        HIDDEN_BYTES * model.width * facts.tasks[config.teachers[teacher].task].words
+        for teacher, model in teachers.items()
     )
     epochs, why = hidden_epochs(train.epochs, size, [facts.students[name], *teachers.values()])
     if not epochs:
@@ -297,7 +300,10 @@ def _in_stages(
 def student_start(config: RunConfig, name: str) -> StudentStart:
     """What one student starts from."""
     student = config.students[name]
-    lengths = {task: student.max_length.get(task, own.data.max_length) for task, own in config.tasks.items()}
+    lengths = {
+        task: student.max_length.get(task, config.tasks[task].data.max_length)
+        for task in config.tasks_of(name)
+    }
     return StudentStart(name, student.init_from, student.model, student.revision, student.layers, lengths)
 
 
@@ -309,11 +315,12 @@ def student_train(config: RunConfig, name: str) -> TrainConfig:
 def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, ...]]:
     """A student's `loss` as given, its own keys over the run's, and notes on what was normalised.
 
-    Every task has a weight; their mean is 1. hard, soft and hidden sum to 1 where all are given. Every task has a temperature
+    Every task that it learns has a weight; their mean is 1. hard, soft and hidden sum to 1 where all are given. Every task has a temperature
     where `temperature` is given. Raises `ConfigError`.
     """
     given: LossConfig = overlay(config.loss, config.students[name].loss, ("students", name, "loss"))
-    weights, notes = {task: given.task_weights.get(task, 1.0) for task in config.tasks}, tuple[str, ...]()
+    learnt = config.tasks_of(name)
+    weights, notes = {task: given.task_weights.get(task, 1.0) for task in learnt}, tuple[str, ...]()
     whole = sum(weights.values())
     if not whole:
         raise ConfigError(f"loss.task_weights: every task has weight 0 (student {name})", ALL_ZERO)
@@ -322,7 +329,7 @@ def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, .
     }
     if given.temperature is not None:
         changes["task_temperatures"] = {
-            task: given.task_temperatures.get(task, given.temperature) for task in config.tasks
+            task: given.task_temperatures.get(task, given.temperature) for task in learnt
         }
     if given.hard is not None and given.soft is not None:
         if not given.hard + given.soft:

@@ -241,6 +241,8 @@ class StudentConfig(Strict):
     """Teacher whose embeddings, layers and pooler it starts from."""
     layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """With `init_from`: how many layers, evenly spaced with the last one kept, or which ones; null: all."""
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The tasks that it learns, of those of the run; null: all."""
     max_length: dict[str, Annotated[int, Field(ge=4)]] = Field(default_factory=dict)
     """Tokens a sequence for this student, by task; by default the task's."""
     train: dict[str, Any] = Field(default_factory=dict)
@@ -256,6 +258,8 @@ class StudentConfig(Strict):
             raise ValueError("give `model` or `init_from`, and not both")
         if self.layers is not None and self.init_from is None:
             raise ValueError("`layers` needs `init_from`")
+        if self.tasks is not None and len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("`tasks` names one twice")
         listed = self.layers if isinstance(self.layers, tuple) else (0,)
         if not listed or list(listed) != sorted(set(listed)):
             raise ValueError("`layers` must name at least one layer, in rising order, each once")
@@ -504,6 +508,11 @@ class RunConfig(Strict):
     def experiment(self) -> str:
         """MLflow's experiment."""
         return self.tracking.experiment or self.name
+
+    def tasks_of(self, student: str) -> tuple[str, ...]:
+        """The names of the tasks that a student learns, in the config's order."""
+        own = self.students[student].tasks
+        return tuple(task for task in self.tasks if own is None or task in own)
 
     def teachers_of(self, task: str) -> tuple[str, ...]:
         """Names of a task's teachers, in the config's order."""

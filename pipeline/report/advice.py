@@ -162,7 +162,7 @@ def _validation_error(report: Report, student: str) -> float:
     errors = [
         task.standard_errors.students[student]
         * math.sqrt(task.examples["test"] / task.examples["validation"])
-        for task in report.tasks.values()
+        for task in report.tasks_of(student).values()
     ]
     return math.hypot(*errors) / len(errors)
 
@@ -202,6 +202,8 @@ def weak_teachers(evidence: Evidence) -> Iterator[Advice]:
     """Teachers, of several, that a student beats on test and without which the ensemble is no worse on validation."""
     for name, task in evidence.tasks.items():
         results, scores = task.results, evidence.report.tasks[name]
+        if not results.students:
+            continue
         best = max(results.students, key=lambda student: scores.students[student].score)
         for teacher, values in results.teachers.items():
             ahead, error = _difference(task, results.students[best], values, on_test=True)
@@ -234,6 +236,8 @@ def limiting_teachers(evidence: Evidence) -> Iterator[Advice]:
     """Ensembles that a student beats on test: they limit it."""
     for name, task in evidence.tasks.items():
         results, scores = task.results, evidence.report.tasks[name]
+        if not results.students:
+            continue
         best = max(results.students, key=lambda student: scores.students[student].score)
         ahead, error = _difference(task, results.students[best], results.ensemble, on_test=True)
         if ahead <= CLEAR_ERRORS * error:

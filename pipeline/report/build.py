@@ -18,11 +18,11 @@ from pipeline.files import write_atomically
 from pipeline.report.json_file import to_json
 from pipeline.report.page import markdown
 from pipeline.report.schema import (
+    MeanSection,
+    MeanStudentScores,
     Metrics,
     Report,
-    Section,
     StandardErrors,
-    StudentScores,
     TaskLatencies,
     TaskReport,
     TaskStudentScores,
@@ -48,10 +48,10 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
 
     Raises `ValueError` where shapes or names do not fit, `DataError` where a gold label is missing.
     """
-    students = list(next(iter(tasks.values())).students) if tasks else []
+    students = list(dict.fromkeys(name for results in tasks.values() for name in results.students))
     for task, results in tasks.items():
-        if set(results.students) != set(students) or not set(results.supervised) <= set(students):
-            raise ValueError(f"{task}: students {sorted(results.students)}, elsewhere {sorted(students)}")
+        if unknown := set(results.supervised) - set(results.students):
+            raise ValueError(f"{task}: baselines of {sorted(unknown)}, which are no students of it")
     if not students:
         raise ValueError("no task, or no student, to report on")
     by_task = {task: _task(results) for task, results in tasks.items()}
@@ -96,6 +96,7 @@ def _task(results: TaskResults) -> TaskReport:
         score, ensemble = metrics.students[name][metric], metrics.ensemble[metric]
         students[name] = TaskStudentScores(
             score=score,
+            ensemble=ensemble,
             supervised=supervised,
             retention=retention(score, ensemble, METRICS[metric].better),
             gap_recovered=gap_recovered(score, supervised, ensemble, METRICS[metric].better),
@@ -139,27 +140,30 @@ def _standard_errors(resampled: Mapping[tuple[str, str], NDArray[np.float64]]) -
     )
 
 
-def _macro(by_task: Mapping[str, TaskReport], students: Iterable[str]) -> Section:
+def _macro(by_task: Mapping[str, TaskReport], students: Iterable[str]) -> MeanSection:
     """Unweighted means over tasks; a student that lacks a baseline in some task has no macro baseline."""
-    ensemble = float(np.mean([task.ensemble for task in by_task.values()]))
-    return Section(
-        ensemble=ensemble,
+    return MeanSection(
+        ensemble=float(np.mean([task.ensemble for task in by_task.values()])),
         students={
-            name: _mean([task.students[name] for task in by_task.values()], ensemble) for name in students
+            name: _mean({task: one.students[name] for task, one in by_task.items() if name in one.students})
+            for name in students
         },
         standard_errors=_macro_errors([task.standard_errors for task in by_task.values()]),
     )
 
 
-def _mean(rows: list[TaskStudentScores], ensemble: float) -> StudentScores:
+def _mean(by_task: Mapping[str, TaskStudentScores]) -> MeanStudentScores:
     """One student's mean over tasks. The tasks' test sets are independent, so their variances add up."""
-    score = float(np.mean([row.score for row in rows]))
+    rows = list(by_task.values())
+    score, ensemble = (float(np.mean([getattr(row, of) for row in rows])) for of in ("score", "ensemble"))
     baselines = [row.supervised for row in rows if row.supervised is not None]
     errors = [row.delta_error for row in rows if row.delta_error is not None]
     compared = len(baselines) == len(rows)
     supervised = float(np.mean(baselines)) if compared else None
-    return StudentScores(
+    return MeanStudentScores(
+        tasks=tuple(by_task),
         score=score,
+        ensemble=ensemble,
         supervised=supervised,
         retention=retention(score, ensemble),
         gap_recovered=gap_recovered(score, supervised, ensemble),
@@ -168,14 +172,19 @@ def _mean(rows: list[TaskStudentScores], ensemble: float) -> StudentScores:
 
 
 def _macro_errors(tasks: Sequence[StandardErrors]) -> StandardErrors:
-    """Standard errors of means over tasks, whose test examples are independent of each other.
+    """Standard errors of means over tasks, whose test examples are independent of each other; a student's over the tasks
+    that it learns.
 
-    A baseline that is missing in some task has neither mean nor error.
+    A baseline that is missing in one of its student's tasks has neither mean nor error.
     """
 
     def of_means(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        names = [name for name in errors[0] if all(name in one for one in errors)]
-        return {name: math.hypot(*(one[name] for one in errors)) / len(tasks) for name in names}
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for one in tasks for name in one.students):
+            learnt = [own for own, one in zip(errors, tasks, strict=True) if name in one.students]
+            if all(name in own for own in learnt):
+                means[name] = math.hypot(*(own[name] for own in learnt)) / len(learnt)
+        return means
 
     return StandardErrors(
         ensemble=math.hypot(*(task.ensemble for task in tasks)) / len(tasks),
@@ -185,13 +194,15 @@ def _macro_errors(tasks: Sequence[StandardErrors]) -> StandardErrors:
 
 
 def _versus_teachers(student: str, by_task: Mapping[str, TaskReport], facts: RunFacts) -> VersusTeachers:
-    teachers = [name for task in by_task.values() for name in task.teachers]
+    learnt = {name: task for name, task in by_task.items() if student in task.students}
+    teachers = [name for task in learnt.values() for name in task.teachers]
     smaller = None
     sizes, own_size = facts.size.teachers, facts.size.students.get(student)
     if own_size and own_size.parameters and all(name in sizes for name in teachers):
         smaller = sum(sizes[name].parameters for name in teachers) / own_size.parameters
-    faster = _times_faster(student, facts.latency.tasks)
-    complete = set(faster) == set(by_task)
+    timed = {name: models for name, models in facts.latency.tasks.items() if name in learnt}
+    faster = _times_faster(student, timed)
+    complete = set(faster) == set(learnt)
     return VersusTeachers(
         times_smaller=smaller,
         times_faster=float(np.mean(list(faster.values()))) if complete else None,

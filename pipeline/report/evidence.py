@@ -116,6 +116,8 @@ def _truncations(config: RunConfig, inputs: Inputs, data: TaskData, facts: RunFa
     shared = f"tasks.{task.name}.data.max_length"
     models = []
     for name, student in config.students.items():
+        if task.name not in config.tasks_of(name):
+            continue
         cut = read_facts(job_folder(config.run_dir, Job(name, "distilled")))
         units = sum(
             task.head.truncatable(task.reading.counts(examples.inputs)) for examples in data.all_examples()

@@ -77,10 +77,10 @@ def draw(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts) -> d
         for task, results in tasks.items():
             if results.task.scoring.classified(results.ensemble, results.test) is not None:
                 figures[f"reliability-{task}.png"] = _reliability(task, results, report, colours)
-                for name in students:
+                for name in results.students:
                     figures[f"confusion-{name}@{task}.png"] = _confusion(task, results, name, colours[name])
             if results.task.kind.continuous:
-                for name in students:
+                for name in results.students:
                     figures[f"scatter-{name}@{task}.png"] = _scatter(task, results, name, colours[name])
         return {name: png(figure) for name, figure in figures.items()}
 
@@ -159,9 +159,9 @@ def _retention(report: Report, colours: Mapping[str, str]) -> Figure:
 
 
 def _score(section: Section, student: str, distilled: bool) -> float | None:
-    """The student's score, or its supervised baseline's."""
-    row = section.students[student]
-    return row.score if distilled else row.supervised
+    """The student's score, or its supervised baseline's; None where it learns another task, or has no baseline."""
+    row = section.students.get(student)
+    return None if row is None else row.score if distilled else row.supervised
 
 
 def _bar(

@@ -73,7 +73,7 @@ def outcome_of(sections: Sequence[Section], student: str) -> Outcome:
     return Outcome.of(
         [row.score for row in rows],
         [row.supervised for row in rows],
-        [section.ensemble for section in sections],
+        [row.ensemble for row in rows],
     )
 
 
@@ -97,8 +97,10 @@ def _spread(spread: Spread) -> SpreadRecord:
 
 def _outcome(outcome: Outcome) -> OutcomeRecord:
     delta = outcome.delta
+    assert outcome.ensemble is not None, "a report has one"
     return OutcomeRecord(
         score=_spread(outcome.score),
+        ensemble=_spread(outcome.ensemble),
         supervised=None if outcome.supervised is None else _spread(outcome.supervised),
         delta=None if delta is None else DeltaRecord(**dict(_spread(delta)), p=outcome.p),
         retention=outcome.retention,
@@ -151,8 +153,8 @@ def _advice_section(group: GroupReport) -> list[str]:
 
 
 def _verdict(name: str, group: GroupReport) -> str:
-    macro = group.macro
-    row, ensemble = macro.students[name], macro.ensemble
+    row = group.macro.students[name]
+    ensemble = row.ensemble
     kept = "scores" if row.retention is None else f"keeps {percent(row.retention)} of the ensemble:"
     text = f"**{name}** {kept} {_plus_minus(row.score)} points against {_plus_minus(ensemble)}, over"
     text += f" {_count(len(group.seeds), 'seed')}."

@@ -75,6 +75,7 @@ def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Predict
             student_folder(config.run_dir, name, task), data.task, max_length=student.max_length.get(task)
         )
         for name, student in config.students.items()
+        if task in config.tasks_of(name)
     }
 
 

@@ -45,7 +45,7 @@ tags: [distillation, tutelage]
 ---
 # {student}: {task.name}
 
-One task of a student that answers {", ".join(config.tasks)}, distilled by Tutelage (run {config.name}, seed {config.seed}).
+One task of a student that answers {", ".join(config.tasks_of(student))}, distilled by Tutelage (run {config.name}, seed {config.seed}).
 
 ```python
 {task.head.snippet()}

@@ -52,19 +52,17 @@ def markdown(report: Report, figures: Sequence[str] = (), links: Mapping[str, st
 def verdict(report: Report) -> str:
     """One paragraph: the best student, its retention, its cost, and its gain from the teachers."""
     macro = report.macro
-    ranked = sorted(macro.students, key=lambda name: -macro.students[name].score)
+    # means over other tasks are no scores to compare: first those who learn the most
+    ranked = sorted(
+        macro.students, key=lambda name: (-len(macro.students[name].tasks), -macro.students[name].score)
+    )
     best, row = ranked[0], macro.students[ranked[0]]
-    tasks = list(report.tasks.values())
-    metrics = {task.metric for task in tasks}
-    what = metrics.pop() if len(metrics) == 1 else "each by its own metric"
-    over = f"{what} on {next(iter(report.tasks))}"
-    if len(tasks) > 1:
-        over = f"mean of {len(tasks)} tasks, {what}"
+    over = _over(report, best)
     lead = f"scores {points(row.score)} points where the ensemble scores 0"
     if row.retention is not None:
         verb = "keeps" if row.retention < 1 else "reaches"
         lead = f"{verb} {percent(row.retention)} of the ensemble: {points(row.score)} points against"
-        lead += f" {points(macro.ensemble)}"
+        lead += f" {points(row.ensemble)}"
     sentences = [f"**{best}** {lead} ({over})."]
     if cost := _cost(report, best):
         sentences.append(f"It is {cost}.")
@@ -72,12 +70,25 @@ def verdict(report: Report) -> str:
     for name in ranked[1:]:
         other = macro.students[name]
         cost = _cost(report, name, brief=True)
-        kept = "" if other.retention is None else f" ({percent(other.retention)} of the ensemble)"
+        notes = [] if other.tasks == row.tasks else [_over(report, name)]
+        notes += [] if other.retention is None else [f"{percent(other.retention)} of the ensemble"]
+        kept = f" ({'; '.join(notes)})" if notes else ""
         size = f" and is {cost}" if cost else ""
         sentences.append(f"**{name}** scores {points(other.score)}{kept}{size}. {_gain(report, name)}")
     if note := busy_note(report):
         sentences.append(f"How much faster is uncertain: {note}")
     return " ".join(sentences)
+
+
+def _over(report: Report, student: str) -> str:
+    """What a student's mean score is of: `mean of 2 tasks, accuracy`."""
+    tasks = report.tasks_of(student)
+    metrics = {task.metric for task in tasks.values()}
+    what = metrics.pop() if len(metrics) == 1 else "each by its own metric"
+    if len(tasks) == 1:
+        return f"{what} on {next(iter(tasks))}"
+    which = "" if len(tasks) == len(report.tasks) else f" ({', '.join(tasks)})"
+    return f"mean of {len(tasks)} tasks{which}, {what}"
 
 
 def advice_line(advice: Advice) -> str:
@@ -107,10 +118,10 @@ def overview(report: Report) -> str:
         parameters = NOTHING if size is None else millions(size.parameters)
         milliseconds = NOTHING if latency is None else f"{latency:.2f}"
         _, _, delta, kept, _ = _cells(row)
-        scores = [task.students[name].score for task in tasks]
+        scores = [task.students[name].score if name in task.students else None for task in tasks]
         lines.append(line(f"**{name}**", row.score, scores, [delta, kept, parameters, milliseconds]))
         if row.supervised is not None:
-            baseline = [task.students[name].supervised for task in tasks]
+            baseline = [task.students[name].supervised if name in task.students else None for task in tasks]
             lines.append(
                 line(f"{name}, supervised", row.supervised, baseline, [NOTHING, NOTHING, parameters, NOTHING])
             )
@@ -150,13 +161,14 @@ def _advice_section(report: Report) -> list[str]:
 def _cost(report: Report, student: str, brief: bool = False) -> str:
     """`6.3 times smaller than … and 4.6 times faster than …`, the parts that are known; brief: without `than …`."""
     ratio = report.versus_teachers[student]
-    teachers = sum(len(task.teachers) for task in report.tasks.values())
+    tasks = report.tasks_of(student)
+    teachers = sum(len(task.teachers) for task in tasks.values())
     crowd = f"the {teachers} teachers together" if teachers > 1 else "its teacher"
     parts = []
     if (smaller := ratio.times_smaller) is not None:
         parts.append(_times(smaller, "smaller", "larger") + ("" if brief else f" than {crowd}"))
     if (faster := ratio.times_faster) is not None:
-        whom = "a task's teachers one after another" if teachers > len(report.tasks) else "a task's teacher"
+        whom = "a task's teachers one after another" if teachers > len(tasks) else "a task's teacher"
         parts.append(_times(faster, "faster", "slower") + ("" if brief else f" than {whom}"))
     return " and ".join(parts)
 
@@ -191,7 +203,7 @@ def _gain(report: Report, student: str) -> str:
             text += ", and above the ensemble."
         else:
             text += "." if gap is None else f", recovering {percent(gap)} of the gap to the ensemble."
-    tasks = {name: task.students[student] for name, task in report.tasks.items()}
+    tasks = {name: task.students[student] for name, task in report.tasks_of(student).items()}
     behind = [
         f"{name} ({signed(one.score - one.supervised)})"
         for name, one in tasks.items()
@@ -205,7 +217,10 @@ def _gain(report: Report, student: str) -> str:
 def _macro_section(report: Report) -> list[str]:
     macro = report.macro
     rows = [["ensemble", points(macro.ensemble), *[NOTHING] * 4]]
-    rows += [[f"**{name}**", *_cells(row)] for name, row in macro.students.items()]
+    some = {name: row.tasks for name, row in macro.students.items() if len(row.tasks) < len(report.tasks)}
+    rows += [
+        [f"**{name}**{' ²' if name in some else ''}", *_cells(row)] for name, row in macro.students.items()
+    ]
     metrics = ", ".join(f"{name}: {task.metric}" for name, task in report.tasks.items())
     return [
         "## All tasks",
@@ -217,6 +232,11 @@ def _macro_section(report: Report) -> list[str]:
         "¹ (student − supervised) ÷ (ensemble − supervised). Left out (–) without a baseline, and where the ensemble "
         f"is less than {points(CLEAR_GAP)} points above it: with no gap to recover, the ratio would be noise. In words where "
         "the student scores below its baseline or above the ensemble.",
+        *(
+            f"² {name} learns only {', '.join(tasks)}: its mean, and the ensemble's that it is compared with "
+            f"({points(macro.students[name].ensemble)}), are over these."
+            for name, tasks in some.items()
+        ),
     ]
 
 

@@ -71,7 +71,8 @@ def _one_task(
     teachers, together = _predictions(config, name, data, keys, store, "test")
     by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
     for job, values in outputs.items():
-        by_mode[job.mode][job.student] = values[name].numpy()
+        if name in values:
+            by_mode[job.mode][job.student] = values[name].numpy()
     return TaskResults(
         task=task,
         test=test,

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Version = Literal[1]
+Version = Literal[2]
 TrialStatus = Literal["running", "finished", "early-stopped", "failed", "interrupted"]
-VERSION: Version = 1
+VERSION: Version = 2
 
 
 class Record(BaseModel):
@@ -35,7 +35,9 @@ class StudentScores(Record):
     """A student's test score and what it is compared with."""
 
     score: float
-    """Test score: the task's metric, or its mean over tasks."""
+    """Test score: the task's metric, or its mean over the tasks that the student learns."""
+    ensemble: float
+    """Score of the ensemble of the teachers, over the same tasks."""
     supervised: float | None
     """Score of the supervised baseline: the same student from the same start, trained on labels alone; null without it."""
     retention: float | None
@@ -55,6 +57,12 @@ class TaskStudentScores(StudentScores):
     """Expected calibration error, 15 bins; null for kinds without class probabilities."""
 
 
+class MeanStudentScores(StudentScores):
+    """A student's mean scores over the tasks that it learns."""
+
+    tasks: tuple[str, ...]
+
+
 class StandardErrors(Record):
     """Standard error of each model's score, over the choice of test examples (bootstrap)."""
 
@@ -65,12 +73,19 @@ class StandardErrors(Record):
 
 
 class Section(Record):
-    """The scores of the ensemble and the students on one task, or their unweighted means over all tasks."""
+    """The scores of the ensemble and the students on one task, or their unweighted means over tasks."""
 
     ensemble: float
-    """Score of the ensemble of the task's teachers."""
+    """Score of the ensemble of the task's teachers, or their mean over all tasks."""
     students: Mapping[str, StudentScores]
+    """The students that learn the task."""
     standard_errors: StandardErrors
+
+
+class MeanSection(Section):
+    """Unweighted means over tasks; a student's over those that it learns."""
+
+    students: Mapping[str, MeanStudentScores]
 
 
 class Metrics(Record):
@@ -171,8 +186,8 @@ class Latencies(Record):
     """The reason why these times are not reliable; null where nothing disturbed them."""
 
     def student_ms(self, name: str) -> float | None:
-        """A student's best_ms, mean over the tasks; None where a task has no latency of it."""
-        return _mean([models.students.get(name) for models in self.tasks.values()])
+        """A student's best_ms, mean over the tasks that it learns; None without any."""
+        return _mean([models.students[name] for models in self.tasks.values() if name in models.students])
 
     def teacher_ms(self, name: str, task: str) -> float | None:
         """A teacher's best_ms on its task; None where it has no latency."""
@@ -304,7 +319,7 @@ class Report(Record):
     """Name of the group of seeds that this run belongs to; null for a single run."""
     seed: int
     tasks: Mapping[str, TaskReport]
-    macro: Section
+    macro: MeanSection
     """Unweighted mean of the tasks' scores; retention and gap_recovered are ratios of these means."""
     teacher_forwards: Mapping[str, int]
     """Examples that each teacher labelled in this launch."""
@@ -333,6 +348,10 @@ class Report(Record):
     """What a next run should change, what matters most first; empty where nothing is wrong."""
     notes: tuple[str, ...]
 
+    def tasks_of(self, student: str) -> dict[str, TaskReport]:
+        """The tasks that a student learns."""
+        return {name: self.tasks[name] for name in self.macro.students[student].tasks}
+
 
 class SpreadRecord(Record):
     """Mean and spread of one number over several seeds."""
@@ -356,6 +375,8 @@ class OutcomeRecord(Record):
     """A student over several seeds; retention and gap_recovered are ratios of means."""
 
     score: SpreadRecord
+    ensemble: SpreadRecord
+    """The ensemble's score, over the tasks that the student learns."""
     supervised: SpreadRecord | None
     delta: DeltaRecord | None
     retention: float | None

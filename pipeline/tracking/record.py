@@ -144,10 +144,11 @@ def job_began(
 ) -> None:
     """Begins the child run of a student's or a baseline's training. own: the student's settings · data: what it learns."""
     distilled = job.mode == "distilled"
-    tags = {"tasks": ",".join(config.tasks), "student": job.student, "mode": job.mode}
+    tasks = config.tasks_of(job.student)
+    tags = {"tasks": ",".join(tasks), "student": job.student, "mode": job.mode}
     settings: dict[str, Any] = {"train": own.train.model_dump(mode="json"), "seed": config.seed}
     if distilled:
-        tags["teachers"] = ",".join(config.teachers)
+        tags["teachers"] = ",".join(name for task in tasks for name in config.teachers_of(task))
         settings["loss"] = asdict(own.loss)
         for number, stage in enumerate(own.stages, 1):
             settings[f"stage_{number}"] = {k: v for k, v in asdict(stage).items() if k != "reasons"}
@@ -176,7 +177,8 @@ def test_scores(tracker: Tracker, report: Report) -> None:
         parent |= {f"test/macro/{student}": macro.score, f"retention/macro/{student}": macro.retention}
         tracker.metrics(Job(student, "distilled").name, _numbers(_student_scores(report, student)))
         if macro.supervised is not None:
-            rows = {task: results.students[student].supervised for task, results in report.tasks.items()}
+            own = report.tasks_of(student)
+            rows = {task: results.students[student].supervised for task, results in own.items()}
             baseline = {**_scores(rows, macro.supervised), **_parameters(report.size.students.get(student))}
             tracker.metrics(Job(student, "supervised").name, _numbers(baseline))
     together = {task: results.ensemble for task, results in report.tasks.items()}
@@ -207,7 +209,7 @@ def _parameters(size: Size | None) -> dict[str, float | None]:
 def _student_scores(report: Report, student: str) -> dict[str, float | None]:
     """A student's metrics on test, and what it costs."""
     macro, versus = report.macro.students[student], report.versus_teachers[student]
-    rows = {task: results.students[student] for task, results in report.tasks.items()}
+    rows = {task: results.students[student] for task, results in report.tasks_of(student).items()}
     values = _scores({task: row.score for task, row in rows.items()}, macro.score)
     values |= {
         "retention/macro": macro.retention,

@@ -138,11 +138,12 @@ def train_jobs(
         distilled = job.mode == "distilled"
         job_sets = task_sets(plan, folder, job.student, store if distilled else None, kept)
         if not distilled:
+            own = [plan.data[task] for task in settings.lengths]
             labelled, every = (
                 steps_of_pass([len(examples) for examples in splits], settings.train.batch_size)
                 for splits in (
-                    [data.labelled_train() for data in plan.data.values()],
-                    [data.splits["train"] for data in plan.data.values()],
+                    [data.labelled_train() for data in own],
+                    [data.splits["train"] for data in own],
                 )
             )
             schedules = baseline_schedules(settings.train, labelled, every)
@@ -287,12 +288,13 @@ def _test(
     """Predicts the test splits with a trained student; writes the predictions and the job's result."""
     settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
     tokens = settings.train.tokens_per_forward
+    data = {name: plan.data[name] for name in settings.lengths}
     encoded = {
-        name: data.task.head.encode(tokenizer, data.splits["test"].inputs, settings.lengths[name])
-        for name, data in plan.data.items()
+        name: own.task.head.encode(tokenizer, own.splits["test"].inputs, settings.lengths[name])
+        for name, own in data.items()
     }
     predictions = {
-        name: predict(student, data.task, encoded[name], tokens, workers) for name, data in plan.data.items()
+        name: predict(student, own.task, encoded[name], tokens, workers) for name, own in data.items()
     }
     if workers.rank == 0:
         truncated = {
@@ -325,15 +327,15 @@ def _finish(
 def task_sets(
     plan: Plan, folder: Path, student: str, store: Store | None, kept: Kept | None = None
 ) -> list[TaskSet]:
-    """Every task, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples.
+    """Every task that the student learns, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples.
 
     kept: what earlier calls encoded is taken from it.
     """
     settings, kept = plan.students[student], kept or Kept()
     tokenizer = kept.get(("tokenizer", folder), lambda: open_tokenizer(folder))
     sets = []
-    for name, data in plan.data.items():
-        length = settings.lengths[name]
+    for name, length in settings.lengths.items():
+        data = plan.data[name]
         if store is None:
             sets.append(TaskSet.of(data, tokenizer, length, kept=kept))
             continue

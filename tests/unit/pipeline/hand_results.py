@@ -289,7 +289,7 @@ def some_study(name: str = "search") -> dict[str, Any]:
         for number, status in enumerate(("finished", "early-stopped", "finished", "failed"))
     ]
     return {
-        "report_version": 1,
+        "report_version": 2,
         "name": name,
         "student": "half",
         "metrics": ["macro/score"],

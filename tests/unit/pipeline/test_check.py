@@ -72,3 +72,14 @@ def test_texts_of_other_tasks_are_counted_and_lengthen_what_students_take_alone(
         assert [line for line in lines if line.startswith(start)] == [
             line for line in before if line.startswith(start)
         ]
+
+
+def test_tasks_of_students_are_shown_where_they_are_not_all(bare: dict[str, Any]) -> None:
+    assert not any("no student learns it" in line or line.endswith(" of mood") for line in lines_of(bare))
+    for name in ("cut", "bare"):
+        bare["students"][name]["tasks"] = ["mood"]
+    lines = lines_of(bare)
+    assert sum(line.startswith("student ") and line.endswith(" of mood") for line in lines) == 2
+    assert "note: tone: no student learns it" in lines
+    (line,) = [line for line in lines if line.startswith("train cut ")]
+    assert line.startswith("train cut epochs 60: 1,500 steps at 2 a pass, no more ")

@@ -834,3 +834,15 @@ def test_grace_of_a_search_with_folds_counts_folds() -> None:
     check_derived(*with_facts(search_of(folds=3, grace_epochs=3, run=tuned)))
     with pytest.raises(ConfigError, match="in 3 folds"):
         check_derived(*with_facts(search_of(folds=3, grace_epochs=4, run=tuned)))
+
+
+def test_a_student_of_some_tasks_is_searched_over_these() -> None:
+    own = {"students.half.tasks": ["movies"]}
+    checked(search_of({"loss.temperature": UNIFORM}, own))
+    assert "there is no 'stars/pearson'" in refusal(run=own, metric="stars/pearson").cause
+    error = refusal({"loss.task_weights.movies": UNIFORM}, own)
+    assert error.cause.endswith("the weight of the only task is always 1")
+    error = refusal({"tasks.stars.aggregation.strategy": {"choice": ["mean", "best"]}}, own)
+    assert "it changes nothing" in error.cause
+    error = refusal({"students.half.tasks": {"choice": [["movies"], ["stars"]]}})
+    assert "scores over other tasks cannot be compared" in error.cause

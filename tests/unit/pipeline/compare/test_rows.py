@@ -66,9 +66,9 @@ def test_every_finished_run_best_first(runs: Path) -> None:
 def test_ratios_are_those_of_the_report(runs: Path) -> None:
     report = build(*some_run())
     for row in load([save_run(runs / "third", report)]):
-        told = report.macro.students[row.student]
+        macro = report.macro.students[row.student]
         assert row.macro is not None
-        assert (row.macro.retention, row.macro.gap_recovered) == (told.retention, told.gap_recovered)
+        assert (row.macro.retention, row.macro.gap_recovered) == (macro.retention, macro.gap_recovered)
         for task, outcome in row.tasks.items():
             told = report.tasks[task.split("/")[0]].students[row.student]
             assert (outcome.retention, outcome.gap_recovered) == (told.retention, told.gap_recovered)
@@ -306,8 +306,8 @@ def test_a_missing_report(runs: Path, name: str) -> None:
         b"\xff\xfe\x00",
         b"[]",
         b"null",
-        b'{"report_version": 1}',
-        b'{"report_version": 1, "macro": {"students": ["half"]}}',
+        b'{"report_version": 2}',
+        b'{"report_version": 2, "macro": {"students": ["half"]}}',
     ],
 )
 def test_a_corrupt_report_is_named(runs: Path, content: bytes) -> None:
@@ -322,9 +322,9 @@ def test_a_corrupt_report_is_named(runs: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("group.json", '{"report_version": 1, "runs": 3}'),
+        ("group.json", '{"report_version": 2, "runs": 3}'),
         ("study.json", "[]"),
-        ("study.json", '{"report_version": 1, "name": "search", "trials": [{"number": 1}]}'),
+        ("study.json", '{"report_version": 2, "name": "search", "trials": [{"number": 1}]}'),
         ("study.json", "{"),
     ],
 )

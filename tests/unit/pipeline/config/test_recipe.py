@@ -333,7 +333,7 @@ def test_a_students_own_stages_replace_the_runs() -> None:
 
 
 def uses_hidden(facts: Facts = FACTS, **sections: Any) -> bool:
-    return resolve_config(config_of(**sections), facts).hidden
+    return bool(resolve_config(config_of(**sections), facts).hidden)
 
 
 def test_hidden_targets_are_wanted_where_a_loss_reads_them() -> None:
@@ -435,3 +435,27 @@ def test_stages_that_cannot_work_are_refused(stages: list[dict[str, Any]], cause
     with pytest.raises(ConfigError) as error:
         config_of(students={"tiny": {"model": "tiny", "stages": stages}})
     assert f"students.tiny.{cause}" in error.value.cause
+
+
+def test_a_student_of_some_tasks_is_derived_from_these() -> None:
+    students: dict[str, dict[str, Any]] = {
+        "tiny": {"model": "tiny"},
+        "own": {"model": "tiny", "tasks": ["movies"]},
+    }
+    config = config_of(students=students, loss={"task_weights": {"movies": 3.0}}, stages=PARTS)
+    facts = replace(FACTS, students={**FACTS.students, "own": FACTS.students["tiny"]})
+    resolved = resolve_config(config, facts)
+    whole, own = (resolved.students[name] for name in ("tiny", "own"))
+    assert config.tasks_of("tiny") == tuple(config.tasks)
+    assert list(own.lengths) == list(own.loss.tasks) == list(own.loss_reasons) == ["movies"]
+    assert own.loss.tasks["movies"].weight == 1.0
+    assert whole.loss.tasks["movies"].weight > 1.0
+    alone = replace(facts, tasks={"movies": facts.tasks["movies"]})
+    recipe, _ = student_recipe(TrainConfig(), "own", alone)
+    assert own.train.batch_size == recipe.batch_size
+    only = config_of(students={"own": students["own"]}, stages=PARTS)
+    assert resolve_config(only, facts).hidden == {"movies"}, "other teachers make no hidden targets"
+    assert resolved.hidden == set(config.tasks)
+    plain = config_of(students={"own": {**students["own"], "stages": []}}, train={"epochs": None})
+    steps = -(-facts.tasks["movies"].examples // 32)
+    assert resolve_config(plain, facts).students["own"].train.epochs == max(4, min(60, -(-1500 // steps)))

@@ -388,6 +388,12 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
             "Did you mean 'movies'?",
         ),
         (
+            "students.tiny.tasks",
+            ["movie"],
+            "students.tiny.tasks: there is no 'movie'",
+            "Did you mean 'movies'?",
+        ),
+        (
             "students.tiny.loss.task_weights.tweet",
             1,
             "students.tiny.loss.task_weights.tweet: there is no 'tweet'",
@@ -398,6 +404,15 @@ def test_broken_override_is_refused(tmp_path: Path, override: str) -> None:
 def test_names_must_exist(path: str, value: Any, cause: str, remedy: str) -> None:
     error = refusal(changed({path: value}))
     assert (error.cause, error.remedy) == (cause, remedy)
+
+
+@pytest.mark.parametrize("key", ["max_length", "loss.task_weights", "loss.task_temperatures"])
+def test_a_student_of_some_tasks_says_nothing_of_others(key: str) -> None:
+    own = {"students.tiny.tasks": ["movies"]}
+    parse_config(changed({**own, f"students.tiny.{key}": {"movies": 8}}))
+    error = refusal(changed({**own, f"students.tiny.{key}": {"tweets": 8}}))
+    assert error.cause == f"students.tiny.{key}.tweets: there is no 'tweets'"
+    assert "`tasks` names one twice" in refusal(changed({"students.tiny.tasks": ["movies", "movies"]})).cause
 
 
 # ---------------------------------------------------------------- what a kind rules out

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from pipeline.report.build import build, write
+from pipeline.report.group import build as build_group
+from pipeline.report.group import verdict as verdict_of_group
 from pipeline.report.json_file import read
-from pipeline.report.page import markdown, verdict
+from pipeline.report.page import markdown, overview, verdict
 from pipeline.report.schema import Latencies, Report, Sizes
+from pipeline.report.types import RunFacts, TaskResults
+from pipeline.shown import NOTHING, points
 from pipeline.tasks.scores import agreement, scores, softmax
 from tests.unit.pipeline.hand_results import (
     answers,
@@ -21,6 +25,7 @@ from tests.unit.pipeline.hand_results import (
     hand_report,
     hand_task,
     numbers_and_marks,
+    seeds_of,
     some_facts,
     some_latencies,
     some_run,
@@ -184,10 +189,53 @@ def test_forwards_ratio() -> None:
 
 def test_names_that_do_not_fit_are_refused() -> None:
     tasks, facts = some_run()
-    other = {"other": tasks["tweets"].students["half"]}
-    for odd in (replace(tasks["tweets"], students=other), replace(tasks["tweets"], supervised=other)):
-        with pytest.raises(ValueError, match="tweets: students"):
-            build({**tasks, "tweets": odd}, facts)
+    odd = replace(tasks["tweets"], supervised={"other": tasks["tweets"].students["half"]})
+    with pytest.raises(ValueError, match="tweets: baselines of"):
+        build({**tasks, "tweets": odd}, facts)
+
+
+def some_of_them() -> tuple[dict[str, TaskResults], RunFacts]:
+    """`tiny` learns movies alone."""
+    tasks, facts = some_run()
+    tweets = tasks["tweets"]
+    del tweets.students["tiny"], tweets.supervised["tiny"]
+    return tasks, facts
+
+
+def test_a_student_of_some_tasks_is_compared_over_these() -> None:
+    whole, report = build(*some_run()), build(*some_of_them())
+    assert report.macro.students["half"] == whole.macro.students["half"]
+    assert report.macro.ensemble == whole.macro.ensemble
+    alone, own = report.tasks["movies"].students["tiny"], report.macro.students["tiny"]
+    assert (own.tasks, list(report.tasks_of("tiny"))) == (("movies",), ["movies"])
+    assert (own.score, own.ensemble, own.supervised) == (alone.score, alone.ensemble, alone.supervised)
+    assert (own.retention, own.gap_recovered) == (alone.retention, alone.gap_recovered)
+    assert own.ensemble == report.tasks["movies"].ensemble != report.macro.ensemble
+    errors, movies = report.macro.standard_errors, report.tasks["movies"].standard_errors
+    assert errors.students["tiny"] == pytest.approx(movies.students["tiny"])
+    assert errors.supervised["tiny"] == pytest.approx(movies.supervised["tiny"])
+    assert errors.students["half"] == pytest.approx(whole.macro.standard_errors.students["half"])
+    large, small = (len(one.tasks["movies"].teachers) for one in (whole, report))
+    assert large == small
+    cost = report.versus_teachers["tiny"]
+    assert cost.times_smaller == pytest.approx(5 * large)  # each teacher has five times its parameters
+    assert cost.times_faster_by_task.keys() <= {"movies"}
+
+
+def test_pages_of_a_student_of_some_tasks() -> None:
+    tasks, facts = some_of_them()
+    report = build(tasks, facts)
+    page = markdown(report)
+    assert "**tiny** ²" in page
+    assert "² tiny learns only movies" in page
+    assert "accuracy on movies" in page
+    assert page.index("**half**") < page.index("**tiny**"), "who learns more comes first"
+    (line,) = [line for line in overview(report).splitlines() if line.startswith("| **tiny** ")]
+    assert NOTHING in line
+    group = build_group("several", [build(tasks, one) for one in seeds_of(facts, 2)])
+    own = report.tasks["movies"].ensemble
+    assert group.macro.students["tiny"].ensemble.mean == pytest.approx(own)
+    assert f"against {points(own)}" in next(text for text in verdict_of_group(group) if "**tiny**" in text)
 
 
 def test_nothing_to_report_is_refused() -> None:

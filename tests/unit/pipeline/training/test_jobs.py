@@ -489,3 +489,17 @@ def test_the_seed_decides_the_students(config: RunConfig, tmp_path: Path) -> Non
         says.append(predictions(plan, CUT))
     assert same_bits(says[0], says[1])
     assert not same_bits(says[0], says[2])
+
+
+def test_a_student_of_some_tasks_learns_and_answers_these(tiny_run: TinyRun, config: RunConfig) -> None:
+    students = {"bare": {**config.students["bare"].model_dump(mode="json"), "tasks": ["tone"]}}
+    own = parse_config({**config.model_dump(mode="json"), "students": students, "baselines": ["supervised"]})
+    plan = plan_of(own)
+    settings = plan.students["bare"]
+    assert list(settings.lengths) == list(settings.loss.tasks) == ["tone"]
+    assert settings.loss.tasks["tone"].weight == 1.0
+    train_jobs(plan, Workers())
+    for job in jobs_of(own):
+        assert list(predictions(plan, job)) == ["tone"]
+        assert not any("mood" in name for name in first_point(plan, job))
+    assert [path.name for path in (plan.run_dir / "students/bare").iterdir()] == ["tone"]
