@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,10 @@ def publish(training: Path, place: Path) -> None:
         part.rename(place)
     except OSError:  # another training was first
         shutil.rmtree(part, ignore_errors=True)
-    every = sorted(place.parent.glob("[!.]*"), key=lambda one: one.stat().st_mtime)
-    for old in every[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another training removes some at the same moment
+        every = sorted(place.parent.glob("[!.]*"), key=lambda one: one.stat().st_mtime)
+        for old in every[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def take(place: Path, training: Path) -> bool:
