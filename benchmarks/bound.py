@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     config = load_config(arguments.run, arguments.overrides)
     report = Report.model_validate_json((config.run_dir / "report.json").read_text())
