@@ -29,6 +29,7 @@ from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, sav
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.focus import Focus
 from pipeline.training.log import METRICS, append_metrics, trim_metrics
+from pipeline.training.memory import trim_memory
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.stage import Stage
 from pipeline.training.step import accumulate, hidden_error, predict, share_gradients
@@ -36,6 +37,7 @@ from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
 LOG_STEPS = 10  # steps per point of the loss curves
+TRIM_STEPS = 50  # steps between two calls of `trim_memory`, which takes milliseconds
 STOP_POLL_S = 0.2
 DIVERGED = "Lower the learning rate, clip gradients, or use precision fp32; the last checkpoint is intact."
 
@@ -165,6 +167,8 @@ class Trainer:
             last = position == self.feed.steps_per_epoch
             if self.progress.step % LOG_STEPS == 0 or self.progress.step == 1 or last:
                 self._log_losses(epoch)
+            if self.progress.step % TRIM_STEPS == 0 or last:
+                trim_memory()
             if stop and not last:
                 self._save(status="interrupted")
                 break
