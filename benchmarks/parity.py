@@ -167,7 +167,7 @@ class Bout:
             schedule.POOL = int(side.split()[-1])
             train_with_tutelage(student, self.train, self.setting, seed)
         self.seconds[side].append(time.process_time() - started)
-        predictions = predict(student, task, self.test, 4096).numpy()
+        predictions = predict(student, task, self.test, 4096)
         score = task.scoring.scores(predictions, self.data.splits["test"])[task.scoring.metric]
         self.scores[side].append(100 * score)
         print(

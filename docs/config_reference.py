@@ -166,6 +166,10 @@ def _words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return "a name"
     if any(isinstance(one, AfterValidator) for one in metadata):
         return "path" if annotation is str else _words(annotation)
+    if isinstance(annotation, type) and issubclass(
+        annotation, BaseModel
+    ):  # one of several forms that a key may have
+        return f"section with {', '.join(f'`{name}`' for name in annotation.model_fields)}"
     return " ".join([WORDS[annotation], ", ".join(map(_bound, metadata))]).rstrip()
 
 

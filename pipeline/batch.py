@@ -177,6 +177,38 @@ class TextWords:
         return cls(*map(np.concatenate, zip(*arrays, strict=True)))
 
 
+@dataclass(frozen=True, eq=False)
+class TargetTokens:
+    """The token ids of a text for each of n examples, which a model learns to write.
+
+    ids: flat (total,) int32 · starts, counts: (n,) int64, example i has ``ids[starts[i] : starts[i] + counts[i]]``; none
+    where it has no text · truncated: how many texts lost tokens.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    truncated: int = 0
+
+    def take(self, rows: NDArray[np.int64]) -> Ragged:
+        """The ids of the examples `rows` (m,), int64, in that order."""
+        counts = self.counts[rows]
+        ids = self.ids[flat_index(self.starts[rows], counts)]
+        return Ragged(ids.astype(np.int64), offsets_of(counts))
+
+
+NO_TOKEN = -100
+"""Pads the token ids of target texts, as the losses of transformers' models read them."""
+
+
+def pad_targets(tokens: Ragged) -> NDArray[np.int64]:
+    """(m, longest) int64 token ids of m texts, padded by `NO_TOKEN` on the right."""
+    mask = np.arange(int(tokens.counts.max(initial=0))) < tokens.counts[:, None]
+    padded = np.full(mask.shape, NO_TOKEN, dtype=np.int64)
+    padded[mask] = tokens.values
+    return padded
+
+
 @dataclass(frozen=True)
 class PaddedWords:
     """The tokens of each of a batch's W words.
@@ -228,6 +260,7 @@ class Encoded:
     counts: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
     units: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
     words: TextWords | None = None
+    targets: TargetTokens | None = None
 
     def __post_init__(self) -> None:
         if self.sequences is NOT_GIVEN:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.kinds import DEFAULT_PROBLEM
 from pipeline.config.recipe import Reasons, Recipe, TaskLoss
 from pipeline.config.resolved import Resolved, StudentStage
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, StackLayersConfig
 from pipeline.config.view import notes
 from pipeline.data.files import check_files, is_local, source_of
 from pipeline.errors import Errors
@@ -159,8 +159,9 @@ def _loss(task: str, loss: TaskLoss, reasons: Reasons) -> tuple[str, ...]:
     """A task's temperature and weights, and the reason for those that are derived."""
     why = dict.fromkeys(reasons.values())
     cells = [f"{key} {getattr(loss, key):.3g}" for key in ("temperature", "hard", "soft")]
-    if loss.hidden:
-        cells[-1] += f", hidden {loss.hidden:.3g}"
+    for key in ("hidden", "text"):
+        if value := getattr(loss, key):
+            cells[-1] += f", {key} {value:.3g}"
     return task, *cells, f"{', '.join(reasons)}: {'; '.join(why)}"
 
 
@@ -201,9 +202,12 @@ def _weaknesses(config: RunConfig, inputs: Inputs) -> Iterator[str]:
         yield from truncation_notes(data, lengths)
 
 
-def _layers(layers: int | Sequence[int] | None) -> str:
+def _layers(layers: int | Sequence[int] | StackLayersConfig | None) -> str:
     if layers is None:
         return ""
+    if isinstance(layers, StackLayersConfig):
+        parts = {"encoder": layers.encoder, "decoder": layers.decoder}
+        return ", ".join(f"{name} {_layers(own) or 'whole'}" for name, own in parts.items())
     return (
         f"{layers} layer{'s' if layers > 1 else ''}"
         if isinstance(layers, int)

@@ -9,12 +9,54 @@ approximated. Everything is computed in float32.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from pipeline.batch import ABSENT
+from pipeline.config.generation import TokenTargetsConfig
 from pipeline.soft import NO_ID
+
+
+def sparse_rows(
+    logits: Tensor, form: TokenTargetsConfig, labels: Tensor, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """Ids (N, k), their log-probabilities (N, k) and the log of the rest's (N,) of N distributions, as `Sparse` takes them.
+
+    logits: (N, V) float32 · labels: (N,) the ids of the text itself · form: ``top``: the k most probable ids, the text's own
+    in place of the last one where it is not among them, since the hard loss makes it an event · ``sampled``: the distinct ones of k draws, each with its
+    share of the draws, which is an unbiased estimate of its probability (arXiv:2503.16870), and nothing for the rest ·
+    seed: of the draws.
+    """
+    count = min(form.ids, logits.shape[-1])
+    logs = logits.log_softmax(dim=-1)
+    if form.form == "top":
+        ids = logs.topk(count, dim=-1).indices
+        known = (ids == labels.unsqueeze(-1)).any(dim=-1)
+        ids[:, -1] = torch.where(known, ids[:, -1], labels)
+        rest = logs.scatter(-1, ids, -torch.inf).logsumexp(dim=-1).clamp(min=ABSENT)
+        return _arrays(ids, logs.gather(-1, ids), rest)
+    generator = torch.Generator(logits.device).manual_seed(seed)
+    drawn = torch.multinomial(logs.exp(), count, replacement=True, generator=generator).sort(dim=-1).values
+    first = torch.ones_like(drawn, dtype=torch.bool)
+    first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    times = torch.zeros_like(drawn).scatter_add(-1, first.cumsum(dim=-1) - 1, torch.ones_like(drawn))
+    order = first.long().argsort(dim=-1, descending=True, stable=True)
+    distinct = drawn.gather(-1, order).masked_fill(times == 0, NO_ID)
+    shares = (times / count).log().clamp(min=ABSENT)
+    return _arrays(distinct, shares, logs.new_full((len(logs),), ABSENT))
+
+
+def _arrays(
+    ids: Tensor, logs: Tensor, rest: Tensor
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    return (
+        ids.cpu().numpy().astype(np.int32),
+        logs.clamp(min=ABSENT).cpu().numpy(),
+        rest.cpu().numpy(),
+    )
 
 
 def event_ids(ids: Tensor, labels: Tensor | None = None) -> Tensor:

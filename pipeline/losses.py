@@ -33,12 +33,14 @@ class LossWeights:
     """The weight of each term of a task's loss at one step.
 
     terms: weight by term; the config normalises their sum to 1, and `annealed` keeps it; a term that is not named
-    has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task.
+    has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task ·
+    label_smoothing: ε < 1 of the hard term of texts.
     """
 
     terms: Mapping[str, float]
     temperature: float
     task: float = 1.0
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class LossInputs:
     target: (N, C) float, the teachers' probabilities at the temperature; None without teachers ·
     valid: (N,) float, what a row counts: usually 1, and 0 for a row that only fills the batch (its other values:
     any finite ones) · taught: (N,) float, 0 for a row on which no teacher has a prediction; None for all 1 · hidden: of the words of the
-    same examples; None where the hidden term has no weight.
+    same examples; None where the hidden term has no weight · spread: (N,) float32, see `mean_surprise`; None where no label is
+    smoothed.
     """
 
     logits: Tensor
@@ -73,6 +76,7 @@ class LossInputs:
     valid: Tensor
     taught: Tensor | None = None
     hidden: HiddenInputs | None = None
+    spread: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ class LossTerm:
     """One part of a task's loss.
 
     name: of its weight and of its curve · needs: what the rows must have for it; rows without do not count · rows:
-    (inputs, temperature) → (N,) float32, a pure function; for ``hidden`` (W,), and they are counted already.
+    (inputs, weights) → (N,) float32, a pure function; for ``hidden`` (W,), and they are counted already.
     """
 
     name: str
     needs: Needs
-    rows: Callable[[LossInputs, float], Tensor]
+    rows: Callable[[LossInputs, LossWeights], Tensor]
 
 
 def annealed(
@@ -112,6 +116,24 @@ def annealed(
 def hard_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) float32 cross-entropy in nats of logits (N, C) to labels (N,) int64; `UNLABELLED` rows give 0."""
     return cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="none")
+
+
+def mean_surprise(logits: Tensor) -> Tensor:
+    """(N,) float32 −1/V Σ log softmax(logits) in nats, the cross-entropy of an even distribution. logits: (N, V), any float
+    dtype."""
+    logits = logits.float()
+    return logits.logsumexp(dim=-1) - logits.mean(dim=-1)
+
+
+def smoothed_cross_entropy(inputs: LossInputs, smoothing: float) -> Tensor:
+    """(N,) float32 cross-entropy in nats to labels that keep 1 − ε and share ε evenly over the vocabulary (Szegedy et al.,
+    arXiv:1512.00567, section 7). Raises ValueError where ε > 0 and the inputs have no `spread`."""
+    hard = hard_cross_entropy(inputs.logits, inputs.labels)
+    if not smoothing:
+        return hard
+    if inputs.spread is None:
+        raise ValueError("smoothed labels need the mean over the vocabulary and there is none")
+    return (1 - smoothing) * hard + smoothing * inputs.spread.where(inputs.labels != UNLABELLED, 0.0)
 
 
 def soft_kl(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -149,14 +171,24 @@ def hidden_squared_error(hidden: HiddenInputs) -> Tensor:
 HIDDEN_LOSS = LossTerm("hidden", "hidden", lambda inputs, _: hidden_squared_error(_hidden(inputs)))
 DISTRIBUTION_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, _: hard_cross_entropy(inputs.logits, inputs.labels)),
-    LossTerm("soft", "targets", lambda inputs, t: soft_kl(inputs.logits, _target(inputs), t)),
+    LossTerm("soft", "targets", lambda inputs, own: soft_kl(inputs.logits, _target(inputs), own.temperature)),
     HIDDEN_LOSS,
 )
 NUMBER_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, _: hard_squared_error(inputs.logits, inputs.labels)),
-    LossTerm("soft", "targets", lambda inputs, t: soft_squared_error(inputs.logits, _target(inputs), t)),
+    LossTerm(
+        "soft",
+        "targets",
+        lambda inputs, own: soft_squared_error(inputs.logits, _target(inputs), own.temperature),
+    ),
     HIDDEN_LOSS,
 )
+TEXT_LOSSES = (
+    LossTerm("hard", "labels", lambda inputs, own: smoothed_cross_entropy(inputs, own.label_smoothing)),
+    DISTRIBUTION_LOSSES[1],
+)
+"""Of the positions of a text. What a text is, the reference or a teacher's, is decided where it is drawn
+(`pipeline.training.texts`)."""
 
 
 def needs_of(terms: Sequence[LossTerm], weights: LossWeights) -> frozenset[Needs]:
@@ -191,7 +223,7 @@ def task_loss(
     for term in terms:
         if not weights.terms.get(term.name) and not (term.needs == "labels" and reads_logits):
             continue
-        rows = term.rows(inputs, weights.temperature)
+        rows = term.rows(inputs, weights)
         if term.needs != "hidden":
             rows = rows * inputs.valid
         if term.needs == "targets" and inputs.taught is not None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.batch import NO_TOKEN
 from pipeline.data.files import broken_json, is_local, missing_remedy
 from pipeline.errors import TeacherError
-from pipeline.soft import Layer
+from pipeline.soft import Layer, Vocabulary
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -151,6 +154,43 @@ def open_model(model_class: Any, folder: Path, *, complete: bool = False, **sett
     return opened
 
 
+def width(config: PretrainedConfig) -> int:
+    """The width of a model's hidden layers; of an encoder and a decoder with configs of their own the encoder's."""
+    size: int = _encoder_of(config).hidden_size
+    return size
+
+
+def _encoder_of(config: PretrainedConfig) -> Any:
+    """The config of the encoder, where encoder and decoder have one each; else the same."""
+    return config.encoder if config.model_type == "encoder-decoder" else config
+
+
+def decoder_inputs(model: Any, target: Tensor) -> Tensor:
+    """(S, length) what a decoder reads to be forced along `target`: the ids one position later."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted: Tensor = model.prepare_decoder_input_ids_from_labels(labels=target)
+        return shifted
+    start, pad = model.config.decoder_start_token_id, model.config.pad_token_id
+    import torch
+
+    first = torch.full_like(target[:, :1], start)
+    ids = torch.cat((first, target[:, :-1]), dim=1)
+    return ids.masked_fill(ids == NO_TOKEN, pad)
+
+
+def vocabulary(tokenizer: Any) -> Vocabulary:
+    """The tokenizer's vocabulary. Its fingerprint is a hash of its tokens and, where it has them, of the rules by which it cuts
+    a text into tokens: a teacher and a student with the same one have the same ids at the same positions."""
+    tokens = sorted(tokenizer.get_vocab().items())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules: Any = type(tokenizer).__name__
+    if backend is not None:
+        parts = json.loads(backend.to_str())
+        rules = {key: parts.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "model")}
+    digest = blake2b(json.dumps([tokens, rules], sort_keys=True).encode(), digest_size=16)
+    return Vocabulary(len(tokenizer), digest.hexdigest())
+
+
 def check_length(folder: Path, max_length: int, where: str) -> None:
     """Raises `TeacherError` if the model has no positions for `max_length` tokens."""
     most = positions(folder)
@@ -166,7 +206,7 @@ def positions(folder: Path) -> int | None:
     import torch
     from transformers import AutoModel
 
-    config = open_config(folder)
+    config = _encoder_of(open_config(folder))
     with torch.device("meta"):  # shapes, no weights
         model = AutoModel.from_config(config, trust_remote_code=False)
     for name, module in model.named_modules():

@@ -6,26 +6,35 @@ Plain PyTorch: actors and commands only wrap it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.batch import Ragged, flat_index, offsets_of, rows_of, token_budget_batches
+from pipeline.batch import Ragged, flat_index, offsets_of, pad_targets, rows_of, token_budget_batches
+from pipeline.config.generation import TokenTargetsConfig
+from pipeline.config.kinds import Kind
 from pipeline.errors import TeacherError
-from pipeline.models import check_length, open_config, open_model, open_tokenizer
-from pipeline.soft import Dense, Layer
+from pipeline.events import sparse_rows
+from pipeline.models import check_length, decoder_inputs, open_config, open_model, open_tokenizer, vocabulary
+from pipeline.soft import Dense, Layer, Sparse, Texts, join_soft
 from pipeline.tasks import Task
+from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.words import word_means
+from pipeline.tasks.writing import writing_head
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_LOGITS = 50_000_000
+"""Logits of a forward pass along texts, 200 MB: a vocabulary has tens of thousands of tokens at each position."""
 Dtype = Literal["fp32", "bf16", "fp16"]
-Labels = tuple[Dense, Dense | None, int]
-"""Predictions of n examples, (W, H) float16 hidden vectors of their words where these are read, and how many of the
+Labels = tuple[Dense | Texts | Sparse, Dense | None, int]
+"""Predictions of n examples, or what the model writes, (W, H) float16 hidden vectors of their words where these are read, and how many of the
 examples were truncated."""
 
 
@@ -61,21 +70,25 @@ class Predictor:
         model: Any = open_model(model_class(task.kind), folder, dtype=DTYPES[dtype])
         self.model = model.to(self.device)
 
-    def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Dense, int]:
-        """(M, C) float32 predictions of n examples, in their order, and how many of the examples were truncated.
+    def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Dense | Texts, int]:
+        """(M, C) float32 predictions of n examples, or texts, in their order, and how many of the examples were truncated.
 
         Batches are sorted by length and cut by padded tokens; the same examples in the same order give the
         same bytes.
         """
-        predictions, _, truncated = self._forward(inputs, None)
+        predictions, _, truncated = (
+            self._write(inputs) if self.task.kind.writes else self._forward(inputs, None)
+        )
         return predictions, truncated
 
     def label(self, inputs: Mapping[str, Sequence[Any]]) -> Labels:
         """As `predict`, with the hidden vectors of the examples' words out of the same forward passes."""
-        return self._forward(inputs, self.layer)
+        return self._write(inputs) if self.task.kind.writes else self._forward(inputs, self.layer)
 
     @torch.inference_mode()
-    def _forward(self, inputs: Mapping[str, Sequence[Any]], layer: Layer | None) -> Labels:
+    def _forward(
+        self, inputs: Mapping[str, Sequence[Any]], layer: Layer | None
+    ) -> tuple[Dense, Dense | None, int]:
         encoded = self.task.head.encode(self.tokenizer, inputs, self.max_length, words=layer is not None)
         starts = np.concatenate(([0], np.cumsum(encoded.counts)))
         values = torch.empty(int(starts[-1]), len(self.task.head.columns))
@@ -97,6 +110,48 @@ class Predictor:
         hidden = None if layer is None else Dense(Ragged(vectors.numpy(), words), layer)
         return Dense(Ragged(values.numpy(), starts), self.task.head.columns), hidden, encoded.truncated
 
+    @torch.inference_mode()
+    def force(self, inputs: Mapping[str, Sequence[Any]], form: TokenTargetsConfig) -> Labels:
+        """The model's distributions at the positions of n given texts, one row a token, and how many of the examples were
+        truncated. inputs: ``source`` and ``text``."""
+        head = writing_head(self.task)
+        pairs = {"source": inputs["source"], "target": inputs["text"]}
+        encoded = head.encode(self.tokenizer, pairs, self.max_length)
+        space = vocabulary(self.tokenizer)
+        assert encoded.targets is not None, "encoded with targets"
+        lengths = np.maximum(encoded.lengths, encoded.targets.counts)
+        tokens = max(1, min(self.tokens_per_forward, MOST_LOGITS // len(space)))
+        parts, order = list[tuple[NDArray[np.int64], Sparse]](), np.argsort(lengths, kind="stable")[::-1]
+        for rows in token_budget_batches(lengths, order, tokens):
+            target = torch.from_numpy(pad_targets(encoded.targets.take(rows))).to(self.device)
+            batch = replace(TensorBatch.of(encoded.pad(rows), self.device), target=target)
+            output = self.model(
+                **batch.inputs, decoder_input_ids=decoder_inputs(self.model, target), use_cache=False
+            )
+            logits = head.read_out(output, batch)[:, : len(space)]
+            ids, logs, rest = sparse_rows(logits, form, target[batch.target_mask], seed=int(target.sum()))
+            offsets = offsets_of(encoded.targets.counts[rows])
+            parts.append((rows, Sparse(Ragged(ids, offsets), logs, rest, space)))
+        joined = join_soft([part for _, part in parts])
+        places = np.empty(len(order), dtype=np.int64)
+        places[np.concatenate([rows for rows, _ in parts])] = np.arange(len(order))
+        return joined.take(places), None, encoded.truncated
+
+    def _write(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Texts, None, int]:
+        sources = {name: inputs[name] for name in self.task.reading.fields}
+        encoded = self.task.head.encode(self.tokenizer, sources, self.max_length)
+        head, tokens = writing_head(self.task), self.tokens_per_forward
+        texts = write_texts(
+            self.model,
+            self.tokenizer,
+            encoded,
+            head.generation,
+            target_length=head.target_length,
+            tokens=tokens,
+            device=self.device,
+        )
+        return texts, None, encoded.truncated
+
 
 def check_model(
     folder: Path,
@@ -111,20 +166,20 @@ def check_model(
     Reads the model's config only. Arguments as in `Predictor`. Raises `TeacherError` if the model's head, label space
     or length does not fit the task.
     """
-    _check_head(folder, task, where)
+    check_head(folder, task.kind, where)
     id2label = {int(column): str(name) for column, name in (open_config(folder).id2label or {}).items()}
     groups = task.head.groups(id2label, labels, where)
     check_length(folder, max_length or task.head.max_length, where)
     return groups
 
 
-def _check_head(folder: Path, task: Task, where: str) -> None:
+def check_head(folder: Path, kind: Kind, where: str) -> None:
     """Raises `TeacherError` for a model of another class: it would get a random head. A config that names no class
     passes; preflight then refuses a random head by its score."""
-    head = task.kind.auto_class.removeprefix("AutoModel")
+    heads = kind.heads or (kind.auto_class.removeprefix("AutoModel"),)
     architectures = open_config(folder).architectures or []
-    if architectures and not any(name.endswith(head) for name in architectures):
+    if architectures and not any(name.endswith(heads) for name in architectures):
         raise TeacherError(
-            f"{where}: {folder} is a {' or '.join(architectures)}, {task.kind.name} needs a …{head}",
+            f"{where}: {folder} is a {' or '.join(architectures)}, {kind.name} needs a …{' or …'.join(heads)}",
             "Give a model that was trained for the task, or add `fine_tune` to make one of it.",
         )

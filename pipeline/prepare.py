@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.augment.back_translation import check_translators
 from pipeline.augment.fill_mask import check_fill_mask
 from pipeline.augment.make import Progress, expected_variants, with_variants
 from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.cluster import check_gpus
-from pipeline.config.recipe import Facts, ModelFacts, TaskFacts, teacher_recipe
+from pipeline.config.explain import overlay
+from pipeline.config.recipe import T5_RATE_FACTOR, Facts, ModelFacts, TaskFacts, teacher_recipe
 from pipeline.config.resolved import (
     Resolved,
     StudentStart,
@@ -27,13 +29,24 @@ from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import ConfigError, Errors, TeacherError, one_of
-from pipeline.models import check_length, fingerprint, hidden_layer, open_config, open_tokenizer, resolve
+from pipeline.models import (
+    check_length,
+    fingerprint,
+    hidden_layer,
+    open_config,
+    open_tokenizer,
+    resolve,
+    vocabulary,
+    width,
+)
 from pipeline.predictor import check_model
+from pipeline.tasks import Task
+from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder
-from students.layer_init import layer_indices
-from teachers.spec import HiddenTargets, TeacherSpec
-from teachers.store_key import hidden_key, store_key
+from students.layer_init import check_layers
+from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
+from teachers.store_key import hidden_key, store_key, token_key
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,10 @@ class Inputs:
             if augment is not None and augment.masked is not None:
                 folder = resolve(absolute_model(augment.masked.model), augment.masked.revision, where)
                 contents[f"{where}.masked.model"] = fingerprint(folder)
+            if augment is not None and (back := augment.back_translation) is not None:
+                for key in ("there", "back"):
+                    path = f"{where}.back_translation.{key}"
+                    contents[path] = fingerprint(resolve(absolute_model(getattr(back, key)), None, path))
             if augment is not None and augment.synonyms is not None:
                 path = f"{where}.synonyms.path"
                 contents[path] = wordnet_fingerprint(Path(augment.synonyms.path), path)
@@ -110,7 +127,8 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         config.students.keys(),
         config.teachers.keys(),
     )
-    hidden = resolve_config(config, facts).hidden if complete else frozenset[str]()
+    resolved = resolve_config(config, facts) if complete else None
+    hidden = resolved.hidden if resolved is not None else frozenset[str]()
     for name, teacher in config.teachers.items():
         if bases.get(name) in tokenizers and teacher.task in data:
             with errors:
@@ -122,10 +140,15 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
     for name, student in students.items():
         if starts.get(name) in tokenizers:
             with errors:
-                _check_student(student, starts[name])
+                writes = any(data[task].task.kind.writes for task in student.lengths if task in data)
+                _check_student(student, starts[name], writes)
                 for task, length in student.lengths.items():
                     if task in data:
                         _try_tokenizer(tokenizers[starts[name]], data[task], length, task in hidden)
+    if resolved is not None:
+        _check_vocabularies(
+            config, resolved, data, bases=bases, starts=starts, tokenizers=tokenizers, errors=errors
+        )
     for task, task_data in data.items():
         if teachers.keys() >= set(config.teachers_of(task)):
             with errors:
@@ -165,13 +188,16 @@ def _task_facts(config: RunConfig, data: Mapping[str, TaskData]) -> dict[str, Ta
 
 
 def _check_augment(config: RunConfig, errors: Errors) -> None:
-    """Adds an error where a fill-mask model, or WordNet, is not what `augment` needs."""
+    """Adds an error where a fill-mask model, a translator, or WordNet is not what `augment` needs."""
     for name, task in config.tasks.items():
         where, augment = f"tasks.{name}.augment", task.augment
         if augment is not None and (masked := augment.masked) is not None:
             with errors:
                 folder = resolve(absolute_model(masked.model), masked.revision, f"{where}.masked")
                 check_fill_mask(folder, f"{where}.masked")
+        if augment is not None and (back := augment.back_translation) is not None:
+            with errors:
+                check_translators(back, f"{where}.back_translation", config.tasks[name].declared)
         if augment is not None and augment.synonyms is not None:
             with errors:
                 wordnet_files(Path(augment.synonyms.path), f"{where}.synonyms.path")
@@ -202,16 +228,29 @@ def _open_models(
 def model_facts(folder: Path, tokenizer: Any) -> ModelFacts:
     """What is known of the model in a folder. Raises `TeacherError` where its config cannot be read."""
     config = open_config(folder)
-    layers = getattr(config, "num_hidden_layers", None)
+    layers, family = getattr(config, "num_hidden_layers", None), config.model_type
     return ModelFacts(
-        config.hidden_size,
+        width(config),
         by_word=bool(tokenizer.is_fast and layers is not None and not config.is_encoder_decoder),
+        rate_factor=T5_RATE_FACTOR if family.endswith("t5") else 1.0,
     )
+
+
+def teacher_task(config: RunConfig, name: str, task: Task) -> Task:
+    """The task as one teacher has it: where the kind writes, with the teacher's own prefix and settings. Raises `ConfigError`."""
+    if not task.kind.writes:
+        return task
+    teacher = config.teachers[name]
+    generation = overlay(
+        config.tasks[task.name].generation, teacher.generation, ("teachers", name, "generation")
+    )
+    return replace(task, head=writing_head(task).of_model(teacher.prefix, generation))
 
 
 def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts: Facts) -> Path:
     """The folder that a teacher is served from. Raises `TeacherError` or `ConfigError` where it does not fit its task."""
     teacher, where = config.teachers[name], f"teachers.{name}"
+    data = replace(data, task=teacher_task(config, name, data.task))
     if teacher.fine_tune is None:
         check_model(base, data.task, where, max_length=teacher.max_length, labels=teacher.labels)
         return base
@@ -225,14 +264,40 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts
     return folder / TEACHER
 
 
-def _check_student(student: StudentStart, start: Path) -> None:
-    """Raises `TutelageError` unless the model that the student starts from has its layers and positions."""
+def _check_student(student: StudentStart, start: Path, writes: bool) -> None:
+    """Raises `TutelageError` unless the model that the student starts from has its layers and positions. writes: whether the
+    student does."""
     try:
-        layer_indices(student.layers, open_config(start).num_hidden_layers)
+        check_layers(open_config(start), student.layers, writes=writes)
     except ConfigError as error:
         raise ConfigError(f"students.{student.name}.{error.cause}", error.remedy) from None
     for length in student.lengths.values():
         check_length(start, length, f"students.{student.name}")
+
+
+def _check_vocabularies(
+    config: RunConfig,
+    resolved: Resolved,
+    data: Mapping[str, TaskData],
+    *,
+    bases: Mapping[str, Path],
+    starts: Mapping[str, Path],
+    tokenizers: Mapping[Path, Any],
+    errors: Errors,
+) -> None:
+    """Adds an error where a student has a soft loss on texts of a teacher with another vocabulary."""
+    for name, student in resolved.students.items():
+        for task in sorted(student.soft):
+            if task not in data or not data[task].task.kind.writes:
+                continue
+            own = vocabulary(tokenizers[starts[name]])
+            others = [one for one in config.teachers_of(task) if vocabulary(tokenizers[bases[one]]) != own]
+            with errors:
+                if others:
+                    raise ConfigError(
+                        f"students.{name}: its vocabulary is not that of {', '.join(others)}: a soft loss on {task} needs one vocabulary",
+                        f"Set students.{name}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever the vocabulary (loss.text).",
+                    )
 
 
 def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None, words: bool) -> None:
@@ -282,7 +347,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
     specs, wanted = list[TeacherSpec](), inputs.resolved.hidden
     for name in config.teachers if names is None else names:
         teacher = config.teachers[name]
-        task, folder = inputs.data[teacher.task].task, inputs.teachers[name]
+        task, folder = teacher_task(config, name, inputs.data[teacher.task].task), inputs.teachers[name]
         tuned = teacher.fine_tune is not None
         key = store_key(
             folder, task, teacher.serving.dtype, max_length=teacher.max_length, labels=teacher.labels
@@ -292,6 +357,11 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
             layer = hidden_layer(folder, teacher.hidden_layer, f"teachers.{name}")
             own = hidden_key(folder, task, teacher.serving.dtype, layer, max_length=teacher.max_length)
             hidden = HiddenTargets(own, layer)
+        tokens = None
+        if task.kind.writes and teacher.task in inputs.resolved.soft:
+            form = config.tasks[teacher.task].token_targets
+            own = token_key(folder, task, teacher.serving.dtype, form, max_length=teacher.max_length)
+            tokens = TokenTargets(own, form)
         specs.append(
             TeacherSpec(
                 name=name,
@@ -303,6 +373,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
                 max_length=teacher.max_length,
                 labels=teacher.labels,
                 hidden=hidden,
+                tokens=tokens,
             )
         )
     return specs
@@ -331,7 +402,7 @@ def fine_tuning_requests(config: RunConfig, inputs: Inputs) -> list[Request]:
                 folder=inputs.teachers[name].parent,
                 config=inputs.resolved.fine_tunings[name].recipe,
                 serving=teacher.serving,
-                task=teacher.task,
+                task=teacher_task(config, name, inputs.data[teacher.task].task),
                 max_length=teacher.max_length,
             )
         )

@@ -57,9 +57,10 @@ from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.threads import faster_threads
 from pipeline.training.worker_group import run_worker_group
 from teachers.checks import Findings, refuse
+from teachers.forced import forced_pairs
 from teachers.pool import Labelling, fill_store
 from teachers.preflight import preflight
-from teachers.spec import HiddenTargets
+from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
 from teachers.store import Store
 
 POLL_S = 0.5
@@ -79,6 +80,7 @@ class Run:
     stages: Stages
     keys: dict[str, str] = field(default_factory=dict)
     hidden: dict[str, HiddenTargets] = field(default_factory=dict)
+    tokens: dict[str, TokenTargets] = field(default_factory=dict)
     labelled: dict[str, Labelling] = field(default_factory=dict)
     findings: list[Findings] = field(default_factory=list)
     group: str | None = None
@@ -241,12 +243,12 @@ def _fine_tune(run: Run) -> None:
         what = f"{len(requests)} of {len(run.config.teachers)} teachers"
         lengths = {
             f"teacher {one.name}": one.config.epochs
-            * len(run.inputs.data[one.task].without_variants().labelled_train())
+            * len(run.inputs.data[one.task.name].without_variants().labelled_train())
             for one in requests
         }
         run.begin("fine_tune", what, "teachers", "steps", lengths)
     for request in requests:
-        tags = {"task": request.task, "teachers": request.name}
+        tags = {"task": request.task.name, "teachers": request.name}
         settings, metrics = request.config.model_dump(mode="json"), request.folder / WORK / METRICS
         key = f"teacher/{request.name}"
         record.training_began(run.tracker, run.config, key, request.name, "teacher", tags, settings, metrics)
@@ -319,6 +321,39 @@ def _label(run: Run) -> None:
     forwards = sum(done.forwards for done in run.labelled.values())
     needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
     run.display.line(f"soft targets: {needed - forwards} from the store, {forwards} computed")
+    _force(run, store, specs)
+
+
+def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
+    """Stores the token targets of teachers from which a student learns them, along the texts that it may learn."""
+    forced = [spec.along_texts() for spec in specs if spec.tokens is not None]
+    run.tokens = {spec.name: spec.tokens for spec in forced if spec.tokens is not None}
+    if not forced:
+        return
+    pairs = {}
+    for name in dict.fromkeys(spec.task.name for spec in forced):
+        keys = {spec.name: spec.key for spec in specs if spec.task.name == name}
+        pairs[name] = [forced_pairs(run.inputs.data[name], keys, store)]
+    for spec in forced:
+        facts = {
+            "teacher": spec.name,
+            "model": spec.model,
+            "task": spec.task.name,
+            "kind": spec.task.kind.name,
+        }
+        store.describe(
+            spec.key, {**facts, "token_targets": run.tokens[spec.name].form.model_dump(mode="json")}
+        )
+
+    def progress(teacher: str, done: int, total: int) -> None:
+        run.stages.tick()
+        run.display.bar(f"token targets of {teacher}", done, total)
+
+    done = fill_store(forced, pairs, store, progress, run.stop)
+    run.stop.check()
+    computed = sum(one.forwards for one in done.values())
+    needed = sum(len(pairs[spec.task.name][0]) for spec in forced)
+    run.display.line(f"token targets: {needed - computed} texts from the store, {computed} computed")
 
 
 def _train_students(run: Run) -> None:
@@ -332,7 +367,9 @@ def _train_students(run: Run) -> None:
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
     folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
-    plan = training.new_plan(config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden)
+    plan = training.new_plan(
+        config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden, run.tokens
+    )
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
         in_thread(lambda: run_worker_group(plan), lambda: _show_jobs(run, jobs))

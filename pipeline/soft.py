@@ -1,8 +1,8 @@
 """Soft targets: the teachers' predictions for examples, before temperature. NumPy and Arrow only.
 
-Soft targets are `Dense` for a small space (one number per named column) and `Sparse` for a tokenizer's vocabulary (a
-few token ids, and all others as one event). Both have m_i rows for example i in one flat order, as
-`pipeline.batch.Ragged` has.
+Soft targets are `Dense` for a small space (one number per named column), `Sparse` for a tokenizer's vocabulary (a
+few token ids, and all others as one event), and `Texts` where a model writes. All have m_i rows for example i in one flat
+order, as `pipeline.batch.Ragged` has.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Drawn, Ragged, offsets_of, rows_of
 from pipeline.errors import TeacherError
+from pipeline.text_arrays import text_array
 
 NO_ID = -1
 """Pads the ids of a row that has fewer than the others; its log-probability is `ABSENT`."""
@@ -46,8 +47,19 @@ class Layer:
         return self.size
 
 
-Space = tuple[str, ...] | Vocabulary | Layer
-"""The meaning of the columns of soft targets: their names in order, or a vocabulary; of hidden targets: a layer."""
+@dataclass(frozen=True)
+class Candidates:
+    """The texts 0 … count - 1 that a model writes for an example, its best first."""
+
+    count: int = 1
+
+    def __len__(self) -> int:
+        return self.count
+
+
+Space = tuple[str, ...] | Vocabulary | Layer | Candidates
+"""The meaning of the columns of soft targets: their names in order, a vocabulary, or candidate texts; of hidden targets: a
+layer."""
 
 
 def space_fields(space: Space) -> dict[str, Any]:
@@ -56,6 +68,8 @@ def space_fields(space: Space) -> dict[str, Any]:
         return {"vocabulary": {"size": space.size, "fingerprint": space.fingerprint}}
     if isinstance(space, Layer):
         return {"layer": {"size": space.size, "index": space.index}}
+    if isinstance(space, Candidates):
+        return {"candidates": space.count}
     return {"labels": space}
 
 
@@ -66,6 +80,8 @@ def space_of(fields: Mapping[str, Any]) -> Space:
         return Vocabulary(int(vocabulary["size"]), str(vocabulary["fingerprint"]))
     if "layer" in fields:
         return Layer(int(fields["layer"]["size"]), int(fields["layer"]["index"]))
+    if "candidates" in fields:
+        return Candidates(int(fields["candidates"]))
     return tuple(fields["labels"])
 
 
@@ -81,6 +97,11 @@ class _Rows(ABC):
     @abstractmethod
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The arrays that hold the M rows, each (M, …)."""
+
+    @property
+    @abstractmethod
+    def numbers(self) -> NDArray[np.floating]:
+        """(M, …) the numbers among them, which must be finite."""
 
     @abstractmethod
     def with_rows(self, arrays: Sequence[NDArray[Any]], offsets: NDArray[np.int64]) -> Self:
@@ -126,6 +147,10 @@ class Dense(_Rows):
     def values(self) -> NDArray[np.floating]:
         """(M, C), every example's rows end to end."""
         return self.logits.values
+
+    @property
+    def numbers(self) -> NDArray[np.floating]:
+        return self.values
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -190,6 +215,10 @@ class Sparse(_Rows):
         return np.concatenate((self.log_probabilities, self.rest[:, None]), axis=1)
 
     @property
+    def numbers(self) -> NDArray[np.floating]:
+        return self.values
+
+    @property
     def offsets(self) -> NDArray[np.int64]:
         return self.ids.offsets
 
@@ -234,7 +263,73 @@ class Sparse(_Rows):
         return cls(ids, rows("log_probabilities"), rest.values.to_numpy(), space)
 
 
-Soft = Dense | Sparse
+@dataclass(frozen=True, eq=False)
+class Texts(_Rows):
+    """What a model wrote: C candidate texts for each example, the one that it finds best first.
+
+    values: (n, C) texts (`pipeline.text_arrays.TEXT`) · scores: (n, C) float16 or float32, each text's log-probability,
+    the sum over its tokens, in nats · lengths: (n, C) int32 tokens. Raises ValueError where these do not fit.
+    """
+
+    values: NDArray[Any]
+    scores: NDArray[np.floating]
+    lengths: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        shapes = self.values.shape, self.scores.shape, self.lengths.shape
+        if self.values.ndim != 2 or len(set(shapes)) > 1:
+            raise ValueError(f"texts, scores and lengths of shapes {shapes} do not fit each other")
+
+    @property
+    def space(self) -> Candidates:
+        return Candidates(self.values.shape[1])
+
+    @property
+    def numbers(self) -> NDArray[np.floating]:
+        return self.scores
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        return np.arange(len(self.values) + 1)
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        return self.values, self.scores, self.lengths
+
+    def with_rows(self, arrays: Sequence[NDArray[Any]], offsets: NDArray[np.int64]) -> Self:
+        values, scores, lengths = arrays
+        return type(self)(values, scores, lengths)
+
+    def event(self, row: int, column: int) -> str:
+        """A name for the number ``scores[row, column]``, for messages."""
+        return f"the score of text {column + 1}"
+
+    def to_arrow(self) -> dict[str, pa.Array]:
+        """Arrow columns of n examples, each a fixed-size list of C entries."""
+        columns = {
+            "texts": pa.array(self.values.ravel().tolist(), pa.large_string()),
+            "scores": pa.array(self.scores.ravel()),
+            "lengths": pa.array(self.lengths.ravel()),
+        }
+        width = len(self.space)
+        return {name: pa.FixedSizeListArray.from_arrays(flat, width) for name, flat in columns.items()}
+
+    @classmethod
+    def from_arrow(cls, batch: pa.RecordBatch, space: Candidates) -> Texts:
+        """The inverse of `to_arrow`."""
+
+        def flat(name: str) -> pa.Array:
+            return batch.column(name).flatten()
+
+        shape = (len(batch), len(space))
+        return cls(
+            text_array(flat("texts").to_pylist()).reshape(shape),
+            flat("scores").to_numpy().reshape(shape),
+            flat("lengths").to_numpy().reshape(shape),
+        )
+
+
+Soft = Dense | Sparse | Texts
 
 
 def join_soft(parts: Sequence[Soft]) -> Soft:
@@ -246,9 +341,11 @@ def join_soft(parts: Sequence[Soft]) -> Soft:
 
 
 def soft_from_arrow(batch: pa.RecordBatch, space: Space) -> Soft:
-    """The inverse of `Dense.to_arrow` and `Sparse.to_arrow`; the type of `space` decides which one."""
+    """The inverse of every `to_arrow`; the type of `space` decides which one."""
     if isinstance(space, Vocabulary):
         return Sparse.from_arrow(batch, space)
+    if isinstance(space, Candidates):
+        return Texts.from_arrow(batch, space)
     return Dense.from_arrow(batch, space)
 
 
@@ -290,7 +387,7 @@ def check_space(teacher: str, stored: Space, wanted: Space) -> None:
             "Targets by token id need one tokenizer for teacher and student; a teacher's fingerprint must change"
             " with its tokenizer.",
         )
-    if isinstance(stored, Layer) or isinstance(wanted, Layer):
+    if not isinstance(stored, tuple) or not isinstance(wanted, tuple):
         raise TeacherError(
             f"the stored targets of teacher {teacher} are over {_shown(stored)}, not {_shown(wanted)}",
             f"Remove {teacher} from the store and label again.",
@@ -309,4 +406,6 @@ def _shown(space: Space) -> str:
         return f"vocabulary {space.fingerprint} of {space.size} tokens"
     if isinstance(space, Layer):
         return f"{space.size} dimensions of layer {space.index}"
+    if isinstance(space, Candidates):
+        return f"{space.count} texts an example"
     return f"{len(space)} named columns"

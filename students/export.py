@@ -12,20 +12,31 @@ import torch
 from pipeline.config.kinds import Kind
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
+from pipeline.tasks.generation import generation_settings
 from pipeline.tasks.heads import model_class
+from pipeline.tasks.writing import writing_head
 from students.student import MultiTaskStudent
 
 
 def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path) -> None:
-    """Replaces `folder` by the task's model and tokenizer, in the form that `from_pretrained` reads."""
-    model = student.model(task)
-    with torch.device("meta"):
-        # the shared encoder may have a pooler that this class of models lacks
-        expected = type(model)(model.config).state_dict().keys()
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in expected}
+    """Replaces `folder` by the task's model and tokenizer, in the form that `from_pretrained` reads.
+
+    Where the task's kind writes, its generation_config.json has the settings by which the student writes.
+    """
+    model, own = student.model(task), student.tasks[task]
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch, state_dict=state)
+    if own.kind.writes:
+        head = writing_head(own)
+        settings = generation_settings(head.generation, head.target_length)
+        model.generation_config.update(**settings)
+        model.save_pretrained(scratch)
+    else:
+        with torch.device("meta"):
+            # the shared encoder may have a pooler that this class of models lacks
+            expected = type(model)(model.config).state_dict().keys()
+        state = {name: tensor for name, tensor in model.state_dict().items() if name in expected}
+        model.save_pretrained(scratch, state_dict=state)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.replace(folder)
@@ -35,8 +46,13 @@ def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:
     """Writes `target`/model.onnx with dynamic batch and length; returns the largest absolute difference of its outputs
     from PyTorch's, on a padded batch of two.
 
-    Raises `ConfigError` where the `onnx` extra is not installed and `DataError` if the difference exceeds 1e-3.
+    Raises `ConfigError` for a kind that writes, and where the `onnx` extra is not installed, and `DataError` if the difference exceeds 1e-3.
     """
+    if kind.writes:
+        raise ConfigError(
+            f"--onnx: a {kind.name} model writes token by token, which is no single graph",
+            "Export it without --onnx; optimum exports encoder and decoder.",
+        )
     missing = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
     ]

@@ -1,19 +1,21 @@
-"""A student's layers, copied from a teacher's, for any encoder that has its layers in one ModuleList."""
+"""A student's layers, copied from a teacher's, for any encoder, or encoder and decoder, with its layers in a ModuleList."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from pipeline.config.schema import StackLayersConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def layer_indices(layers: int | Sequence[int] | None, total: int) -> list[int]:
@@ -39,37 +41,140 @@ def layer_indices(layers: int | Sequence[int] | None, total: int) -> list[int]:
     return list(layers)
 
 
-def truncate(encoder: PreTrainedModel, layers: int | Sequence[int] | None) -> PreTrainedModel:
-    """A new encoder with the chosen layers of `encoder`, which keeps its embeddings, norms and pooler.
+def truncate(
+    model: PreTrainedModel, layers: int | Sequence[int] | StackLayersConfig | None
+) -> PreTrainedModel:
+    """A new model with the chosen layers of `model`, which keeps its embeddings, norms and pooler.
 
-    layers: see `layer_indices`. Raises `ConfigError` where they do not fit the encoder.
+    layers: see `layer_indices`; of a model with encoder and decoder of both, or of each. Raises `ConfigError` where they do
+    not fit the model.
     """
-    path, total = _layer_list(
-        encoder, "layers", "Give the student a `model` of its own instead of `init_from`."
-    )
-    kept = layer_indices(layers, total)
-    config = copy.deepcopy(encoder.config)
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):  # ModernBERT: which attention each layer has
-        config.layer_types = [config.layer_types[i] for i in kept]
-    student: PreTrainedModel = type(encoder)(config)
-    pattern = re.compile(rf"^{re.escape(path)}\.(\d+)\.")
-    position = {old: new for new, old in enumerate(kept)}
-    state = {}
-    for name, tensor in encoder.state_dict().items():
-        match = pattern.match(name)
-        if match is None:
-            state[name] = tensor
-        elif int(match[1]) in position:
-            state[f"{path}.{position[int(match[1])]}.{name[match.end() :]}"] = tensor
+    config = copy.deepcopy(model.config)
+    if config.is_encoder_decoder:
+        paths = _cut_stacks(model, config, layers)
+    elif isinstance(layers, StackLayersConfig):
+        raise ConfigError(
+            f"layers: {type(model).__name__} has no decoder", "Give a number, or a list of layers."
+        )
+    else:
+        path, total = _layer_list(
+            model, "layers", "Give the student a `model` of its own instead of `init_from`."
+        )
+        paths = {path: layer_indices(layers, total)}
+        config.num_hidden_layers = len(paths[path])
+        if getattr(config, "layer_types", None):  # ModernBERT: which attention each layer has
+            config.layer_types = [config.layer_types[i] for i in paths[path]]
+    student: PreTrainedModel = type(model)(config)
+    _part_head(model, student)
+    state = _kept_weights(model, paths)
     incomplete = student.load_state_dict(state, strict=False)
     if incomplete.missing_keys:
         raise ConfigError(
-            f"layers: {type(encoder).__name__} has no weights for {incomplete.missing_keys[0]}",
+            f"layers: {type(model).__name__} has no weights for {incomplete.missing_keys[0]}",
             "Choose other layers, or give the student a `model` of its own.",
         )
     student.eval()
     return student
+
+
+def _part_head(model: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Gives the student's output embeddings weights of their own where the model's are not its input embeddings, in spite of
+    `tie_word_embeddings`: of T5's configs it says only that encoder and decoder share theirs."""
+    own: Any = model.get_output_embeddings()
+    new: Any = student.get_output_embeddings()
+    if own is None or own.weight is model.get_input_embeddings().weight:
+        return
+    if new.weight is student.get_input_embeddings().weight:
+        new.weight = torch.nn.Parameter(torch.empty_like(own.weight))
+
+
+def check_layers(
+    config: PretrainedConfig, layers: int | Sequence[int] | StackLayersConfig | None, *, writes: bool = False
+) -> None:
+    """Raises `ConfigError` where a model with that config does not have the layers.
+
+    writes: whether it becomes a student that writes, so that an encoder gets a decoder of as many layers.
+    """
+    if config.is_encoder_decoder or writes:
+        totals = depths(config) if config.is_encoder_decoder else (config.num_hidden_layers,) * 2
+        for own, total in zip(_of_stacks(layers), totals, strict=True):
+            layer_indices(own, total)
+    elif isinstance(layers, StackLayersConfig):
+        raise ConfigError(
+            f"layers: a {config.model_type} has no decoder", "Give a number, or a list of layers."
+        )
+    else:
+        layer_indices(layers, config.num_hidden_layers)
+
+
+DEPTHS = (("encoder_layers", "decoder_layers"), ("num_layers", "num_decoder_layers"))
+"""Names of the numbers of layers in the configs of models with encoder and decoder: BART's and T5's."""
+
+
+def depths(config: PretrainedConfig) -> tuple[int, int]:
+    """Layers of the encoder and of the decoder. Raises `ConfigError` where the config does not say."""
+    if config.model_type == "encoder-decoder":
+        return config.encoder.num_hidden_layers, config.decoder.num_hidden_layers
+    for names in DEPTHS:
+        if all(isinstance(getattr(config, name, None), int) for name in names):
+            encoder, decoder = (getattr(config, name) for name in names)
+            return encoder, decoder
+    raise ConfigError(
+        f"layers: the config of a {config.model_type} does not say how many layers it has", "Drop the key."
+    )
+
+
+def _of_stacks(
+    layers: int | Sequence[int] | StackLayersConfig | None,
+) -> tuple[int | Sequence[int] | None, int | Sequence[int] | None]:
+    if isinstance(layers, StackLayersConfig):
+        return layers.encoder, layers.decoder
+    return layers, layers
+
+
+def _cut_stacks(
+    model: PreTrainedModel, config: Any, layers: int | Sequence[int] | StackLayersConfig | None
+) -> dict[str, list[int]]:
+    """The layers to keep of encoder and decoder, by the names of their lists; `config` gets their numbers."""
+    kept = [layer_indices(own, total) for own, total in zip(_of_stacks(layers), depths(config), strict=True)]
+    if config.model_type == "encoder-decoder":
+        config.encoder.num_hidden_layers, config.decoder.num_hidden_layers = map(len, kept)
+    else:
+        names = next(names for names in DEPTHS if isinstance(getattr(config, names[0], None), int))
+        for name, own in zip(names, kept, strict=True):
+            setattr(config, name, len(own))
+    names_of = {id(module): name for name, module in model.named_modules()}
+    lists = []
+    for stack, total in zip((model.get_encoder(), model.get_decoder()), depths(model.config), strict=True):
+        found = next(
+            (one for one in stack.modules() if isinstance(one, nn.ModuleList) and len(one) == total), None
+        )
+        if found is None:
+            raise ConfigError(
+                f"layers: {type(model).__name__} does not keep its layers in a list of {total}",
+                "Give the student a `model` of its own instead of `init_from`.",
+            )
+        lists.append(names_of[id(found)])
+    return dict(zip(lists, kept, strict=True))
+
+
+def _kept_weights(model: PreTrainedModel, paths: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The model's weights with its layers renumbered. paths: the layers to keep, by the name of their list.
+
+    What only the first layer has (T5's relative positions) goes to the new first layer.
+    """
+    first, state = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in model.state_dict().items():
+        path = next((path for path in paths if name.startswith(f"{path}.")), None)
+        if path is None:
+            state[name] = tensor
+            continue
+        number, rest = name[len(path) + 1 :].split(".", 1)
+        if int(number) in paths[path]:
+            state[f"{path}.{list(paths[path]).index(int(number))}.{rest}"] = tensor
+        elif int(number) == 0:
+            first[f"{path}.0.{rest}"] = tensor
+    return {**first, **state}
 
 
 def parts_from_top(encoder: PreTrainedModel) -> list[list[nn.Parameter]]:

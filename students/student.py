@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models import open_config, open_model
+from pipeline.config.schema import StackLayersConfig
+from pipeline.models import decoder_inputs, open_config, open_model, open_tokenizer
 from pipeline.tasks import Task
 from pipeline.tasks.tensors import TensorWords
 from pipeline.tasks.words import word_means
+from students.decoder import with_decoder
 from students.layer_init import truncate
 
 if TYPE_CHECKING:
@@ -52,11 +54,21 @@ class MultiTaskStudent(nn.Module):
         """The task's Hugging Face model, encoder included."""
         return self.models[self._position[task]]
 
-    def forward(self, task: str, inputs: Mapping[str, Tensor], words: TensorWords | None = None) -> Any:
+    def forward(
+        self,
+        task: str,
+        inputs: Mapping[str, Tensor],
+        words: TensorWords | None = None,
+        target: Tensor | None = None,
+    ) -> Any:
         """The output of the task's Hugging Face model. inputs: what the tokenizer returns, (S, length) int64 each.
 
-        With `words` also, as the second of two, (W, D) the projections of the words' mean vectors after the last layer.
+        target: (S, length) int64 token ids that the decoder is forced along, padded by `NO_TOKEN`, where the task's kind
+        writes. With `words` also, as the second of two, (W, D) the projections of the words' mean vectors after the last layer.
         """
+        if target is not None:
+            model = self.model(task)
+            return model(**inputs, decoder_input_ids=decoder_inputs(model, target), use_cache=False)
         if words is None:
             return self.model(task)(**inputs)
         output = self.model(task)(**inputs, output_hidden_states=True)
@@ -68,27 +80,33 @@ def build_student(
     folder: Path,
     tasks: Sequence[Task],
     *,
-    layers: int | Sequence[int] | None = None,
+    layers: int | Sequence[int] | StackLayersConfig | None = None,
     dropout: float | None = None,
     seed: int = 0,
     hidden: Mapping[str, int] = MappingProxyType({}),
 ) -> MultiTaskStudent:
-    """A student with the encoder in `folder`, cut to `layers`, and new heads drawn at random from `seed`.
+    """A student with the model in `folder`, cut to `layers`, and new heads drawn at random from `seed`. Where a task's kind writes
+    and the model has no decoder it gets one.
 
-    layers: see `students.layer_init.layer_indices` · dropout: of every dropout module, None for the model's own ·
+    layers: see `students.layer_init.truncate` · dropout: of every dropout module, None for the model's own ·
     hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForSeq2SeqLM
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = open_config(folder)
         if dropout is not None:  # modules read it when they are made
             set_dropout(config, dropout)
-        encoder = open_model(AutoModel, folder, config=config)
+        if not any(task.kind.writes for task in tasks):
+            trunk = open_model(AutoModel, folder, config=config)
+        elif config.is_encoder_decoder:
+            trunk = open_model(AutoModelForSeq2SeqLM, folder, config=config)
+        else:
+            trunk = with_decoder(open_model(AutoModel, folder, config=config), folder, open_tokenizer(folder))
         if layers is not None:
-            encoder = truncate(encoder, layers)
-        return MultiTaskStudent(encoder, tasks, hidden)
+            trunk = truncate(trunk, layers)
+        return MultiTaskStudent(trunk, tasks, hidden)
 
 
 def set_dropout(config: Any, dropout: float) -> None:

@@ -20,6 +20,7 @@ class TeacherActor:
 
     def __init__(self, spec: TeacherSpec) -> None:
         torch.set_num_threads(max(1, int(spec.serving.cpus)))
+        self._form = spec.tokens.form if spec.forced and spec.tokens is not None else None
         self._teacher = Predictor(
             resolve(spec.model, spec.revision, f"teachers.{spec.name}"),
             spec.task,
@@ -37,7 +38,9 @@ class TeacherActor:
         return os.getpid()
 
     def label(self, inputs: Mapping[str, Sequence[Any]]) -> Labels:
-        """See `Predictor.label`."""
+        """See `Predictor.label`, and `Predictor.force` for a teacher that is forced along texts."""
+        if self._form is not None:
+            return self._teacher.force(inputs, self._form)
         return self._teacher.label(inputs)
 
 

@@ -48,10 +48,12 @@ def aggregate(
     temperature: > 0 · labels: (N,) int64, or float where `continuous`, or None where the strategy needs none.
     The target of a row without any teacher is meaningless: the caller leaves the row out.
 
-    Raises ValueError for weights that do not fit, and for a strategy that needs labels where any is missing. It does
+    Raises ValueError for weights that do not fit, for a strategy of texts, and for a strategy that needs labels where any is missing. It does
     so with one teacher too, so that a config is right or wrong whatever its weights.
     """
     missing = labels is None or bool((labels.isnan() if continuous else labels == UNLABELLED).any())
+    if strategy == "consensus":
+        raise ValueError("strategy 'consensus' is made for texts")
     if needs_labels(strategy) and missing:
         raise ValueError(f"strategy {strategy!r} needs the label of every example")
     logits, weights = _with_weight(logits.float(), weights)

@@ -25,7 +25,8 @@ from pipeline.curve import Curve
 from pipeline.errors import TeacherError
 from pipeline.losses import hard_cross_entropy, soft_kl, soft_squared_error
 from pipeline.tasks import Task
-from pipeline.tasks.scores import bootstrap, confusion
+from pipeline.tasks.scores import bootstrap, confusion, score_of
+from pipeline.text_arrays import is_text
 from teachers.aggregation import aggregate
 
 UNIFORM = 0.995  # mean entropy ÷ ln(classes) from which predictions carry no information
@@ -116,7 +117,7 @@ def judge(
         chance = shuffled_scores(task, values, sample)
     findings = replace(
         findings,
-        score=score(task, values, sample),
+        score=score_of(task, values, sample),
         majority=task.scoring.constant_score(sample),
         chance=float(chance.mean()) if len(chance) else None,
         entropy=None if task.kind.continuous else _entropy(rows),
@@ -129,18 +130,13 @@ def judge(
         *_replica_flags(findings),
         *_prediction_flags(task, sample, values, rows, chance, findings),
         *_self_loss_flags(findings),
-        *_curve_flags(task, sample, values, curve),
+        *curve_flags(task, sample, values, curve),
     ]
     return replace(
         findings,
         problems=[flag.text for flag in flags if flag.certain],
         warnings=[flag.text for flag in flags if not flag.certain],
     )
-
-
-def score(task: Task, values: NDArray[np.floating], sample: Examples) -> float:
-    """The task's metric of (M, C) predictions on the sample."""
-    return float(task.scoring.score_of(task.scoring.statistics(values, sample).sum(0)))
 
 
 def _prediction_flags(
@@ -256,7 +252,7 @@ def _loss_flags(task: Task, sample: Examples, rows: torch.Tensor) -> list[Flag]:
     return [Flag(text, certain=False)]
 
 
-def _curve_flags(task: Task, sample: Examples, values: NDArray[np.floating], curve: Curve) -> list[Flag]:
+def curve_flags(task: Task, sample: Examples, values: NDArray[np.floating], curve: Curve) -> list[Flag]:
     """A flag where the validation score was still rising when the fine-tuning ended. The standard error is that of the
     sample's score; that of the whole of validation is smaller."""
     from pipeline.shown import points
@@ -350,10 +346,12 @@ def _names_compared(
 # ---------------------------------------------------------------- constant and random predictions
 
 
-def shuffled_scores(task: Task, values: NDArray[np.floating], sample: Examples) -> NDArray[np.float64]:
-    """(`SHUFFLES`,) metrics of the predictions (n, C) in random orders of the rows; every call uses the same orders."""
+def shuffled_scores(
+    task: Task, values: NDArray[Any], sample: Examples, count: int = SHUFFLES
+) -> NDArray[np.float64]:
+    """(count,) metrics of the predictions (n, C) in random orders of the rows; every call uses the same orders."""
     rng = np.random.default_rng(0)
-    return np.array([score(task, rng.permutation(values), sample) for _ in range(SHUFFLES)])
+    return np.array([score_of(task, rng.permutation(values), sample) for _ in range(count)])
 
 
 def _is_uniform(task: Task, rows: torch.Tensor, entropy: float | None) -> bool:
@@ -421,12 +419,15 @@ def with_agreement(
     """The findings, each with `agreement` filled in. values: by teacher, its predictions (M, C)."""
     shares: dict[str, dict[str, float]] = {one.teacher: {} for one in findings}
     for a, b in combinations(findings, 2):
-        finite = np.isfinite(values[a.teacher]).all() and np.isfinite(values[b.teacher]).all()
-        if a.task != b.task or not finite:
+        if a.task != b.task or not (_finite(values[a.teacher]) and _finite(values[b.teacher])):
             continue
         share = tasks[a.task].scoring.agreement(values[a.teacher], values[b.teacher], samples[a.task])
         shares[a.teacher][b.teacher] = shares[b.teacher][a.teacher] = share
     return [replace(one, agreement=shares[one.teacher]) for one in findings]
+
+
+def _finite(values: NDArray[Any]) -> bool:
+    return is_text(values) or bool(np.isfinite(values).all())
 
 
 def refuse(findings: Sequence[Findings], warn_only: Callable[[str], bool]) -> list[str]:

@@ -272,9 +272,7 @@ def _fill_for_teacher(
     on_progress: Callable[[str, int, int], None],
     should_stop: Callable[[], bool],
 ) -> Labelling:
-    texts = {
-        name: [text for split in splits for text in split.inputs[name]] for name in spec.task.reading.fields
-    }
+    texts = {name: [text for split in splits for text in split.inputs[name]] for name in spec.fields}
     keys = np.concatenate([split.keys for split in splits])
     wanted = {spec.key: np.ones(len(keys), dtype=np.bool_)}
     if spec.hidden is not None:
@@ -348,12 +346,14 @@ class _ShardWriter:
     def add(self, rows: NDArray[np.int64], targets: Soft) -> None:
         """Adds the soft targets of `rows` (n,). Raises `BadTargetsError` for NaN or Inf, after the earlier chunks are on
         disk."""
-        finite = np.isfinite(targets.values).all()
+        finite = np.isfinite(targets.numbers).all()
         if not finite:
             self.flush()
         self._rows.append(rows)
         self._targets.append(targets)
-        full = sum(map(len, self._rows)) >= SHARD or sum(t.values.size for t in self._targets) >= SHARD_VALUES
+        full = (
+            sum(map(len, self._rows)) >= SHARD or sum(t.numbers.size for t in self._targets) >= SHARD_VALUES
+        )
         if full or not finite or time.monotonic() - self._since > FLUSH_S:
             self.flush()
 

@@ -26,9 +26,12 @@ from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.files import write_atomically
 from pipeline.models import resolve
 from pipeline.predictor import Predictor
+from pipeline.tasks.writing import writing_head
+from pipeline.text_arrays import arrays_of, numbers_of
 from teachers.checks import NO_CURVE, Findings, Predictions, judge, relative_difference, with_agreement
 from teachers.random_heads import HEAD_EXAMPLES, HEADS, random_head_scores
 from teachers.spec import TeacherSpec, requested
+from teachers.text_checks import judge_texts
 
 SAMPLE = 400  # validation examples; 2.5 points of standard error
 TWICE = 40  # of them, predicted by a second replica as well
@@ -58,11 +61,25 @@ def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cp
     inputs = {name: sample.inputs[name] for name in spec.task.reading.fields}
     few = {name: column[:TWICE] for name, column in inputs.items()}
     first = replica()
+    if spec.task.kind.writes:
+        return _written(first, replica(), inputs, few)
     logits, truncated = first.predict(inputs)
     difference = relative_difference(first.predict(few)[0].values, replica().predict(few)[0].values)
     has_items = bool((logits.counts > 1).any())
     heads = random_head_scores(first, sample) if has_items else np.empty(0)
     return Predictions(logits.values, truncated, difference, heads)
+
+
+def _written(
+    first: Predictor, second: Predictor, inputs: Mapping[str, Sequence[Any]], few: Mapping[str, Sequence[Any]]
+) -> Predictions:
+    """What the teacher writes. Its difference to a second replica is the share of `few` sources for which the texts differ,
+    0 where it samples."""
+    texts, truncated = first.predict(inputs)
+    twice = [one.predict(few)[0].values[:, 0] for one in (first, second)]
+    sampled = writing_head(first.task).generation.temperature is not None
+    differing = 0.0 if sampled else float((twice[0] != twice[1]).mean())
+    return Predictions(texts.values, truncated, differing)
 
 
 # ---------------------------------------------------------------- all teachers, on Ray or here
@@ -91,7 +108,7 @@ def preflight(
         write_atomically(files[spec.name], _to_bytes(computed))
     complete = {name: one for name, one in predictions.items() if one is not None}
     findings = [
-        judge(
+        (judge_texts if spec.task.kind.writes else judge)(
             spec.name,
             spec.task,
             samples[spec.task.name],
@@ -189,20 +206,19 @@ def _file(cache: Path, spec: TeacherSpec, sample: Examples) -> Path:
 
 
 def _to_bytes(predictions: Predictions) -> bytes:
-    return save(
-        {
-            "values": np.ascontiguousarray(predictions.values),
-            "truncated": np.array(predictions.truncated),
-            "replica_difference": np.array(predictions.replica_difference),
-            "random_head_scores": predictions.random_head_scores,
-        }
-    )
+    arrays = {
+        "values": predictions.values,
+        "truncated": np.array(predictions.truncated),
+        "replica_difference": np.array(predictions.replica_difference),
+        "random_head_scores": predictions.random_head_scores,
+    }
+    return save(numbers_of(arrays))
 
 
 def _cached(file: Path, spec: TeacherSpec, sample: Examples) -> Predictions | None:
     """The predictions in `file`; None where it cannot be read or does not fit, so that they are computed again."""
     try:
-        arrays = load(file.read_bytes())
+        arrays = arrays_of(load(file.read_bytes()))
         predictions = Predictions(
             arrays["values"],
             int(arrays["truncated"]),
@@ -211,5 +227,7 @@ def _cached(file: Path, spec: TeacherSpec, sample: Examples) -> Predictions | No
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+    if spec.task.kind.writes:
+        return predictions if len(predictions.values) == len(sample) else None
     shape = (int(spec.task.reading.counts(sample.inputs).sum()), len(spec.task.head.columns))
     return predictions if predictions.values.shape == shape else None

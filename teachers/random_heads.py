@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.batch import Examples
 from pipeline.predictor import Predictor
-from teachers.checks import score
+from pipeline.tasks.scores import score_of
 
 HEADS = 8  # their mean and standard deviation make the bound
 HEAD_EXAMPLES = 100  # of the sample: the encoder's states of all of them are in memory at once
@@ -52,7 +52,7 @@ def random_head_scores(teacher: Predictor, sample: Examples) -> NDArray[np.float
         for parameter in head:
             _redraw(parameter, generator)
         setattr(model, prefix, _Replay(outputs))
-        scores.append(score(teacher.task, teacher.predict(inputs)[0].values, examples))
+        scores.append(score_of(teacher.task, teacher.predict(inputs)[0].values, examples))
     setattr(model, prefix, encoder)
     return np.array(scores)
 

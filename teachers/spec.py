@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipeline.config.generation import TokenTargetsConfig
 from pipeline.config.schema import ServingConfig
 from pipeline.soft import Layer
 from pipeline.tasks import Task
+from pipeline.tasks.pairs import FORCED_FIELDS
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,21 @@ class HiddenTargets:
 
 
 @dataclass(frozen=True)
+class TokenTargets:
+    """A teacher's distributions along given texts. key: their name in the store · form: what is stored of each."""
+
+    key: str
+    form: TokenTargetsConfig
+
+
+@dataclass(frozen=True)
 class TeacherSpec:
     """One teacher.
 
     name: in the config · model, revision: a folder or a hub id · serving: how it is hosted · key: its name in the
     store · max_length: tokens a sequence, None for the task's · labels: its label mapping, if the config has one · hidden: its
-    hidden targets, None where no student learns from them.
+    hidden targets, None where no student learns from them · tokens: its token targets, likewise · forced: whether it does not
+    write, but is forced along the texts that it is given, so that `key` is that of its token targets.
     """
 
     name: str
@@ -36,6 +47,19 @@ class TeacherSpec:
     max_length: int | None = None
     labels: Mapping[str, str | None] | None = None
     hidden: HiddenTargets | None = None
+    tokens: TokenTargets | None = None
+    forced: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The inputs of an example that it reads."""
+        return FORCED_FIELDS if self.forced else self.task.reading.fields
+
+    def along_texts(self) -> TeacherSpec:
+        """The same teacher, to be forced along texts. Raises ValueError where no student learns from token targets."""
+        if self.tokens is None:
+            raise ValueError(f"{self.name} has no token targets")
+        return replace(self, key=self.tokens.key, hidden=None, forced=True)
 
 
 def requested(serving: ServingConfig) -> dict[str, float]:

@@ -7,7 +7,8 @@
                                            logits float16[C] (a list of float16 where examples have several
                                            items), or ids, log_probabilities and rest; the schema's metadata
                                            have the columns' names (``labels``), or the ``vocabulary``,
-                                           or of hidden targets, a row a word, the ``layer``
+                                           or of hidden targets, a row a word, the ``layer``;
+                                           or texts, scores and lengths, a list of ``candidates`` an example
     <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels, vocabulary or layer, when
                                            written
 
@@ -115,20 +116,21 @@ class Store:
         self,
         teacher: str,
         keys: NDArray[np.uint64],
-        space: Space,
+        space: Space | None,
         counts: NDArray[np.int64] | None = None,
     ) -> Stored:
         """All soft targets of the teacher, which include those of `keys` (n,), ready to be read by batch.
 
-        `space`: the columns that the reader has, in its order, or its vocabulary · counts: (n,) items that each
+        `space`: the columns that the reader has, in its order, or its vocabulary; None for any · counts: (n,) items that each
         example has, 1 each where not given. Everything is checked here, once. Later appends do not change the result.
 
         Raises `CorruptError` if a key is missing, or has another number of items, and `TeacherError` if a
         shard's space is not `space`.
         """
         index = self._index(teacher)
-        for shard in index.shards:
-            check_space(teacher, shard.soft.space, space)
+        if space is not None:
+            for shard in index.shards:
+                check_space(teacher, shard.soft.space, space)
         positions = index.positions(keys)
         missing = int(np.count_nonzero(positions < 0))
         if missing:
@@ -369,14 +371,14 @@ def _checksum(data: pa.Buffer) -> str:
 def _storable(targets: SoftTargets, excerpt: Callable[[int], str] | None, teacher: str) -> SoftTargets:
     """The targets in float16; raises `BadTargetsError`, naming the first number that is not finite."""
     given, half = targets.soft, targets.soft.half()
-    bad = ~np.isfinite(half.values)
+    bad = ~np.isfinite(half.numbers)
     items = np.flatnonzero(bad.any(axis=1))
     if len(items) == 0:
         return SoftTargets(targets.keys, half)
     rows = np.unique(np.searchsorted(given.offsets, items, side="right") - 1)
     row, item = int(rows[0]), int(items[0])
     column = int(np.argmax(bad[item]))
-    value = given.values[item, column]
+    value = given.numbers[item, column]
     shown = f"{value:g}" + (", beyond float16," if np.isfinite(value) else "")
     example = f"row {row}" if excerpt is None else f'"{" ".join(excerpt(row).split())[:80]}"'
     first, end = given.offsets[row : row + 2].tolist()

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
-from torch import Tensor
 
 from pipeline.config.kinds import SKILL
 from pipeline.data.splits import TaskData
@@ -55,14 +55,16 @@ class Gain:
         )
 
 
-def sample(metric: str, data: Mapping[str, TaskData], predictions: Mapping[str, Tensor]) -> Sample | None:
+def sample(
+    metric: str, data: Mapping[str, TaskData], predictions: Mapping[str, NDArray[Any]]
+) -> Sample | None:
     """A model's score in `metric` on validation; None for a metric that is no function of sums over examples.
 
     metric: ``macro/skill``, ``macro/score``, ``<task>/skill`` or ``<task>/<its metric>`` · predictions: (M, C), by task.
     """
     name, _, kind = metric.rpartition("/")
     tasks = list(data) if name == "macro" else [name]
-    samples = [_task_sample(kind, data[task], predictions[task].numpy(), name == "macro") for task in tasks]
+    samples = [_task_sample(kind, data[task], predictions[task], name == "macro") for task in tasks]
     known = [one for one in samples if one is not None]
     if len(known) < len(samples):
         return None
@@ -72,9 +74,7 @@ def sample(metric: str, data: Mapping[str, TaskData], predictions: Mapping[str, 
     )
 
 
-def _task_sample(
-    metric: str, data: TaskData, predictions: NDArray[np.floating], macro: bool
-) -> Sample | None:
+def _task_sample(metric: str, data: TaskData, predictions: NDArray[Any], macro: bool) -> Sample | None:
     task, examples = data.task, data.splits["validation"]
     if metric == SKILL:
         return skill_sample(relative_losses(task, predictions, examples))

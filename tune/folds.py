@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from pipeline import run as runs
 from pipeline.data.splits import TaskData, join
 from pipeline.prepare import fold_inputs
 from pipeline.tracking.tracker import NullTracker
 from pipeline.training.result import read_facts, read_predictions, write_result
-from teachers.spec import HiddenTargets
+from teachers.spec import HiddenTargets, TokenTargets
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Fold:
     teacher_keys: Mapping[str, str]
     teacher_folders: Mapping[str, str]
     hidden: Mapping[str, HiddenTargets]
+    tokens: Mapping[str, TokenTargets]
 
 
 def make_folds(run: runs.Run, of: int) -> list[Fold]:
@@ -41,12 +41,14 @@ def make_folds(run: runs.Run, of: int) -> list[Fold]:
     for number in range(of):
         run.display.line(f"fold {number + 1} of {of}: teachers that have not seen its labels")
         inputs = fold_inputs(run.config, run.inputs, number, of)
-        one = replace(run, inputs=inputs, tracker=NullTracker(), keys={}, hidden={}, labelled={}, findings=[])
+        one = replace(
+            run, inputs=inputs, tracker=NullTracker(), keys={}, hidden={}, tokens={}, labelled={}, findings=[]
+        )
         runs.make_targets(one)
         for teacher, done in one.labelled.items():
             run.labelled[teacher] = run.labelled[teacher] + done
         folders = {name: str(path) for name, path in inputs.teachers.items()}
-        folds.append(Fold(inputs.data, one.keys, folders, one.hidden))
+        folds.append(Fold(inputs.data, one.keys, folders, one.hidden, one.tokens))
     return folds
 
 
@@ -78,7 +80,7 @@ def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def write_pooled(folder: Path, folders: Sequence[Path]) -> None:
     """Writes a trial's result, of its finished trainings. folder: of the result · folders: by fold."""
     facts, each = [read_facts(one) for one in folders], [read_predictions(one) for one in folders]
-    predictions: dict[str, Tensor] = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+    predictions = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
     seconds = [second for one in facts for second in one["epoch_seconds"]]
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder, {"kept": mean_scores(folders), "epoch_seconds": seconds}, predictions)

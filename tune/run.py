@@ -201,6 +201,7 @@ class _Study:
             teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
             cpus=cpus_per_trial_worker(config),
             hidden=run.hidden,
+            tokens=run.tokens,
             folds=self.folds,
         )
         self._tracked: set[str] = set()  # keys of open runs in MLflow

@@ -98,6 +98,12 @@ def check_derived(config: RunConfig, facts: Facts) -> None:
                     f"tune.space.{path}: teachers make hidden targets only where the config itself has a loss on them",
                     "Give the config itself a loss or a stage with hidden above 0, or drop the key.",
                 )
+            writing = {task for task in changed.soft if facts.tasks[task].writes}
+            if not writing <= resolve_config(config, facts).soft:
+                raise ConfigError(
+                    f"tune.space.{path}: teachers are forced along texts only where the config itself has a soft loss on them",
+                    f"Give the config itself loss.soft above 0 for {min(writing)}, or drop the key.",
+                )
     length, unit = (most_epochs(config, facts), "epochs") if tune.folds is None else (tune.folds, "folds")
     longest = length - (tune.scheduler == "pbt")  # which changes nothing after a last epoch
     if tune.scheduler != "none" and tune.grace_epochs > longest:
@@ -270,9 +276,13 @@ def _unset(config: RunConfig, keys: Sequence[str], facts: Facts) -> Any:
     match keys:
         case [*_, "task_temperatures", task]:
             return settings.loss.tasks[task].temperature
-        case [*_, "loss", "hard" | "soft" | "hidden" | "temperature" as key]:
+        case [*_, "loss", "hard" | "soft" | "hidden" | "temperature" | "text" | "label_smoothing" as key]:
             values = {getattr(loss, key) for loss in settings.loss.tasks.values()}
             return values.pop() if len(values) == 1 else None
+        case [*where, "aggregation", "strategy"]:
+            names = where[1:] or config.tasks_of(student_of(config))
+            strategies = {task_aggregation(config, task).strategy for task in names}
+            return strategies.pop() if len(strategies) == 1 else None
         case ["train", *rest] | ["students", _, "train", *rest]:
             return _at(settings.train.model_dump(mode="json"), rest)
         case ["stages", number, key] | ["students", _, "stages", number, key] if settings.stages:

@@ -28,7 +28,7 @@ from pipeline.training.loop import Report
 from pipeline.training.result import read_facts
 from pipeline.training.step import Workers
 from pipeline.training.worker_group import run_worker_group
-from teachers.spec import HiddenTargets
+from teachers.spec import HiddenTargets, TokenTargets
 from tune.folds import Fold, fold_name, mean_scores, write_pooled
 from tune.space import Values, student_of, with_values
 from tune.study import trial_name
@@ -45,7 +45,7 @@ class Shared:
     """What all trials of a study share; sent to the cluster once.
 
     config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders · cpus: of each worker ·
-    teacher_keys, hidden and teacher_folders: as in `pipeline.training.jobs.Plan` · folds: of `tune.folds`; a trial trains once for each.
+    teacher_keys, hidden, tokens and teacher_folders: as in `pipeline.training.jobs.Plan` · folds: of `tune.folds`; a trial trains once for each.
     """
 
     config: RunConfig
@@ -56,12 +56,13 @@ class Shared:
     teacher_folders: Mapping[str, str]
     cpus: float
     hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
+    tokens: Mapping[str, TokenTargets] = field(default_factory=dict)
     folds: Sequence[Fold] = ()
 
     @property
     def own(self) -> Fold:
         """What trainings read that are validated on the validation split."""
-        return Fold(self.data, self.teacher_keys, self.teacher_folders, self.hidden)
+        return Fold(self.data, self.teacher_keys, self.teacher_folders, self.hidden, self.tokens)
 
 
 def trial_config(
@@ -133,7 +134,15 @@ def _train(
     config: RunConfig, reads: Fold, shared: Shared, report: Report | None, stop: Path | None = None
 ) -> None:
     """Trains one student. report: to Tune, after every epoch, or None · stop: the stop file, by default the run's own."""
-    plan = new_plan(config, shared.facts, reads.data, reads.teacher_keys, reads.teacher_folders, reads.hidden)
+    plan = new_plan(
+        config,
+        shared.facts,
+        reads.data,
+        reads.teacher_keys,
+        reads.teacher_folders,
+        reads.hidden,
+        reads.tokens,
+    )
     plan = replace(
         plan,
         cpus=shared.cpus,

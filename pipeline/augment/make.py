@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.augment.back_translation import BackTranslation
 from pipeline.augment.masked import Masked
 from pipeline.augment.wordnet import read_synonyms
 from pipeline.batch import Examples, content_keys
@@ -27,7 +28,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData, Variants, join
 from pipeline.data.transfer import in_held_out, marks
 from pipeline.tasks.plain_text import has_words
-from pipeline.tasks.variants import Changes, Place, Side, Variant, altered, in_case_of, word_of
+from pipeline.tasks.variants import Changes, Place, Side, Variant, altered, in_case_of, one_word, word_of
 
 SHOWN = 5
 """Variants of each method that the report shows."""
@@ -155,9 +156,9 @@ def methods_of(
     augment: AugmentConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
-) -> list[Method]:
+) -> list[Method | BackTranslation]:
     """The methods that a task's config names, in the order of `AugmentConfig.methods`; the last two as in `with_variants`."""
-    methods, where = list[Method](), f"tasks.{task}.augment"
+    methods, where = list[Method | BackTranslation](), f"tasks.{task}.augment"
     if (masked := augment.masked) is not None:
         methods.append(Masked(masked, config.variants_dir, f"{where}.masked", progress, check))
     if (synonyms := augment.synonyms) is not None:
@@ -165,13 +166,18 @@ def methods_of(
         methods.append(Synonyms(words, synonyms.variants, synonyms.share))
     if (dropout := augment.dropout) is not None:
         methods.append(Dropout(dropout.variants, dropout.share))
+    if (back := augment.back_translation) is not None:
+        where = f"{where}.back_translation"
+        methods.append(BackTranslation(back, config.variants_dir, where, progress, check))
     return methods
 
 
 # ---------------------------------------------------------------- variants
 
 
-def augmented(data: TaskData, augment: AugmentConfig, methods: Sequence[Method]) -> TaskData:
+def augmented(
+    data: TaskData, augment: AugmentConfig, methods: Sequence[Method | BackTranslation]
+) -> TaskData:
     """`data` with the variants that `methods` make of the task's own training texts, and one note that counts them."""
     reading, train = data.task.reading, data.splits["train"]
     own = len(train) - data.taken
@@ -180,29 +186,71 @@ def augmented(data: TaskData, augment: AugmentConfig, methods: Sequence[Method])
     made: dict[str, Variants] = {}
     for method in methods:
         begun = time.perf_counter()
-        planned = [_planned(method, sides[row], int(train.keys[row])) for row in range(own)]
-        asking = time.perf_counter()
-        seconds, asked = method.ask(_asked(sides, planned))
-        waited = time.perf_counter() - asking
-        variants = [
-            Variant(row, sides[row], _changes(method, sides[row], planned[row][number]))
-            for number in range(method.variants)
-            for row in range(own)
-            if planned[row]
-        ]
-        examples, rows, dropped = _fresh(data, variants, known, augment.keep_labels)
-        without = sum(not one for one in planned)
+        planned = (
+            _rewritten(method, sides, reading.rewritable)
+            if isinstance(method, BackTranslation)
+            else _with_words(method, sides, train)
+        )
+        examples, rows, dropped = _fresh(data, planned.variants, known, augment.keep_labels)
         made[method.name] = Variants(
             count=len(examples),
-            dropped={**dropped, **({"texts without a word to alter": without} if without else {})},
-            seconds=seconds + time.perf_counter() - begun - waited,
-            asked=asked,
+            dropped={**dropped, **planned.without},
+            seconds=planned.seconds + time.perf_counter() - begun - planned.waited,
+            asked=planned.asked,
             shown=_shown(data, examples, rows),
         )
         known = np.concatenate((known, marks(reading.plain(examples.inputs))))
         train = join(train, examples)
     note = f"{data.task.name}: {_note(made, own, augment.keep_labels)}"
     return replace(data, splits={**data.splits, "train": train}, notes=(*data.notes, note), variants=made)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Variants before those that are not new are dropped. without: texts that have none, by reason · asked: of how many words
+    or texts a model was asked now · seconds: what its answers took in whatever run · waited: how long it was waited for now."""
+
+    variants: list[Variant]
+    without: dict[str, int]
+    asked: int
+    seconds: float
+    waited: float
+
+
+def _with_words(method: Method, sides: Sequence[tuple[Side, ...]], train: Examples) -> Planned:
+    """Variants with some words altered."""
+    words = [_planned(method, own, int(key)) for own, key in zip(sides, train.keys, strict=False)]
+    asking = time.perf_counter()
+    seconds, asked = method.ask(_asked(sides, words))
+    waited = time.perf_counter() - asking
+    variants = [
+        Variant(row, sides[row], _changes(method, sides[row], words[row][number]))
+        for number in range(method.variants)
+        for row in range(len(sides))
+        if words[row]
+    ]
+    without = sum(not one for one in words)
+    reasons = {"texts without a word to alter": without} if without else {}
+    return Planned(variants, reasons, asked, seconds, waited)
+
+
+def _rewritten(
+    method: BackTranslation, sides: Sequence[tuple[Side, ...]], rewritable: tuple[bool, ...]
+) -> Planned:
+    """Variants whose texts are said otherwise as a whole."""
+    places = [place for place, may in enumerate(rewritable) if may]
+    forms, asked, seconds = method.of([own[place].text for own in sides for place in places])
+    variants, empty = list[Variant](), 0
+    for number in range(method.variants):
+        for row, own in enumerate(sides):
+            texts = {place: forms[row * len(places) + i][number] for i, place in enumerate(places)}
+            if not all(map(has_words, texts.values())):
+                empty += 1
+                continue
+            whole = tuple(one_word(side) if place in texts else side for place, side in enumerate(own))
+            changes = tuple({0: texts[place]} if place in texts else {} for place in range(len(own)))
+            variants.append(Variant(row, whole, changes))
+    return Planned(variants, {"empty": empty} if empty else {}, asked, seconds, seconds)
 
 
 def _note(made: Mapping[str, Variants], own: int, keep_labels: bool) -> str:
@@ -219,11 +267,11 @@ def _note(made: Mapping[str, Variants], own: int, keep_labels: bool) -> str:
     return f"{note}; dropped: {losses}" if losses else note
 
 
-Planned = list[list[tuple[Place, int]]]
+PlannedWords = list[list[tuple[Place, int]]]
 """By number of the variant the words that it alters, each with 64 random bits; empty where no word may be altered."""
 
 
-def _planned(method: Method, sides: Sequence[Side], key: int) -> Planned:
+def _planned(method: Method, sides: Sequence[Side], key: int) -> PlannedWords:
     places = method.places(sides)
     if not places:
         return []
@@ -245,7 +293,7 @@ def chosen(
     return picked, draws[picked, 1]
 
 
-def _asked(sides: Sequence[tuple[Side, ...]], planned: Sequence[Planned]) -> dict[str, dict[int, Side]]:
+def _asked(sides: Sequence[tuple[Side, ...]], planned: Sequence[PlannedWords]) -> dict[str, dict[int, Side]]:
     """The words that some variant alters: by text and index of the word, with the side."""
     asked: dict[str, dict[int, Side]] = {}
     for own, numbers in zip(sides, planned, strict=True):

@@ -48,11 +48,13 @@ class DataConfig(Strict):
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of train set aside, by content hash, for each of validation and test that the data set lacks."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable)."""
+    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable) · sequence-to-sequence: `source`, `target`."""
     labels: tuple[str, ...] | None = None
     """The label space, in order. By default the data set's own class names, else the sorted values of the column in train."""
     max_length: Annotated[int, Field(ge=4)] = 128
-    """Tokens a sequence, special tokens counted. Longer texts are truncated, counted and logged (of a sentence's words, the words that are lost); longer contexts are read in overlapping windows."""
+    """Tokens a sequence, special tokens counted. Longer texts are truncated, counted and logged (of a sentence's words, the words that are lost); longer contexts are read in overlapping windows. Of sequence-to-sequence: of the source, with its prefix."""
+    target_length: Annotated[int, Field(ge=4)] = 128
+    """Of sequence-to-sequence: most tokens of a target, in training and when a model writes. Longer references are truncated, counted and logged."""
     unlabelled: UnlabelledConfig | None = None
     """More training examples, without labels. Rows of train whose label is null are the same."""
     limit: dict[Split, Count] = Field(default_factory=dict)
@@ -117,6 +119,25 @@ class DropoutConfig(Strict):
     """Chance of each word to be left out; at least one word is, and one stays."""
 
 
+class BackTranslationConfig(Strict):
+    """Whole texts, translated into another language and back."""
+
+    there: LocalPath
+    """Hub id or local folder of a sequence-to-sequence model that translates the task's texts; safetensors only."""
+    back: LocalPath
+    """The same for the way back."""
+    there_prefix: str = ""
+    """Text that `there` reads before each text, as T5's models need it."""
+    back_prefix: str = ""
+    """Text that `back` reads before each translation."""
+    beams: Annotated[int, Field(ge=1, le=64)] = 4
+    """Beams of both searches; there are at least as many as `variants`."""
+    max_length: Annotated[int, Field(ge=4)] = 128
+    """Tokens of a text and of what is written."""
+    variants: Annotated[int, Field(ge=1, le=64)] = 1
+    """Variants a text: the best ones of the way back."""
+
+
 class AugmentConfig(Strict):
     """Variants of the task's own training texts, which the teachers label as texts of their own: students learn them from the teachers alone. Give one method or several."""
 
@@ -126,6 +147,8 @@ class AugmentConfig(Strict):
     """Replacement by WordNet's synonyms."""
     dropout: DropoutConfig | None = None
     """Word dropout; `{}` for its defaults."""
+    back_translation: BackTranslationConfig | None = None
+    """Translation there and back; not for kinds that label words."""
     keep_labels: bool = False
     """true: a variant has its text's label, too, so it takes the hard loss and the supervised baseline learns it. Only where changed words cannot change the label."""
 
@@ -142,5 +165,5 @@ class AugmentConfig(Strict):
         return {name: section.variants for name, section in given.items() if section is not None}
 
 
-METHODS = ("masked", "synonyms", "dropout")
+METHODS = ("masked", "synonyms", "dropout", "back_translation")
 """The sections of `augment` that make variants, in the order in which they make them."""

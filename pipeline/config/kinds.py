@@ -12,7 +12,9 @@ from typing import Literal
 
 from pipeline.errors import ConfigError
 
-KindName = Literal["text-classification", "token-classification", "question-answering"]
+KindName = Literal[
+    "text-classification", "token-classification", "question-answering", "sequence-to-sequence"
+]
 Problem = Literal["single_label", "multi_label", "regression"]
 Better = Literal["higher", "lower"]
 DEFAULT_PROBLEM: Problem = "single_label"
@@ -44,7 +46,8 @@ class Kind:
     way · metrics: its scores; the first is the default · auto_class: the class of transformers whose head it uses ·
     outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
     loads an exported folder, None where there is none · truncates: the unit that truncation loses and
-    `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions.
+    `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions · writes: whether they
+    are texts · heads: endings of the names of the model classes that have its head.
     """
 
     name: KindName
@@ -59,6 +62,8 @@ class Kind:
     pipeline: str | None = None
     truncates: Literal["texts", "words", "questions"] = "texts"
     continuous: bool = False
+    writes: bool = False
+    heads: tuple[str, ...] = ()
 
     @property
     def selecting(self) -> tuple[str, ...]:
@@ -68,6 +73,11 @@ class Kind:
     def content(self, named: Container[str]) -> tuple[str, ...]:
         """The input columns that are read where a config names columns for the roles `named`."""
         return (*self.inputs, *(role for role in self.optional_inputs if role in named))
+
+    @property
+    def labels_words(self) -> bool:
+        """Whether each word has a label of its own."""
+        return self.truncates == "words"
 
     def sides(self, named: Container[str]) -> int:
         """How many texts an example is made of: one, or the two of a pair; `named` as in `content`."""
@@ -136,11 +146,34 @@ QUESTION_ANSWERING = Kind(
     truncates="questions",
 )
 
-KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+SEQUENCE_TO_SEQUENCE = Kind(
+    "sequence-to-sequence",
+    "single_label",
+    inputs=("source",),
+    labels=("target",),
+    metrics=(Metric("chrf"), Metric("bleu"), Metric("rouge_l"), Metric("exact_match")),
+    auto_class="AutoModelForSeq2SeqLM",
+    writes=True,
+    heads=("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
+)
+
+KINDS = (
+    TEXT_CLASSIFICATION,
+    MULTI_LABEL,
+    REGRESSION,
+    TOKEN_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
+)
 SKILL = "skill"
 """Name of the smooth score that every kind has beside its metrics (`pipeline.tasks.skill`)."""
 METRICS = {metric.name: metric for kind in KINDS for metric in kind.metrics}
 """Every metric by its name: a name means the same, and is shown the same, whatever the kind."""
+
+
+def writes(kind: str) -> bool:
+    """Whether the models of a kind, by its name, write texts."""
+    return any(one.writes for one in KINDS if one.name == kind)
 
 
 def kind_of(name: KindName, problem: Problem) -> Kind:

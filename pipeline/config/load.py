@@ -20,7 +20,7 @@ from omegaconf.errors import (
 from pydantic import ValidationError
 
 from pipeline.config.explain import explain
-from pipeline.config.fields import LONGEST_NAME
+from pipeline.config.fields import LONGEST_NAME, Strict
 from pipeline.config.resolved import (
     student_loss,
     student_stages,
@@ -28,7 +28,7 @@ from pipeline.config.resolved import (
     task_aggregation,
     transfer_sources,
 )
-from pipeline.config.schema import RunConfig, Strategy, strategies
+from pipeline.config.schema import RunConfig, strategies
 from pipeline.errors import ConfigError, Errors, one_of
 
 
@@ -158,7 +158,7 @@ def _check_task(task: str, config: RunConfig) -> None:
         raise ConfigError(
             f"tasks.{task}: no teacher", f"Add a teacher with `task: {task}`, or drop the task."
         )
-    _check_kind(task, config, task_aggregation(config, task).strategy)
+    _check_kind(task, config)
 
 
 def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
@@ -192,21 +192,41 @@ def _check_seeds(config: RunConfig) -> None:
         )
 
 
-def _check_kind(task: str, config: RunConfig, strategy: Strategy) -> None:
+def _check_kind(task: str, config: RunConfig) -> None:
     """Raises `ConfigError` for settings that the task's kind or data does not allow."""
     own = config.tasks[task]
     try:
         kind = own.declared
     except ConfigError as error:
         raise ConfigError(f"tasks.{task}.{error.cause}", error.remedy) from None
-    labelled = own.without_labels is None
+    if not kind.writes:
+        _check_writes_nothing(task, config)
+    strategy, labelled = task_aggregation(config, task).strategy, own.without_labels is None
     others = f"Set tasks.{task}.aggregation.strategy to {one_of(strategies(kind, labelled=labelled))}."
     if strategy not in strategies(kind, labelled=True):
-        cause = f"tasks.{task}: strategy {strategy} is made for probabilities, a {kind.problem} has none"
+        made = "texts" if strategy == "consensus" else "probabilities"
+        what = kind.problem if kind.continuous else kind.name
+        cause = f"tasks.{task}: strategy {strategy} is made for {made}, a {what} has none"
         raise ConfigError(cause, others)
     if strategy not in strategies(kind, labelled=labelled):
         cause = f"tasks.{task}: strategy {strategy} needs labels, {own.without_labels} has none"
         raise ConfigError(cause, others)
+
+
+def _check_writes_nothing(task: str, config: RunConfig) -> None:
+    """Raises `ConfigError` for the keys of kinds that write texts at a task, or a teacher, of another kind."""
+    own, keys = config.tasks[task], ("prefix", "generation", "token_targets")
+    given = _given(f"tasks.{task}", own, keys) | _given(f"tasks.{task}.data", own.data, ("target_length",))
+    for name in config.teachers_of(task):
+        given |= _given(f"teachers.{name}", config.teachers[name], ("prefix", "generation"))
+    if given:
+        raise ConfigError(f"{min(given)}: a {own.kind} writes no texts", "Drop the key.")
+
+
+def _given(where: str, section: Strict, keys: Iterable[str]) -> set[str]:
+    """The paths of the keys that differ from their defaults."""
+    defaults = {key: type(section).model_fields[key].get_default(call_default_factory=True) for key in keys}
+    return {f"{where}.{key}" for key, default in defaults.items() if getattr(section, key) != default}
 
 
 def _check_transfer(task: str, config: RunConfig) -> None:

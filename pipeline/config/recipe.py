@@ -44,6 +44,10 @@ a fifth of its size has 90.9 after 1,512, and 93.7 after 630."""
 RATE, RATE_WIDTH = 5e-5, 768
 """Learning rate of a model of width 768; a model of half the width has twice the rate."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
+T5_RATE_FACTOR = 7.0
+"""Of the models of T5's family, whose attention is not scaled and whose rates are an order higher (5e-4 at width 512)."""
+TEXT_SHARE = 0.5
+"""Share of the examples of a sequence-to-sequence task that learn their teachers' text."""
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
 LEAST_PATIENCE, PATIENCE_SHARE = 3, 2
 """Epochs of patience: one of `PATIENCE_SHARE` epochs, at least `LEAST_PATIENCE`."""
@@ -64,7 +68,7 @@ class TaskFacts:
     is a number · examples: training examples, with and without labels · labelled: those with labels · majority: share
     of the most frequent label among all labelled texts, words or decisions; None without a label space · taken: how
     many of the examples are texts of other tasks · words: about how many its train and validation texts have; 0 where
-    nobody counted.
+    nobody counted · writes: whether a prediction is a text.
     """
 
     labels: int | None
@@ -74,6 +78,7 @@ class TaskFacts:
     majority: float | None
     taken: int = 0
     words: int = 0
+    writes: bool = False
 
     def within(self, limit: int | None) -> TaskFacts:
         """With no more than `limit` texts of other tasks."""
@@ -85,11 +90,13 @@ class TaskFacts:
 class ModelFacts:
     """What is known of a model before training.
 
-    width: of its hidden layers · by_word: whether its hidden vectors can be read word by word.
+    width: of its hidden layers · by_word: whether its hidden vectors can be read word by word · rate_factor: its learning
+    rate ÷ that of an encoder such as BERT of the same width.
     """
 
     width: int
     by_word: bool = True
+    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,13 +137,15 @@ class TeacherRecipe(Recipe, FineTuneConfig):
 @dataclass(frozen=True)
 class TaskLoss:
     """The loss of one task. hard, soft, hidden: their weights, whose sum is 1 · weight: of the task among the student's
-    tasks."""
+    tasks · text: share of the examples that learn their teachers' text in place of the reference · label_smoothing: of the hard loss of texts."""
 
     hard: float
     soft: float
     temperature: float
     weight: float = 1.0
     hidden: float = 0.0
+    text: float = 0.0
+    label_smoothing: float = 0.0
 
 
 Reasons = Mapping[str, str]
@@ -146,7 +155,8 @@ Reasons = Mapping[str, str]
 def student_recipe(given: TrainConfig, name: str, facts: Facts) -> tuple[StudentRecipe, Reasons]:
     """A student's `train`, complete, and the reasons for what is derived."""
     examples = [task.examples for task in facts.tasks.values()]
-    values, reasons = _derived(given, name, facts.students, examples, STUDENT)
+    heads = not facts.tasks or not all(task.writes for task in facts.tasks.values())
+    values, reasons = _derived(given, name, facts.students, examples, STUDENT, heads=heads)
     return StudentRecipe.model_validate({**dict(given), **values}), reasons
 
 
@@ -157,7 +167,8 @@ def teacher_recipe(
     own = facts.tasks.get(task)
     examples = [] if own is None else [own.labelled]
     many = own is not None and own.labels is not None and own.labels > FEW_LABELS
-    values, reasons = _derived(given, name, facts.teachers, examples, TEACHER_OF_MANY if many else TEACHER)
+    length, heads = TEACHER_OF_MANY if many else TEACHER, own is None or not own.writes
+    values, reasons = _derived(given, name, facts.teachers, examples, length, heads=heads)
     return TeacherRecipe.model_validate({**dict(given), **values}), reasons
 
 
@@ -174,8 +185,20 @@ def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -
             hard, reasons["hard"] = derived_hard, reason
         if soft is None:
             soft, reasons["soft"] = derived_soft, reason
+    text, writes = given.text, facts.tasks[task].writes if task in facts.tasks else False
+    if writes and text is None:
+        text, reasons["text"] = TEXT_SHARE, "half references, half teachers' texts"
     total = hard + soft + given.hidden
-    return TaskLoss(hard / total, soft / total, temperature, weight, given.hidden / total), reasons
+    loss = TaskLoss(
+        hard / total,
+        soft / total,
+        temperature,
+        weight,
+        given.hidden / total,
+        (text or 0.0) if writes else 0.0,
+        given.label_smoothing if writes else 0.0,
+    )
+    return loss, reasons
 
 
 def stage_loss(given: StageLossConfig, own: TaskLoss) -> TaskLoss:
@@ -187,6 +210,8 @@ def stage_loss(given: StageLossConfig, own: TaskLoss) -> TaskLoss:
         own.temperature if given.temperature is None else given.temperature,
         own.weight,
         given.hidden / total,
+        own.text,
+        own.label_smoothing,
     )
 
 
@@ -209,8 +234,10 @@ def _derived(
     models: Mapping[str, ModelFacts],
     examples: Sequence[int],
     length: Length,
+    heads: bool,
 ) -> tuple[dict[str, object], Reasons]:
-    """The four keys that may be derived, all with values, and the reasons. examples: of each task."""
+    """The four keys that may be derived, all with values, and the reasons. examples: of each task · heads: whether any task has
+    a head that starts from nothing."""
     reasons: dict[str, str] = {}
     epochs, rate, head_rate, stopping = (
         given.epochs,
@@ -225,7 +252,8 @@ def _derived(
     if rate is None:
         rate, reasons["learning_rate"] = learning_rate_of(models[name])
     if head_rate is None:
-        head_rate, reasons["head_learning_rate"] = head_rate_of(rate)
+        head_rate, why = head_rate_of(rate) if heads else (rate, "a model that writes has no new head")
+        reasons["head_learning_rate"] = why
     if stopping is not None:
         patience = stopping.patience
         if patience is None:
@@ -262,8 +290,9 @@ def epochs_of(steps: int, tasks: int, length: Length) -> tuple[int, str]:
 
 def learning_rate_of(model: ModelFacts) -> tuple[float, str]:
     """Peak learning rate of the encoder, two digits, and why."""
-    rate = RATE * RATE_WIDTH / model.width
-    return _rounded(min(max(rate, LOWEST_RATE), HIGHEST_RATE)), f"width {model.width}"
+    rate = model.rate_factor * RATE * RATE_WIDTH / model.width
+    why = f"width {model.width}" + (f" × {model.rate_factor:g}" if model.rate_factor != 1 else "")
+    return _rounded(min(max(rate, LOWEST_RATE), HIGHEST_RATE)), why
 
 
 def head_rate_of(rate: float) -> tuple[float, str]:
@@ -310,12 +339,16 @@ def temperature_of(task: TaskFacts) -> tuple[float, str]:
 def weights_of(task: TaskFacts) -> tuple[tuple[float, float], str]:
     """Weights of the hard and the soft loss, and why."""
     soft, reason = _can_soften(task)
+    if task.writes:
+        return (1.0, 0.0), reason
     return ((0.3, 0.7) if soft else (0.5, 0.5)), reason
 
 
 def _can_soften(task: TaskFacts) -> tuple[bool, str]:
     """Whether a high temperature and a high soft weight help: the teachers' probabilities of few, even labels are
     informative where those of many, or of a dominant one, differ by little from label smoothing."""
+    if task.writes:
+        return False, "a text"
     if task.continuous:
         return True, "a number"
     if task.labels is None or task.majority is None:

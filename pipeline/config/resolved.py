@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config.explain import overlay
+from pipeline.config.kinds import writes
 from pipeline.config.recipe import (
     Facts,
     Patience,
@@ -34,14 +35,16 @@ from pipeline.config.schema import (
     AggregationConfig,
     LossConfig,
     RunConfig,
+    StackLayersConfig,
     StageConfig,
     StageLossConfig,
     Strategy,
     TrainConfig,
+    default_strategy,
 )
 from pipeline.errors import ConfigError
 
-Mode = Literal["distilled", "supervised"]
+Mode = Literal["distilled", "supervised", "best_teacher"]
 ALL_ZERO = "Give at least one of them a weight above 0."
 
 
@@ -70,7 +73,7 @@ class StudentStart:
     init_from: str | None
     model: str | None
     revision: str | None
-    layers: int | tuple[int, ...] | None
+    layers: int | tuple[int, ...] | StackLayersConfig | None
     lengths: Mapping[str, int]
 
 
@@ -115,8 +118,16 @@ class StudentSettings(StudentStart):
     @property
     def hidden(self) -> bool:
         """Whether it learns from hidden targets."""
-        losses = [stage.loss for stage in self.stages] or [self.loss]
-        return any(task.hidden for loss in losses for task in loss.tasks.values())
+        return any(task.hidden for loss in self._losses for task in loss.tasks.values())
+
+    @property
+    def soft(self) -> frozenset[str]:
+        """The tasks of which it has a soft loss."""
+        return frozenset(name for loss in self._losses for name, task in loss.tasks.items() if task.soft)
+
+    @property
+    def _losses(self) -> list[StudentLoss]:
+        return [stage.loss for stage in self.stages] or [self.loss]
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,11 @@ class Resolved:
         return frozenset(
             task for student in self.students.values() if student.hidden for task in student.lengths
         )
+
+    @property
+    def soft(self) -> frozenset[str]:
+        """The tasks of which a student has a soft loss."""
+        return frozenset(task for student in self.students.values() for task in student.soft)
 
     def derived(self) -> dict[str, float]:
         """The values that the config does not give, by dotted path."""
@@ -312,6 +328,17 @@ def student_train(config: RunConfig, name: str) -> TrainConfig:
     return overlay(config.train, config.students[name].train, ("students", name, "train"))
 
 
+def _check_text_keys(config: RunConfig, name: str, given: LossConfig) -> None:
+    """Raises `ConfigError` for a key of texts where the student, or with the run's own `loss` the run, has no task of texts."""
+    own = config.students[name].loss
+    for key, default in (("text", None), ("label_smoothing", 0)):
+        tasks = config.tasks_of(name) if key in own else config.tasks
+        if getattr(given, key) != default and not any(writes(config.tasks[task].kind) for task in tasks):
+            raise ConfigError(
+                f"loss.{key}: no task of {name if key in own else 'the run'} writes texts", "Drop the key."
+            )
+
+
 def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, ...]]:
     """A student's `loss` as given, its own keys over the run's, and notes on what was normalised.
 
@@ -320,6 +347,7 @@ def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, .
     """
     given: LossConfig = overlay(config.loss, config.students[name].loss, ("students", name, "loss"))
     learnt = config.tasks_of(name)
+    _check_text_keys(config, name, given)
     weights, notes = {task: given.task_weights.get(task, 1.0) for task in learnt}, tuple[str, ...]()
     whole = sum(weights.values())
     if not whole:
@@ -359,7 +387,7 @@ def task_aggregation(config: RunConfig, task: str) -> TaskAggregation:
     weights = {name: weight / total for name, weight in given.items()}
     if given.keys() & own.teacher_weights.keys() and abs(total - 1) > 1e-9:
         notes = (f"teacher weights of {task} normalised to sum to 1: {_shown(weights)}",)
-    return TaskAggregation(own.strategy, weights, notes)
+    return TaskAggregation(own.strategy or default_strategy(config.tasks[task].declared), weights, notes)
 
 
 def transfer_limits(config: RunConfig) -> dict[str, int | None]:
@@ -386,9 +414,14 @@ def _shown(weights: Mapping[str, float]) -> str:
 
 
 def jobs_of(config: RunConfig) -> list[Job]:
-    """Every student distilled, then every student's baselines."""
-    distilled = [Job(student, "distilled") for student in config.students]
-    return distilled + [Job(student, mode) for mode in config.baselines for student in config.students]
+    """Every student distilled, then every student's baselines; of the best teachers alone only where there are others."""
+    several = {task for task in config.tasks if len(config.teachers_of(task)) > 1}
+    return [Job(student, "distilled") for student in config.students] + [
+        Job(student, mode)
+        for mode in config.baselines
+        for student in config.students
+        if mode != "best_teacher" or several & set(config.tasks_of(student))
+    ]
 
 
 # ---------------------------------------------------------------- paths

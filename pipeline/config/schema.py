@@ -23,10 +23,11 @@ from pipeline.config.fields import (
     Share,
     Strict,
 )
+from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
 
 Aim = Literal["max", "min"]
-Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best"]
+Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best", "consensus"]
 
 
 def needs_labels(strategy: Strategy) -> bool:
@@ -36,20 +37,24 @@ def needs_labels(strategy: Strategy) -> bool:
 
 def strategies(kind: Kind, *, labelled: bool) -> tuple[Strategy, ...]:
     """How the teachers of a task can be aggregated; labelled: whether all its training examples have labels."""
-    for_distributions = ("log_mean", "entropy")
-    return tuple(
-        strategy
-        for strategy in get_args(Strategy)
-        if (labelled or not needs_labels(strategy))
-        and not (kind.continuous and strategy in for_distributions)
-    )
+    made_for = get_args(Strategy)[:-1]
+    if kind.writes:
+        made_for = ("consensus", "best", "mean")
+    elif kind.continuous:
+        made_for = ("mean", "confidence", "best")
+    return tuple(strategy for strategy in made_for if labelled or not needs_labels(strategy))
+
+
+def default_strategy(kind: Kind) -> Strategy:
+    """The strategy of a task whose config names none."""
+    return "consensus" if kind.writes else "mean"
 
 
 class TaskConfig(Strict):
     """One task that the students learn."""
 
     kind: KindName
-    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none."""
+    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none · a text written from a text (translation, summaries)."""
     problem: Problem = DEFAULT_PROBLEM
     """For text-classification, what a text has: one label, a list of any number of labels, or a number."""
     data: DataConfig
@@ -58,8 +63,14 @@ class TaskConfig(Strict):
     """Other tasks' training texts as more examples without labels: `all`, a list of tasks, or a section."""
     augment: AugmentConfig | None = None
     """Variants of its training texts as more examples: words replaced or left out, labelled by the teachers."""
+    prefix: str = ""
+    """Of sequence-to-sequence: text that every model of the task reads before the source, e.g. T5's `"translate English to French: "`."""
+    generation: GenerationConfig = GenerationConfig()
+    """Of sequence-to-sequence: how the students write, and the teachers but for their own `generation`."""
+    token_targets: TokenTargetsConfig = TokenTargetsConfig()
+    """Of sequence-to-sequence: what is stored of the teachers' distributions, where a loss has `soft`."""
     metric: str | None = None
-    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them)."""
+    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them) · sequence-to-sequence: `chrf`, `bleu` (as sacrebleu has them), `rouge_l`, `exact_match`."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
     """Keys of `aggregation` that differ for this task."""
 
@@ -173,6 +184,10 @@ class TeacherConfig(Strict):
     """Mapping from each of its labels that the task does not have to the task's label, or to null for none. Several may have the same meaning (their probabilities are summed). A task's label that no label of the teacher means has no prediction of this teacher. For token-classification entity types are enough (`PERSON: PER`)."""
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens a sequence for this teacher; null: the task's."""
+    prefix: str | None = None
+    """Of sequence-to-sequence: as `prefix` of the task, for this teacher; null: the task's."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """Of sequence-to-sequence: keys of the task's `generation` that differ for this teacher."""
     hidden_layer: Count | None = None
     """The layer, counted from 1, whose hidden states students match where a loss has `hidden`; null: the middle one."""
     preflight: Literal["stop", "warn"] = "stop"
@@ -184,8 +199,8 @@ class TeacherConfig(Strict):
 class AggregationConfig(Strict):
     """Several teachers' soft targets → one target."""
 
-    strategy: Strategy = "mean"
-    """`mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label."""
+    strategy: Strategy | None = None
+    """null: `consensus` for sequence-to-sequence, else `mean` · `mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label. Of texts: `consensus`: of all teachers' candidates the one that is nearest to all (minimum Bayes risk by chrF) · `best`: the one nearest to the reference · `mean`: each teacher's first text, drawn anew each epoch by `teacher_weights`."""
     teacher_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by teacher, 1 where none is given; normalised to sum to 1 within each task. They multiply the weights that a strategy finds for itself."""
 
@@ -230,6 +245,18 @@ class StageConfig(Strict):
         return self.loss is None or bool(self.loss.hard + self.loss.soft)
 
 
+Layers = Count | tuple[Annotated[int, Field(ge=0)], ...]
+
+
+class StackLayersConfig(Strict):
+    """The layers of a student that reads with an encoder and writes with a decoder."""
+
+    encoder: Layers | None = None
+    """How many, or which ones, of the encoder; null: all."""
+    decoder: Layers | None = None
+    """How many, or which ones, of the decoder; null: all."""
+
+
 class StudentConfig(Strict):
     """One student: its start, and its differences from the run's settings."""
 
@@ -239,8 +266,8 @@ class StudentConfig(Strict):
     """Revision of a hub model."""
     init_from: str | None = None
     """Teacher whose embeddings, layers and pooler it starts from."""
-    layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """With `init_from`: how many layers, evenly spaced with the last one kept, or which ones; null: all."""
+    layers: Layers | StackLayersConfig | None = None
+    """With `init_from`: how many layers, evenly spaced with the last one kept, or which ones; null: all. Of a teacher with encoder and decoder a section, e.g. `{encoder: 6, decoder: 2}`, or one number for both."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The tasks that it learns, of those of the run; null: all."""
     max_length: dict[str, Annotated[int, Field(ge=4)]] = Field(default_factory=dict)
@@ -260,9 +287,10 @@ class StudentConfig(Strict):
             raise ValueError("`layers` needs `init_from`")
         if self.tasks is not None and len(set(self.tasks)) < len(self.tasks):
             raise ValueError("`tasks` names one twice")
-        listed = self.layers if isinstance(self.layers, tuple) else (0,)
-        if not listed or list(listed) != sorted(set(listed)):
-            raise ValueError("`layers` must name at least one layer, in rising order, each once")
+        own = self.layers
+        for listed in (own.encoder, own.decoder) if isinstance(own, StackLayersConfig) else (own,):
+            if isinstance(listed, tuple) and (not listed or list(listed) != sorted(set(listed))):
+                raise ValueError("`layers` must name at least one layer, in rising order, each once")
         return self
 
 
@@ -279,6 +307,10 @@ class LossConfig(Strict):
     """Temperature of teachers and student in the soft loss; null: derived for each task from its labels."""
     task_temperatures: dict[str, Positive] = Field(default_factory=dict)
     """Temperature of a task that needs another, e.g. `{entities: 1}`: where nearly all words have one label, a high one spends the loss on telling apart labels that are all wrong."""
+    text: Share | None = None
+    """Of sequence-to-sequence: the share of examples, drawn anew each epoch, that learn to write their teachers' text in place of the reference (sequence-level distillation, Kim & Rush 2016). An example without reference always does. null: derived."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Of sequence-to-sequence: the part of a token's hard label that all tokens of the vocabulary share, of the supervised baseline too."""
     annealing: Literal["constant", "linear"] = "constant"
     """`linear`: the soft weight falls to 0 over training and the hard weight takes what it loses (teacher annealing)."""
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
@@ -458,8 +490,8 @@ class RunConfig(Strict):
     """How the students are trained."""
     stages: tuple[StageConfig, ...] | None = None
     """The students' trainings in parts, one after another, e.g. `[{loss: {hidden: 1}}, {loss: {soft: 1}}, {loss: {hard: 1}}]`; `[]`: in one; null: derived, in a training of at least the derived length half of the epochs on the teachers' hidden states, then the student's loss. Early stopping and the choice of the best weights are the last one's. Baselines have no stages, and as many epochs as all of them."""
-    baselines: tuple[Literal["supervised"], ...] = ("supervised",)
-    """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept."""
+    baselines: tuple[Literal["supervised", "best_teacher"], ...] = ("supervised",)
+    """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept · `best_teacher`: each student again as it is, but of each task from the one teacher that is best on validation: what several teachers are worth. Only tasks of several teachers have one."""
     store: StoreConfig = StoreConfig()
     """Where soft targets are kept."""
     tracking: TrackingConfig = TrackingConfig()

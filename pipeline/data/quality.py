@@ -14,6 +14,7 @@ from pipeline.data.splits import TaskData
 from pipeline.shown import points
 from pipeline.tasks import Task
 from pipeline.tasks.label_counts import label_counts
+from pipeline.tasks.text_faults import text_faults
 
 LARGE_ERROR = 0.03
 """Standard error of a validation score from which the split is too small to choose by: two settings must then differ by
@@ -31,12 +32,12 @@ SHOWN_NAMES = 3
 
 def data_notes(data: TaskData) -> list[str]:
     """Notes on the splits and labels of one task."""
-    return [*_small_validation(data), *_rare_labels(data), *_dominant_label(data)]
+    return [*_small_validation(data), *_rare_labels(data), *_dominant_label(data), *_odd_pairs(data)]
 
 
 def _small_validation(data: TaskData) -> Iterator[str]:
     task, validation = data.task, data.splits["validation"]
-    if METRICS[task.scoring.metric].shown != "points" or task.kind.continuous:
+    if METRICS[task.scoring.metric].shown != "points" or task.kind.continuous or task.kind.writes:
         return
     error = math.sqrt(0.25 / max(1, _decisions(task, validation)))
     if error >= LARGE_ERROR:
@@ -79,6 +80,21 @@ def _dominant_label(data: TaskData) -> Iterator[str]:
             f"{task.name}: {points(share)}% of the training labels are {task.reading.labels[int(counts.argmax())]!r}, so that "
             f"predicting nothing else reaches that accuracy: set tasks.{task.name}.metric to macro_f1"
         )
+
+
+def _odd_pairs(data: TaskData) -> Iterator[str]:
+    """Pairs of source and target that are the same, or of which one is far longer than usual."""
+    task, train = data.task, data.labelled_train()
+    if not task.kind.writes:
+        return
+    sources, targets = train.inputs["source"], train.inputs["target"]
+    same = sum(source.strip() == target.strip() for source, target in zip(sources, targets, strict=True))
+    faults = text_faults(targets, sources, (sources, targets))
+    counts = {"are the same on both sides": same}
+    counts |= {f"have a target that is {name}": int(has.sum()) for name, has in faults.items()}
+    shown = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if shown:
+        yield f"{task.name}: of {len(train):,} pairs of train {', '.join(shown)}"
 
 
 def truncation_notes(data: TaskData, lengths: Mapping[str, tuple[Any, int]]) -> Iterator[str]:

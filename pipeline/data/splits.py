@@ -93,6 +93,7 @@ class TaskData:
             majority=majority,
             taken=self.taken,
             words=self._words(expected),
+            writes=self.task.kind.writes,
         )
 
     def _words(self, expected: int) -> int:

@@ -28,6 +28,7 @@ from pipeline.report.schema import (
     TaskStudentScores,
     VersusTeachers,
 )
+from pipeline.report.texts import scoring_notes, written_examples
 from pipeline.report.types import RunFacts, TaskResults
 from pipeline.run_folder import FIGURES, REPORT, REPORT_PAGE
 from pipeline.significance import gap_recovered, retention
@@ -101,6 +102,7 @@ def _task(results: TaskResults) -> TaskReport:
             retention=retention(score, ensemble, METRICS[metric].better),
             gap_recovered=gap_recovered(score, supervised, ensemble, METRICS[metric].better),
             delta_error=None if difference is None else float(difference.std()),
+            **_of_best_teacher(results, name, resampled),
             agreement=task.scoring.agreement(values, results.ensemble, test),
             ece=metrics.students[name].get("ece"),
         )
@@ -118,8 +120,21 @@ def _task(results: TaskResults) -> TaskReport:
         aggregation=results.aggregation,
         metrics=metrics,
         variants=results.variants,
-        notes=tuple(results.notes),
+        texts=written_examples(results),
+        notes=(*results.notes, *scoring_notes(results)),
     )
+
+
+def _of_best_teacher(
+    results: TaskResults, name: str, resampled: Mapping[tuple[str, str], NDArray[np.float64]]
+) -> dict[str, float]:
+    """The scores of the student that learnt from the task's best teacher alone; nothing without one."""
+    values = results.best_teacher.get(name)
+    if values is None:
+        return {}
+    difference = resampled["students", name] - resampled["best_teacher", name]
+    score = results.task.scoring.scores(values, results.test)[results.metric]
+    return {"best_teacher": score, "best_teacher_error": float(difference.std())}
 
 
 def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64]]:
@@ -127,6 +142,7 @@ def _resampled(results: TaskResults) -> dict[tuple[str, str], NDArray[np.float64
     predictions = {("ensemble", ""): results.ensemble}
     predictions |= {("students", name): values for name, values in results.students.items()}
     predictions |= {("supervised", name): values for name, values in results.supervised.items()}
+    predictions |= {("best_teacher", name): values for name, values in results.best_teacher.items()}
     statistics = [results.task.scoring.statistics(values, results.test) for values in predictions.values()]
     return dict(zip(predictions, bootstrap(statistics, results.task.scoring.score_of), strict=True))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples, is_present
 from pipeline.config.schema import Strategy, needs_labels
+from pipeline.tasks.scores import score_of
 from pipeline.tasks.task import Task
 from teachers.ensemble import ensemble_values
 
@@ -27,19 +29,18 @@ class TaskTeachers:
 
     task: Task
     validation: Examples
-    predictions: Mapping[str, NDArray[np.floating]]
+    predictions: Mapping[str, NDArray[Any]]
     weights: Mapping[str, float]
     strategy: Strategy = "mean"
 
-    def combine(self, weights: Mapping[str, float]) -> NDArray[np.floating]:
+    def combine(self, weights: Mapping[str, float]) -> NDArray[Any]:
         """(M, C) predictions of the ensemble under other weights, sum 1."""
         counts = self.task.reading.counts(self.validation.inputs)
         return ensemble_values(self.task, list(self.predictions.values()), counts, self.strategy, weights)
 
-    def score(self, values: NDArray[np.floating]) -> float:
+    def score(self, values: NDArray[Any]) -> float:
         """The task's metric of (M, C) values on `validation`."""
-        scoring = self.task.scoring
-        return float(scoring.score_of(scoring.statistics(values, self.validation).sum(0)))
+        return score_of(self.task, values, self.validation)
 
     def without(self, teacher: str) -> dict[str, float] | None:
         """The weights of the ensemble without a teacher, sum 1; None where no other teacher has any weight."""
@@ -48,7 +49,9 @@ class TaskTeachers:
         return {one: weight / total for one, weight in others.items()} if total else None
 
     def lacking(self, weights: Mapping[str, float]) -> NDArray[np.int64]:
-        """The columns that no teacher with weight has, though a teacher has them; ascending."""
+        """The columns that no teacher with weight has, though a teacher has them; ascending. Texts have none."""
+        if self.task.kind.writes:
+            return np.empty(0, dtype=np.int64)
         known = {name: is_present(values).any(axis=0) for name, values in self.predictions.items()}
         chosen = np.any([known[name] for name, weight in weights.items() if weight], axis=0)
         return np.flatnonzero(np.any(list(known.values()), axis=0) & ~chosen)
@@ -61,7 +64,7 @@ def ensemble_notes(strategy: Strategy, teachers: int) -> list[str]:
     return [f"{strategy} needs labels, so the ensemble is scored by its weighted mean"]
 
 
-def best_weights(teachers: TaskTeachers) -> tuple[dict[str, float], NDArray[np.floating]]:
+def best_weights(teachers: TaskTeachers) -> tuple[dict[str, float], NDArray[Any]]:
     """Weights that score best on validation, and the ensemble's predictions under them.
 
     Greedy selection with replacement (Caruana et al., ICML 2004): each round adds the teacher that helps most, starting
@@ -70,7 +73,7 @@ def best_weights(teachers: TaskTeachers) -> tuple[dict[str, float], NDArray[np.f
     """
     names = list(teachers.predictions)
     counts = dict.fromkeys(names, 0)
-    best: tuple[float, dict[str, float], NDArray[np.floating]] | None = None
+    best: tuple[float, dict[str, float], NDArray[Any]] | None = None
     for _ in range(ROUNDS * len(names)):
         tried = []
         for name in names:

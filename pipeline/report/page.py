@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from pipeline.config.kinds import writes
 from pipeline.config.recipe import TaskLoss
 from pipeline.report.schema import (
     Advice,
@@ -19,6 +20,7 @@ from pipeline.report.schema import (
     StudentScores,
     TaskReport,
     VariantsRecord,
+    WrittenExample,
 )
 from pipeline.shown import NOTHING, markdown_table, measured, millions, percent, points, recovered, signed
 from pipeline.significance import CLEAR_GAP
@@ -243,6 +245,11 @@ def _macro_section(report: Report) -> list[str]:
 def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list[str]:
     splits = ", ".join(f"{count:,} {split}" for split, count in values.examples.items())
     labels = f"{len(values.labels)} labels; " if values.labels else ""
+    baseline = (
+        "copies of the sources score"
+        if writes(values.kind)
+        else "an answer that never changes scores at best"
+    )
     metrics, blank = values.metrics, [NOTHING] * 5
     calibrated = "ece" in metrics.ensemble
 
@@ -255,6 +262,10 @@ def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list
     rows.append(["ensemble", points(values.ensemble), *blank, *ece(metrics.ensemble)])
     for name, row in values.students.items():
         rows.append([f"**{name}**", *_cells(row), percent(row.agreement), *ece(metrics.students[name])])
+        if row.best_teacher is not None and row.best_teacher_error is not None:
+            difference = f"{signed(row.score - row.best_teacher)} ± {points(row.best_teacher_error)}"
+            label = f"{name} from its best teacher alone: {name} is {difference}"
+            rows.append([label, points(row.best_teacher), *blank, *[NOTHING for _ in ece(metrics.ensemble)]])
     pictures = [
         one
         for name in values.students
@@ -265,17 +276,36 @@ def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list
     calibration = " ECE: expected calibration error, 15 bins." if calibrated else ""
     blocks = [
         f"## {task}",
-        f"{values.kind}: {splits} examples; {labels}an answer that never changes scores at best "
+        f"{values.kind}: {splits} examples; {labels}{baseline} "
         f"{points(values.majority)}; aggregation: {values.aggregation}. A score's standard error is "
         f"{points(values.standard_error)} points (bootstrap): read smaller differences between models as noise.",
         markdown_table(head, rows),
         f"Agreement: share of answers in which the student agrees with the ensemble.{calibration}",
         *(f"Note: {note}" for note in values.notes),
         *_variants_part(values.variants),
+        *_texts_part(values.texts),
         _details(metrics),
         *_picture(f"reliability-{task}.png", f"Reliability on {task}", figures),
     ]
     return [*blocks, " ".join(pictures)] if pictures else blocks
+
+
+def _texts_part(texts: Sequence[WrittenExample]) -> list[str]:
+    """What every model wrote for a few test examples, in a collapsed block."""
+    if not texts:
+        return []
+    blocks = []
+    for one in texts:
+        rows = [["source", one.source], ["reference", one.reference]]
+        rows += [[name, text] for name, text in one.teachers.items()]
+        rows.append(["ensemble", one.ensemble])
+        rows += [[f"**{name}**", text] for name, text in one.students.items()]
+        rows += [[f"{name}, supervised", text] for name, text in one.supervised.items()]
+        blocks.append(markdown_table(["model", "text"], [[name, _cut(text)] for name, text in rows], words=2))
+    shown = "\n\n".join(blocks)
+    return [
+        f"<details><summary>Texts on which students and ensemble differ most</summary>\n\n{shown}\n\n</details>"
+    ]
 
 
 def _variants_part(variants: Mapping[str, VariantsRecord]) -> list[str]:
@@ -449,7 +479,9 @@ def loss_in_words(loss: LossRecord | TaskLoss) -> str:
     """One task's loss: `0.3 hard + 0.7 soft at temperature 2`."""
     weights = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
     terms = " + ".join(f"{weight:.2g} {term}" for term, weight in weights.items() if weight)
-    return f"{terms} at temperature {loss.temperature:g}" if loss.soft else terms
+    words = f"{terms} at temperature {loss.temperature:g}" if loss.soft else terms
+    words += f", {percent(loss.text)} of the texts the teachers' own" if loss.text else ""
+    return f"{words}, labels smoothed by {loss.label_smoothing:g}" if loss.label_smoothing else words
 
 
 def _run_section(report: Report) -> list[str]:

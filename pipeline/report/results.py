@@ -6,16 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
-from pipeline.config.resolved import Job, StudentLoss, StudentSettings, jobs_of, task_aggregation
+from pipeline.config.resolved import Job, Mode, StudentLoss, StudentSettings, jobs_of, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData, Variants
 from pipeline.models import weights_size
@@ -65,14 +63,14 @@ def _one_task(
     data: TaskData,
     keys: Mapping[str, str],
     store: Store,
-    outputs: Mapping[Job, Mapping[str, torch.Tensor]],
+    outputs: Mapping[Job, Mapping[str, NDArray[Any]]],
 ) -> TaskResults:
     task, test, strategy = data.task, data.splits["test"], task_aggregation(config, name).strategy
     teachers, together = _predictions(config, name, data, keys, store, "test")
-    by_mode: dict[str, dict[str, Any]] = {"distilled": {}, "supervised": {}}
+    by_mode: dict[str, dict[str, Any]] = {mode: {} for mode in get_args(Mode)}
     for job, values in outputs.items():
         if name in values:
-            by_mode[job.mode][job.student] = values[name].numpy()
+            by_mode[job.mode][job.student] = values[name]
     return TaskResults(
         task=task,
         test=test,
@@ -81,6 +79,7 @@ def _one_task(
         ensemble=together,
         students=by_mode["distilled"],
         supervised=by_mode["supervised"],
+        best_teacher=by_mode["best_teacher"],
         aggregation=strategy,
         notes=ensemble_notes(strategy, len(teachers)),
         variants={method: variants_record(made) for method, made in data.variants.items()},
@@ -117,7 +116,7 @@ def ensemble_scores(
 
 def _predictions(
     config: RunConfig, name: str, data: TaskData, keys: Mapping[str, str], store: Store, split: Split
-) -> tuple[dict[str, NDArray[np.floating]], NDArray[np.floating]]:
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
     """(M, C) predictions of each of a task's teachers on a split, from the store, and of their ensemble."""
     task, examples, together = data.task, data.splits[split], task_aggregation(config, name)
     teachers = stored_predictions(task, examples, {one: keys[one] for one in together.weights}, store)
@@ -212,6 +211,8 @@ def _loss_records(loss: StudentLoss, reasons: Mapping[str, Reasons]) -> dict[str
             hard=one.hard,
             soft=one.soft,
             hidden=one.hidden,
+            text=one.text,
+            label_smoothing=one.label_smoothing,
             temperature=one.temperature,
             derived=dict(reasons.get(task, {})),
         )
@@ -245,6 +246,10 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
         notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
     if result["status"] == "early_stopped":
         notes.append(f"{job.name}: stopped early, weights of epoch {result['best_epoch'] + 1} kept")
+    for task, faults in result.get("left_out", {}).items():
+        shown = ", ".join(f"{count:,} {fault}" for fault, count in faults.items() if count)
+        if shown:
+            notes.append(f"{job.name}: texts of the teachers of {task} that are not learnt: {shown}")
     if "schedules" in result:
         notes.append(schedule_note(job.name, result["schedules"]["kept"], result["schedules"]["tried"]))
     if job.mode == "distilled":

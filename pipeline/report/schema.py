@@ -51,6 +51,10 @@ class StudentScores(Record):
 class TaskStudentScores(StudentScores):
     """A student's scores on one task."""
 
+    best_teacher: float | None = None
+    """Score of the same student from the task's best teacher alone; null where it was not trained."""
+    best_teacher_error: float | None = None
+    """Standard error of score − best_teacher, paired by example (bootstrap)."""
     agreement: float
     """Share of answers in which the student agrees with the ensemble."""
     ece: float | None
@@ -120,6 +124,17 @@ class VariantsRecord(Record):
     """Five of them."""
 
 
+class WrittenExample(Record):
+    """A test example of a task whose models write texts, with what each wrote, by name."""
+
+    source: str
+    reference: str
+    teachers: Mapping[str, str]
+    ensemble: str
+    students: Mapping[str, str]
+    supervised: Mapping[str, str]
+
+
 class TaskReport(Section):
     """One task on its test split."""
 
@@ -133,7 +148,7 @@ class TaskReport(Section):
     """Examples by split."""
     labels: tuple[str, ...]
     majority: float
-    """Best score of a constant prediction."""
+    """Best score of a constant prediction; where models write, that of copies of the sources."""
     standard_error: float
     """The largest value in standard_errors."""
     aggregation: str
@@ -141,6 +156,8 @@ class TaskReport(Section):
     metrics: Metrics
     variants: Mapping[str, VariantsRecord] = {}
     """Variants of the training texts by method of `augment`; empty without it."""
+    texts: tuple[WrittenExample, ...] = ()
+    """Where models write, the test examples on which students and ensemble differ most."""
     notes: tuple[str, ...]
 
 
@@ -259,6 +276,10 @@ class LossRecord(Record):
     hard: float
     soft: float
     hidden: float = 0.0
+    text: float = 0.0
+    """Share of the examples that learn their teachers' text in place of the reference."""
+    label_smoothing: float = 0.0
+    """Part of a token's hard label that the vocabulary shares."""
     temperature: float
     derived: Mapping[str, str]
     """The reason for each value that the config does not give, by its key."""

@@ -115,9 +115,10 @@ def _worth_table(teachers: TaskTeachers, worth: TaskWorth, size: int) -> WideTab
             Field(f"worth in {name}", ["", *(_cell(getattr(one, of)) for one in own)], group=of),
         ]
     notes = [f"Note: {note}." for note in ensemble_notes(strategy, len(own))]
+    smooth = "mean chrF of single texts" if teachers.task.kind.writes else "share of the log-loss explained"
     caption = (
         f"In points. Worth: the ensemble minus the ensemble without the teacher, with the {LEVEL:.0%} interval over "
-        f"examples. {SKILL}: share of the log-loss explained."
+        f"examples. {SKILL}: {smooth}."
     )
     title = f"{teachers.task.name}: teachers on {sample} validation examples, aggregation {strategy}"
     return WideTable(fields, title, "\n".join([caption, *notes]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
@@ -26,18 +25,19 @@ class TaskResults:
 
     task: has the metric and the labels · test: the examples · examples: number by split · teachers, ensemble,
     students, supervised: (M, C) predictions as `Scoring.scores` takes them, by name; a supervised baseline has its
-    student's name (may be empty) · aggregation: the strategy · notes: lines for the report · variants: what `augment` made
+    student's name (may be empty) · aggregation: the strategy · best_teacher: of the same students from each task's best teacher alone (may be empty) · notes: lines for the report · variants: what `augment` made
     of the training texts, by method.
     """
 
     task: Task
     test: Examples
     examples: dict[str, int]
-    teachers: dict[str, NDArray[np.floating]]
-    ensemble: NDArray[np.floating]
-    students: dict[str, NDArray[np.floating]]
-    supervised: dict[str, NDArray[np.floating]]
+    teachers: dict[str, NDArray[Any]]
+    ensemble: NDArray[Any]
+    students: dict[str, NDArray[Any]]
+    supervised: dict[str, NDArray[Any]]
     aggregation: str
+    best_teacher: dict[str, NDArray[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     variants: dict[str, VariantsRecord] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from pipeline.tasks import (
     multi_label,
     question_answering,
     regression,
+    sequence_to_sequence,
     text_classification,
     token_classification,
 )
@@ -33,6 +34,7 @@ MAKERS: dict[Kind, Callable[[str, TaskConfig, Mapping[str, Column]], Task]] = {
         regression,
         token_classification,
         question_answering,
+        sequence_to_sequence,
     )
 }
 """By kind, the function (task name, its config, train's columns) → task. Raises `DataError`."""

@@ -30,7 +30,7 @@ from pipeline.batch import UNLABELLED, Encoded, Examples, Ragged, flat_index, to
 from pipeline.config.kinds import QUESTION_ANSWERING as KIND
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
-from pipeline.tasks.heads import attach_head, label_settings
+from pipeline.tasks.heads import ItemHead, attach_head, label_settings
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.scores import refuse_unlabelled
@@ -151,6 +151,9 @@ class QuestionReading:
         """Pairs as a question and its context."""
         return dict(zip(self.fields, columns, strict=True))
 
+    rewritable: ClassVar[tuple[bool, ...]] = (True, False)
+    """The question; the context has the answer."""
+
     def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
         """The question, and the context, of which no word of an answer is free, wherever the answer stands in it; no word
         at all where the example is unlabelled."""
@@ -175,7 +178,7 @@ class QuestionReading:
 
 
 @dataclass(frozen=True)
-class SpanHead:
+class SpanHead(ItemHead):
     """See `pipeline.tasks.task.Head`."""
 
     version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`

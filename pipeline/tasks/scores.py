@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pipeline.batch import Examples
+    from pipeline.tasks.task import Task
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 RESAMPLES = 500  # of the bootstrap: a standard error to 3%
@@ -109,6 +114,11 @@ def bootstrap(
     rng, n = np.random.default_rng(0), len(statistics[0])
     draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
     return [score_of(draws @ one) for one in statistics]
+
+
+def score_of(task: Task, values: NDArray[Any], examples: Examples) -> float:
+    """The task's metric of (M, C) predictions."""
+    return float(task.scoring.score_of(task.scoring.statistics(values, examples).sum(0)))
 
 
 def confusion(scores: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,10 +6,13 @@ calibration, which no metric of ours needs: a student of soft targets would win 
 is that at the model's best temperature, its refinement (Berta et al. 2025, "Rethinking Early Stopping: Refine, Then
 Calibrate", arXiv 2501.19195). As a skill score it is a share of the loss of the best constant prediction, 0 for a model
 that is no better and 1 for one without loss, so that tasks with few and many labels can be averaged. Of numbers it is
-the coefficient of determination at the best rising line through the predictions.
+the coefficient of determination at the best rising line through the predictions. Of texts the loss is 1 − chrF, which is 1
+of an empty text.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +23,13 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.batch import UNLABELLED, Examples, is_present
 from pipeline.tasks.task import Task
+from pipeline.tasks.text_scores import chrf_of
 
 LARGEST_LOG_TEMPERATURE = 5.0
 """The best temperature is looked for between e⁻⁵ and e⁵."""
 
 
-def relative_losses(task: Task, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+def relative_losses(task: Task, values: NDArray[Any], examples: Examples) -> NDArray[np.float64]:
     """(n,) each example's loss ÷ the mean loss of the best constant prediction; the skill is 1 − their mean.
 
     Arguments as in `example_losses`. All ones where the labels are all the same, so that there is nothing to explain.
@@ -33,14 +37,14 @@ def relative_losses(task: Task, values: NDArray[np.floating], examples: Examples
     return relative(*example_losses(task, values, examples))
 
 
-def example_losses(
-    task: Task, values: NDArray[np.floating], examples: Examples
-) -> tuple[NDArray[np.float64], float]:
+def example_losses(task: Task, values: NDArray[Any], examples: Examples) -> tuple[NDArray[np.float64], float]:
     """(n,) each example's loss, and the sum over examples of the losses of the best constant prediction.
 
     values: (M, C) predictions of the n examples, all labelled, as `Scoring.scores` takes them. The loss of an example
     with several rows (words, an answer's two ends) is the sum of theirs.
     """
+    if task.kind.writes:
+        return 1 - chrf_of(task.scoring.statistics(values, examples)), float(len(examples))
     counts = torch.from_numpy(np.asarray(task.reading.counts(examples.inputs), dtype=np.int64))
     rows = task.head.rows(torch.from_numpy(np.asarray(values, dtype=np.float32)), counts)
     labels = task.head.row_labels(torch.from_numpy(examples.labels.values), counts)

@@ -1,7 +1,7 @@
 """What a task of any kind offers, in three facets; each of its users takes the facet that it needs.
 
 What a model predicts for an example is *values*: one row an item, one column a name in `Head.columns` (see
-`pipeline.batch`). What losses and aggregation see is *rows*: (N, D), each row one distribution over D (or, for
+`pipeline.batch`), or, where `Kind.writes`, candidate texts (`pipeline.soft.Texts`). What losses and aggregation see is *rows*: (N, D), each row one distribution over D (or, for
 a continuous kind, one number). `Head.rows` and `Head.flat` lead from one to the other.
 """
 
@@ -71,6 +71,12 @@ class Reading(Protocol):
         """Inputs made of plain text, a column for each of `fields`. A text may become several examples, or none."""
         ...
 
+    @property
+    def rewritable(self) -> tuple[bool, ...]:
+        """For each of `fields`, whether the text may be said otherwise as a whole: not one whose words or characters have
+        labels."""
+        ...
+
     def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
         """The texts of one example, one for each of `fields`, and which of their words may be altered: none of an entity
         or an answer, and none that may be of one."""
@@ -106,6 +112,12 @@ class Head(Protocol):
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the C columns of values."""
+        ...
+
+    @property
+    def decoding(self) -> Mapping[str, Any]:
+        """What decides the predictions beside the model, `version`, `columns` and `max_length`, in JSON types; mostly
+        nothing."""
         ...
 
     @property
@@ -189,11 +201,11 @@ class Scoring(Protocol):
         """Name of the score that selects and compares models."""
         ...
 
-    def scores(self, values: NDArray[np.floating], examples: Examples) -> dict[str, float]:
+    def scores(self, values: NDArray[Any], examples: Examples) -> dict[str, float]:
         """Every metric of (M, C) values. Raises `DataError` where a label is missing."""
         ...
 
-    def statistics(self, values: NDArray[np.floating], examples: Examples) -> NDArray[np.float64]:
+    def statistics(self, values: NDArray[Any], examples: Examples) -> NDArray[np.float64]:
         """(n, S) float64 statistics of each example, from whose sum over examples the metric is computed."""
         ...
 
@@ -205,11 +217,11 @@ class Scoring(Protocol):
         """The metric of the best constant prediction."""
         ...
 
-    def agreement(self, a: NDArray[np.floating], b: NDArray[np.floating], examples: Examples) -> float:
+    def agreement(self, a: NDArray[np.floating], b: NDArray[Any], examples: Examples) -> float:
         """Share of predictions on which two models agree."""
         ...
 
-    def decisions(self, values: NDArray[np.floating], examples: Examples) -> NDArray[Any]:
+    def decisions(self, values: NDArray[Any], examples: Examples) -> NDArray[Any]:
         """What a model with (M, C) values decides, in the form of ``examples.labels.values``."""
         ...
 
@@ -219,7 +231,7 @@ class Scoring(Protocol):
         ...
 
     def classified(
-        self, values: NDArray[np.floating], examples: Examples
+        self, values: NDArray[Any], examples: Examples
     ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
         """Logits (N, C) over the label space and gold indices (N,), for the figures of confusion and reliability.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.batch import ABSENT, Padded
+from pipeline.batch import ABSENT, NO_TOKEN, Padded
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,23 @@ class TensorWords:
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """`Padded` on a device; the same names, shapes and int64."""
+    """`Padded` on a device; the same names, shapes and int64.
+
+    target: (m, longest) token ids that the model learns to write, padded by `NO_TOKEN`, where there are any.
+    """
 
     inputs: Mapping[str, Tensor]
     spots: Mapping[str, Tensor]
     owners: Tensor
     counts: Tensor
     words: TensorWords | None = None
+    target: Tensor | None = None
+
+    @property
+    def target_mask(self) -> Tensor:
+        """(m, longest) bool: where `target` has a token."""
+        assert self.target is not None, "a batch with targets"
+        return self.target != NO_TOKEN
 
     @classmethod
     def of(cls, batch: Padded, device: torch.device) -> TensorBatch:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.batch import Encoded, Ragged
 from pipeline.errors import DataError
 from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
+from pipeline.tasks.heads import ItemHead
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.variants import Side, Variant, altered, side_of
@@ -54,6 +55,11 @@ class TextReading(ABC):
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """See `pipeline.tasks.task.Reading`."""
 
+    @property
+    def rewritable(self) -> tuple[bool, ...]:
+        """Every text."""
+        return (True,) * len(self.fields)
+
     def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
         """The text, or both sides of the pair."""
         return tuple(side_of(inputs[role][row]) for role in self.fields)
@@ -73,7 +79,7 @@ class TextReading(ABC):
 
 
 @dataclass(frozen=True)
-class TextHead:
+class TextHead(ItemHead):
     """A head with one row of outputs per text, which is also its row in the losses; a kind defines the outputs."""
 
     losses: ClassVar[tuple[LossTerm, ...]] = DISTRIBUTION_LOSSES

@@ -25,7 +25,7 @@ from pipeline.batch import ABSENT, UNLABELLED, Encoded, Examples, Ragged, flat_i
 from pipeline.config.kinds import TOKEN_CLASSIFICATION as KIND
 from pipeline.errors import DataError, TeacherError
 from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
-from pipeline.tasks.heads import attach_head, label_settings
+from pipeline.tasks.heads import ItemHead, attach_head, label_settings
 from pipeline.tasks.label_columns import Column, label_ids, label_index, label_space, refuse_label
 from pipeline.tasks.label_map import Groups, label_groups, marginalise, match_declared
 from pipeline.tasks.plain_text import joined, sentences
@@ -141,6 +141,9 @@ class TokenReading:
         (texts,) = columns
         return {"words": [WORD.findall(sentence) for text in texts for sentence in sentences(text)]}
 
+    rewritable: ClassVar[tuple[bool, ...]] = (False,)
+    """None: its words have labels."""
+
     def sides(self, inputs: Mapping[str, Sequence[Any]], labels: Ragged, row: int) -> tuple[Side, ...]:
         """The sentence, its words joined with spaces. Where labels are entity tags, only words that are labelled as
         background are free."""
@@ -168,7 +171,7 @@ class TokenReading:
 
 
 @dataclass(frozen=True)
-class TokenHead:
+class TokenHead(ItemHead):
     """See `pipeline.tasks.task.Head`."""
 
     version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`

@@ -82,6 +82,12 @@ def altered_words(words: Sequence[str], changes: Changes) -> tuple[list[str], ND
     return [changes.get(i) or words[i] for i in left], np.array(left, dtype=np.int64)
 
 
+def one_word(side: Side) -> Side:
+    """The text of `side` as if it were a single word, which may be replaced."""
+    free = np.ones(1, dtype=bool)
+    return Side(side.text, np.array([[0, len(side.text)]], dtype=np.int64), free, free)
+
+
 def frozen(side: Side) -> Side:
     """`side`, of which no word may be altered."""
     none = np.zeros(len(side.words), dtype=bool)

@@ -143,11 +143,11 @@ def job_began(
     data: Sequence[DataSet] = (),
 ) -> None:
     """Begins the child run of a student's or a baseline's training. own: the student's settings · data: what it learns."""
-    distilled = job.mode == "distilled"
+    taught = job.mode != "supervised"
     tasks = config.tasks_of(job.student)
     tags = {"tasks": ",".join(tasks), "student": job.student, "mode": job.mode}
     settings: dict[str, Any] = {"train": own.train.model_dump(mode="json"), "seed": config.seed}
-    if distilled:
+    if taught:
         tags["teachers"] = ",".join(name for task in tasks for name in config.teachers_of(task))
         settings["loss"] = asdict(own.loss)
         for number, stage in enumerate(own.stages, 1):
@@ -155,7 +155,7 @@ def job_began(
     settings["student"] = config.students[job.student].model_dump(
         mode="json", include={"model", "init_from", "layers"}
     )
-    role: Role = "student" if distilled else "baseline"
+    role: Role = "student" if job.mode == "distilled" else "baseline"
     training_began(tracker, config, job.name, job.name, role, tags, settings, metrics)
     tracker.inputs(job.name, data)
 
@@ -181,6 +181,11 @@ def test_scores(tracker: Tracker, report: Report) -> None:
             rows = {task: results.students[student].supervised for task, results in own.items()}
             baseline = {**_scores(rows, macro.supervised), **_parameters(report.size.students.get(student))}
             tracker.metrics(Job(student, "supervised").name, _numbers(baseline))
+        best = {task: own.students[student].best_teacher for task, own in report.tasks_of(student).items()}
+        known = [score for score in best.values() if score is not None]
+        if known:
+            baseline = _scores(best, sum(known) / len(known))
+            tracker.metrics(Job(student, "best_teacher").name, _numbers(baseline))
     together = {task: results.ensemble for task, results in report.tasks.items()}
     _finished(tracker, "ensemble", "ensemble", "ensemble", _scores(together, report.macro.ensemble))
     for task, results in report.tasks.items():

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Drawn, Encoded, Examples, token_budget_batches
+from pipeline.batch import Drawn, Encoded, Examples, pad_targets, token_budget_batches
 from pipeline.data.splits import TaskData
 from pipeline.losses import Needs
-from pipeline.soft import Dense, Soft, TargetSource
+from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
+from pipeline.tasks.pairs import pairs
+from pipeline.tasks.target_tokens import target_tokens
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.writing import writing_head
 from pipeline.training.focus import Focus
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept
 from pipeline.training.schedule import Schedule, Step
-from pipeline.training.step import Aggregation, MicroBatch, Workers
+from pipeline.training.step import Aggregation, MicroBatch, SparseTargets, Workers
+from pipeline.training.texts import Draw, DrawnTexts
+from pipeline.training.written import WrittenTexts
 
 WORTH_A_PASS = 1.25
 """Padded tokens of one forward pass ÷ those of two, from which two are taken: a second pass has a cost of its own."""
@@ -41,7 +47,8 @@ class TaskSet:
 
     sources: one for each teacher, in the order of `aggregation`'s weights; empty for training on labels alone ·
     hidden: hidden targets of the teachers and how they are matched, None without · ensemble_skill: the teachers' skill on
-    validation together, None where nothing needs it.
+    validation together, None where nothing needs it · texts: what the student learns to write, where the task's kind
+    writes · tokenizer: that encoded the examples · left_out: texts of teachers that are not learnt, by their fault.
     """
 
     task: Task
@@ -53,6 +60,9 @@ class TaskSet:
     aggregation: Aggregation | None = None
     hidden: HiddenMatch | None = None
     ensemble_skill: float | None = None
+    texts: DrawnTexts | None = None
+    tokenizer: Any = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -64,22 +74,73 @@ class TaskSet:
         aggregation: Aggregation | None = None,
         words: bool = False,
         kept: Kept | None = None,
+        written: WrittenTexts | None = None,
+        keyed: bool = False,
     ) -> TaskSet:
-        """The task's splits encoded by `tokenizer`; without sources, train's labelled examples alone.
+        """The task's splits encoded by `tokenizer`; without sources or written texts, train's labelled examples alone.
 
-        words: encoded with the words that tokens cover, for hidden targets · kept: examples that the same tokenizer
+        written: what teachers wrote for train's examples; one without reference and without such a text is left out · keyed:
+        whether token targets are read along the texts · words: encoded with the words that tokens cover, for hidden targets · kept: examples that the same tokenizer
         encoded before are taken from it.
         """
-        train = data.splits["train"] if sources else data.labelled_train()
+        train = data.splits["train"] if sources or written is not None else data.labelled_train()
+        if written is not None:
+            train, written = _with_texts(data.task, train, written)
         validation, head, memory = data.splits["validation"], data.task.head, kept or Kept()
 
         def encode(some: Examples) -> Encoded:
-            # keys name inputs; labels take no part in what is encoded
-            content = blake2b(some.keys.tobytes(), digest_size=16).digest()
+            # keys name inputs; labels take no part in what is encoded but where they are texts
+            names = some.keys.tobytes() + (some.labels.values.tobytes() if data.task.kind.writes else b"")
+            content = blake2b(names, digest_size=16).digest()
             key = ("encoded", tokenizer, head, max_length, words, content)
             return memory.get(key, lambda: head.encode(tokenizer, some.inputs, max_length, words=words))
 
-        return cls(data.task, encode(train), train, encode(validation), validation, sources, aggregation)
+        encoded, texts = encode(train), None
+        if data.task.kind.writes:
+            texts = drawn_texts(data.task, tokenizer, encoded, train, written or WrittenTexts(), keyed)
+        return cls(
+            data.task,
+            encoded,
+            train,
+            encode(validation),
+            validation,
+            sources,
+            aggregation,
+            texts=texts,
+            tokenizer=tokenizer,
+            left_out=dict(written.left_out) if written is not None else {},
+        )
+
+
+def _with_texts(task: Task, train: Examples, written: WrittenTexts) -> tuple[Examples, WrittenTexts]:
+    """The examples that have a reference or a teacher's text, and those texts."""
+    has = task.reading.labelled(train.labels)
+    for texts in written.texts:
+        has = has | (texts != "")
+    if has.all():
+        return train, written
+    rows = np.flatnonzero(has)
+    return train.take(rows), replace(written, texts=tuple(texts[rows] for texts in written.texts))
+
+
+def drawn_texts(
+    task: Task,
+    tokenizer: Any,
+    train: Encoded,
+    examples: Examples,
+    written: WrittenTexts,
+    keyed: bool,
+) -> DrawnTexts:
+    """The references of the encoded examples and their teachers' texts. written, keyed: as of `TaskSet.of`."""
+    assert train.targets is not None, "encoded with targets"
+    length = writing_head(task).target_length
+    others, shares = [texts.tolist() for texts in written.texts], written.shares
+    tokens = [train.targets, *(target_tokens(tokenizer, texts, length) for texts in others)]
+    keys = None
+    if keyed:
+        texts = [*examples.inputs["target"], *chain(*others)]
+        keys = pairs(task, list(examples.inputs["source"]) * len(tokens), texts).keys
+    return DrawnTexts.of(tokens, [1 - sum(shares), *shares], keys)
 
 
 @dataclass(frozen=True)
@@ -115,8 +176,9 @@ class Feed:
         self.sets = {task_set.task.name: task_set for task_set in sets}
         self.seed, self.workers = seed, workers or Workers()
         self._tokens = tokens
-        self._lengths = {name: task_set.train.lengths for name, task_set in self.sets.items()}
+        self._lengths = {name: _lengths(task_set) for name, task_set in self.sets.items()}
         self._units = {name: task_set.train.units.mean() or 1.0 for name, task_set in self.sets.items()}
+        self._drawn: dict[str, Draw] = {}
         paired = {name for name, task_set in self.sets.items() if np.ptp(task_set.train.units)}
         self._schedule = Schedule(self._lengths, batch_size, sampling, seed, paired)
         self.steps_per_epoch = self._schedule.steps_per_epoch
@@ -129,6 +191,10 @@ class Feed:
         needs: which targets they have · focus: on which tasks, None for the fixed shares.
         """
         focus = focus or Focus()
+        for name, task_set in self.sets.items():
+            if task_set.texts is not None:
+                self._drawn[name] = drawn = task_set.texts.draw(self.seed, epoch)
+                self._units[name] = drawn.tokens.counts.mean()
         for step in self._schedule.epoch(epoch, focus.factors(), focus.drawn)[done:]:
             normaliser = len(step.rows) * float(self._units[step.task])
             yield FedStep(step.task, self._micro_batches(step, needs), normaliser)
@@ -146,13 +212,41 @@ class Feed:
         task_set, lengths = self.sets[step.task], self._lengths[step.task]
         share = step.rows[self.workers.rank :: self.workers.world]
         if not len(share):
-            return [_micro_batch(task_set, step.rows[:1], self.workers.device, needs, filler=True)]
+            return [self._micro_batch(task_set, step.rows[:1], needs, filler=True)]
         share = share[np.argsort(lengths[share], kind="stable")]
         return [
-            _micro_batch(task_set, rows, self.workers.device, needs)
+            self._micro_batch(task_set, rows, needs)
             for part in _parts(lengths, share)
             for rows in token_budget_batches(lengths, part, self._tokens)
         ]
+
+    def _micro_batch(
+        self, task_set: TaskSet, rows: NDArray[np.int64], needs: Set[Needs], filler: bool = False
+    ) -> MicroBatch:
+        device, drawn = self.workers.device, Drawn(task_set.examples, rows)
+        texts = self._drawn.get(task_set.task.name)
+        if texts is not None and texts.keys is not None:
+            drawn = Drawn(replace(task_set.examples, keys=texts.keys), rows)
+        targets = [source.targets(drawn) for source in task_set.sources] if "targets" in needs else []
+        match = task_set.hidden if "hidden" in needs else None
+        tokens = TensorBatch.of(task_set.train.pad(rows, words=match is not None), device)
+        labels = task_set.examples.labels.take(rows)
+        if texts is not None:
+            labels = texts.tokens.take(rows)
+            tokens = replace(tokens, target=torch.from_numpy(pad_targets(labels)).to(device))
+        return MicroBatch(
+            tokens,
+            torch.from_numpy(labels.values).to(device),
+            _stacked(targets, device) if targets else None,
+            filler,
+            None if match is None else match.targets(drawn).to(device),
+        )
+
+
+def _lengths(task_set: TaskSet) -> NDArray[np.int64]:
+    """(n,) tokens that an example's forward pass reads and writes."""
+    read = task_set.train.lengths
+    return read if task_set.texts is None else read + task_set.texts.lengths
 
 
 def _parts(lengths: NDArray[np.int64], share: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -164,28 +258,21 @@ def _parts(lengths: NDArray[np.int64], share: NDArray[np.int64]) -> list[NDArray
     return halves if together > WORTH_A_PASS * apart else [share]
 
 
-def _micro_batch(
-    task_set: TaskSet,
-    rows: NDArray[np.int64],
-    device: torch.device,
-    needs: Set[Needs],
-    filler: bool = False,
-) -> MicroBatch:
-    drawn = Drawn(task_set.examples, rows)
-    targets = [source.targets(drawn) for source in task_set.sources] if "targets" in needs else []
-    match = task_set.hidden if "hidden" in needs else None
-    return MicroBatch(
-        TensorBatch.of(task_set.train.pad(rows, words=match is not None), device),
-        torch.from_numpy(task_set.examples.labels.take(rows).values).to(device),
-        _stacked(targets).to(device) if targets else None,
-        filler,
-        None if match is None else match.targets(drawn).to(device),
-    )
+def _stacked(targets: Sequence[Soft], device: torch.device) -> Tensor | SparseTargets:
+    """(K, M, C) tensor of the K teachers' dense values, or their sparse ones.
 
+    Raises TypeError for other soft targets.
+    """
 
-def _stacked(targets: Sequence[Soft]) -> Tensor:
-    """(K, M, C) tensor of the K teachers' dense values."""
-    dense = [torch.from_numpy(each.values) for each in targets if isinstance(each, Dense)]
-    if len(dense) < len(targets):
-        raise TypeError("no task kind is trained on soft targets over a vocabulary")
-    return torch.stack(dense)
+    def stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device)
+
+    dense = [one.values for one in targets if isinstance(one, Dense)]
+    if len(dense) == len(targets):
+        return stack(dense)
+    sparse = [one for one in targets if isinstance(one, Sparse)]
+    if len(sparse) < len(targets):
+        raise TypeError("no loss is computed against texts: they are drawn as labels")
+    columns = zip(*(one.arrays for one in sparse), strict=True)
+    ids, logs, rest = map(stack, columns)
+    return SparseTargets(ids, logs, rest, sparse[0].space.size)

@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.tasks import Task
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.loop import Progress, StopWatch, Trainer
@@ -61,6 +62,8 @@ def teacher_folder(
         max_length or data.task.head.max_length,
         data.task.scoring.metric,
     ]
+    if data.task.head.decoding:
+        facts.append(dict(data.task.head.decoding))
     digest = blake2b(json.dumps(facts).encode(), digest_size=8)
     for examples in (data.without_variants().labelled_train(), data.splits["validation"]):
         digest.update(examples.keys.tobytes() + examples.labels.values.tobytes())
@@ -152,7 +155,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class Request:
-    """One teacher to make."""
+    """One teacher to make. task: as it has it."""
 
     name: str
     model: str
@@ -160,7 +163,7 @@ class Request:
     folder: Path
     config: TeacherRecipe
     serving: ServingConfig
-    task: str
+    task: Task
     max_length: int | None = None
 
 
@@ -188,7 +191,7 @@ def fine_tune_all(
         remote = ray.remote(_fine_tune_task).options(
             **options, resources=request.serving.resources, max_retries=request.serving.restarts
         )
-        waiting[remote.remote(request, refs[request.task], stop)] = request
+        waiting[remote.remote(request, refs[request.task.name], stop)] = request
     patience = _Patience(requests)
     try:
         while waiting:
@@ -255,7 +258,7 @@ def _fine_tune_task(request: Request, data: TaskData, stop: Path) -> None:
                     workers = Workers(device=device)
                     fine_tune(
                         base,
-                        data,
+                        replace(data, task=request.task),
                         request.config,
                         request.folder,
                         workers,

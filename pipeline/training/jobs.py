@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
@@ -32,12 +33,13 @@ from pipeline.config.resolved import (
     transfer_limits,
     with_absolute_paths,
 )
-from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.schema import RunConfig, Strategy, TrainConfig
 from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights
-from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
 from pipeline.run_folder import job_folder, stop_file, student_folder
+from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
 from pipeline.training.checkpoint import (
@@ -54,10 +56,11 @@ from pipeline.training.loop import Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, predict
+from pipeline.training.written import written_texts
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from teachers.ensemble import ensemble_values, stored_predictions
-from teachers.spec import HiddenTargets
+from teachers.spec import HiddenTargets, TokenTargets
 from teachers.store import Store
 
 
@@ -68,7 +71,7 @@ class Plan:
     store: folder or URL · teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for
     `init_from` · launch_id: identifies this start of the worker group · group: the run's `train`, with the number of
     workers and their resources · cpus: CPUs per worker · stop: while this file exists, trainings write a checkpoint
-    and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · trial: true for a trial
+    and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · tokens: their token targets, likewise · trial: true for a trial
     of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
     epochs to the search · threads: threads per worker; None: one per CPU · first_stages: as of
     `pipeline.training.loop.Trainer`.
@@ -88,6 +91,7 @@ class Plan:
     cpus: float
     stop: Path
     hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
+    tokens: Mapping[str, TokenTargets] = field(default_factory=dict)
     trial: bool = False
     threads: int | None = None
     first_stages: Path | None = None
@@ -135,9 +139,10 @@ def train_jobs(
             return
         settings = plan.students[job.student]
         folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
-        distilled = job.mode == "distilled"
-        job_sets = task_sets(plan, folder, job.student, store if distilled else None, kept)
-        if not distilled:
+        supervised = job.mode == "supervised"
+        own_plan = of_best_teachers(plan, job.student, store) if job.mode == "best_teacher" else plan
+        job_sets = task_sets(own_plan, folder, job.student, None if supervised else store, kept)
+        if supervised:
             own = [plan.data[task] for task in settings.lengths]
             labelled, every = (
                 steps_of_pass([len(examples) for examples in splits], settings.train.batch_size)
@@ -159,6 +164,22 @@ def train_jobs(
         )
         if status == "interrupted":
             return
+
+
+def of_best_teachers(plan: Plan, student: str, store: Store) -> Plan:
+    """The plan with all weight of a task on its teacher with the best score on validation, the first one of equals."""
+    aggregations = dict(plan.aggregations)
+    for name in plan.students[student].lengths:
+        data, together = plan.data[name], plan.aggregations[name]
+        keys = {teacher: plan.teacher_keys[teacher] for teacher, weight in together.weights.items() if weight}
+        validation = data.splits["validation"]
+        scores = {
+            teacher: score_of(data.task, values, validation)
+            for teacher, values in stored_predictions(data.task, validation, keys, store).items()
+        }
+        best = max(scores, key=lambda teacher: scores[teacher])
+        aggregations[name] = replace(together, weights={one: float(one == best) for one in together.weights})
+    return replace(plan, aggregations=aggregations)
 
 
 def train_job(
@@ -294,14 +315,21 @@ def _test(
         for name, own in data.items()
     }
     predictions = {
-        name: predict(student, own.task, encoded[name], tokens, workers) for name, own in data.items()
+        name: predict(student, own.task, encoded[name], tokens, workers, tokenizer)
+        for name, own in data.items()
     }
     if workers.rank == 0:
         truncated = {
             s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
             for s in sets
         }
-        result = {**facts, "truncated": truncated, "parameters": parameter_count(student)}
+        left_out = {s.task.name: s.left_out for s in sets if s.left_out}
+        result = {
+            **facts,
+            "truncated": truncated,
+            "parameters": parameter_count(student),
+            "left_out": left_out,
+        }
         _finish(plan, job, student, tokenizer, predictions=predictions, result=result)
 
 
@@ -310,7 +338,7 @@ def _finish(
     job: Job,
     student: MultiTaskStudent,
     tokenizer: Any,
-    predictions: Mapping[str, torch.Tensor],
+    predictions: Mapping[str, NDArray[Any]],
     result: Mapping[str, Any],
 ) -> None:
     folder, exports = job_folder(plan.run_dir, job), dict[str, str]()
@@ -340,6 +368,13 @@ def task_sets(
             sets.append(TaskSet.of(data, tokenizer, length, kept=kept))
             continue
         train, resolved = data.splits["train"], plan.aggregations[name]
+        if data.task.kind.writes:
+            keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
+            written = written_texts(data, keys, resolved, settings.loss.tasks[name].text, store)
+            soft = name in settings.soft
+            one = TaskSet.of(data, tokenizer, length, kept=kept, written=written, keyed=soft)
+            sets.append(with_tokens(one, plan, store) if soft else one)
+            continue
         counts = data.task.reading.counts(train.inputs)
         stored = [
             store.view(plan.teacher_keys[teacher], train.keys, data.task.head.columns, counts)
@@ -353,6 +388,22 @@ def task_sets(
             one = replace(one, ensemble_skill=ensemble_skill(data, keys, resolved, store))
         sets.append(with_hidden(one, plan, store) if hidden else one)
     return sets
+
+
+def with_tokens(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
+    """The task with the token targets of its teachers along the texts that it may draw."""
+    texts = task_set.texts
+    assert texts is not None, "of a kind that writes"
+    assert texts.keys is not None, "made with keys"
+    resolved, there = plan.aggregations[task_set.task.name], texts.tokens.counts > 0
+    space = vocabulary(task_set.tokenizer)
+    sources = [
+        store.view(plan.tokens[teacher].key, texts.keys[there], space, texts.tokens.counts[there])
+        for teacher in resolved.weights
+    ]
+    strategy: Strategy = "mean" if resolved.strategy == "consensus" else resolved.strategy
+    weights = torch.tensor(list(resolved.weights.values()))
+    return replace(task_set, sources=sources, aggregation=Aggregation(strategy, weights))
 
 
 def ensemble_skill(data: TaskData, keys: Mapping[str, str], together: TaskAggregation, store: Store) -> float:
@@ -395,11 +446,16 @@ def stages_of(settings: StudentSettings, mode: Mode, train: StudentRecipe) -> Se
 
 
 def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
-    """The loss of a training: the student's, or for a baseline the hard loss alone with the same task weights."""
+    """The loss of a training: the student's, or for a baseline the hard loss alone with the same task weights and smoothing."""
     if mode == "supervised":
-        return LossPlan({task: replace(LABELS_ALONE, task=one.weight) for task, one in loss.tasks.items()})
+        alone = {
+            task: replace(LABELS_ALONE, task=one.weight, label_smoothing=one.label_smoothing)
+            for task, one in loss.tasks.items()
+        }
+        return LossPlan(alone)
     weights = {
-        task: LossWeights(_terms(one), one.temperature, one.weight) for task, one in loss.tasks.items()
+        task: LossWeights(_terms(one), one.temperature, one.weight, one.label_smoothing)
+        for task, one in loss.tasks.items()
     }
     return LossPlan(weights, loss.annealing)
 
@@ -430,6 +486,7 @@ def new_plan(
     teacher_keys: Mapping[str, str],
     teacher_folders: Mapping[str, str],
     hidden: Mapping[str, HiddenTargets] = MappingProxyType({}),
+    tokens: Mapping[str, TokenTargets] = MappingProxyType({}),
 ) -> Plan:
     """A plan for one launch of the worker group.
 
@@ -454,10 +511,11 @@ def new_plan(
         cpus_per_worker(config),
         stop_file(run_dir),
         dict(hidden),  # a proxy cannot be pickled
+        dict(tokens),
     )
 
 
-def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """A finished job's facts and its (M, C) predictions on the test splits, by task. Raises `CorruptError`."""
     folder = job_folder(run_dir, job)
     return read_facts(folder), read_predictions(folder)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.kinds import SKILL
@@ -24,6 +25,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
 from pipeline.losses import Needs, needs_of
 from pipeline.tasks.skill import relative_losses, skill
+from pipeline.text_arrays import is_text
 from pipeline.training import first_stage
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.feed import FedStep, Feed
@@ -103,7 +105,7 @@ class Trainer:
         self.autocast = _autocast(config.precision, self.workers.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
-        self.kept_predictions: dict[str, Tensor] = {}
+        self.kept_predictions: dict[str, NDArray[Any]] = {}
         """Validation predictions of the weights kept so far, by task; empty until this process has made them."""
         self._window: dict[str, list[float]] = defaultdict(list)
 
@@ -243,7 +245,7 @@ class Trainer:
 
         A stage that trains no head has no scores.
         """
-        values, predictions = self._hidden_errors(), dict[str, Tensor]()
+        values, predictions = self._hidden_errors(), dict[str, NDArray[Any]]()
         if self.focused:
             self.feed.draw(self.progress.focus)
         if self.needs != {"hidden"}:
@@ -269,25 +271,27 @@ class Trainer:
         focus.measure({name: values[f"{name}/{SKILL}"] for name in ensemble}, ensemble)
         return {f"gap/{name}": gap for name, gap in focus.gaps.items()}
 
-    def predictions(self) -> dict[str, Tensor]:
+    def predictions(self) -> dict[str, NDArray[Any]]:
         """The student's (M, C) predictions on validation, by task."""
         tokens, workers = self.config.tokens_per_forward, self.workers
         return {
-            name: predict(self.student, task_set.task, task_set.validation, tokens, workers)
+            name: predict(
+                self.student, task_set.task, task_set.validation, tokens, workers, task_set.tokenizer
+            )
             for name, task_set in self.feed.sets.items()
         }
 
-    def _scores(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+    def _scores(self, predictions: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """Every task's metrics on validation, and their means over the tasks. Raises `DivergedError`."""
         values: dict[str, float] = {}
         main, skills = list[float](), list[float]()
         for name, task_set in self.feed.sets.items():
-            if not torch.isfinite(predictions[name]).all():
+            given = predictions[name]
+            if not is_text(given) and not np.isfinite(given).all():
                 raise DivergedError(
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
-            given = predictions[name].numpy()
             scores = task_set.task.scoring.scores(given, task_set.gold)
             scores[SKILL] = skill(relative_losses(task_set.task, given, task_set.gold))
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
@@ -320,7 +324,7 @@ class Trainer:
         return values
 
     def _select(
-        self, epoch: int, values: dict[str, float], predictions: dict[str, Tensor], finished: bool
+        self, epoch: int, values: dict[str, float], predictions: dict[str, NDArray[Any]], finished: bool
     ) -> None:
         """Keeps scores and predictions of the weights that would be kept, and the best weights; stops early where
         configured."""

@@ -11,18 +11,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
-from torch import Tensor
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from pipeline.errors import CorruptError
 from pipeline.files import read_object, write_atomically
+from pipeline.text_arrays import arrays_of, numbers_of
 
 RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
 
 
-def write_result(folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, Tensor]) -> None:
+def write_result(folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, NDArray[Any]]) -> None:
     """Writes the (M, C) predictions by task, and then `facts`: a training that has facts is finished."""
-    data = save(dict(predictions))
+    data = save(numbers_of(predictions))
     write_atomically(folder / PREDICTIONS, data)
     text = json.dumps(result := {**facts, "predictions": _digest(data)})
     write_atomically(folder / RESULT, json.dumps({**result, "checksum": _digest(text.encode())}))
@@ -37,7 +38,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def read_predictions(folder: Path) -> dict[str, Tensor]:
+def read_predictions(folder: Path) -> dict[str, NDArray[Any]]:
     """The (M, C) predictions by task. Raises `CorruptError` where they are missing or do not match their checksum."""
     file = folder / PREDICTIONS
     try:
@@ -46,7 +47,7 @@ def read_predictions(folder: Path) -> dict[str, Tensor]:
         raise CorruptError(f"{file}: {error.strerror}", _remedy(folder)) from None
     if _digest(data) != read_facts(folder)["predictions"]:
         raise CorruptError(f"{file}: its checksum does not match", _remedy(folder))
-    return load(data)
+    return arrays_of(load(data))
 
 
 def _digest(data: bytes) -> str:

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import (
@@ -23,9 +26,12 @@ from pipeline.batch import (
     token_budget_batches,
 )
 from pipeline.config.schema import Strategy
-from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, needs_of, task_loss
+from pipeline.events import event_ids, student_events, teacher_events
+from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, mean_surprise, needs_of, task_loss
 from pipeline.tasks import Task
+from pipeline.tasks.generation import write_texts
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.writing import writing_head
 from pipeline.training.hidden import HiddenMatch
 from students.student import MultiTaskStudent
 from teachers.aggregation import aggregate
@@ -53,19 +59,38 @@ class Workers:
         dist.all_gather(tensors, tensor)
         return tensors
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every worker's `value`, of any type that can be pickled, by rank."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """Token targets of K teachers for N positions. ids, log_probabilities: (K, N, k), rest: (K, N), as `pipeline.soft.Sparse`
+    has them · size: of the vocabulary."""
+
+    ids: Tensor
+    log_probabilities: Tensor
+    rest: Tensor
+    size: int
+
 
 @dataclass(frozen=True)
 class MicroBatch:
     """The input of one forward pass of one worker: m examples of one task, M items in all.
 
-    tokens: the model's inputs · labels: of all examples, end to end · teachers: (K, M, C) soft targets before
-    aggregation, or None · filler: true where the examples only fill the batch and do not count in the loss · hidden:
+    tokens: the model's inputs · labels: of all examples, end to end, or the token ids of their drawn texts · teachers: (K, M, C) soft targets before
+    aggregation, or token targets, or None · filler: true where the examples only fill the batch and do not count in the loss · hidden:
     (W, D) stored hidden targets of the examples' words, or None.
     """
 
     tokens: TensorBatch
     labels: Tensor
-    teachers: Tensor | None
+    teachers: Tensor | SparseTargets | None
     filler: bool = False
     hidden: Tensor | None = None
 
@@ -104,7 +129,7 @@ def accumulate(
             hidden = match.inputs(projected, batch.hidden, words, batch.filler)
         else:
             with autocast:
-                output = student(task.name, batch.tokens.inputs)
+                output = student(task.name, batch.tokens.inputs, target=batch.tokens.target)
         inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
         inputs = replace(inputs, hidden=hidden)
         total, terms = task_loss(inputs, weights, normaliser, task.head.losses)
@@ -123,6 +148,9 @@ def loss_inputs(
     prediction for some of a row's columns, the target is the teachers' distribution over the other columns.
     """
     counts = batch.tokens.counts
+    if task.kind.writes:
+        return _text_inputs(values, batch, weights, aggregation)
+    assert not isinstance(batch.teachers, SparseTargets), "of kinds that write"
     logits = task.head.rows(values, counts)
     labels = task.head.row_labels(batch.labels, counts)
     valid = logits.new_full((len(logits),), 0.0 if batch.filler else task.head.row_weight)
@@ -159,6 +187,31 @@ def loss_inputs(
     return LossInputs(logits, labels, target, valid, taught)
 
 
+def _text_inputs(
+    logits: Tensor, batch: MicroBatch, weights: LossWeights, aggregation: Aggregation | None
+) -> LossInputs:
+    """The inputs of the loss at the N positions of the batch's texts. logits: (N, V).
+
+    With token targets the rows are over few events, of which the position's own token is one, so that the hard loss is the
+    same (`pipeline.events`).
+    """
+    labels, teachers = batch.labels, batch.teachers
+    valid = logits.new_full((len(logits),), 0.0 if batch.filler else 1.0)
+    spread = mean_surprise(logits) if weights.label_smoothing else None
+    if not isinstance(teachers, SparseTargets) or aggregation is None:
+        return LossInputs(logits, labels, None, valid, spread=spread)
+    events = event_ids(teachers.ids, labels)
+    own = (events == labels.unsqueeze(-1)).long().argmax(dim=-1)
+    target = aggregate(
+        teacher_events(teachers.ids, teachers.log_probabilities, teachers.rest, events, teachers.size),
+        strategy=aggregation.strategy,
+        weights=aggregation.weights,
+        temperature=weights.temperature,
+        labels=own,
+    )
+    return LossInputs(student_events(logits[:, : teachers.size], events), own, target, valid, spread=spread)
+
+
 def share_gradients(student: MultiTaskStudent, workers: Workers) -> None:
     """Sums the gradients over the workers. At a step all work on one task, so all have the same gradients."""
     if workers.world == 1:
@@ -171,14 +224,22 @@ def share_gradients(student: MultiTaskStudent, workers: Workers) -> None:
 
 @torch.inference_mode()
 def predict(
-    student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers | None = None
-) -> Tensor:
-    """(M, C) float32 predictions for n examples, on the CPU, computed in fp32; several workers share the batches.
+    student: MultiTaskStudent,
+    task: Task,
+    encoded: Encoded,
+    tokens: int,
+    workers: Workers | None = None,
+    tokenizer: Any = None,
+) -> NDArray[Any]:
+    """(M, C) float32 predictions for n examples, computed in fp32, or (n, 1) what the student writes; several workers
+    share the batches.
 
-    The student is left in evaluation mode.
+    The student is left in evaluation mode. tokenizer: needed where the task's kind writes.
     """
     workers = workers or Workers()
     student.eval()
+    if task.kind.writes:
+        return _written(student, task, encoded, tokens, workers, tokenizer)
     starts = np.concatenate(([0], np.cumsum(encoded.counts)))
     values = torch.zeros(int(starts[-1]), len(task.head.columns), device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
@@ -186,7 +247,26 @@ def predict(
         batch = TensorBatch.of(encoded.pad(rows), workers.device)
         items = torch.from_numpy(flat_index(starts[rows], encoded.counts[rows])).to(workers.device)
         values[items] = task.head.read_out(student(task.name, batch.inputs), batch)
-    return workers.sum_(values).cpu()
+    return workers.sum_(values).cpu().numpy()
+
+
+def _written(
+    student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers, tokenizer: Any
+) -> NDArray[Any]:
+    """(n, 1) the texts that the student writes, on every worker."""
+    head = writing_head(task)
+    own = write_texts(
+        student.model(task.name),
+        tokenizer,
+        encoded,
+        head.generation.model_copy(update={"candidates": 1}),
+        target_length=head.target_length,
+        tokens=tokens,
+        device=workers.device,
+        share=(workers.rank, workers.world),
+    ).values
+    parts = workers.gather_objects(own)
+    return functools.reduce(lambda a, b: np.where(a == "", b, a), parts)
 
 
 @torch.inference_mode()

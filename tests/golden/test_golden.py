@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.schema import Strategy
+from pipeline.config.kinds import TEXT_CLASSIFICATION
+from pipeline.config.schema import strategies
 from pipeline.losses import LossInputs, LossWeights, hard_cross_entropy, soft_kl, task_loss
 from teachers.aggregation import aggregate, ensemble
 
@@ -43,7 +43,7 @@ def numbers() -> Numbers:
     student, teachers, weights = torch.tensor(STUDENT), torch.tensor(TEACHERS), torch.tensor(WEIGHTS)
     some_labels = torch.tensor(SOME_LABELS)
     found["hard_cross_entropy"] = hard_cross_entropy(student, some_labels)
-    for strategy in get_args(Strategy):
+    for strategy in strategies(TEXT_CLASSIFICATION, labelled=True):
         found[f"ensemble {strategy}"] = ensemble(teachers, strategy=strategy, weights=weights)
         for temperature in TEMPERATURES:
             target = aggregate(

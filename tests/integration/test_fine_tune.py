@@ -33,7 +33,8 @@ def test_an_error_ends_the_other_fine_tunings_with_a_checkpoint(
         checkpoint_steps=1_000_000,
     )
     folder, stop = tmp_path / "teacher", tmp_path / "STOP"
-    request = Request("critic", str(tiny_model("bert")), None, folder, endless, ServingConfig(cpus=1), "mood")
+    model, serving = str(tiny_model("bert")), ServingConfig(cpus=1)
+    request = Request("critic", model, None, folder, endless, serving, data.task)
 
     def fail_in_the_first_epoch(request: Request) -> None:
         if (folder / WORK / METRICS).exists() and (folder / WORK / METRICS).stat().st_size:

@@ -264,6 +264,7 @@ KIND_MODULES = {
         "regression",
         "token_classification",
         "question_answering",
+        "sequence_to_sequence",
     )
 }
 

@@ -264,6 +264,10 @@ def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def same_predictions(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def python(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
     """`function`, of a module, on string arguments in a process of its own."""
     script = f"import sys; from {function.__module__} import {function.__name__} as f; f(*sys.argv[1:])"

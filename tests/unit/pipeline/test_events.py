@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.batch import ABSENT, Ragged, is_present
-from pipeline.config.schema import Strategy
-from pipeline.events import event_ids, student_events, teacher_events
+from pipeline.config.generation import TokenTargetsConfig
+from pipeline.config.kinds import TEXT_CLASSIFICATION
+from pipeline.config.schema import Strategy, strategies
+from pipeline.events import event_ids, sparse_rows, student_events, teacher_events
 from pipeline.losses import soft_kl
 from pipeline.soft import NO_ID, Sparse, Vocabulary
 from teachers.aggregation import aggregate
 
 TEACHERS, ROWS, SIZE = 3, 5, 12
-STRATEGIES = get_args(Strategy)
+STRATEGIES = strategies(TEXT_CLASSIFICATION, labelled=True)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
 
 
@@ -137,3 +137,33 @@ def test_the_students_rest_keeps_its_digits() -> None:
     rest = student_events(logits, torch.tensor([[0, NO_ID]]))[0, -1]
     expected = torch.logsumexp(logits[0, 1:].double(), 0) - torch.logsumexp(logits[0].double(), 0)
     assert float(rest) == pytest.approx(float(expected), rel=1e-5)
+
+
+# ---------------------------------------------------------------- what is stored of a distribution
+
+
+def test_the_most_probable_ids_are_stored_and_the_texts_own() -> None:
+    logits, labels = gaussian(ROWS, SIZE), torch.arange(ROWS)
+    ids, logs, rest = sparse_rows(logits, TokenTargetsConfig(ids=3), labels, seed=0)
+    whole = torch.log_softmax(logits, dim=-1)
+    for row in range(ROWS):
+        best = whole[row].topk(3).indices.tolist()
+        expected = best if row in best else [*best[:2], row]
+        assert ids[row].tolist() == expected
+        assert logs[row] == pytest.approx(whole[row, expected].numpy())
+        assert np.exp(logs[row]).sum() + np.exp(rest[row]) == pytest.approx(1)
+
+
+def test_samples_are_an_unbiased_estimate() -> None:
+    logits, labels = gaussian(1, SIZE).expand(4000, SIZE), torch.zeros(4000, dtype=torch.int64)
+    ids, logs, rest = sparse_rows(logits, TokenTargetsConfig(form="sampled", ids=6), labels, seed=0)
+    assert (rest == ABSENT).all()
+    for row in range(100):
+        real = ids[row] != NO_ID
+        assert len(set(ids[row][real])) == real.sum()
+        assert np.exp(logs[row][real]).sum() == pytest.approx(1)
+        assert (logs[row][~real] == ABSENT).all()
+    mean = np.zeros(SIZE)
+    real = ids != NO_ID
+    np.add.at(mean, ids[real], np.exp(logs[real]) / len(ids))
+    assert mean == pytest.approx(torch.softmax(logits[0], -1).numpy(), abs=0.01)

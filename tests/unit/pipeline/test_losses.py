@@ -222,7 +222,7 @@ def test_padding_rows_have_no_gradient() -> None:
 
 
 def test_no_soft_weight_needs_no_target_and_computes_no_soft_loss() -> None:
-    def never(inputs: LossInputs, temperature: float) -> Tensor:
+    def never(inputs: LossInputs, weights: LossWeights) -> Tensor:
         raise AssertionError("computed")
 
     terms = (DISTRIBUTION_LOSSES[0], LossTerm("soft", "targets", never))

@@ -54,7 +54,7 @@ def trained(folder_of: FolderOf) -> Callable[[str], tuple[MultiTaskStudent, Any]
 def probabilities(student: MultiTaskStudent, task: Task, tokenizer: Any) -> Tensor:
     """What the student itself says about `TEXTS`."""
     encoded = task.head.encode(tokenizer, {"text": TEXTS})
-    return predict(student, task, encoded, 100).softmax(-1)
+    return torch.from_numpy(predict(student, task, encoded, 100)).softmax(-1)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

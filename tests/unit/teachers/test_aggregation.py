@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
 from pipeline.batch import ABSENT, UNLABELLED
-from pipeline.config.schema import AggregationConfig, Strategy, needs_labels
+from pipeline.config.kinds import REGRESSION, SEQUENCE_TO_SEQUENCE, TEXT_CLASSIFICATION
+from pipeline.config.schema import AggregationConfig, Strategy, default_strategy, needs_labels, strategies
 from teachers.aggregation import (
     aggregate,
     best_shares,
@@ -25,7 +26,7 @@ from teachers.aggregation import (
     mean_shares,
 )
 
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+STRATEGIES = strategies(TEXT_CLASSIFICATION, labelled=True)
 UNLABELLED_STRATEGIES: tuple[Strategy, ...] = ("mean", "log_mean", "entropy")
 LABELLED_STRATEGIES: tuple[Strategy, ...] = ("confidence", "best")
 PROPERTY = settings(deadline=None, max_examples=30)  # for each strategy; no deadline: the machine may be busy
@@ -64,7 +65,8 @@ def entropy_of(p: float) -> float:
 
 
 def test_strategies_are_the_configs() -> None:
-    assert get_args(AggregationConfig.model_fields["strategy"].annotation) == STRATEGIES
+    assert get_args(AggregationConfig.model_fields["strategy"].annotation) == (Strategy, type(None))
+    assert get_args(Strategy) == (*STRATEGIES, default_strategy(SEQUENCE_TO_SEQUENCE))
 
 
 def test_mean() -> None:
@@ -470,8 +472,7 @@ def test_labelled_strategies_refuse_missing_numbers(strategy: Strategy, labels: 
 
 
 def test_an_ensemble_of_numbers_needs_no_labels() -> None:
-    strategies: tuple[Strategy, ...] = ("mean", "confidence", "best")
-    for strategy in strategies:
+    for strategy in strategies(REGRESSION, labelled=True):
         aggregated = ensemble(
             NUMBERS, strategy=strategy, weights=torch.tensor([0.5, 0.25, 0.25]), continuous=True
         )

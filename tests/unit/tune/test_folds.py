@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.batch import Examples, Ragged
 from pipeline.config.fields import Split
@@ -19,7 +18,7 @@ from tune.folds import Fold, mean_of, mean_scores, pooled, write_pooled
 def finished(folder: Path, score: float, values: list[list[float]], seconds: list[float]) -> Path:
     folder.mkdir(parents=True)
     kept = {"macro/score": score, "mood/accuracy": score}
-    write_result(folder, {"kept": kept, "epoch_seconds": seconds}, {"mood": torch.tensor(values)})
+    write_result(folder, {"kept": kept, "epoch_seconds": seconds}, {"mood": np.array(values, np.float32)})
     return folder
 
 
@@ -51,7 +50,7 @@ def data_of(validation: list[str], labels: list[int]) -> TaskData:
 
 def test_pooled_validation_has_every_fold_in_order() -> None:
     folds = [
-        Fold({"mood": data_of(texts, labels)}, {}, {}, {})
+        Fold({"mood": data_of(texts, labels)}, {}, {}, {}, {})
         for texts, labels in ((["a", "b"], [0, 1]), (["c"], [1]))
     ]
     validation = pooled(folds)["mood"].splits["validation"]

@@ -241,9 +241,9 @@ def test_a_new_head_starts_at_the_mean(tiny_model: TinyModel, architecture: Arch
     encoded = task.head.encode(open_tokenizer(folder), {"text": texts})
     said = predict(build_student(folder, [task]), task, encoded, 100)
     assert said.shape == (16, 1)
-    assert (said - 1000).abs().max() < 5 * 3
+    assert np.abs(said - 1000).max() < 5 * 3
     plain = predict(build_student(folder, [regression("stars", 16)]), task, encoded, 100)
-    torch.testing.assert_close(said, 5 * plain + 1000, atol=1e-2, rtol=0)  # the same head, in its unit
+    np.testing.assert_allclose(said, 5 * plain + 1000, atol=1e-2, rtol=0)  # the same head, in its unit
 
 
 @pytest.mark.parametrize(

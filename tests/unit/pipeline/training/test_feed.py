@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.batch import Drawn, Ragged
-from pipeline.soft import Dense, Sparse, Vocabulary
+from pipeline.batch import ABSENT, Drawn, Ragged
+from pipeline.soft import Dense, Sparse, Texts, Vocabulary
+from pipeline.text_arrays import text_array
 from pipeline.training.feed import FedStep, Feed, TaskSet
-from pipeline.training.step import MicroBatch, Workers
+from pipeline.training.step import MicroBatch, SparseTargets, Workers
 from tests.unit.pipeline.small_training import encode, gold_of, task_of, task_set, two_tasks
 
 SIZE = 5
@@ -32,9 +34,14 @@ def rows_of(batches: Sequence[MicroBatch]) -> list[int]:
     return [int(row) for batch in batches if not batch.filler for row in batch.labels]
 
 
+def dense(batch: MicroBatch) -> Tensor:
+    assert isinstance(batch.teachers, Tensor)
+    return batch.teachers
+
+
 def contents(step: FedStep) -> tuple[object, ...]:
     batches = [(b.tokens.inputs["input_ids"].tolist(), b.labels.tolist(), b.filler) for b in step.batches]
-    teachers = [None if b.teachers is None else b.teachers.tolist() for b in step.batches]
+    teachers = [None if b.teachers is None else dense(b).tolist() for b in step.batches]
     return step.task, step.normaliser, batches, teachers
 
 
@@ -107,10 +114,9 @@ def test_a_micro_batch_holds_what_belongs_to_its_rows() -> None:
             assert (
                 batch.tokens.inputs["input_ids"].tolist() == sets.train.pad(rows).inputs["input_ids"].tolist()
             )
-            assert batch.teachers is not None
             for k, source in enumerate(sets.sources):
                 expected = source.targets(Drawn(sets.examples, rows)).values
-                assert torch.equal(batch.teachers[k], torch.from_numpy(expected))
+                assert torch.equal(dense(batch)[k], torch.from_numpy(expected))
 
 
 def test_sources_are_given_keys_and_inputs() -> None:
@@ -134,17 +140,39 @@ def test_sources_are_given_keys_and_inputs() -> None:
     ]
 
 
-def test_targets_over_a_vocabulary_are_refused_here() -> None:
-    class Tokens:
-        """Distributions over a vocabulary."""
+@dataclass(frozen=True)
+class Tokens:
+    """Distributions over a vocabulary: of every example its own key and the id `other`, each with half the mass."""
 
-        def targets(self, batch: Drawn) -> Sparse:
-            m = len(batch.rows)
-            ids: NDArray[np.int32] = np.zeros((m, 1), np.int32)
-            logs: NDArray[np.float16] = np.full((m, 1), -0.7, np.float16)
-            return Sparse(Ragged.single(ids), logs, logs[:, 0], Vocabulary(9, "ab"))
+    other: int
 
-    plain = task_set(task_of(), count=6)
-    sets = TaskSet(plain.task, plain.train, plain.examples, plain.validation, plain.gold, [Tokens()])
-    with pytest.raises(TypeError, match="over a vocabulary"):
+    def targets(self, batch: Drawn) -> Sparse:
+        ids = np.stack([batch.keys, np.full(len(batch.keys), self.other)], axis=1).astype(np.int32)
+        logs: NDArray[np.float16] = np.full(ids.shape, np.log(0.5), np.float16)
+        rest: NDArray[np.float16] = np.full(len(ids), ABSENT, np.float16)
+        return Sparse(Ragged.single(ids), logs, rest, Vocabulary(99, "ab"))
+
+
+def test_targets_over_a_vocabulary_keep_their_ids() -> None:
+    sets = replace(numbered(), sources=[Tokens(50), Tokens(60)])
+    for step in Feed([sets], SIZE, TOKENS).epoch(0):
+        for batch in step.batches:
+            assert isinstance(batch.teachers, SparseTargets)
+            assert batch.teachers.size == 99
+            keys = sets.examples.keys[batch.labels.numpy()].tolist()
+            assert batch.teachers.ids.tolist() == [[[key, other] for key in keys] for other in (50, 60)]
+            assert batch.teachers.log_probabilities.shape == (2, len(keys), 2)
+            assert batch.teachers.rest.tolist() == np.full((2, len(keys)), ABSENT, np.float16).tolist()
+
+
+def test_texts_are_no_targets_of_a_loss() -> None:
+    class Writes:
+        """A text for each example."""
+
+        def targets(self, batch: Drawn) -> Texts:
+            texts = text_array([["so it is"]] * len(batch.rows))
+            return Texts(texts, np.zeros(texts.shape, np.float16), np.ones(texts.shape, np.int32))
+
+    sets = replace(task_set(task_of(), count=6), sources=[Writes()])
+    with pytest.raises(TypeError, match="against texts"):
         next(Feed([sets], SIZE, TOKENS).epoch(0))

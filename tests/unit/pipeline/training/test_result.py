@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import CorruptError
+from pipeline.text_arrays import text_array
 from pipeline.training.result import PREDICTIONS, RESULT, read_facts, read_predictions, write_result
 
 FACTS = {
@@ -18,7 +21,11 @@ FACTS = {
     "kept": {"macro/score": 0.1 + 0.2},
     "saved": {"a": "b"},
 }
-VALUES = {"mood": torch.randn(7, 2), "tone": torch.randn(5, 3)}
+VALUES: dict[str, NDArray[Any]] = {
+    "mood": np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32),
+    "tone.v2": np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32),
+    "short": text_array([["a summary"], [""], ["好 and \n more"]]),
+}
 
 
 @pytest.fixture
@@ -31,7 +38,9 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert read_facts(folder).items() >= FACTS.items()
     read = read_predictions(folder)
     assert read.keys() == VALUES.keys()
-    assert all(torch.equal(read[name], VALUES[name]) for name in VALUES)
+    for name, values in VALUES.items():
+        assert read[name].dtype == values.dtype
+        assert np.array_equal(read[name], values)
 
 
 def flip(file: Path) -> None:

@@ -111,7 +111,7 @@ def run(training: Callable[[Path, Workers], Trainer], folder: Path, workers: Wor
     if workers.world > 1:
         file = folder / f"{training.__name__}-{workers.rank}.json"
         file.write_text(json.dumps(facts))
-    return {**weights_of(trainer.student), "says": says.clone()}
+    return {**weights_of(trainer.student), "says": torch.from_numpy(says)}
 
 
 def jobs_worker(rank: str, world: str, folder: str) -> None:

@@ -1,0 +1,44 @@
+"""What the models of a task wrote, side by side: the test examples on which student and ensemble differ most."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.report.schema import WrittenExample
+from pipeline.report.types import TaskResults
+from pipeline.tasks.text_scores import text_chrf, text_signatures
+
+SHOWN = 10
+
+
+def written_examples(results: TaskResults, most: int = SHOWN) -> tuple[WrittenExample, ...]:
+    """The examples with the lowest chrF of a student's text, of the worst student, with the ensemble's as reference; none of
+    a kind that does not write, and none where all students write what the ensemble does."""
+    if not results.task.kind.writes or not results.students:
+        return ()
+    together = results.ensemble[:, 0].tolist()
+    alike = np.array(
+        [
+            [text_chrf(own, other) for own, other in zip(values[:, 0].tolist(), together, strict=True)]
+            for values in results.students.values()
+        ]
+    ).min(axis=0)
+    rows = np.argsort(alike, kind="stable")[:most]
+    return tuple(
+        WrittenExample(
+            source=results.test.inputs["source"][row],
+            reference=results.test.inputs["target"][row],
+            teachers={name: str(values[row, 0]) for name, values in results.teachers.items()},
+            ensemble=together[row],
+            students={name: str(values[row, 0]) for name, values in results.students.items()},
+            supervised={name: str(values[row, 0]) for name, values in results.supervised.items()},
+        )
+        for row in rows[alike[rows] < 1].tolist()
+    )
+
+
+def scoring_notes(results: TaskResults) -> list[str]:
+    """How the scores of texts are computed, in sacrebleu's notation; nothing of other kinds."""
+    if not results.task.kind.writes:
+        return []
+    return [f"{name}: {signature}" for name, signature in text_signatures().items()]

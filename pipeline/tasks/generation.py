@@ -1,0 +1,129 @@
+"""A model writes texts: batched, sorted by length, with the score and the length of each text. PyTorch, no Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.batch import Encoded, token_budget_batches
+from pipeline.config.generation import GenerationConfig
+from pipeline.soft import Texts
+from pipeline.tasks.tensors import TensorBatch
+from pipeline.text_arrays import TEXT, text_array
+
+
+@torch.inference_mode()
+def write_texts(
+    model: Any,
+    tokenizer: Any,
+    encoded: Encoded,
+    generation: GenerationConfig,
+    *,
+    target_length: int,
+    tokens: int,
+    device: torch.device,
+    share: tuple[int, int] = (0, 1),
+) -> Texts:
+    """What a sequence-to-sequence model writes for n encoded sources, in their order.
+
+    tokens: most padded tokens of the sources of a forward pass, beams counted · share: (rank, world) of the batches that
+    this process writes; the other examples have empty texts. Greedy and beam search do not depend on the batches but for
+    rounding.
+    """
+    count, wide = generation.candidates, max(generation.beams, generation.candidates)
+    texts = np.full((len(encoded), count), "", dtype=TEXT)
+    scores = np.zeros((len(encoded), count), dtype=np.float32)
+    lengths = np.zeros((len(encoded), count), dtype=np.int32)
+    order = np.argsort(encoded.lengths, kind="stable")[
+        ::-1
+    ]  # memory peaks in the first batch, not in the last
+    rank, world = share
+    for rows in token_budget_batches(encoded.lengths, order, max(1, tokens // wide))[rank::world]:
+        batch = TensorBatch.of(encoded.pad(rows), device)
+        ids, own = _generate(model, batch, generation, target_length)
+        written = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts[rows] = text_array([text.strip() for text in written]).reshape(len(rows), count)
+        scores[rows] = own.reshape(len(rows), count)
+        lengths[rows] = _lengths(ids, model).reshape(len(rows), count)
+    return Texts(texts, scores, lengths)
+
+
+def generation_settings(generation: GenerationConfig, target_length: int) -> dict[str, Any]:
+    """The settings under transformers' names, as a model's generation_config.json has them."""
+    sampling = {"do_sample": True, "temperature": generation.temperature, "top_k": 0, "top_p": 1.0}
+    return {
+        "max_new_tokens": target_length,
+        "max_length": None,
+        "num_beams": generation.beams,
+        "length_penalty": generation.length_penalty,
+        "no_repeat_ngram_size": generation.no_repeat_ngram,
+        "repetition_penalty": generation.repetition_penalty,
+        **({"do_sample": False} if generation.temperature is None else sampling),
+    }
+
+
+def _generate(
+    model: Any, batch: TensorBatch, generation: GenerationConfig, target_length: int
+) -> tuple[Tensor, NDArray[np.float32]]:
+    """(m · C, length) token ids, without the token that the decoder starts from, and (m · C,) their log-probabilities."""
+    keeper = _ScoreKeeper() if generation.beams == 1 else None
+    output = model.generate(
+        **batch.inputs,
+        **generation_settings(generation, target_length),
+        num_return_sequences=generation.candidates,
+        return_dict_in_generate=True,
+        output_scores=keeper is None,  # the beams' own; those of all tokens at all steps take gigabytes
+        logits_processor=[] if keeper is None else [keeper],
+    )
+    ids = output.sequences[:, 1:]
+    if keeper is not None:
+        return ids, keeper.total(output.sequences, _ends(model)).cpu().numpy()
+    # transformers divides a beam's score by its length to the power of length_penalty
+    lengths = torch.from_numpy(_lengths(ids, model)).to(output.sequences_scores)
+    return ids, (output.sequences_scores * lengths**generation.length_penalty).float().cpu().numpy()
+
+
+class _ScoreKeeper:
+    """A logits processor that changes nothing and adds up the log-probabilities of the tokens that are written."""
+
+    def __init__(self) -> None:
+        self._start = -1
+        self._before: Tensor | None = None
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` unchanged; (m, V) of the next token, after `input_ids` (m, length)."""
+        if self._before is None:
+            self._start = input_ids.shape[1]
+        else:
+            self._steps.append(self._of(input_ids[:, -1]))
+        self._before = scores.float().log_softmax(dim=-1)
+        return scores
+
+    def total(self, sequences: Tensor, ends: Tensor) -> Tensor:
+        """(m,) the sums over the tokens up to the end mark. sequences: (m, length) · ends: ids of end marks."""
+        steps = torch.stack([*self._steps, self._of(sequences[:, -1])], dim=1)
+        written = sequences[:, self._start :]
+        ended = torch.isin(written, ends).cumsum(dim=1)
+        return (steps * ((ended == 0) | ((ended == 1) & torch.isin(written, ends)))).sum(dim=1)
+
+    def _of(self, tokens: Tensor) -> Tensor:
+        assert self._before is not None, "called once before"
+        return self._before.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def _ends(model: Any) -> Tensor:
+    """Ids of the tokens that end a text."""
+    ends = model.generation_config.eos_token_id
+    return torch.tensor(ends if isinstance(ends, list) else [ends], device=model.device)
+
+
+def _lengths(ids: Tensor, model: Any) -> NDArray[np.int32]:
+    """(m,) tokens of each text, its end mark counted."""
+    ended = torch.isin(ids, _ends(model))
+    inside = ended.cumsum(dim=1) - ended.long() == 0
+    return inside.sum(dim=1).cpu().numpy().astype(np.int32)

@@ -1,0 +1,29 @@
+"""Texts that a model learns to write → token ids under its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pipeline.batch import TargetTokens, offsets_of
+
+
+def target_tokens(tokenizer: Any, texts: Sequence[str], max_length: int) -> TargetTokens:
+    """Token ids of n texts, cut to `max_length`, each with its tokenizer's end mark; none of an empty text.
+
+    How many texts lost tokens is counted.
+    """
+    given = [row for row, text in enumerate(texts) if text]
+    some = [texts[row] for row in given]
+    counts = np.zeros(len(texts), dtype=np.int64)
+    if not some:
+        return TargetTokens(np.empty(0, dtype=np.int32), offsets_of(counts)[:-1], counts)
+    encoded = tokenizer(text_target=some, truncation=True, max_length=max_length)["input_ids"]
+    counts[given] = [len(ids) for ids in encoded]
+    full = [row for row, ids in enumerate(encoded) if len(ids) == max_length]  # only these can have lost any
+    whole = tokenizer(text_target=[some[row] for row in full], verbose=False)["input_ids"] if full else []
+    ids = np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(counts.sum()))
+    return TargetTokens(ids, offsets_of(counts)[:-1], counts, sum(len(one) > max_length for one in whole))

@@ -1,0 +1,54 @@
+"""Texts that no student should learn to write: empty, looping, or of a hopeless length. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tasks.spans import word_spans
+
+LOOP_WORDS, LOOP_SHARE, LOOP_TIMES = 3, 0.5, 3
+"""A text loops where one sequence of so many words makes up so large a share of its words, and stands so many times."""
+LENGTH_RATIO, SHORT = 4.0, 20
+"""A text is too long, or too short, where it has more than so many times the characters that references have for a source
+of its length, or fewer than one part of so many; differences of up to so many characters do not count."""
+
+
+def loops(text: str) -> bool:
+    """Whether a text is mostly one short sequence of words, again and again."""
+    words = [text[start:end] for start, end in word_spans(text)]
+    if len(words) < LOOP_TIMES * LOOP_WORDS:
+        return False
+    grams = Counter(tuple(words[i : i + LOOP_WORDS]) for i in range(len(words) - LOOP_WORDS + 1))
+    _, most = grams.most_common(1)[0]
+    return most >= LOOP_TIMES and most * LOOP_WORDS >= LOOP_SHARE * len(words)
+
+
+def text_faults(
+    texts: Sequence[str], sources: Sequence[str], sample: tuple[Sequence[str], Sequence[str]]
+) -> dict[str, NDArray[np.bool_]]:
+    """By fault, (n,) whether each text has it; at most one fault a text.
+
+    sample: sources and references, from which the usual length of a text is known.
+    """
+    lengths, read = _characters(texts), _characters(sources)
+    usual = np.median(_characters(sample[1]) / np.maximum(_characters(sample[0]), 1)) * read
+    apart = np.abs(lengths - usual) > SHORT
+    faults = {
+        "empty": np.array([not text.strip() for text in texts], dtype=bool),
+        "repeating the same few words": np.array([loops(text) for text in texts], dtype=bool),
+        "too long": apart & (lengths > LENGTH_RATIO * usual),
+        "too short": apart & (lengths * LENGTH_RATIO < usual),
+    }
+    taken = np.zeros(len(texts), dtype=bool)
+    for name, has in faults.items():
+        faults[name] = has & ~taken
+        taken |= has
+    return faults
+
+
+def _characters(texts: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([len(text) for text in texts], dtype=np.float64)

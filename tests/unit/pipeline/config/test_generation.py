@@ -1,0 +1,121 @@
+"""The keys of kinds that write texts, and where they are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.config.recipe import Facts, ModelFacts, TaskFacts
+from pipeline.config.resolved import resolve_config, task_aggregation
+from pipeline.errors import ConfigError
+
+DATA = {"path": "json", "data_files": {"train": "t.jsonl", "test": "t.jsonl"}}
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "r",
+        "tasks": {"translate": {"kind": "sequence-to-sequence", "data": DATA}},
+        "teachers": {
+            "a": {"task": "translate", "model": "org/a"},
+            "b": {"task": "translate", "model": "org/b"},
+        },
+        "students": {"s": {"init_from": "a", "layers": {"encoder": 2, "decoder": 1}}},
+        **changes,
+    }
+
+
+def task(**changes: Any) -> dict[str, Any]:
+    return {"translate": {"kind": "sequence-to-sequence", "data": DATA, **changes}}
+
+
+FACTS = Facts(
+    {"translate": TaskFacts(None, False, 1000, 900, None, writes=True)},
+    {"s": ModelFacts(512, by_word=False, rate_factor=7.0)},
+    {"a": ModelFacts(512), "b": ModelFacts(512)},
+)
+
+
+def test_a_model_that_writes_has_one_rate() -> None:
+    mixed = {**config()["tasks"], "movies": {"kind": "text-classification", "data": DATA}}
+    teachers = {**config()["teachers"], "c": {"task": "movies", "model": "org/c"}}
+    both = replace(FACTS, tasks={**FACTS.tasks, "movies": TaskFacts(2, False, 1000, 900, 0.5)})
+    alone = resolve_config(parse_config(config()), FACTS).students["s"].train
+    assert alone.head_learning_rate == alone.learning_rate
+    shared = resolve_config(parse_config(config(tasks=mixed, teachers=teachers)), both).students["s"].train
+    assert shared.head_learning_rate > shared.learning_rate == alone.learning_rate
+
+
+def test_texts_are_combined_by_consensus_unless_told() -> None:
+    assert task_aggregation(parse_config(config()), "translate").strategy == "consensus"
+    given = parse_config(config(aggregation={"strategy": "best"}))
+    assert task_aggregation(given, "translate").strategy == "best"
+
+
+def test_a_student_learns_half_of_its_teachers_texts_by_default() -> None:
+    student = resolve_config(parse_config(config()), FACTS).students["s"]
+    loss = student.loss.tasks["translate"]
+    assert (loss.hard, loss.soft, loss.text, loss.temperature) == (1.0, 0.0, 0.5, 1.0)
+    assert student.soft == frozenset()
+    assert student.train.learning_rate == pytest.approx(5.2e-4), "7 × the rate of an encoder of that width"
+    given = parse_config(config(loss={"text": 1.0, "hard": 0.4, "soft": 0.6}))
+    student = resolve_config(given, FACTS).students["s"]
+    assert student.loss.tasks["translate"].text == 1.0
+    assert student.soft == {"translate"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"tasks": task(aggregation={"strategy": "entropy"})}, "made for probabilities"),
+        ({"tasks": task(generation={"candidates": 3})}, "`candidates` needs as many `beams`"),
+        ({"tasks": task(generation={"temperature": 1, "beams": 2})}, "and not both"),
+        ({"tasks": task(problem="regression")}, "has no regression"),
+        ({"students": {"s": {"init_from": "a", "layers": {"decoder": [2, 1]}}}}, "rising order"),
+        (
+            {
+                "tasks": task(data={**DATA, "unlabelled": {"path": "text"}}),
+                "aggregation": {"strategy": "best"},
+            },
+            "needs labels",
+        ),
+    ],
+)
+def test_what_does_not_fit_texts_is_refused(changes: dict[str, Any], cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        parse_config(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("own", "teacher", "key"),
+    [
+        ({"prefix": "x: "}, {}, "tasks.movies.prefix"),
+        ({"generation": {"beams": 2}}, {}, "tasks.movies.generation"),
+        ({"data": {**DATA, "target_length": 20}}, {}, "tasks.movies.data.target_length"),
+        ({}, {"generation": {"beams": 2}}, "teachers.a.generation"),
+        ({"aggregation": {"strategy": "consensus"}}, {}, "consensus is made for texts"),
+    ],
+)
+def test_other_kinds_do_not_take_the_keys_of_texts(
+    own: dict[str, Any], teacher: dict[str, Any], key: str
+) -> None:
+    tasks = {"movies": {"kind": "text-classification", "data": DATA, **own}}
+    teachers = {"a": {"task": "movies", "model": "org/a", **teacher}}
+    with pytest.raises(ConfigError, match=key):
+        parse_config(config(tasks=tasks, teachers=teachers, students={"s": {"model": "org/s"}}))
+
+
+@pytest.mark.parametrize("key", ["text", "label_smoothing"])
+def test_a_loss_of_texts_needs_a_task_that_writes(key: str) -> None:
+    movies = {"movies": {"kind": "text-classification", "data": DATA}}
+    teachers = {"a": {"task": "movies", "model": "org/a"}}
+    student = {"model": "org/s"}
+    plain: dict[str, Any] = {"tasks": movies, "teachers": teachers}
+    with pytest.raises(ConfigError, match=f"loss.{key}: no task of the run writes texts"):
+        parse_config(config(**plain, students={"s": student}, loss={key: 0.1}))
+    with pytest.raises(ConfigError, match=f"loss.{key}: no task of s writes texts"):
+        parse_config(config(**plain, students={"s": {**student, "loss": {key: 0.1}}}))
+    parse_config(config(loss={key: 0.1}))

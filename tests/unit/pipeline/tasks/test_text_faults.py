@@ -1,0 +1,49 @@
+"""Which texts of teachers no student learns."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.tasks.text_faults import loops, text_faults
+
+SOURCES = ["turn the light on in the kitchen", "open the door of the garage", "how warm is it outside today"]
+TARGETS = ["schalte das Licht in der Küche ein", "öffne das Tor der Garage", "wie warm ist es heute draußen"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the the the the the the the the the", True),
+        ("ich bin da ich bin da ich bin da ich bin da", True),
+        ("wie wie wie", False),
+        ("ein Haus und ein Haus und ein Garten mit einem Haus und einem Baum", False),
+        ("", False),
+    ],
+)
+def test_a_loop_is_mostly_the_same_few_words(text: str, expected: bool) -> None:
+    assert loops(text) is expected
+
+
+def test_each_text_has_at_most_one_fault() -> None:
+    texts = [" ", "ja ja ja ja ja ja ja ja ja ja ja ja " * 9, "wie warm ist es heute draußen"]
+    faults = text_faults(texts, SOURCES, (SOURCES, TARGETS))
+    assert {name: has.tolist() for name, has in faults.items()} == {
+        "empty": [True, False, False],
+        "repeating the same few words": [False, True, False],
+        "too long": [False, False, False],
+        "too short": [False, False, False],
+    }
+
+
+def test_lengths_are_judged_by_what_is_usual() -> None:
+    long = (
+        "schalte das Licht ein, bitte, und dann auch noch alle anderen Lichter im Haus, im Garten, im Keller, im "
+        * 2
+    )
+    faults = text_faults([long, "ö", TARGETS[2]], SOURCES, (SOURCES, TARGETS))
+    assert faults["too long"].tolist() == [True, False, False]
+    assert faults["too short"].tolist() == [False, True, False]
+    summaries = text_faults(
+        ["kurz"] * 3, [10 * source for source in SOURCES], ([10 * s for s in SOURCES], ["kurz!"] * 3)
+    )
+    assert not any(has.any() for has in summaries.values()), "summaries are short as their references are"
