@@ -1,9 +1,8 @@
-"""Teachers that write and students that learn to: a whole run by the command, again, killed, damaged, decoded otherwise, searched."""
+"""Teachers that write and students that learn to: a whole run by the command, again, killed, damaged, searched."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from itertools import product
 from pathlib import Path
@@ -161,14 +160,6 @@ def test_damaged_texts_are_written_again(folder: Path) -> None:
     assert not len(Store(str(folder / "runs" / "_store")).missing(spec.key, keys))
 
 
-def test_other_settings_write_other_texts_beside_the_old_ones(folder: Path) -> None:
-    before = {one.name for one in (folder / "runs" / "_store").iterdir()}
-    command = tutelage("label", "run.yaml", "teachers.beams.generation.beams=4", "name=other", cwd=folder)
-    assert command.process.returncode == 0, command.output
-    after = {one.name for one in (folder / "runs" / "_store").iterdir()}
-    assert before < after
-
-
 def test_a_search_compares_texts_and_strategies_without_a_teacher(folder: Path) -> None:
     config = yaml.safe_load((folder / "run.yaml").read_text())
     config["name"], config["baselines"] = "search", []
@@ -188,38 +179,3 @@ def test_a_search_compares_texts_and_strategies_without_a_teacher(folder: Path) 
     study = json.loads((folder / "runs" / "search-study" / "study.json").read_text())
     assert len(study["trials"]) == 3
     assert set(study["teacher_forwards"].values()) == {0}
-
-
-def test_a_teacher_that_copies_is_refused(folder: Path, tmp_path: Path) -> None:
-    """A model that learnt to copy its sources is no translator."""
-    file = write_run(tmp_path)
-    config = yaml.safe_load(file.read_text())
-    copies = tmp_path / "copies"
-    copies.mkdir()
-    for split, name in config["tasks"]["translate"]["data"]["data_files"].items():
-        lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
-        pairs = [{"source": line["source"], "target": line["source"]} for line in lines]
-        (copies / f"{split}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    learnt = json.loads(json.dumps(config))
-    learnt["name"] = "copier"
-    learnt["tasks"]["translate"]["data"]["data_files"] = {
-        split: str(copies / f"{split}.jsonl") for split in ("train", "validation", "test")
-    }
-    (tmp_path / "copier.yaml").write_text(yaml.safe_dump(learnt))
-    done = tutelage(
-        "label",
-        "copier.yaml",
-        "teachers.greedy.preflight=warn",
-        "teachers.beams.preflight=warn",
-        cwd=tmp_path,
-    )
-    assert done.process.returncode == 0, done.output
-    (made,) = (tmp_path / "runs" / "_teachers").glob("greedy-*/teacher")
-    shutil.copytree(made, tmp_path / "copier")
-    config["teachers"] = {"copier": {"task": "translate", "model": str(tmp_path / "copier")}}
-    config["students"] = {"small": {"init_from": "copier", "layers": 1}}
-    config["baselines"] = []
-    (tmp_path / "refused.yaml").write_text(yaml.safe_dump(config))
-    refused = tutelage("train", "refused.yaml", "name=refused", cwd=tmp_path)
-    assert refused.process.returncode == 2, refused.output
-    assert "of copies of the sources" in refused.output

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.generation import TokenTargetsConfig
 from pipeline.tasks.multi_label import MultiLabelHead, multi_label
 from pipeline.tasks.question_answering import SpanHead, question_answering
 from pipeline.tasks.regression import NumberHead, regression
 from pipeline.tasks.text_classification import ClassHead, text_classification
 from pipeline.tasks.token_classification import TokenHead, token_classification
-from teachers.store_key import store_key
+from teachers.store_key import store_key, token_key
 from tests.conftest import TinyModel, save_tokenizer
+from tests.tiny_writers import writer, writing_task
 
 LABELS = ("bad", "good", "plain")
 TASK = text_classification("mood", LABELS, 32, "accuracy")
@@ -130,3 +132,23 @@ def test_the_key_does_not_follow_the_order_of_a_mapping(copied: Path) -> None:
 def test_the_key_does_not_follow_what_the_task_is_called_or_scored_by(copied: Path) -> None:
     other = text_classification("tone.v2", LABELS, 32, "macro_f1")
     assert store_key(copied, other, "fp32") == store_key(copied, TASK, "fp32")
+
+
+def test_texts_written_otherwise_have_another_key_and_distributions_along_them_the_same(
+    tmp_path: Path,
+) -> None:
+    folder, form = writer("t5", tmp_path), TokenTargetsConfig()
+    ways: list[dict[str, Any]] = [
+        {},
+        {"beams": 3},
+        {"beams": 3, "candidates": 2},
+        {"temperature": 1.0},
+        {"length_penalty": 0.5},
+        {"no_repeat_ngram": 3},
+        {"repetition_penalty": 1.2},
+        {"target_length": 13},
+    ]
+    assert len({store_key(folder, writing_task(**way), "fp32") for way in ways}) == len(ways)
+    assert len({token_key(folder, writing_task(**way), "fp32", form) for way in ways[:-1]}) == 1
+    forms = [form, TokenTargetsConfig(ids=4), TokenTargetsConfig(form="sampled")]
+    assert len({token_key(folder, writing_task(), "fp32", one) for one in forms}) == len(forms)

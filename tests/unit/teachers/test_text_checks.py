@@ -52,9 +52,9 @@ def test_a_teacher_that_writes_nothing_of_use_is_refused(texts: Sequence[str], c
     assert any(cause in problem for problem in findings.problems), findings
 
 
-def test_another_language_is_told() -> None:
+def test_another_language_is_named() -> None:
     findings = judged([text.replace("the", "teh").replace("my", "mai") for text in ENGLISH])
-    assert any("another language" in told for told in [*findings.problems, *findings.warnings]), findings
+    assert any("another language" in flag for flag in [*findings.problems, *findings.warnings]), findings
 
 
 def test_a_few_faults_are_a_warning() -> None:
@@ -70,5 +70,5 @@ def test_copies_that_are_right_are_no_fault() -> None:
     assert not any("copy" in problem for problem in findings.problems)
 
 
-def test_replicas_that_write_other_texts_are_told() -> None:
+def test_replicas_that_write_other_texts_are_a_warning() -> None:
     assert "two replicas write another text for 25.0% of the sources" in judged(GERMAN, 0.25).warnings

@@ -49,7 +49,7 @@ def test_a_model_that_writes_has_one_rate() -> None:
     assert shared.head_learning_rate > shared.learning_rate == alone.learning_rate
 
 
-def test_texts_are_combined_by_consensus_unless_told() -> None:
+def test_texts_are_combined_by_consensus_by_default() -> None:
     assert task_aggregation(parse_config(config()), "translate").strategy == "consensus"
     given = parse_config(config(aggregation={"strategy": "best"}))
     assert task_aggregation(given, "translate").strategy == "best"
