@@ -103,10 +103,11 @@ def student_events(logits: Tensor, events: Tensor) -> Tensor:
     """(N, u + 1) float32 logs of the student's probabilities of the events, with gradients.
 
     logits: (N, V) any float dtype · events: (N, u) of `event_ids`. The rest is summed over the other ids, not taken
-    as one minus the events, which would lose its digits where the events have nearly all of the mass.
+    as one minus the events, which would lose its digits where the events have nearly all of the mass. The vocabulary is
+    normalised over the events and the rest: one pass over it, as a cross-entropy takes.
     """
-    logs = log_softmax(logits.float(), dim=-1)
+    logits = logits.float()
     real = torch.where(events == NO_ID, events[:, :1], events)
-    of_events = logs.gather(-1, real).masked_fill(events == NO_ID, ABSENT)
-    of_rest = logs.scatter(-1, real, ABSENT).logsumexp(dim=-1, keepdim=True)
-    return torch.cat((of_events, of_rest), dim=-1).clamp(min=ABSENT)
+    of_events = logits.gather(-1, real).masked_fill(events == NO_ID, ABSENT)
+    of_rest = logits.scatter(-1, real, ABSENT).logsumexp(dim=-1, keepdim=True)
+    return log_softmax(torch.cat((of_events, of_rest), dim=-1), dim=-1).clamp(min=ABSENT)
