@@ -9,6 +9,8 @@ approximated. Everything is computed in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -109,5 +111,28 @@ def student_events(logits: Tensor, events: Tensor) -> Tensor:
     logits = logits.float()
     real = torch.where(events == NO_ID, events[:, :1], events)
     of_events = logits.gather(-1, real).masked_fill(events == NO_ID, ABSENT)
-    of_rest = logits.scatter(-1, real, ABSENT).logsumexp(dim=-1, keepdim=True)
+    of_rest: Tensor = _LogSumOfOthers.apply(logits, real)  # type: ignore[no-untyped-call]  # torch has no type for it
     return log_softmax(torch.cat((of_events, of_rest), dim=-1), dim=-1).clamp(min=ABSENT)
+
+
+class _LogSumOfOthers(torch.autograd.Function):
+    """(N, 1) log Σ exp of the logits (N, V) at all ids but `ids` (N, u), at least `ABSENT`.
+
+    The exponentials are kept for the gradient, as a cross-entropy keeps its own; out of torch's functions a masked copy and
+    its gradient would take as long once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        """The sums."""
+        highest = logits.amax(dim=-1, keepdim=True)
+        others = (logits - highest).exp_().scatter_(-1, ids, 0.0)
+        total = others.sum(dim=-1, keepdim=True)
+        ctx.save_for_backward(others, total)
+        return (highest + total.log()).clamp(min=ABSENT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient on the logits, 0 at `ids`."""
+        others, total = ctx.saved_tensors
+        return others * (gradients[0] / total.clamp(min=torch.finfo(total.dtype).tiny)), None

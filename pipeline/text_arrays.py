@@ -48,7 +48,7 @@ def numbers_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     numbers: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         if is_text(array):
-            parts = (*packed(array), np.array(array.shape))
+            parts: tuple[NDArray[Any], ...] = (*packed(array), np.array(array.shape))
             numbers |= {f"{name}.{suffix}": part for suffix, part in zip(_SUFFIXES, parts, strict=True)}
         else:
             numbers[name] = np.ascontiguousarray(array).reshape(array.shape)  # which makes one number a row

@@ -100,6 +100,23 @@ def test_what_the_store_keeps_costs_little() -> None:
     assert 0 <= float(soft_kl(student_events(logits[0], events), target, 1.0).max()) < 1e-3
 
 
+def test_gradients_of_the_students_events_are_those_of_its_whole_distribution() -> None:
+    logits, ids = gaussian(ROWS, SIZE, seed=2) * 4, gaussian(1, ROWS, SIZE).topk(3).indices
+    events = event_ids(ids)
+    inside = torch.zeros(ROWS, SIZE).scatter(-1, events, 1.0).bool()
+    slope = gaussian(ROWS, events.shape[1] + 1, seed=3)
+    gradients = []
+    for whole in (False, True):
+        own = logits.clone().requires_grad_()
+        rows = student_events(own, events)
+        if whole:
+            logs = own.log_softmax(-1)
+            rest = logs.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
+            rows = torch.cat((logs.gather(-1, events), rest), dim=-1)
+        gradients.append(torch.autograd.grad((slope * rows).sum(), own)[0])
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
 def test_over_all_ids_loss_and_gradient_are_the_dense_ones() -> None:
     logits, student = gaussian(1, ROWS, SIZE), gaussian(ROWS, SIZE, seed=1).requires_grad_()
     events, of_teacher = events_of(logits, SIZE)
