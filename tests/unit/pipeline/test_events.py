@@ -114,7 +114,7 @@ def test_gradients_of_the_students_events_are_those_of_its_whole_distribution() 
             rest = logs.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
             rows = torch.cat((logs.gather(-1, events), rest), dim=-1)
         gradients.append(torch.autograd.grad((slope * rows).sum(), own)[0])
-    assert torch.allclose(*gradients, atol=1e-5)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-5)
 
 
 def test_over_all_ids_loss_and_gradient_are_the_dense_ones() -> None:
