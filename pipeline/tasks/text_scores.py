@@ -89,14 +89,27 @@ def text_chrf(text: str, reference: str) -> float:
 
 
 def pairwise_chrf(texts: Sequence[str]) -> NDArray[np.float64]:
-    """(n, n) chrF of each text, the row, with each as its reference; 1 with itself."""
-    chrf = np.eye(len(texts))
-    for i, one in enumerate(texts):
-        for j in range(i):
-            own, gold, both = np.array(chrf_counts(one, texts[j]), dtype=np.float64).reshape(CHRF_ORDERS, 3).T
-            chrf[i, j] = _chrf_of_counts(np.stack((own, gold, both), axis=1).ravel())
-            chrf[j, i] = _chrf_of_counts(np.stack((gold, own, both), axis=1).ravel())
-    return chrf
+    """(n, n) chrF of each text, the row, with each as its reference; 1 with itself where it has a character.
+
+    sacrebleu takes the n-grams out of the texts; those of all pairs are matched at once, order by order.
+    """
+    from sacrebleu.metrics.helpers import extract_all_char_ngrams
+
+    grams = [extract_all_char_ngrams(text, CHRF_ORDERS, include_whitespace=False) for text in texts]
+    counts = np.zeros((len(texts), len(texts), CHRF_ORDERS, 3))
+    for order in range(CHRF_ORDERS):
+        places: dict[str, int] = {}
+        for own in grams:
+            for gram in own[order]:
+                places.setdefault(gram, len(places))
+        numbers = np.zeros((len(texts), len(places)), dtype=np.int32)
+        for row, own in enumerate(grams):
+            numbers[row, [places[gram] for gram in own[order]]] = list(own[order].values())
+        totals = numbers.sum(axis=1)
+        counts[:, :, order, 0], counts[:, :, order, 1] = totals[:, None], totals[None]
+        for row, own_numbers in enumerate(numbers):  # row by row: n · n · places may be much memory
+            counts[row, :, order, 2] = np.minimum(own_numbers, numbers).sum(axis=1)
+    return _chrf_of_counts(counts.reshape(len(texts), len(texts), -1))
 
 
 def chrf_counts(text: str, reference: str) -> list[int]:

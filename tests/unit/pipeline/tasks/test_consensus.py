@@ -15,9 +15,10 @@ B = ["switch the light on", "turn on the light"]
 
 
 def test_pairs_are_scored_as_sacrebleu_does() -> None:
-    chrf = pairwise_chrf([*A, *B])
-    for i, one in enumerate([*A, *B]):
-        for j, other in enumerate([*A, *B]):
+    texts = [*A, *B, "a", "", "a a a a a"]
+    chrf = pairwise_chrf(texts)
+    for i, one in enumerate(texts):
+        for j, other in enumerate(texts):
             expected = sacrebleu.sentence_chrf(one, [other]).score / 100
             assert chrf[i, j] == pytest.approx(expected)
             assert text_chrf(one, other) == pytest.approx(expected)
