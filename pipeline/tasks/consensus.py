@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.tasks.text_faults import loops
 from pipeline.tasks.text_scores import pairwise_chrf, text_chrf
 from pipeline.text_arrays import text_array
 
@@ -30,12 +31,18 @@ def consensus_texts(candidates: Sequence[NDArray[Any]], weights: Sequence[float]
 
 
 def consensus(candidates: Sequence[str], shares: NDArray[np.float64]) -> str:
-    """The one of C texts with the highest Σ_c' share_c' · chrF(c, c'), the first one of equals. A text counts itself."""
-    distinct = list(dict.fromkeys(candidates))
+    """The one of C texts with the highest Σ_c' share_c' · chrF(c, c'), the first one of equals. A text counts itself.
+
+    Texts that are empty or mostly repeat the same words are no candidates, and have no vote, where there is another: chrF weighs
+    recall more, so that of two texts a long one would win because it is long.
+    """
+    sound = [row for row, text in enumerate(candidates) if text.strip() and not loops(text)]
+    rows = sound or list(range(len(candidates)))
+    distinct = list(dict.fromkeys(candidates[row] for row in rows))
     if len(distinct) == 1:
         return distinct[0]
-    place = [distinct.index(one) for one in candidates]
-    votes = np.bincount(place, weights=shares, minlength=len(distinct))
+    place = [distinct.index(candidates[row]) for row in rows]
+    votes = np.bincount(place, weights=shares[rows], minlength=len(distinct))
     return distinct[int(np.argmax(pairwise_chrf(distinct) @ votes))]
 
 

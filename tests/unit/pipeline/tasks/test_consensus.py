@@ -41,6 +41,14 @@ def test_the_text_that_teachers_agree_on_wins() -> None:
     assert consensus_texts([one, other], (0.0, 1.0)).tolist() == [["two"], ["y"]]
 
 
+def test_empty_and_looping_texts_have_no_vote_where_there_is_another() -> None:
+    loop = "un chat un chat un chat un chat un chat"
+    assert consensus([loop, "un chat voit un chien"], np.array([0.5, 0.5])) == "un chat voit un chien"
+    assert consensus(["", "", "un chat"], np.array([0.4, 0.4, 0.2])) == "un chat"
+    assert consensus([loop, loop, ""], np.array([0.3, 0.3, 0.4])) == loop, "there is nothing better"
+    assert consensus(["", ""], np.array([0.5, 0.5])) == ""
+
+
 def test_a_teacher_without_weight_has_no_vote() -> None:
     same = text_array([["two two", "two two", "two two"]])
     assert consensus_texts([text_array([["one"]]), same], (1.0, 0.0)).tolist() == [["one"]]
