@@ -34,6 +34,7 @@ class Metric:
 
 
 NLL = Metric("nll", "lower", "decimals")
+TOKEN_ACCURACY = Metric("token_accuracy")
 ECE = Metric("ece", "lower", "decimals")
 
 
@@ -43,7 +44,8 @@ class Kind:
 
     name, problem: their values in a config · inputs: columns that make up an example's content · optional_inputs:
     more of them, read where the config names a column · labels, optional_labels: columns of gold labels, in the same
-    way · metrics: its scores; the first is the default · auto_class: the class of transformers whose head it uses ·
+    way · metrics: its scores; the first is the default · forced: scores of a model that is forced along the gold texts, which
+    its predictions do not tell: students and teachers in training have them · auto_class: the class of transformers whose head it uses ·
     outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
     loads an exported folder, None where there is none · truncates: the unit that truncation loses and
     `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions · writes: whether they
@@ -64,6 +66,7 @@ class Kind:
     continuous: bool = False
     writes: bool = False
     heads: tuple[str, ...] = ()
+    forced: tuple[Metric, ...] = ()
 
     @property
     def selecting(self) -> tuple[str, ...]:
@@ -155,6 +158,7 @@ SEQUENCE_TO_SEQUENCE = Kind(
     auto_class="AutoModelForSeq2SeqLM",
     writes=True,
     heads=("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
+    forced=(TOKEN_ACCURACY,),
 )
 
 KINDS = (
@@ -167,7 +171,7 @@ KINDS = (
 )
 SKILL = "skill"
 """Name of the smooth score that every kind has beside its metrics (`pipeline.tasks.skill`)."""
-METRICS = {metric.name: metric for kind in KINDS for metric in kind.metrics}
+METRICS = {metric.name: metric for kind in KINDS for metric in (*kind.metrics, *kind.forced)}
 """Every metric by its name: a name means the same, and is shown the same, whatever the kind."""
 
 

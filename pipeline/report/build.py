@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.kinds import METRICS
+from pipeline.config.resolved import Mode
 from pipeline.files import write_atomically
 from pipeline.report.json_file import to_json
 from pipeline.report.page import markdown
@@ -82,10 +84,18 @@ def build(tasks: Mapping[str, TaskResults], facts: RunFacts) -> Report:
 
 def _task(results: TaskResults) -> TaskReport:
     task, test, metric = results.task, results.test, results.metric
+
+    def scores(mode: Mode, models: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
+        forced = results.forced.get(mode, {})
+        return {
+            name: {**task.scoring.scores(values, test), **forced.get(name, {})}
+            for name, values in models.items()
+        }
+
     metrics = Metrics(
         teachers={name: task.scoring.scores(values, test) for name, values in results.teachers.items()},
-        students={name: task.scoring.scores(values, test) for name, values in results.students.items()},
-        supervised={name: task.scoring.scores(values, test) for name, values in results.supervised.items()},
+        students=scores("distilled", results.students),
+        supervised=scores("supervised", results.supervised),
         ensemble=task.scoring.scores(results.ensemble, test),
     )
     resampled = _resampled(results)

@@ -342,8 +342,11 @@ def _details(metrics: Metrics) -> str:
         **{f"**{name}**": one for name, one in metrics.students.items()},
         **{f"{name}, supervised": one for name, one in metrics.supervised.items()},
     }
-    names = list(metrics.ensemble)
-    rows = [[model, *(measured(name, one[name]) for name in names)] for model, one in models.items()]
+    names = list(dict.fromkeys(name for one in models.values() for name in one))
+    rows = [
+        [model, *(measured(name, one[name]) if name in one else NOTHING for name in names)]
+        for model, one in models.items()
+    ]
     table = markdown_table(["model", *names], rows)
     return f"<details><summary>All metrics</summary>\n\n{table}\n\n</details>"
 

@@ -51,9 +51,9 @@ def task_results(
 ) -> dict[str, TaskResults]:
     """By task, every model's predictions on the test split: teachers' from the store, students' from their jobs."""
     store = Store(config.store_path)
-    outputs = {job: read_result(config.run_dir, job)[1] for job in jobs_of(config)}
+    results = {job: read_result(config.run_dir, job) for job in jobs_of(config)}
     return {
-        name: _one_task(config, name, task_data, keys, store, outputs) for name, task_data in data.items()
+        name: _one_task(config, name, task_data, keys, store, results) for name, task_data in data.items()
     }
 
 
@@ -63,14 +63,16 @@ def _one_task(
     data: TaskData,
     keys: Mapping[str, str],
     store: Store,
-    outputs: Mapping[Job, Mapping[str, NDArray[Any]]],
+    results: Mapping[Job, tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]],
 ) -> TaskResults:
     task, test, strategy = data.task, data.splits["test"], task_aggregation(config, name).strategy
     teachers, together = _predictions(config, name, data, keys, store, "test")
     by_mode: dict[str, dict[str, Any]] = {mode: {} for mode in get_args(Mode)}
-    for job, values in outputs.items():
+    forced = {mode: dict[str, Mapping[str, float]]() for mode in get_args(Mode)}
+    for job, (facts, values) in results.items():
         if name in values:
             by_mode[job.mode][job.student] = values[name]
+            forced[job.mode][job.student] = facts.get("forced", {}).get(name, {})
     return TaskResults(
         task=task,
         test=test,
@@ -81,6 +83,7 @@ def _one_task(
         supervised=by_mode["supervised"],
         best_teacher=by_mode["best_teacher"],
         aggregation=strategy,
+        forced=forced,
         notes=ensemble_notes(strategy, len(teachers)),
         variants={method: variants_record(made) for method, made in data.variants.items()},
     )

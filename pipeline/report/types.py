@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from pipeline.batch import Examples
+from pipeline.config.resolved import Mode
 from pipeline.report.schema import (
     Latencies,
     PreflightFindings,
@@ -25,7 +27,8 @@ class TaskResults:
 
     task: has the metric and the labels · test: the examples · examples: number by split · teachers, ensemble,
     students, supervised: (M, C) predictions as `Scoring.scores` takes them, by name; a supervised baseline has its
-    student's name (may be empty) · aggregation: the strategy · best_teacher: of the same students from each task's best teacher alone (may be empty) · notes: lines for the report · variants: what `augment` made
+    student's name (may be empty) · aggregation: the strategy · best_teacher: of the same students from each task's best teacher alone (may be empty) · forced: by mode and
+    student the scores along the gold texts (`pipeline.config.kinds.Kind.forced`), none of kinds without · notes: lines for the report · variants: what `augment` made
     of the training texts, by method.
     """
 
@@ -38,6 +41,7 @@ class TaskResults:
     supervised: dict[str, NDArray[Any]]
     aggregation: str
     best_teacher: dict[str, NDArray[Any]] = field(default_factory=dict)
+    forced: Mapping[Mode, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     variants: dict[str, VariantsRecord] = field(default_factory=dict)
 

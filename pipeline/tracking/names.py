@@ -23,7 +23,7 @@ def metrics_of(config: RunConfig) -> dict[str, tuple[str, ...]]:
             dict.fromkeys(
                 (
                     task.metric or task.declared.metrics[0].name,
-                    *(m.name for m in task.declared.metrics),
+                    *(m.name for m in (*task.declared.metrics, *task.declared.forced)),
                     SKILL,
                 )
             )

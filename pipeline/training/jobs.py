@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
+from pipeline.config.kinds import TOKEN_ACCURACY
 from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss, steps_of_pass
 from pipeline.config.resolved import (
     Job,
@@ -55,7 +56,7 @@ from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
 from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
-from pipeline.training.step import Aggregation, Workers, predict
+from pipeline.training.step import Aggregation, Workers, predict, token_accuracy
 from pipeline.training.written import written_texts
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
@@ -318,6 +319,11 @@ def _test(
         name: predict(student, own.task, encoded[name], tokens, workers, tokenizer)
         for name, own in data.items()
     }
+    forced = {
+        name: {TOKEN_ACCURACY.name: token_accuracy(student, own.task, encoded[name], tokens, workers)}
+        for name, own in data.items()
+        if own.task.kind.writes
+    }
     if workers.rank == 0:
         truncated = {
             s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
@@ -329,6 +335,7 @@ def _test(
             "truncated": truncated,
             "parameters": parameter_count(student),
             "left_out": left_out,
+            "forced": forced,
         }
         _finish(plan, job, student, tokenizer, predictions=predictions, result=result)
 

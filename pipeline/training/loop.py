@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.kinds import SKILL
+from pipeline.config.kinds import SKILL, TOKEN_ACCURACY
 from pipeline.config.recipe import Recipe
 from pipeline.errors import DivergedError
 from pipeline.losses import Needs, needs_of
@@ -34,7 +34,7 @@ from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.memory import trim_memory
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.stage import Stage
-from pipeline.training.step import accumulate, hidden_error, predict, share_gradients
+from pipeline.training.step import accumulate, hidden_error, predict, share_gradients, token_accuracy
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
@@ -294,6 +294,11 @@ class Trainer:
                 )
             scores = task_set.task.scoring.scores(given, task_set.gold)
             scores[SKILL] = skill(relative_losses(task_set.task, given, task_set.gold))
+            if task_set.task.kind.writes:
+                encoded, tokens = task_set.validation, self.config.tokens_per_forward
+                scores[TOKEN_ACCURACY.name] = token_accuracy(
+                    self.student, task_set.task, encoded, tokens, self.workers
+                )
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
             main.append(scores[task_set.task.scoring.metric])
             skills.append(scores[SKILL])

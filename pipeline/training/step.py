@@ -23,6 +23,7 @@ from pipeline.batch import (
     Examples,
     flat_index,
     is_present,
+    pad_targets,
     token_budget_batches,
 )
 from pipeline.config.schema import Strategy
@@ -267,6 +268,30 @@ def _written(
     ).values
     parts = workers.gather_objects(own)
     return functools.reduce(lambda a, b: np.where(a == "", b, a), parts)
+
+
+@torch.inference_mode()
+def token_accuracy(
+    student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers
+) -> float:
+    """The share of the tokens of n gold texts that the student has as the most likely next one, after the gold tokens before;
+    several workers share the batches.
+
+    The student is left in evaluation mode. encoded: with targets, each text's end mark among its tokens.
+    """
+    assert encoded.targets is not None, "of a kind that writes"
+    student.eval()
+    sums = torch.zeros(2, dtype=torch.int64, device=workers.device)
+    order = np.argsort(encoded.lengths, kind="stable")
+    for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
+        ids = encoded.targets.take(rows)
+        batch = TensorBatch.of(encoded.pad(rows), workers.device)
+        batch = replace(batch, target=torch.from_numpy(pad_targets(ids)).to(workers.device))
+        logits = task.head.read_out(student(task.name, batch.inputs, target=batch.target), batch)
+        right = logits.argmax(dim=-1) == torch.from_numpy(ids.values).to(workers.device)
+        sums += torch.stack([right.sum(), torch.tensor(len(right), device=workers.device)])
+    right_ones, every = workers.sum_(sums).tolist()
+    return float(right_ones / max(every, 1))
 
 
 @torch.inference_mode()

@@ -102,6 +102,7 @@ def test_every_source_is_written_for_once(folder: Path) -> None:
     task = report["tasks"]["translate"]
     assert task["metric"] == "chrf"
     assert 0 < task["students"]["small"]["best_teacher"] <= 1
+    assert 0 < task["metrics"]["students"]["small"]["token_accuracy"] <= 1
     assert any("nrefs:1" in note for note in task["notes"]), "sacrebleu's signature"
     page = (folder / "runs" / "words" / "report.md").read_text()
     assert "copies of the sources score" in page
@@ -120,6 +121,13 @@ def test_a_folder_opens_with_transformers_and_writes_what_was_scored(folder: Pat
         written = words.batch_decode(model.generate(**batch), skip_special_tokens=True)
     scored = read_predictions(run / "checkpoints" / "small-distilled")["translate"][:, 0].tolist()
     assert [text.strip() for text in written] == scored
+    targets = words(text_target=test.inputs["target"], padding=True, return_tensors="pt")
+    mask = targets["attention_mask"].bool()
+    labels = targets["input_ids"].masked_fill(~mask, -100)
+    with torch.no_grad():
+        likeliest = model(**batch, labels=labels).logits.argmax(dim=-1)
+    forced = report_of(folder)["tasks"]["translate"]["metrics"]["students"]["small"]["token_accuracy"]
+    assert float((likeliest == labels)[mask].double().mean()) == pytest.approx(forced)
 
 
 def test_the_command_again_runs_no_teacher(folder: Path) -> None:

@@ -44,6 +44,21 @@ def test_a_run_knows_its_group() -> None:
     assert "group.md of eight has the others" in markdown(report)
 
 
+def test_scores_of_students_alone_stand_in_the_table_of_all_metrics() -> None:
+    forced = {
+        "distilled": {"half": {"token_accuracy": 0.61}},
+        "supervised": {"half": {"token_accuracy": 0.52}},
+    }
+    tasks = {"movies": replace(some_task(), forced=forced)}
+    metrics = build(tasks, some_run()[1]).tasks["movies"].metrics
+    assert metrics.students["half"]["token_accuracy"] == 0.61
+    assert metrics.supervised["half"]["token_accuracy"] == 0.52
+    assert "token_accuracy" not in metrics.students["tiny"]
+    page = markdown(build(tasks, some_run()[1]))
+    assert re.search(r"\| \*\*half\*\* \|[^\n]* 61\.0 \|\n", page)
+    assert re.search(rf"\| ensemble \|[^\n]* {NOTHING} \|\n", page)
+
+
 def test_hand_case() -> None:
     report = hand_report(student=8, supervised=7, ensemble=9)
     task = report.tasks["movies"]

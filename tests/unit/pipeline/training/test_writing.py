@@ -26,7 +26,7 @@ from pipeline.text_arrays import text_array
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import Trainer
 from pipeline.training.stage import LossPlan, one_stage
-from pipeline.training.step import Aggregation, accumulate
+from pipeline.training.step import Aggregation, Workers, accumulate, token_accuracy
 from pipeline.training.written import WrittenTexts
 from students.student import MultiTaskStudent, build_student
 from tests.tiny_writers import SOURCES, TARGETS, writer, writing_task
@@ -102,6 +102,16 @@ def test_the_hard_loss_is_the_mean_cross_entropy_of_tokens(folder: Path) -> None
         ]
     )
     assert terms["hard"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 4096])
+def test_token_accuracy_is_the_share_of_gold_tokens_that_are_most_likely(folder: Path, tokens: int) -> None:
+    task = writing_task()
+    rows = [logits_of(folder, task, *pair) for pair in zip(SOURCES, TARGETS, strict=True)]
+    right = torch.cat([logits.argmax(dim=-1) == ids for logits, ids in rows])
+    encoded = TaskSet.of(data_of(task), open_tokenizer(folder)).validation
+    value = token_accuracy(student_of(folder, task), task, encoded, tokens, Workers())
+    assert value == pytest.approx(float(right.double().mean()))
 
 
 def test_smoothed_labels_are_pytorchs_over_the_whole_vocabulary_with_token_targets_too(folder: Path) -> None:
@@ -218,7 +228,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(folder: Path, tmp_pa
     assert second.fit().status == whole.progress.status
     for name, tensor in whole.student.state_dict().items():
         assert torch.equal(tensor, second.student.state_dict()[name]), name
-    assert {"translate/chrf", "translate/skill", "macro/score"} <= whole.progress.kept.keys()
+    expected = {"translate/chrf", "translate/token_accuracy", "translate/skill", "macro/score"}
+    assert expected <= whole.progress.kept.keys()
 
 
 def test_a_model_learns_to_write_its_targets(folder: Path, tmp_path: Path) -> None:
@@ -230,6 +241,7 @@ def test_a_model_learns_to_write_its_targets(folder: Path, tmp_path: Path) -> No
     done = Trainer(student, feed, config, one_stage(config, LossPlan()), tmp_path)
     done.fit()
     assert done.progress.kept["translate/chrf"] > 0.9
+    assert done.progress.kept["translate/token_accuracy"] > 0.9
     texts = done.predictions()["translate"]
     assert texts.shape == (len(SOURCES), 1)
 
