@@ -28,6 +28,8 @@ ELSEWHERE = {  # what a line starts with → what runs it
     "make ": "CI and whoever follows README",
     "pip ": "make install, make lock",
     "ray ": "needs a cluster; tests/unit/test_cluster_yaml.py reads cluster.yaml",
+    "docker ": "needs docker; tests/unit/test_rayjob.py builds the package from what the Dockerfile copies",
+    "kubectl ": "needs Kubernetes; tests/unit/test_rayjob.py reads rayjob.yaml",
     "python examples/mlflow_server.py": "tests/integration/test_postgres.py",
     "tutelage train examples/quickstart.yaml tracking.uri=": "tests/integration/test_postgres.py",
     "tutelage ui ": "tests/integration/test_ui.py",
