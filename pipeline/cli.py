@@ -235,6 +235,56 @@ def teachers(run: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def store(
+    run: RunFile,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every shard; set damaged ones aside, to be labelled again.")
+    ] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Merge small shards into few large ones.")
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the targets that no run needs any more; asks first.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """List the stored soft targets and the runs that read them; verify, compact, remove them."""
+    config = load_config(run, overrides or [])
+    from teachers.store import Store
+    from teachers.upkeep import holdings, is_needless, table, unread
+
+    kept = Store(config.store_path)
+    held = holdings(kept)
+    if verify:
+        damaged = sum(kept.verify(one.teacher) for one in held)
+        shards = sum(one.shards for one in held)
+        out.print(f"{shards:,} shards read, {damaged} damaged")
+    if compact:
+        with unread(held):
+            for one in held:
+                kept.compact(one.teacher)
+        after = holdings(kept)
+        out.print(f"{sum(one.shards for one in held):,} shards are {sum(one.shards for one in after):,} now")
+    held = holdings(kept)
+    out.print(table(held) if held else "nothing is stored")
+    if not remove:
+        return
+    needless = [one for one in held if is_needless(one)]
+    if not needless:
+        out.print("every target is needed by a run, or may be")
+        return
+    names = ", ".join(one.teacher for one in needless)
+    size = sum(one.size for one in needless) / 1e6
+    question = f"Remove {size:,.1f} MB of targets, {names}, whose runs are gone?"
+    if not yes and not typer.confirm(question):
+        return
+    for one in needless:
+        kept.remove(one.teacher)
+    out.print(f"removed {size:,.1f} MB")
+
+
+@app.command()
 def evaluate(
     student: Annotated[
         Path, typer.Argument(help="A student's folder, e.g. runs/NAME/students/STUDENT.", show_default=False)

@@ -5,6 +5,7 @@ Every stage skips what is done already, so that the same command resumes whereve
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -304,9 +305,10 @@ def _label(run: Run) -> None:
             "max_length": spec.max_length or task.head.max_length,
             "dtype": spec.serving.dtype,
         }
-        store.describe(spec.key, facts)
+        _describe(run, store, spec.key, facts)
         if spec.hidden is not None:
-            store.describe(spec.hidden.key, {**facts, "columns": None, "layer": spec.hidden.layer.index})
+            own = {**facts, "columns": None, "layer": spec.hidden.layer.index}
+            _describe(run, store, spec.hidden.key, own)
 
     def progress(teacher: str, done: int, total: int) -> None:
         run.stages.tick()
@@ -322,6 +324,12 @@ def _label(run: Run) -> None:
     needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
     run.display.line(f"soft targets: {needed - forwards} from the store, {forwards} computed")
     _force(run, store, specs)
+
+
+def _describe(run: Run, store: Store, key: str, facts: Mapping[str, object]) -> None:
+    """Records in the store what stands under `key`, and that the run reads it."""
+    store.describe(key, facts)
+    store.use(key, str(run.config.run_dir.absolute()), platform.node())
 
 
 def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
@@ -341,9 +349,8 @@ def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
             "task": spec.task.name,
             "kind": spec.task.kind.name,
         }
-        store.describe(
-            spec.key, {**facts, "token_targets": run.tokens[spec.name].form.model_dump(mode="json")}
-        )
+        own = {**facts, "token_targets": run.tokens[spec.name].form.model_dump(mode="json")}
+        _describe(run, store, spec.key, own)
 
     def progress(teacher: str, done: int, total: int) -> None:
         run.stages.tick()

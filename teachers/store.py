@@ -11,12 +11,12 @@
                                            or texts, scores and lengths, a list of ``candidates`` an example
     <store>/<teacher>/shard-<hash>.json    the shard's entry: rows, bytes, checksum, labels, vocabulary or layer, when
                                            written
+    <store>/<teacher>/run-<hash>.json      a run folder that reads these targets, and its machine
 
 `teacher` is a fingerprint: a hexadecimal hash of everything that changes the teacher's soft targets. A shard is
 written whole, is named by the hash of its bytes and never changes. Its entry is written after it: a shard without an
-entry does not exist. No two writers share a file, so any number of processes may append at once without locks.
-
-Not covered: the store never deletes a teacher (delete its folder), and never merges small shards.
+entry does not exist. No two writers share a file, so any number of processes may append at once without locks. Only
+`Store.compact` and `Store.remove` delete what has an entry; `teachers.upkeep` calls them while no run reads the store.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ LABEL_AGAIN = "Label again: only what is missing is computed."
 ORPHAN_AGE_S = 24 * 3600
 """Seconds after which a shard without an entry, or a temporary file, belongs to a dead writer and is deleted."""
 
+COMPACTED = 64_000_000
+"""Bytes of a shard after `Store.compact`."""
+
+_USER = re.compile(r"run-[0-9a-f]{16}\.json")
 _ENTRY = re.compile(r"(shard-[0-9a-f]{32})\.json")
 _UNFINISHED = re.compile(r"(shard-[0-9a-f]{32})\.arrow|.+\.tmp")
 
@@ -109,8 +113,7 @@ class Store:
         self._sweep(teacher, listing)
         data, entry = _encode(storable)
         if entry.shard not in entries or self._open(teacher, entries[entry.shard]) is None:
-            self._files.put(f"{teacher}/{entry.shard}.arrow", data)
-            self._files.put(f"{teacher}/{entry.shard}.json", entry.dump())  # only now does the shard exist
+            self._write(teacher, data, entry)
 
     def view(
         self,
@@ -154,9 +157,69 @@ class Store:
             text = json.dumps(dict(metadata), indent=2, ensure_ascii=False)
             self._files.put(f"{teacher}/teacher.json", text.encode() + b"\n")
 
+    def use(self, teacher: str, run_dir: str, machine: str) -> None:
+        """Records that the run in `run_dir` on `machine` reads the teacher's targets."""
+        name = f"run-{blake2b(f'{machine}:{run_dir}'.encode(), digest_size=8).hexdigest()}.json"
+        if name not in self._files.list(_folder(teacher)):
+            text = json.dumps({"run_dir": run_dir, "machine": machine}, ensure_ascii=False)
+            self._files.put(f"{teacher}/{name}", text.encode() + b"\n")
+
+    def teachers(self) -> list[str]:
+        """The fingerprints of all teachers that have a folder in the store, sorted."""
+        return sorted(name for name in self._files.folders() if re.fullmatch(r"[0-9a-f]+", name))
+
+    def holding(self, teacher: str) -> Holding:
+        """What the store has of the teacher, from its entries alone."""
+        entries, listing = self._refresh(teacher)
+        facts = self._files.read_object(f"{teacher}/teacher.json") if "teacher.json" in listing else {}
+        users = [self._files.read_object(f"{teacher}/{file}") for file in listing if _USER.fullmatch(file)]
+        return Holding(
+            teacher,
+            facts,
+            space=next((entry.space for entry in entries.values()), None),
+            examples=sum(entry.rows for entry in entries.values()),
+            shards=len(entries),
+            size=sum(int(info.size) for info in listing.values()),
+            users=tuple((str(user.get("run_dir")), str(user.get("machine"))) for user in users),
+        )
+
+    def verify(self, teacher: str) -> int:
+        """Reads every shard of the teacher; sets those aside that do not match their checksums, and returns how many."""
+        entries, _ = self._refresh(teacher)
+        return len(entries) - len(self._index(teacher).shards)
+
+    def compact(self, teacher: str, size: int = COMPACTED) -> None:
+        """Merges the teacher's shards into as few as have about `size` bytes; of equal keys the oldest is kept.
+
+        Interrupted, it leaves targets twice, never less than once. No other process may read the teacher meanwhile: the shards
+        that it has listed are deleted.
+        """
+        entries, _ = self._refresh(teacher)
+        index = self._index(teacher)
+        parts = max(1, -(-sum(entry.size for entry in entries.values()) // size))
+        if parts >= len(entries) or not len(index.keys):
+            return
+        written = set[str]()
+        for keys in np.array_split(index.keys, parts):
+            data, entry = _encode(SoftTargets(keys, index.gather(keys)))
+            written.add(entry.shard)
+            if entry.shard not in entries:
+                self._write(teacher, data, entry)
+        for shard in entries.keys() - written:
+            self._files.delete(f"{teacher}/{shard}.json")  # first: without it the shard does not exist
+            self._files.delete(f"{teacher}/{shard}.arrow")
+
+    def remove(self, teacher: str) -> None:
+        """Deletes all that the store has of the teacher."""
+        self._files.delete_folder(_folder(teacher))
+
     def size(self, teacher: str) -> int:
         """Bytes of all files in the teacher's folder."""
         return sum(int(info.size) for info in self._files.list(_folder(teacher)).values())
+
+    def _write(self, teacher: str, data: pa.Buffer, entry: _Entry) -> None:
+        self._files.put(f"{teacher}/{entry.shard}.arrow", data)
+        self._files.put(f"{teacher}/{entry.shard}.json", entry.dump())  # only now does the shard exist
 
     def _index(self, teacher: str) -> Stored:
         """The index over every intact shard that the teacher has now."""
@@ -228,6 +291,23 @@ class Store:
             match = _UNFINISHED.fullmatch(file)
             if match and f"{match[1]}.json" not in listing and (info.mtime_ns or oldest) < oldest:
                 self._files.delete(f"{teacher}/{file}")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the store has of one teacher.
+
+    facts: of teacher.json, empty without · space: of its targets, None where it has none · examples: rows of all shards · size: bytes of all
+    files · users: run folder and machine of each run that reads them.
+    """
+
+    teacher: str
+    facts: Mapping[str, Any]
+    space: Space | None
+    examples: int
+    shards: int
+    size: int
+    users: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)

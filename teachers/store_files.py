@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -29,6 +31,21 @@ class StoreFiles:
         """File name → pyarrow `FileInfo` of the files in `folder`; empty if the folder does not exist."""
         selector = fs.FileSelector(self._at(folder), allow_not_found=True)
         return {info.base_name: info for info in self._fs.get_file_info(selector) if info.is_file}
+
+    def folders(self) -> Sequence[str]:
+        """Names of the folders under the root; none if it does not exist."""
+        selector = fs.FileSelector(self._root, allow_not_found=True)
+        return [
+            info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.Directory
+        ]
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file; empty if the file is gone or damaged."""
+        try:
+            value = json.loads(self.read(name))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""
@@ -64,6 +81,10 @@ class StoreFiles:
         """Delete a file. An error is ignored: another process may have deleted it first."""
         with suppress(OSError):
             self._fs.delete_file(self._at(name))
+
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder with all that is in it."""
+        self._fs.delete_dir(self._at(name))
 
     def _at(self, name: str) -> str:
         return posixpath.join(self._root, name)

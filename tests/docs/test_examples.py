@@ -32,6 +32,7 @@ ELSEWHERE = {  # what a line starts with → what runs it
     "kubectl ": "needs Kubernetes; tests/unit/test_rayjob.py reads rayjob.yaml",
     "python examples/mlflow_server.py": "tests/integration/test_postgres.py",
     "tutelage train examples/quickstart.yaml tracking.uri=": "tests/integration/test_postgres.py",
+    "tutelage store examples/quickstart.yaml --remove": "it asks; tests/unit/pipeline/test_cli.py",
     "tutelage ui ": "tests/integration/test_ui.py",
 }
 FIRST = ("tutelage train run.yaml", "tutelage train examples/quickstart.yaml")

@@ -19,6 +19,7 @@ from pipeline.prepare import prepare, teacher_specs
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.result import read_predictions
 from teachers.store import Store
+from teachers.upkeep import holdings, runs_of
 from tests.integration.command import TUTELAGE, started, tutelage, wait_until
 from tests.tiny_writers import WORDS, writer
 
@@ -99,6 +100,9 @@ def test_every_source_is_written_for_once(folder: Path) -> None:
     sources = load_task("translate", config.tasks["translate"]).distinct()
     assert report["teacher_forwards"] == {"greedy": sources, "beams": sources}
     assert report["forwards_ratio"] == 1.0
+    held = holdings(Store(config.store_path))
+    assert len(held) == 4, "texts and token targets of two teachers"
+    assert {tuple(runs_of(one)) for one in held} == {(folder / "runs" / "words",)}
     task = report["tasks"]["translate"]
     assert task["metric"] == "chrf"
     assert 0 < task["students"]["small"]["best_teacher"] <= 1

@@ -6,8 +6,10 @@ Rows of faults are those that can be decided before Ray starts; `check` decides 
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
+import platform
 import re
 import shutil
 import signal
@@ -100,7 +102,7 @@ def two_lines(error: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- help and usage
 
 
-COMMANDS = ("check", "train", "label", "teachers", "evaluate", "export", "compare", "ui")
+COMMANDS = ("check", "train", "label", "teachers", "store", "evaluate", "export", "compare", "ui")
 
 
 def test_help_lists_the_commands(tutelage: Tutelage) -> None:
@@ -421,6 +423,39 @@ def test_check_brings_in_neither_ray_nor_mlflow(tiny_run: TinyRun, tmp_path: Pat
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-2:] == ["ok", "[]"]
+
+
+def test_the_store_is_listed_compacted_and_rid_of_what_no_run_needs(
+    tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = written(tmp_path, tiny_run()), tmp_path / "runs" / "old"
+    assert tutelage("store", file)[:2] == (0, "nothing is stored\n")
+    store = Store(load_config(str(file)).store_path)
+    for start in (0, 5):
+        keys = np.arange(start, start + 5, dtype=np.uint64)
+        store.append("0a", SoftTargets(keys, Dense(Ragged.single(np.ones((5, 2), np.float32)), ("a", "b"))))
+    store.describe("0a", {"teacher": "large", "task": "mood"})
+    code, out, _ = tutelage("store", file, "--remove", "--yes")
+    assert (code, "every target is needed" in out) == (0, True), "it is not known for which runs they are"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    store.use("0a", str(folder), platform.node())
+    code, out, _ = tutelage("store", file, "--verify", "--compact")
+    assert code == 0
+    assert "2 shards read, 0 damaged" in out
+    assert "2 shards are 1 now" in out
+    assert re.search(r"^ *0a +mood +large +logits, 2 columns +10 +1 +0\.0 +old *$", out, re.MULTILINE)
+    lock = FileLock(folder / ".lock")
+    with lock:
+        code, _, err = tutelage("store", file, "--compact")
+    assert (code, "another launch is using" in err) == (2, True)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, _, err = tutelage("store", file, "--remove")
+    assert code == 130, "nobody answers"
+    assert store.teachers() == ["0a"]
+    assert tutelage("store", file, "--remove", "--yes")[0] == 0
+    assert store.teachers() == []
 
 
 # ---------------------------------------------------------------- faults, by their rows

@@ -39,6 +39,17 @@ def test_texts_are_read_back_by_key(tmp_path: Path) -> None:
     assert read.lengths.tolist() == [[3, 3]] * 3
 
 
+def test_texts_survive_compaction(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.append(TEACHER, SoftTargets(keys(0, 1, 2), texts(0, 1, 2)))
+    store.append(TEACHER, SoftTargets(keys(5, 4), texts(5, 4)))
+    store.compact(TEACHER)
+    (entry,) = (tmp_path / TEACHER).glob("shard-*.json")
+    read = Store(str(tmp_path)).view(TEACHER, keys(4, 0), None).gather(keys(4, 0, 2, 5))
+    assert isinstance(read, Texts), entry
+    assert read.values[:, 0].tolist() == [f"text {i}, candidate 0" for i in (4, 0, 2, 5)]
+
+
 def test_spaces_of_texts_are_told_apart(tmp_path: Path) -> None:
     assert space_of(space_fields(Candidates(3))) == Candidates(3)
     store = Store(str(tmp_path))

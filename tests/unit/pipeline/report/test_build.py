@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.resolved import Mode
 from pipeline.report.build import build, write
 from pipeline.report.group import build as build_group
 from pipeline.report.group import verdict as verdict_of_group
@@ -45,7 +46,7 @@ def test_a_run_knows_its_group() -> None:
 
 
 def test_scores_of_students_alone_stand_in_the_table_of_all_metrics() -> None:
-    forced = {
+    forced: dict[Mode, dict[str, dict[str, float]]] = {
         "distilled": {"half": {"token_accuracy": 0.61}},
         "supervised": {"half": {"token_accuracy": 0.52}},
     }
