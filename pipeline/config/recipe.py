@@ -44,8 +44,9 @@ a fifth of its size has 90.9 after 1,512, and 93.7 after 630."""
 RATE, RATE_WIDTH = 5e-5, 768
 """Learning rate of a model of width 768; a model of half the width has twice the rate."""
 LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
-T5_RATE_FACTOR = 7.0
-"""Of the models of T5's family, whose attention is not scaled and whose rates are an order higher (5e-4 at width 512)."""
+T5_RATE_FACTOR = 13.0
+"""Of the models of T5's family, whose attention is not scaled and whose rates are an order higher: FLAN-T5-small on 2,000 sentences
+has chrF 61.9 after three epochs with 5e-4, 64.1 with 1e-3, and a student cut from it 41.6 and 46.3 after its first."""
 TEXT_SHARE = 0.5
 """Share of the examples of a sequence-to-sequence task that learn their teachers' text."""
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2

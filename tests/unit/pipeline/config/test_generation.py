@@ -34,7 +34,7 @@ def task(**changes: Any) -> dict[str, Any]:
 
 FACTS = Facts(
     {"translate": TaskFacts(None, False, 1000, 900, None, writes=True)},
-    {"s": ModelFacts(512, by_word=False, rate_factor=7.0)},
+    {"s": ModelFacts(512, by_word=False, rate_factor=13.0)},
     {"a": ModelFacts(512), "b": ModelFacts(512)},
 )
 
