@@ -60,7 +60,7 @@ def test_a_student_learns_half_of_its_teachers_texts_by_default() -> None:
     loss = student.loss.tasks["translate"]
     assert (loss.hard, loss.soft, loss.text, loss.temperature) == (1.0, 0.0, 0.5, 1.0)
     assert student.soft == frozenset()
-    assert student.train.learning_rate == pytest.approx(5.2e-4), "7 × the rate of an encoder of that width"
+    assert student.train.learning_rate == pytest.approx(9.8e-4), "13 × the rate of an encoder of that width"
     given = parse_config(config(loss={"text": 1.0, "hard": 0.4, "soft": 0.6}))
     student = resolve_config(given, FACTS).students["s"]
     assert student.loss.tasks["translate"].text == 1.0
