@@ -191,7 +191,9 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
         splits = {**splits, "train": _with_unlabelled(task, config.data, columns, splits, notes)}
     unlabelled = int((~task.reading.labelled(splits["train"].labels)).sum())
     if unlabelled:
-        notes.append(f"{unlabelled} examples of train have no label: students learn them from the teachers alone")
+        notes.append(
+            f"{unlabelled} examples of train have no label: students learn them from the teachers alone"
+        )
     return TaskData(task, splits, tuple(f"{name}: {note}" for note in notes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.training import threads as module
 from pipeline.training.threads import chosen, faster_threads
 
 
@@ -16,6 +17,18 @@ def test_fewer_threads_are_taken_where_they_are_clearly_faster(
     seconds: dict[int, float], threads: int
 ) -> None:
     assert chosen(seconds) == threads
+
+
+@pytest.mark.parametrize(
+    ("several", "threads"), [([0.5, 0.5, 0.04], 2), ([0.5, 0.5, 0.5], 1), ([0.04], 2)], ids=str
+)
+def test_a_moment_of_other_work_does_not_decide(
+    monkeypatch: pytest.MonkeyPatch, several: list[float], threads: int
+) -> None:
+    left = iter(several)
+    monkeypatch.setattr(module, "step_seconds", lambda count: {count: next(left), 1: 0.07})
+    assert faster_threads(2, pause_s=0)[0] == threads
+    assert not list(left), "no more looks than are needed"
 
 
 def test_nothing_is_measured_where_there_is_no_choice() -> None:
