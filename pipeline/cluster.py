@@ -75,6 +75,8 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
                 "Is the machine busy, or its memory or disk full? Run the same command again.",
             ) from error
     else:
+        # of students' workers: Ray Train's own minute is less than an autoscaler's node takes
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{config.cluster.nodes_timeout_s:g}")
         _check_listens(address)
         try:
             ray.init(

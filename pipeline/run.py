@@ -22,6 +22,7 @@ from pipeline.config.resolved import Job, jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.display.display import Display
 from pipeline.display.progress import StageProgress
+from pipeline.places import Patience, Wait
 from pipeline.prepare import (
     Inputs,
     augment_inputs,
@@ -56,7 +57,7 @@ from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.threads import faster_threads
-from pipeline.training.worker_group import run_worker_group
+from pipeline.training.worker_group import run_worker_group, worker_resources
 from teachers.checks import Findings, refuse
 from teachers.forced import forced_pairs
 from teachers.pool import Labelling, fill_store
@@ -237,6 +238,13 @@ def make_targets(run: Run) -> None:
     _label(run)
 
 
+def _patience(run: Run) -> Patience:
+    """How to wait for nodes. A private Ray has one, and teachers take turns on it: that is not worth a line."""
+    cluster = run.config.cluster
+    show = run.display.line if cluster.address is not None else lambda line: None
+    return Patience(cluster.nodes_timeout_s, show)
+
+
 def _fine_tune(run: Run) -> None:
     run.stages.begin("fine_tune")
     requests = fine_tuning_requests(run.config, run.inputs)
@@ -262,7 +270,7 @@ def _fine_tune(run: Run) -> None:
 
     if requests:
         stop = stop_file(run.config.run_dir).absolute()
-        fine_tune_all(requests, run.inputs.data, stop, poll, run.stop)
+        fine_tune_all(requests, run.inputs.data, stop, poll, run.stop, _patience(run))
     for request in requests:
         if is_finished(request.folder):  # or the run was stopped
             poll(request)
@@ -278,7 +286,13 @@ def _preflight(run: Run, *, on_ray: bool) -> None:
     specs = teacher_specs(config, run.inputs)
     curves = teacher_curves(run.inputs)
     run.findings = preflight(
-        specs, validation, config.preflight_dir, on_ray=on_ray, check=run.stop.check, curves=curves
+        specs,
+        validation,
+        config.preflight_dir,
+        on_ray=on_ray,
+        check=run.stop.check,
+        curves=curves,
+        patience=_patience(run),
     )
     for warning in refuse(run.findings, lambda name: config.teachers[name].preflight == "warn"):
         run.display.line(warning)
@@ -318,7 +332,7 @@ def _label(run: Run) -> None:
     trained_on = {
         name: [one.splits[split] for split in ("train", "validation")] for name, one in data.items()
     }
-    run.labelled = fill_store(specs, examples, store, progress, run.stop, trained_on)
+    run.labelled = fill_store(specs, examples, store, progress, run.stop, trained_on, _patience(run))
     run.stop.check()
     forwards = sum(done.forwards for done in run.labelled.values())
     needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
@@ -356,7 +370,7 @@ def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
         run.stages.tick()
         run.display.bar(f"token targets of {teacher}", done, total)
 
-    done = fill_store(forced, pairs, store, progress, run.stop)
+    done = fill_store(forced, pairs, store, progress, run.stop, patience=_patience(run))
     run.stop.check()
     computed = sum(one.forwards for one in done.values())
     needed = sum(len(pairs[spec.task.name][0]) for spec in forced)
@@ -379,6 +393,7 @@ def _train_students(run: Run) -> None:
     )
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
+        Wait("students", worker_resources(plan), plan.group.workers, _patience(run)).check(plan.group.workers)
         in_thread(lambda: run_worker_group(plan), lambda: _show_jobs(run, jobs))
     run.stop.check()
     points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]

@@ -11,6 +11,7 @@ import torch
 from ray.actor import ActorHandle
 
 from pipeline.models import resolve
+from pipeline.places import Place
 from pipeline.predictor import Labels, Predictor
 from teachers.spec import TeacherSpec
 
@@ -44,13 +45,10 @@ class TeacherActor:
         return self._teacher.label(inputs)
 
 
-def start(spec: TeacherSpec) -> ActorHandle[Any]:
-    """A new replica. Ray restarts none: the pool does, so that it handles a hanging replica and a dead one alike."""
-    options = {
-        "num_cpus": spec.serving.cpus,
-        "num_gpus": spec.serving.gpus,
-        "resources": spec.serving.resources,
-    }
+def start(spec: TeacherSpec, place: Place) -> ActorHandle[Any]:
+    """A new replica in its place. Ray restarts none: the pool does, so that it handles a hanging replica and a dead one alike."""
     actor: Any = ray.remote(TeacherActor)
-    replica: ActorHandle[Any] = actor.options(**options, max_restarts=0, max_task_retries=0).remote(spec)
+    replica: ActorHandle[Any] = actor.options(**place.options, max_restarts=0, max_task_retries=0).remote(
+        spec
+    )
     return replica

@@ -23,6 +23,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from pipeline.batch import Examples
 from pipeline.errors import ExhaustedError, TutelageError
+from pipeline.places import PATIENCE, POLL_S, Patience, Place, Wait
 from pipeline.soft import Soft, SoftTargets, join_soft
 from teachers.actor import start
 from teachers.spec import TeacherSpec, requested
@@ -42,25 +43,39 @@ Labelled = tuple[Soft, Soft | None, int]
 
 @dataclass(eq=False)
 class _Replica:
-    """One actor. ready: the start that is waited for, None once it has started · calls: position of the chunk by call ·
-    last_result: `time.monotonic` of its latest result or, before any, of its start or first waiting call."""
+    """One actor in its place. actor: None until the place is reserved · ready: the start that is waited for, None before and once it
+    has started · calls: position of the chunk by call · last_result: `time.monotonic` of its latest result or, before any, of its
+    start or first waiting call."""
 
-    actor: ActorHandle[Any]
-    ready: ray.ObjectRef[int] | None
+    place: Place
+    actor: ActorHandle[Any] | None = None
+    ready: ray.ObjectRef[int] | None = None
     calls: dict[ray.ObjectRef[Any], int] = field(default_factory=dict)
     last_result: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes calls."""
+        return self.actor is not None and self.ready is None
+
+    def end(self) -> None:
+        """Ends the actor and frees its place."""
+        if self.actor is not None:
+            ray.kill(self.actor)
+        self.place.release()
 
 
 class TeacherPool:
     """The replicas of one teacher, open for one `map`, or from `open` to `close` for any number of `run`s.
 
-    A replica that dies, or returns nothing for `timeout_s`, is replaced and its calls are made again. After more than
-    `restarts` replacements, or when no replica starts within `timeout_s`, `ExhaustedError` names the teacher.
+    Each replica starts when the cluster has a place for it, and the ready ones work meanwhile. A replica that dies, or returns nothing for
+    `timeout_s`, is replaced and its calls are made again. After more than `restarts` replacements, when none of those with a
+    place starts within `timeout_s`, or when no node could hold one for as long as `patience` has it, `ExhaustedError` names the teacher.
     """
 
-    def __init__(self, spec: TeacherSpec, replicas: int) -> None:
+    def __init__(self, spec: TeacherSpec, replicas: int, patience: Patience = PATIENCE) -> None:
         self.spec, self.restarts = spec, 0
-        self._wanted = replicas
+        self._wanted, self._patience = replicas, patience
         self._replicas: list[_Replica] = []
 
     def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
@@ -72,13 +87,14 @@ class TeacherPool:
             self.close()
 
     def open(self, replicas: int) -> None:
-        """Starts replicas; does not wait for them."""
-        self._replicas = [self._start() for _ in range(replicas)]
+        """Asks for places of replicas; does not wait for them."""
+        self._wait = Wait(f"teacher {self.spec.name}", requested(self.spec.serving), replicas, self._patience)
+        self._replicas = [self._new() for _ in range(replicas)]
 
     def close(self) -> None:
         """Ends the replicas."""
         for replica in self._replicas:
-            ray.kill(replica.actor)
+            replica.end()
         self._replicas = []
 
     def run(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
@@ -86,21 +102,30 @@ class TeacherPool:
         waiting = deque(range(len(chunks)))
         done = 0
         while done < len(chunks):
+            self._start_placed()
             self._submit(waiting, chunks)
             for position, result in self._collect(waiting):
                 done += 1
                 yield position, result
             self._check_time(waiting)
 
-    def _start(self) -> _Replica:
-        actor = start(self.spec)
-        return _Replica(actor, actor.ready.remote())
+    def _new(self) -> _Replica:
+        return _Replica(Place(requested(self.spec.serving)))
+
+    def _start_placed(self) -> None:
+        """Starts the replicas that have got their places."""
+        for replica in self._replicas:
+            if replica.actor is None and replica.place.reserved:
+                replica.actor = start(self.spec, replica.place)
+                replica.ready = replica.actor.ready.remote()
+                replica.last_result = time.monotonic()
 
     def _submit(self, waiting: deque[int], chunks: Sequence[Chunk]) -> None:
         """Gives every ready replica up to `in_flight` calls."""
         for depth in range(self.spec.serving.in_flight):
             for replica in self._replicas:
-                if replica.ready is None and len(replica.calls) <= depth and waiting:
+                if replica.is_ready and len(replica.calls) <= depth and waiting:
+                    assert replica.actor is not None, "ready"
                     if not replica.calls:
                         replica.last_result = time.monotonic()
                     position = waiting.popleft()
@@ -110,6 +135,9 @@ class TeacherPool:
         """Waits up to a second for results and yields them; replaces replicas that died."""
         owners = {ref: replica for replica in self._replicas for ref in replica.calls}
         owners |= {replica.ready: replica for replica in self._replicas if replica.ready is not None}
+        if not owners:  # all wait for their places
+            time.sleep(POLL_S)
+            return
         finished, _ = ray.wait(list(owners), num_returns=1, timeout=1.0)
         for ref in finished:
             replica = owners[ref]
@@ -132,12 +160,14 @@ class TeacherPool:
         limit, now = self.spec.serving.timeout_s, time.monotonic()
         for replica in [r for r in self._replicas if r.calls and now - r.last_result > limit]:
             self._replace(replica, waiting, f"no answer for {limit:g} s")
-        starting = all(replica.ready is not None for replica in self._replicas)
-        if starting and now - max(replica.last_result for replica in self._replicas) > limit:
+        if waiting_ones := sum(replica.actor is None for replica in self._replicas):
+            self._wait.check(waiting_ones)
+        starting = [replica.last_result for replica in self._replicas if replica.ready is not None]
+        ready = any(replica.is_ready for replica in self._replicas)
+        if starting and not ready and now - max(starting) > limit:
             raise ExhaustedError(
-                f"teacher {self.spec.name}: no replica started within {limit:g} s; one needs "
-                f"{_shown(requested(self.spec.serving))}, the cluster has {_shown(ray.cluster_resources())}",
-                f"Add nodes, or lower teachers.{self.spec.name}.serving; what is labelled is kept.",
+                f"teacher {self.spec.name}: no replica started within {limit:g} s on the resources that it asked for",
+                f"See the nodes' load and memory, or raise teachers.{self.spec.name}.serving.timeout_s; what is labelled is kept.",
             )
 
     def _replace(self, replica: _Replica, waiting: deque[int], reason: str) -> None:
@@ -147,9 +177,9 @@ class TeacherPool:
                 f"teacher {self.spec.name}: replica lost for the {self.restarts}. time: {reason}",
                 f"See the node's memory, or raise teachers.{self.spec.name}.serving.restarts; what is labelled is kept.",
             )
-        ray.kill(replica.actor)
+        replica.end()
         waiting.extendleft(sorted(replica.calls.values(), reverse=True))
-        self._replicas[self._replicas.index(replica)] = self._start()
+        self._replicas[self._replicas.index(replica)] = self._new()
 
     def _explain(self, error: RayTaskError) -> TutelageError:
         cause = error.cause
@@ -177,48 +207,6 @@ class Labelling:
         return Labelling(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-class Room:
-    """The cluster's free resources. A pool enters only when its replicas fit, so that its time-outs do not include
-    the wait for other pools."""
-
-    def __init__(self, resources: Mapping[str, float]) -> None:
-        self._free = dict(resources)
-        self._inside = 0
-        self._changed = threading.Condition()
-
-    def enter(self, request: Mapping[str, float], count: int) -> int:
-        """Waits until one replica fits; returns how many of `count` replicas do.
-
-        A replica that does not fit the empty cluster enters when no other pool is inside: an autoscaler may add
-        nodes, or the pool's time-out names the missing resources.
-        """
-        with self._changed:
-            while (fitting := self._fitting(request, count)) == 0 and self._inside:
-                self._changed.wait()
-            admitted = max(1, fitting) if fitting or not self._autoscaled(request) else count
-            self._take(request, admitted, +1)
-            return admitted
-
-    def leave(self, request: Mapping[str, float], count: int) -> None:
-        """Frees the resources of `count` replicas."""
-        with self._changed:
-            self._take(request, -count, -1)
-            self._changed.notify_all()
-
-    def _fitting(self, request: Mapping[str, float], count: int) -> int:
-        rooms = [int((self._free.get(name, 0) + 1e-6) / amount) for name, amount in request.items() if amount]
-        return max(0, min([count, *rooms]))
-
-    def _autoscaled(self, request: Mapping[str, float]) -> bool:
-        """Whether the cluster lacks a requested resource altogether: only an autoscaler can add it."""
-        return any(amount and name not in self._free for name, amount in request.items())
-
-    def _take(self, request: Mapping[str, float], count: int, pools: int) -> None:
-        for name, amount in request.items():
-            self._free[name] = self._free.get(name, 0) - amount * count
-        self._inside += pools
-
-
 def fill_store(
     specs: Sequence[TeacherSpec],
     examples: Mapping[str, Sequence[Examples]],
@@ -226,9 +214,10 @@ def fill_store(
     on_progress: Callable[[str, int, int], None] = lambda teacher, done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
     hidden: Mapping[str, Sequence[Examples]] = MappingProxyType({}),
+    patience: Patience = PATIENCE,
 ) -> dict[str, Labelling]:
     """Computes the soft targets that the store lacks, of each teacher for its task's `examples`; returns what it did,
-    by teacher. Pools run at the same time where they fit the cluster.
+    by teacher. All pools are open at the same time; their replicas start as the cluster has places for them.
 
     hidden: those of the examples, by task, of which hidden targets are wanted as well, from teachers that have any. An
     example that lacks one or both goes through the teacher once.
@@ -237,7 +226,6 @@ def fill_store(
     returns true, the soft targets computed so far are stored and no more are computed. Raises the first error of any
     teacher, after the other teachers have stored theirs.
     """
-    room = Room(ray.cluster_resources())
     failed = threading.Event()
 
     def fill(spec: TeacherSpec) -> Labelling:
@@ -249,7 +237,7 @@ def fill_store(
                 examples[spec.task.name],
                 hidden[spec.task.name] if spec.hidden else (),
                 store=store,
-                room=room,
+                patience=patience,
                 on_progress=on_progress,
                 should_stop=lambda: should_stop() or failed.is_set(),
             )
@@ -268,7 +256,7 @@ def _fill_for_teacher(
     hidden: Sequence[Examples],
     *,
     store: Store,
-    room: Room,
+    patience: Patience,
     on_progress: Callable[[str, int, int], None],
     should_stop: Callable[[], bool],
 ) -> Labelling:
@@ -286,11 +274,9 @@ def _fill_for_teacher(
         return Labelling()
     chunks = length_sorted_chunks(texts, rows, CHUNK if spec.hidden is None else min(CHUNK, HIDDEN_CHUNK))
     inputs = [{name: [column[i] for i in chunk] for name, column in texts.items()} for chunk in chunks]
-    request = requested(spec.serving)
-    replicas = room.enter(request, min(spec.serving.replicas, len(chunks)))
     labelling = Labelling()
     shards = {key: _ShardWriter(store, key, spec.name, keys, texts) for key in lacking}
-    pool = TeacherPool(spec, replicas)
+    pool = TeacherPool(spec, min(spec.serving.replicas, len(chunks)), patience)
     results = pool.map(inputs)
     try:
         for position, (targets, vectors, truncated) in results:
@@ -308,7 +294,6 @@ def _fill_for_teacher(
         results.close()  # type: ignore[attr-defined]
         for writer in shards.values():
             writer.flush()
-        room.leave(request, replicas)
         labelling.restarts = pool.restarts
     return labelling
 
@@ -375,13 +360,3 @@ class _ShardWriter:
 def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-def _shown(resources: Mapping[str, float]) -> str:
-    """`2 CPU, 1 GPU`: the resources that are not 0, without memory and Ray's own node markers."""
-    amounts = [
-        f"{amount:g} {name}"
-        for name, amount in resources.items()
-        if amount and ":" not in name and name not in ("memory", "object_store_memory")
-    ]
-    return ", ".join(amounts) or "nothing"

@@ -8,7 +8,6 @@ judgement (`teachers.checks`) is computed again each time.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.curve import Curve
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.files import write_atomically
 from pipeline.models import resolve
+from pipeline.places import PATIENCE, Patience, Place, run_placed
 from pipeline.predictor import Predictor
 from pipeline.tasks.writing import writing_head
 from pipeline.text_arrays import arrays_of, numbers_of
@@ -93,6 +93,7 @@ def preflight(
     on_ray: bool,
     check: Callable[[], None] = lambda: None,
     curves: Mapping[str, Curve] = MappingProxyType({}),
+    patience: Patience = PATIENCE,
 ) -> list[Findings]:
     """Every teacher's findings, from predictions that are in `cache` or are computed now; blocks.
 
@@ -102,8 +103,10 @@ def preflight(
     files = {spec.name: _file(cache, spec, samples[spec.task.name]) for spec in specs}
     predictions = {spec.name: _cached(files[spec.name], spec, samples[spec.task.name]) for spec in specs}
     missing = [spec for spec in specs if predictions[spec.name] is None]
-    predict_all = _predict_on_ray if on_ray else _predict_here
-    for spec, computed in zip(missing, predict_all(missing, samples, check), strict=True):
+    computed_ones = (
+        _predict_on_ray(missing, samples, check, patience) if on_ray else _predict_here(missing, samples)
+    )
+    for spec, computed in zip(missing, computed_ones, strict=True):
         predictions[spec.name] = computed
         write_atomically(files[spec.name], _to_bytes(computed))
     complete = {name: one for name, one in predictions.items() if one is not None}
@@ -121,9 +124,7 @@ def preflight(
     return with_agreement(findings, values, {spec.task.name: spec.task for spec in specs}, samples)
 
 
-def _predict_here(
-    specs: Sequence[TeacherSpec], samples: Mapping[str, Examples], check: Callable[[], None]
-) -> list[Predictions]:
+def _predict_here(specs: Sequence[TeacherSpec], samples: Mapping[str, Examples]) -> list[Predictions]:
     return [
         predict(resolve(spec.model, spec.revision, f"teachers.{spec.name}"), spec, samples[spec.task.name])
         for spec in specs
@@ -131,35 +132,41 @@ def _predict_here(
 
 
 def _predict_on_ray(
-    specs: Sequence[TeacherSpec], samples: Mapping[str, Examples], check: Callable[[], None]
+    specs: Sequence[TeacherSpec],
+    samples: Mapping[str, Examples],
+    check: Callable[[], None],
+    patience: Patience,
 ) -> list[Predictions]:
     import ray
 
-    refs = []
-    for spec in specs:
-        needs = requested(spec.serving)
-        others = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
-        remote = ray.remote(_predict_task).options(
-            num_cpus=needs["CPU"], num_gpus=needs["GPU"], resources=others, max_retries=spec.serving.restarts
-        )
-        refs.append(remote.remote(spec, samples[spec.task.name]))
+    by_name = {spec.name: spec for spec in specs}
+
+    def start(name: str, place: Place) -> ray.ObjectRef[Any]:
+        spec = by_name[name]
+        remote = ray.remote(_predict_task).options(**place.options, max_retries=spec.serving.restarts)
+        return remote.remote(spec, samples[spec.task.name])
+
+    def poll(running: Mapping[str, float]) -> None:
+        check()
+        for name, seconds in running.items():
+            limit = by_name[name].serving.timeout_s
+            if seconds > limit:
+                raise ExhaustedError(
+                    f"preflight of {name}: no answer for {limit:g} s",
+                    f"See the node's load, or raise teachers.{name}.serving.timeout_s.",
+                )
+
+    needs = {name: requested(spec.serving) for name, spec in by_name.items()}
     # Those left when one fails end by themselves: Ray 2.60 aborts the driver when it cancels a task that just ends.
-    return [_result(spec, ref, len(specs), check) for spec, ref in zip(specs, refs, strict=True)]
+    done = {name: _result(by_name[name], ref) for name, ref in run_placed(needs, start, patience, poll)}
+    return [done[spec.name] for spec in specs]
 
 
-def _result(spec: TeacherSpec, ref: Any, queue: int, check: Callable[[], None]) -> Predictions:
-    """A teacher's predictions. Its time-out counts `queue` times: its Ray task may wait for those of all teachers."""
+def _result(spec: TeacherSpec, ref: Any) -> Predictions:
+    """A teacher's predictions, of a task that has ended."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    end = time.monotonic() + spec.serving.timeout_s * queue
-    while not ray.wait([ref], timeout=0.5)[0]:
-        check()
-        if time.monotonic() > end:
-            raise ExhaustedError(
-                f"preflight of {spec.name}: no answer for {spec.serving.timeout_s * queue:g} s",
-                f"Raise teachers.{spec.name}.serving.timeout_s, or check that the cluster has the resources of its serving.",
-            )
     try:
         predictions: Predictions = ray.get(ref, timeout=spec.serving.timeout_s)
         return predictions

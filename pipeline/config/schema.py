@@ -150,7 +150,7 @@ class ServingConfig(Strict):
     """How a teacher is hosted while it labels, and what its fine-tuning may use."""
 
     replicas: Count = 1
-    """Actors that serve this teacher; fewer are started where the cluster has no room for all."""
+    """Actors that serve this teacher; each starts when the cluster has room for it."""
     cpus: Positive = 1
     """CPUs, and so threads, a replica."""
     gpus: NonNegative = 0
@@ -164,7 +164,7 @@ class ServingConfig(Strict):
     in_flight: Count = 2
     """Calls waiting at one replica."""
     timeout_s: Positive = 600
-    """Longest wait for a replica to start or to answer one call, and for a fine-tuning to show any progress."""
+    """Longest wait, once its resources are there, for a replica to start or to answer one call, and for a fine-tuning to show any progress."""
     restarts: Annotated[int, Field(ge=0)] = 3
     """Times a dead or hanging replica, or a dead fine-tuning, is replaced before the run stops with exit code 4."""
 
@@ -361,6 +361,8 @@ class ClusterConfig(Strict):
     """null: a private local Ray, gone when the command ends; `auto`, `host:port` or `ray://…`: an existing cluster."""
     cpus: Count | None = None
     """CPUs that the private local Ray offers; null: the machine's cores."""
+    nodes_timeout_s: Positive = 900
+    """Longest wait for a node that can hold a teacher, where the cluster has none yet; what other work takes is waited for without a limit."""
 
 
 class Distribution(Strict):

@@ -25,6 +25,7 @@ from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.places import PATIENCE, Patience, Place, run_placed
 from pipeline.tasks import Task
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.log import METRICS, read_metrics
@@ -33,6 +34,7 @@ from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student
+from teachers.spec import requested
 
 logger = logging.getLogger(__name__)
 RECIPE = 2  # raise when the same inputs would give another teacher
@@ -173,11 +175,12 @@ def fine_tune_all(
     stop: Path,
     on_poll: Callable[[Request], None] = lambda request: None,
     should_stop: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENCE,
 ) -> None:
     """Runs one Ray task per request with its teacher's resources, in parallel where the cluster has room; blocks.
 
     stop: while this file exists, each task writes a checkpoint and ends · on_poll: called about twice a second for
-    each request. A task whose worker dies starts again from its checkpoint. Raises the first task's
+    each request that waits or runs. A task whose worker dies starts again from its checkpoint. Raises the first task's
     `TutelageError`, or an `ExhaustedError` that names the teacher; before that it creates `stop` and waits for the
     other tasks.
     """
@@ -185,59 +188,62 @@ def fine_tune_all(
     from ray.exceptions import RayError, RayTaskError
 
     refs = {name: ray.put(task_data.without_variants()) for name, task_data in data.items()}
-    waiting = {}
-    for request in requests:
-        options = {"num_cpus": request.serving.cpus, "num_gpus": request.serving.gpus}
-        remote = ray.remote(_fine_tune_task).options(
-            **options, resources=request.serving.resources, max_retries=request.serving.restarts
-        )
-        waiting[remote.remote(request, refs[request.task.name], stop)] = request
-    patience = _Patience(requests)
+    by_name = {f"fine-tuning {request.name}": request for request in requests}
+    left, running = dict(by_name), dict[str, ray.ObjectRef[None]]()
+    progress = _Progress()
+
+    def start(name: str, place: Place) -> ray.ObjectRef[None]:
+        request = by_name[name]
+        remote = ray.remote(_fine_tune_task).options(**place.options, max_retries=request.serving.restarts)
+        running[name] = remote.remote(request, refs[request.task.name], stop)
+        return running[name]
+
+    def poll(seconds: Mapping[str, float]) -> None:
+        for request in left.values():
+            on_poll(request)
+        if not should_stop():
+            progress.check({name: by_name[name] for name in seconds})
+
+    needs = {name: requested(one.serving) for name, one in by_name.items()}
+    tasks = run_placed(needs, start, patience, poll, should_stop)
+    name = ""
     try:
-        while waiting:
-            done, _ = ray.wait(list(waiting), timeout=0.5)
-            for request in waiting.values():
-                on_poll(request)
-            for ref in done:
-                request = waiting.pop(ref)
-                ray.get(ref, timeout=request.serving.timeout_s)
-            if waiting and not should_stop():
-                patience.check(list(waiting.values()), ray.cluster_resources())
+        for name, ref in tasks:
+            del left[name], running[name]
+            ray.get(ref, timeout=by_name[name].serving.timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, TutelageError):
             raise error.cause from None
-        raise ExhaustedError(
-            f"fine-tuning {request.name} failed: {error.cause}", "Run again with --debug."
-        ) from error
+        raise ExhaustedError(f"{name} failed: {error.cause}", "Run again with --debug.") from error
     except RayError as error:
         raise ExhaustedError(
-            f"fine-tuning {request.name}: its worker died: {str(error).splitlines()[0]}",
+            f"{name}: its worker died: {str(error).splitlines()[0]}",
             "See the node's memory; the same command goes on from its checkpoint.",
         ) from error
     finally:
-        if waiting:  # Ray 2.60 aborts the driver when it cancels a task that just ends
+        tasks.close()  # type: ignore[attr-defined]
+        if running:  # Ray 2.60 aborts the driver when it cancels a task that just ends
             stop.touch()
-            ray.wait(list(waiting), num_returns=len(waiting), timeout=STOP_WAIT_S)
+            ray.wait(list(running.values()), num_returns=len(running), timeout=STOP_WAIT_S)
 
 
-class _Patience:
-    """Ends a wait without progress: no task finishes and no metrics are written."""
+class _Progress:
+    """Ends a wait for fine-tunings of which none begins, ends or writes metrics."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._limit = max(request.serving.timeout_s for request in requests)
-        self._modified: object = None
+    def __init__(self) -> None:
+        self._state: object = None
         self._since = time.monotonic()
 
-    def check(self, waiting: Sequence[Request], resources: Mapping[str, float]) -> None:
-        files = [request.folder / WORK / METRICS for request in waiting]
-        modified = [file.stat().st_mtime if file.exists() else 0.0 for file in files]
-        if modified != self._modified:
-            self._modified, self._since = modified, time.monotonic()
-        elif time.monotonic() - self._since > self._limit:
-            names = ", ".join(request.name for request in waiting)
+    def check(self, running: Mapping[str, Request]) -> None:
+        files = {name: request.folder / WORK / METRICS for name, request in running.items()}
+        state = {name: file.stat().st_mtime if file.exists() else 0.0 for name, file in files.items()}
+        limit = max((request.serving.timeout_s for request in running.values()), default=0.0)
+        if state != self._state:
+            self._state, self._since = state, time.monotonic()
+        elif running and time.monotonic() - self._since > limit:
             raise ExhaustedError(
-                f"fine-tuning {names}: nothing moved for {self._limit:g} s; the cluster has {dict(resources)}",
-                "Add nodes, or ask for less in the teacher's serving section.",
+                f"{', '.join(running)}: nothing moved for {limit:g} s",
+                "See the nodes' load, or raise timeout_s in the teacher's serving section; the same command goes on from its checkpoint.",
             )
 
 

@@ -34,7 +34,7 @@ from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.memory import trim_memory
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.stage import Stage
-from pipeline.training.step import accumulate, hidden_error, predict, share_gradients, token_accuracy
+from pipeline.training.step import WithLoss, accumulate, hidden_error, predict, token_accuracy
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
@@ -101,6 +101,7 @@ class Trainer:
             [parameter for parameter in part if parameter in trainable]
             for part in (parts_from_top(student.encoder) if any(stage.unfreeze for stage in stages) else [])
         ]
+        self._frozen = -1
         self._enter(0)
         self.autocast = _autocast(config.precision, self.workers.device)
         self.progress = Progress()
@@ -183,6 +184,8 @@ class Trainer:
         for number, part in enumerate(reversed(self._parts)):
             for parameter in part:
                 parameter.requires_grad_(number >= count)
+        if count != self._frozen:
+            self.model, self._frozen = self.workers.synchronized(WithLoss(self.student)), count
 
     def _step(self, step: FedStep) -> bool:
         """Takes one optimiser step; returns whether `should_stop` was true on any worker."""
@@ -195,7 +198,7 @@ class Trainer:
             weights = replace(weights, task=weights.task * factor)
         self.optimizer.zero_grad(set_to_none=True)
         sums = accumulate(
-            self.student,
+            self.model,
             task_set.task,
             step.batches,
             weights,
@@ -204,7 +207,6 @@ class Trainer:
             autocast=self.autocast,
             match=task_set.hidden,
         )
-        share_gradients(self.student, self.workers)
         norm = torch.nn.utils.clip_grad_norm_(
             self.student.parameters(), self.config.gradient_clip or math.inf
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.batch import (
     UNLABELLED,
@@ -68,6 +70,22 @@ class Workers:
         dist.all_gather_object(values, value)
         return values
 
+    def synchronized(self, model: WithLoss) -> WithLoss | DistributedDataParallel:
+        """The model whose backward pass sums the gradients over the workers, bucket by bucket while it goes on; of one worker the
+        model itself. Parameters that are frozen now take no part: wrap it anew when others are."""
+        if self.world == 1:
+            return model
+        # unused: a step trains one task's head
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
+        wrapped.register_comm_hook(None, lambda _, bucket: _summed(bucket))
+        return wrapped
+
+
+def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's hook: the sum over the workers, since each has its share of the step's loss; DDP's own is the mean."""
+    done: torch.futures.Future[Any] = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return done.then(lambda future: future.value()[0])
+
 
 @dataclass(frozen=True)
 class SparseTargets:
@@ -104,8 +122,38 @@ class Aggregation:
     weights: Tensor
 
 
+class WithLoss(nn.Module):
+    """A student and its loss as one module, so that what wraps it sees which parameters the backward pass will reach."""
+
+    def __init__(self, student: MultiTaskStudent) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self,
+        task: Task,
+        batch: MicroBatch,
+        weights: LossWeights,
+        aggregation: Aggregation | None,
+        normaliser: float,
+        autocast: torch.autocast,
+        match: HiddenMatch | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch, and its terms without a gradient; the arguments are those of `accumulate`."""
+        words, hidden = batch.tokens.words, None
+        if words is not None and match is not None and batch.hidden is not None:
+            with autocast:
+                output, projected = self.student(task.name, batch.tokens.inputs, words)
+            hidden = match.inputs(projected, batch.hidden, words, batch.filler)
+        else:
+            with autocast:
+                output = self.student(task.name, batch.tokens.inputs, target=batch.tokens.target)
+        inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
+        return task_loss(replace(inputs, hidden=hidden), weights, normaliser, task.head.losses)
+
+
 def accumulate(
-    student: MultiTaskStudent,
+    model: WithLoss | DistributedDataParallel,
     task: Task,
     batches: Sequence[MicroBatch],
     weights: LossWeights,
@@ -114,7 +162,8 @@ def accumulate(
     autocast: torch.autocast,
     match: HiddenMatch | None = None,
 ) -> dict[str, Tensor]:
-    """Adds the gradient of this worker's share of a step to the student's gradients.
+    """Adds the gradient of a step to the student's gradients: of several workers the sum over them, where `model` is
+    `Workers.synchronized`.
 
     normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`) · match: how
     the batches' hidden targets are matched, needed where the hidden term has a weight. Returns detached scalars: this
@@ -122,19 +171,11 @@ def accumulate(
     step's losses.
     """
     sums: dict[str, Tensor] = {}
-    for batch in batches:
-        words, hidden = batch.tokens.words, None
-        if words is not None and match is not None and batch.hidden is not None:
-            with autocast:
-                output, projected = student(task.name, batch.tokens.inputs, words)
-            hidden = match.inputs(projected, batch.hidden, words, batch.filler)
-        else:
-            with autocast:
-                output = student(task.name, batch.tokens.inputs, target=batch.tokens.target)
-        inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
-        inputs = replace(inputs, hidden=hidden)
-        total, terms = task_loss(inputs, weights, normaliser, task.head.losses)
-        total.backward()
+    for number, batch in enumerate(batches, 1):
+        local = isinstance(model, DistributedDataParallel) and number < len(batches)
+        with model.no_sync() if local else nullcontext():
+            total, terms = model(task, batch, weights, aggregation, normaliser, autocast, match)
+            total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
@@ -211,16 +252,6 @@ def _text_inputs(
         labels=own,
     )
     return LossInputs(student_events(logits[:, : teachers.size], events), own, target, valid, spread=spread)
-
-
-def share_gradients(student: MultiTaskStudent, workers: Workers) -> None:
-    """Sums the gradients over the workers. At a step all work on one task, so all have the same gradients."""
-    if workers.world == 1:
-        return
-    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
-    flat = workers.sum_(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 @torch.inference_mode()

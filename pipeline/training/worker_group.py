@@ -58,6 +58,12 @@ def _alone() -> Any:
     return Alone()
 
 
+def worker_resources(plan: Plan) -> dict[str, float]:
+    """The resources of one worker, by Ray's names."""
+    train = plan.group
+    return {"CPU": plan.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
+
+
 def run_worker_group(
     plan: Plan,
     *,
@@ -74,7 +80,6 @@ def run_worker_group(
     from ray.train.v2.api.config import FailureConfig  # what ray.train.FailureConfig is, for type checkers
 
     train, failure = plan.group, _failure_file(plan.run_dir, plan.launch_id)
-    resources = {"CPU": plan.cpus, "GPU": train.gpus_per_worker, **train.resources_per_worker}
     if train.workers == 1:
         torch_config: TorchConfig = _alone()
     else:
@@ -85,7 +90,7 @@ def run_worker_group(
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpus_per_worker > 0,
-            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+            resources_per_worker={name: amount for name, amount in worker_resources(plan).items() if amount},
         ),
         torch_config=torch_config,
         run_config=ray.train.RunConfig(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.batch import Examples, Ragged, content_keys
 from pipeline.config.schema import ServingConfig
 from pipeline.errors import BadTargetsError, ExhaustedError
+from pipeline.places import PATIENCE, Patience
 from pipeline.soft import Dense
 from pipeline.tasks.text_classification import text_classification
 from teachers import pool
@@ -32,6 +34,7 @@ from teachers.store import Store
 from teachers.store_key import store_key
 from tests.conftest import VOCABULARY, TinyModel, texts_of
 from tests.integration.command import descendants, wait_until
+from tests.integration.conftest import CPUS
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
@@ -68,8 +71,9 @@ def label(
     *specs: TeacherSpec,
     examples: Examples = EXAMPLES,
     on_progress: Progress = lambda teacher, done, total: None,
+    patience: Patience = PATIENCE,
 ) -> dict[str, Labelling]:
-    return fill_store(specs, {"mood": [examples]}, store, on_progress)
+    return fill_store(specs, {"mood": [examples]}, store, on_progress, patience=patience)
 
 
 def contents(store_folder: Path) -> dict[str, bytes]:
@@ -99,10 +103,18 @@ def read(folder: Path, spec: TeacherSpec, examples: Examples = EXAMPLES) -> NDAr
 class Watched(TeacherPool):
     """A pool that tells its replicas' process ids."""
 
-    def _start(self) -> Any:
-        replica = super()._start()
-        self.started = [*getattr(self, "started", []), replica.ready]
-        return replica
+    def _start_placed(self) -> None:
+        super()._start_placed()
+        self.started = getattr(self, "started", [])
+        self.started += [one.ready for one in self._replicas if one.ready not in (None, *self.started)]
+
+    def has_shown(self, lines: Sequence[str]) -> bool:
+        self._check_time(deque())
+        return bool(lines)
+
+    def has_started(self, count: int) -> bool:
+        self._start_placed()
+        return len(self.started) == count
 
     def pids(self) -> list[int]:
         """Of all replicas so far, in order; waits until they have started."""
@@ -114,8 +126,8 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
     """Every pool that the test makes."""
     made: list[Watched] = []
 
-    def make(spec: TeacherSpec, replicas: int) -> Watched:
-        made.append(Watched(spec, replicas))
+    def make(spec: TeacherSpec, replicas: int, patience: Patience) -> Watched:
+        made.append(Watched(spec, replicas, patience))
         return made[-1]
 
     monkeypatch.setattr(pool, "TeacherPool", make)
@@ -169,10 +181,55 @@ def test_replicas_lost_too_often_end_the_run_but_not_what_is_labelled(
 
 def test_a_teacher_that_nobody_can_host_is_named_in_time(model: Path, tmp_path: Path) -> None:
     started = time.monotonic()
-    spec = spec_of(model, name="golden", resources={"gold": 2.0}, timeout_s=3)
-    with pytest.raises(ExhaustedError, match=r"teacher golden: no replica started.* 2 gold, the cluster has"):
-        label(Store(str(tmp_path)), spec)
+    spec, lines = spec_of(model, name="golden", resources={"gold": 2.0}), list[str]()
+    with pytest.raises(
+        ExhaustedError, match=r"teacher golden: for 3 s no node has 1 CPU, 2 gold; the cluster"
+    ):
+        label(Store(str(tmp_path)), spec, patience=Patience(3, lines.append))
     assert time.monotonic() - started < 10
+    (line,) = lines
+    assert line.startswith("teacher golden: waiting for a node, no node has 1 CPU, 2 gold; the cluster has")
+
+
+def test_teachers_take_turns_where_there_is_room_for_one(
+    model: Path, undisturbed: Path, pools: list[Watched], tmp_path: Path
+) -> None:
+    """The second teacher waits longer than its time-out for the first one's end, which is no fault."""
+    broad = spec_of(model, name="broad", cpus=CPUS)
+    late = replace(spec_of(model, name="late", timeout_s=1.5, cpus=CPUS), key="0a")
+    begun: list[str] = []
+
+    def slow(teacher: str, done: int, total: int) -> None:
+        if done:
+            begun.append(teacher)
+            time.sleep(0.1)
+
+    done = label(Store(str(tmp_path)), broad, late, on_progress=slow)
+    assert {one.forwards for one in done.values()} == {400}
+    first, second = dict.fromkeys(begun)
+    assert begun == [first] * 50 + [second] * 50
+    assert np.array_equal(read(tmp_path, broad), read(undisturbed, broad))
+
+
+def test_more_replicas_than_there_is_room_for_come_as_it_gets_free(
+    model: Path, undisturbed: Path, pools: list[Watched], tmp_path: Path
+) -> None:
+    from ray.util import placement_group, remove_placement_group
+
+    spec, lines = spec_of(model, replicas=CPUS), list[str]()
+    taken = placement_group([{"CPU": CPUS - 1}])
+    assert taken.wait(30)
+
+    def free(teacher: str, done: int, total: int) -> None:
+        if done == 40:
+            wait_until(lambda: pools[0].has_shown(lines), lambda: "nothing shown", 20)
+            remove_placement_group(taken)
+            wait_until(lambda: pools[0].has_started(CPUS), lambda: f"{pools[0].started}", 20)
+
+    label(Store(str(tmp_path)), spec, on_progress=free, patience=Patience(show=lines.append))
+    assert lines == [f"teacher mood-bert: 1 of {CPUS} started, waiting for 1 CPU"]
+    assert len(set(pools[0].pids())) == CPUS
+    assert contents(tmp_path) == contents(undisturbed)
 
 
 def test_nonsense_is_not_stored_and_names_teacher_and_text(

@@ -26,7 +26,7 @@ from pipeline.tasks.question_answering import question_answering
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.token_classification import token_classification
 from pipeline.training.feed import TaskSet
-from pipeline.training.step import MicroBatch, accumulate
+from pipeline.training.step import MicroBatch, WithLoss, accumulate
 from students.student import MultiTaskStudent, build_student
 from tests.conftest import TinyModel
 from tests.unit.pipeline.small_training import largest_difference, student_of, task_set, weights_of
@@ -49,7 +49,7 @@ def our_loss(student: MultiTaskStudent, data: TaskSet, rows: Sequence[int], norm
     tokens = TensorBatch.of(data.train.pad(chosen), torch.device("cpu"))
     batch = MicroBatch(tokens, torch.from_numpy(data.examples.labels.take(chosen).values), None)
     autocast = torch.autocast("cpu", enabled=False)
-    sums = accumulate(student, data.task, [batch], HARD, None, normaliser, autocast)
+    sums = accumulate(WithLoss(student), data.task, [batch], HARD, None, normaliser, autocast)
     return float(sums["total"])
 
 

@@ -13,12 +13,13 @@ from pipeline.batch import ABSENT, Examples, Ragged, content_keys
 from pipeline.config.schema import ServingConfig
 from pipeline.errors import BadTargetsError
 from pipeline.models import hidden_layer
+from pipeline.places import Patience
 from pipeline.predictor import Predictor
 from pipeline.soft import Dense, SoftTargets
 from pipeline.tasks.spans import word_spans
 from pipeline.tasks.text_classification import text_classification
 from teachers import pool
-from teachers.pool import Chunk, Labelled, Labelling, Room, _fill_for_teacher
+from teachers.pool import Chunk, Labelled, Labelling, _fill_for_teacher
 from teachers.spec import HiddenTargets, TeacherSpec
 from teachers.store import Store
 from teachers.store_key import hidden_key, store_key
@@ -41,7 +42,7 @@ TEST = examples_of(texts_of(1, 10))
 class OnePredictor:
     """A pool in this process, without Ray."""
 
-    def __init__(self, spec: TeacherSpec, replicas: int) -> None:
+    def __init__(self, spec: TeacherSpec, replicas: int, patience: Patience) -> None:
         self.spec, self.restarts = spec, 0
 
     def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
@@ -68,7 +69,7 @@ def fill(store: Store, spec: TeacherSpec, hidden: Sequence[Examples] = (TRAIN,))
         [TRAIN, TEST],
         hidden,
         store=store,
-        room=Room({"CPU": 1}),
+        patience=Patience(),
         on_progress=lambda teacher, done, total: None,
         should_stop=lambda: False,
     )

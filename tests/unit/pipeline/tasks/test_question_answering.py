@@ -43,7 +43,7 @@ from pipeline.tasks.question_answering import (
     squad_scores,
 )
 from pipeline.tasks.spans import word_spans
-from pipeline.training.step import Aggregation, MicroBatch, accumulate, predict
+from pipeline.training.step import Aggregation, MicroBatch, WithLoss, accumulate, predict
 from students.export import save_task
 from students.student import MultiTaskStudent
 from tests.conftest import FILLER, GOOD, TinyModel
@@ -627,7 +627,13 @@ def test_training_lowers_the_loss(tiny_model: TinyModel) -> None:
     for _ in range(40):
         optimizer.zero_grad()
         terms = accumulate(
-            student, task, [micro], LossWeights({"hard": 0.5, "soft": 0.5}, 2.0), aggregation, 24, autocast
+            WithLoss(student),
+            task,
+            [micro],
+            LossWeights({"hard": 0.5, "soft": 0.5}, 2.0),
+            aggregation,
+            24,
+            autocast,
         )
         optimizer.step()
         losses.append({name: float(term) for name, term in terms.items()})

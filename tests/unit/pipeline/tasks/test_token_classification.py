@@ -36,7 +36,7 @@ from pipeline.tasks.label_columns import Column
 from pipeline.tasks.scores import bootstrap
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.token_classification import from_train, token_classification
-from pipeline.training.step import Aggregation, MicroBatch, accumulate, loss_inputs, predict
+from pipeline.training.step import Aggregation, MicroBatch, WithLoss, accumulate, loss_inputs, predict
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from tests.conftest import FILLER, GOOD, Architecture, TinyModel
@@ -781,7 +781,7 @@ def test_training_lowers_the_loss_with_labels_and_a_teacher_of_other_tokens(
     def step() -> dict[str, float]:
         optimizer.zero_grad()
         terms = accumulate(
-            student,
+            WithLoss(student),
             task,
             [micro],
             LossWeights({"hard": 0.5, "soft": 0.5}, 2.0),

@@ -19,11 +19,11 @@ from pipeline.training.feed import TaskSet
 from pipeline.training.step import (
     Aggregation,
     MicroBatch,
+    WithLoss,
     Workers,
     accumulate,
     loss_inputs,
     predict,
-    share_gradients,
 )
 from students.student import MultiTaskStudent
 from teachers.aggregation import aggregate
@@ -56,7 +56,7 @@ def gradients(
     """Gradients and summed terms of one step on a new student without dropout."""
     student = student_of([sets], dropout=0.0).train()
     terms = accumulate(
-        student, sets.task, parts, weights, aggregation or sets.aggregation, normaliser, autocast
+        WithLoss(student), sets.task, parts, weights, aggregation or sets.aggregation, normaliser, autocast
     )
     found = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     return found, {name: float(value) for name, value in terms.items()}
@@ -224,7 +224,7 @@ def test_one_task_leaves_the_other_heads_alone() -> None:
     sets = [task_set(), task_set(task_of("tone.v2", ("a", "b", "c")))]
     student = student_of(sets, dropout=0.0)
     accumulate(
-        student,
+        WithLoss(student),
         sets[1].task,
         [micro_batch(sets[1], np.arange(4))],
         LossWeights({"hard": 1.0, "soft": 0.0}, 1.0),
@@ -251,9 +251,8 @@ def test_alone_every_collective_is_free() -> None:
     workers, tensor = Workers(), torch.ones(3)
     assert workers.sum_(tensor) is tensor
     assert workers.gather(tensor) == [tensor]
-    student = student_of([task_set()])
-    share_gradients(student, workers)
-    assert all(parameter.grad is None for parameter in student.parameters())
+    model = WithLoss(student_of([task_set()]))
+    assert workers.synchronized(model) is model
 
 
 # ---------------------------------------------------------------- predict

@@ -26,7 +26,7 @@ from pipeline.text_arrays import text_array
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import Trainer
 from pipeline.training.stage import LossPlan, one_stage
-from pipeline.training.step import Aggregation, Workers, accumulate, token_accuracy
+from pipeline.training.step import Aggregation, WithLoss, Workers, accumulate, token_accuracy
 from pipeline.training.written import WrittenTexts
 from students.student import MultiTaskStudent, build_student
 from tests.tiny_writers import SOURCES, TARGETS, writer, writing_task
@@ -68,7 +68,9 @@ def student_of(folder: Path, task: Task) -> MultiTaskStudent:
 def step_of(sets: TaskSet, student: MultiTaskStudent, weights: LossWeights) -> dict[str, float]:
     """The loss terms of one step over all examples."""
     (step,) = Feed([sets], batch_size=len(SOURCES), tokens=4096).epoch(0)
-    terms = accumulate(student, sets.task, step.batches, weights, sets.aggregation, step.normaliser, FULL)
+    terms = accumulate(
+        WithLoss(student), sets.task, step.batches, weights, sets.aggregation, step.normaliser, FULL
+    )
     return {name: float(value) for name, value in terms.items()}
 
 
