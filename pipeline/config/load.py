@@ -120,7 +120,14 @@ def _dotlist(overrides: Sequence[str]) -> Any:
     return OmegaConf.from_dotlist(list(overrides))
 
 
-GROUP_KEYS = {"workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker", "max_failures"}
+GROUP_KEYS = {
+    "workers",
+    "strategy",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "resources_per_worker",
+    "max_failures",
+}
 
 
 def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
@@ -170,10 +177,28 @@ def _check_student(name: str, config: RunConfig, errors: Errors) -> None:
         student_loss(config, name)
     with errors:
         student_stages(config, name)
+    with errors:
+        _check_sharding(name, config)
     for key in sorted(GROUP_KEYS & own.keys()):
         with errors:
             raise ConfigError(
                 f"students.{name}.train.{key}: one worker group trains all students", f"Set train.{key}."
+            )
+
+
+def _check_sharding(student: str, config: RunConfig) -> None:
+    """Raises `ConfigError` for FSDP with one worker, and with parameters that are frozen for a while."""
+    if config.train.strategy == "ddp":
+        return
+    if config.train.workers == 1:
+        raise ConfigError(
+            "train.strategy: fsdp shares a student among workers, there is one", "Raise train.workers."
+        )
+    for number, stage in enumerate(student_stages(config, student) or ()):
+        if stage.unfreeze is not None:
+            raise ConfigError(
+                f"students.{student}: stage {number} has unfreeze, which train.strategy: fsdp cannot do",
+                "Drop one of the two.",
             )
 
 

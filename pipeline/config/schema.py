@@ -27,6 +27,7 @@ from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
 
 Aim = Literal["max", "min"]
+WorkerStrategy = Literal["ddp", "fsdp"]
 Strategy = Literal["mean", "log_mean", "confidence", "entropy", "best", "consensus"]
 
 
@@ -326,6 +327,8 @@ class TrainConfig(OptimizationConfig):
     """`gap`: tasks that are further behind their ensemble on validation get more steps and a larger loss weight, from the second epoch on; null: all keep their shares."""
     workers: Count = 1
     """Ray Train workers; they share each step's batch."""
+    strategy: WorkerStrategy = "ddp"
+    """How several workers hold a student: each a whole one (`ddp`), or each a part of its parameters, gradients and optimiser state (`fsdp`), for one that does not fit a device."""
     cpus_per_worker: Positive | None = None
     """CPUs, and so threads (at least one), a worker; a fraction lets several share one; null: this machine's cores shared evenly (1 on an existing cluster)."""
     gpus_per_worker: NonNegative = 0

@@ -205,17 +205,26 @@ class Feed:
             focus.drawn[task] = focus.drawn.get(task, 0) + quota
 
     def _micro_batches(self, step: Step, needs: Set[Needs]) -> list[MicroBatch]:
-        """This worker's share of a step.
+        """This worker's share of a step, in as many forward passes as the worker with the most has.
 
-        Every worker must take part in every step, so an empty share becomes one row that does not count.
+        A forward pass of a sharded student is made by all workers together, so a missing one becomes one row that does not count.
         """
-        task_set, lengths = self.sets[step.task], self._lengths[step.task]
-        share = step.rows[self.workers.rank :: self.workers.world]
+        task_set = self.sets[step.task]
+        passes = [self._passes(step, rank) for rank in range(self.workers.world)]
+        own = passes[self.workers.rank]
+        batches = [self._micro_batch(task_set, rows, needs) for rows in own]
+        for _ in range(max(map(len, passes)) - len(own)):
+            batches.append(self._micro_batch(task_set, step.rows[:1], needs, filler=True))
+        return batches
+
+    def _passes(self, step: Step, rank: int) -> list[NDArray[np.int64]]:
+        """The rows of each forward pass of a worker; none where the step has fewer rows than there are workers."""
+        lengths, share = self._lengths[step.task], step.rows[rank :: self.workers.world]
         if not len(share):
-            return [self._micro_batch(task_set, step.rows[:1], needs, filler=True)]
+            return []
         share = share[np.argsort(lengths[share], kind="stable")]
         return [
-            self._micro_batch(task_set, rows, needs)
+            rows
             for part in _parts(lengths, share)
             for rows in token_budget_batches(lengths, part, self._tokens)
         ]

@@ -286,6 +286,7 @@ def _fit(
         should_stop=should_stop,
         report=report,
         first_stages=plan.first_stages,
+        strategy=plan.group.strategy,
     )
     trainer.fit()
     return trainer

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.config.kinds import SKILL, TOKEN_ACCURACY
 from pipeline.config.recipe import Recipe
+from pipeline.config.schema import WorkerStrategy
 from pipeline.errors import DivergedError
 from pipeline.losses import Needs, needs_of
 from pipeline.tasks.skill import relative_losses, skill
@@ -33,8 +34,9 @@ from pipeline.training.focus import Focus
 from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.memory import trim_memory
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
+from pipeline.training.replica import replica_of
 from pipeline.training.stage import Stage
-from pipeline.training.step import WithLoss, accumulate, hidden_error, predict, token_accuracy
+from pipeline.training.step import accumulate, hidden_error, predict, token_accuracy
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
@@ -73,7 +75,8 @@ class Trainer:
     folder: gets the checkpoints and metrics.jsonl · should_stop: called between steps; once it returns true, `fit`
     writes a checkpoint and returns with status "interrupted" · report: called after each epoch's checkpoint, with
     the number of finished epochs and the validation scores of the weights kept so far · first_stages: folder of the
-    first stages that other trainings with the same beginning may go on from (`pipeline.training.first_stage`), or None.
+    first stages that other trainings with the same beginning may go on from (`pipeline.training.first_stage`), or None ·
+    strategy: how several workers hold the student (`pipeline.training.replica`).
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         report: Report = lambda epochs, scores: None,
         first_stages: Path | None = None,
+        strategy: WorkerStrategy = "ddp",
     ) -> None:
         self.student, self.feed, self.config, self.stages, self.folder = student, feed, config, stages, folder
         self.should_stop, self.report, self.first_stages = should_stop, report, first_stages
@@ -95,13 +99,15 @@ class Trainer:
         self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
+        self.replica = replica_of(student, self.workers, strategy)
         # a model may have frozen parameters of its own, such as DistilBERT's sinusoidal positions
-        trainable = {parameter for parameter in student.parameters() if parameter.requires_grad}
+        trained = self.replica.trained
+        trainable = {parameter for parameter in trained.parameters() if parameter.requires_grad}
         self._parts = [
             [parameter for parameter in part if parameter in trainable]
-            for part in (parts_from_top(student.encoder) if any(stage.unfreeze for stage in stages) else [])
+            for part in (parts_from_top(trained.encoder) if any(stage.unfreeze for stage in stages) else [])
         ]
-        self._frozen = -1
+        self._frozen = 0
         self._enter(0)
         self.autocast = _autocast(config.precision, self.workers.device)
         self.progress = Progress()
@@ -154,7 +160,7 @@ class Trainer:
             "learning_rate": self.stage.learning_rate,
             "head_learning_rate": self.stage.head_learning_rate,
         }
-        self.optimizer = make_optimizer(self.student, self.config.model_copy(update=rates))
+        self.optimizer = make_optimizer(self.replica.trained, self.config.model_copy(update=rates))
 
     def run_epoch(self, epoch: int) -> float:
         """Takes the remaining optimiser steps of epoch number `epoch` (from 0); returns their seconds."""
@@ -163,7 +169,7 @@ class Trainer:
         own = epoch - self._begin // self.feed.steps_per_epoch
         self._freeze(parts - self.stage.trained_parts(own, parts))
         started = time.perf_counter()
-        self.student.train()
+        self.replica.trained.train()
         steps = self.feed.epoch(epoch, done, self.needs, self.progress.focus)
         for position, step in enumerate(steps, done + 1):
             stop = self._step(step)
@@ -185,7 +191,8 @@ class Trainer:
             for parameter in part:
                 parameter.requires_grad_(number >= count)
         if count != self._frozen:
-            self.model, self._frozen = self.workers.synchronized(WithLoss(self.student)), count
+            self.replica.wrap()
+            self._frozen = count
 
     def _step(self, step: FedStep) -> bool:
         """Takes one optimiser step; returns whether `should_stop` was true on any worker."""
@@ -198,7 +205,7 @@ class Trainer:
             weights = replace(weights, task=weights.task * factor)
         self.optimizer.zero_grad(set_to_none=True)
         sums = accumulate(
-            self.model,
+            self.replica.model,
             task_set.task,
             step.batches,
             weights,
@@ -207,8 +214,10 @@ class Trainer:
             autocast=self.autocast,
             match=task_set.hidden,
         )
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.student.parameters(), self.config.gradient_clip or math.inf
+        norm = self.replica.norm(
+            torch.nn.utils.clip_grad_norm_(
+                self.replica.trained.parameters(), self.config.gradient_clip or math.inf
+            )
         )
         stop = float(self.should_stop())
         values = self.workers.sum_(torch.stack([*sums.values(), norm.new_tensor(stop)])).tolist()
@@ -247,6 +256,7 @@ class Trainer:
 
         A stage that trains no head has no scores.
         """
+        self.replica.gather()
         values, predictions = self._hidden_errors(), dict[str, NDArray[Any]]()
         if self.focused:
             self.feed.draw(self.progress.focus)
@@ -366,8 +376,9 @@ class Trainer:
             str(rank): state
             for rank, state in enumerate(self.workers.gather(_rng_state(self.workers.device)))
         }
+        self.replica.gather()
+        slots = self.replica.optimizer_state(self.optimizer)
         if self.workers.rank == 0:
-            slots = self.optimizer.state_dict()["state"]
             optimizer = {f"{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
             tensors = {"model": self._weights(), "optimizer": optimizer, "rng": rng, "best": self.best}
             if self.progress.status in ("done", "early_stopped"):
@@ -415,11 +426,11 @@ class Trainer:
         for name, tensor in checkpoint.tensors.get("optimizer", {}).items():
             index, key = name.split(".", 1)
             slots[int(index)][key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
+        self.replica.scatter()
         if (
             self.progress.step > self._begin
         ):  # at a stage's first step, the moments are those of the stage before it
-            self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
+            self.replica.load_optimizer(self.optimizer, slots)
         _set_rng_state(checkpoint.tensors["rng"][str(self.workers.rank)], self.workers.device)
 
     def _stage_of(self, step: int) -> int:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.batch import (
@@ -69,22 +70,6 @@ class Workers:
         values = [None] * self.world
         dist.all_gather_object(values, value)
         return values
-
-    def synchronized(self, model: WithLoss) -> WithLoss | DistributedDataParallel:
-        """The model whose backward pass sums the gradients over the workers, bucket by bucket while it goes on; of one worker the
-        model itself. Parameters that are frozen now take no part: wrap it anew when others are."""
-        if self.world == 1:
-            return model
-        # unused: a step trains one task's head
-        wrapped = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
-        wrapped.register_comm_hook(None, lambda _, bucket: _summed(bucket))
-        return wrapped
-
-
-def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's hook: the sum over the workers, since each has its share of the step's loss; DDP's own is the mean."""
-    done: torch.futures.Future[Any] = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return done.then(lambda future: future.value()[0])
 
 
 @dataclass(frozen=True)
@@ -153,7 +138,7 @@ class WithLoss(nn.Module):
 
 
 def accumulate(
-    model: WithLoss | DistributedDataParallel,
+    model: nn.Module,
     task: Task,
     batches: Sequence[MicroBatch],
     weights: LossWeights,
@@ -162,23 +147,33 @@ def accumulate(
     autocast: torch.autocast,
     match: HiddenMatch | None = None,
 ) -> dict[str, Tensor]:
-    """Adds the gradient of a step to the student's gradients: of several workers the sum over them, where `model` is
-    `Workers.synchronized`.
+    """Adds the gradient of a step to the trained parameters' gradients: of several workers the sum over them.
 
-    normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`) · match: how
+    model: `pipeline.training.replica.Replica.model` · normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`) · match: how
     the batches' hidden targets are matched, needed where the hidden term has a weight. Returns detached scalars: this
     worker's share of ``total`` and of each term by name (see `task_loss`). Their sums over the workers are the
     step's losses.
     """
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(batches, 1):
-        local = isinstance(model, DistributedDataParallel) and number < len(batches)
-        with model.no_sync() if local else nullcontext():
+        with _synchronized(model, last=number == len(batches)):
             total, terms = model(task, batch, weights, aggregation, normaliser, autocast, match)
             total.backward()
         for name, value in {"total": total.detach(), **terms}.items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
+
+
+@contextmanager
+def _synchronized(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Within it a backward pass adds to the gradients, and exchanges them between the workers only where it is the step's last."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+        return
+    if isinstance(model, WithLoss) and isinstance(model.student, FSDPModule):
+        model.student.set_requires_gradient_sync(last)
+    yield
 
 
 def loss_inputs(

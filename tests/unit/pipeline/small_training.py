@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.batch import ABSENT, Drawn, Encoded, Examples, Ragged, TextWords
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import Strategy
+from pipeline.config.schema import Strategy, WorkerStrategy
 from pipeline.losses import LossWeights
 from pipeline.soft import Dense, Layer
 from pipeline.tasks import Task
@@ -202,6 +202,7 @@ def trainer_of(
     stages: Sequence[Stage] = (),
     seed: int = 0,
     first_stages: Path | None = None,
+    strategy: WorkerStrategy = "ddp",
 ) -> Trainer:
     """A trainer on a new student, the same one every time."""
     config = config or settings()
@@ -216,6 +217,7 @@ def trainer_of(
         folder,
         should_stop=should_stop,
         first_stages=first_stages,
+        strategy=strategy,
     )
 
 

@@ -24,6 +24,8 @@ WITHOUT_DROPOUT = (
     two_workers.accumulated,
     two_workers.fewer_rows_than_workers,
     two_workers.nan_on_one_worker,
+    two_workers.sharded,
+    two_workers.sharded_adamw,
 )
 
 
@@ -64,7 +66,7 @@ def test_two_workers_train_as_one(two: Path, tmp_path: Path, training: Training)
     alone = two_workers.run(training, tmp_path, Workers())
     found = outcome(two, training)
     torch.testing.assert_close(found["says"], alone["says"], atol=1e-5, rtol=0)
-    if training is not two_workers.adamw:
+    if training not in (two_workers.adamw, two_workers.sharded_adamw):
         assert largest_difference(found, alone) < 1e-6
     mine, theirs = points(tmp_path / training.__name__), points(two / training.__name__)
     assert len(theirs) == len(mine)
@@ -78,10 +80,25 @@ def test_a_nan_on_one_worker_skips_the_step_on_both(two: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in outcome(two, two_workers.nan_on_one_worker).values())
 
 
-def test_a_stop_asked_of_one_worker_stops_both_and_resuming_changes_no_bit(two: Path) -> None:
-    whole, resumed = two_workers.with_dropout, two_workers.interrupted
+@pytest.mark.parametrize(
+    ("whole", "resumed"),
+    [
+        (two_workers.with_dropout, two_workers.interrupted),
+        (two_workers.sharded_with_dropout, two_workers.sharded_interrupted),
+    ],
+    ids=["ddp", "fsdp"],
+)
+def test_a_stop_asked_of_one_worker_stops_both_and_resuming_changes_no_bit(
+    two: Path, whole: Training, resumed: Training
+) -> None:
     assert same_bits(outcome(two, resumed), outcome(two, whole))
     assert points(two / resumed.__name__) == points(two / whole.__name__)
+
+
+def test_sharded_parameters_train_as_whole_ones(two: Path) -> None:
+    """AdamW's and dropout's bits are those of DDP as far as sums in another order let them be."""
+    whole, parts = outcome(two, two_workers.with_dropout), outcome(two, two_workers.sharded_with_dropout)
+    torch.testing.assert_close(parts["says"], whole["says"], atol=1e-4, rtol=0)
 
 
 def test_workers_draw_dropout_of_their_own(two: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.batch import Drawn
+from pipeline.config.schema import WorkerStrategy
 from pipeline.soft import Dense
 from pipeline.training.feed import TaskSet
 from pipeline.training.jobs import train_jobs
@@ -80,14 +81,32 @@ def with_dropout(folder: Path, workers: Workers) -> Trainer:
     return trainer_of(folder, two_tasks(), ADAMW, workers=workers)
 
 
-def interrupted(folder: Path, workers: Workers) -> Trainer:
+def interrupted(folder: Path, workers: Workers, strategy: WorkerStrategy = "ddp") -> Trainer:
     """`with_dropout`, of which the last worker alone is asked to stop, twice."""
     for calls in (3, 9):
         stop: Callable[[], bool] = StopAfter(calls) if workers.rank == workers.world - 1 else lambda: False
-        trainer = trainer_of(folder, two_tasks(), ADAMW, workers=workers, should_stop=stop)
+        trainer = trainer_of(folder, two_tasks(), ADAMW, workers=workers, should_stop=stop, strategy=strategy)
         assert trainer.fit().status == "interrupted"
         torch.manual_seed(calls)
-    return with_dropout(folder, workers)
+    return trainer_of(folder, two_tasks(), ADAMW, workers=workers, strategy=strategy)
+
+
+def sharded(folder: Path, workers: Workers) -> Trainer:
+    """FSDP, steps of four rows in up to four parts."""
+    parts = SGD.model_copy(update={"tokens_per_forward": 12})
+    return trainer_of(folder, two_tasks(), parts, dropout=0.0, workers=workers, strategy="fsdp")
+
+
+def sharded_adamw(folder: Path, workers: Workers) -> Trainer:
+    return trainer_of(folder, two_tasks(), ADAMW, dropout=0.0, workers=workers, strategy="fsdp")
+
+
+def sharded_with_dropout(folder: Path, workers: Workers) -> Trainer:
+    return trainer_of(folder, two_tasks(), ADAMW, workers=workers, strategy="fsdp")
+
+
+def sharded_interrupted(folder: Path, workers: Workers) -> Trainer:
+    return interrupted(folder, workers, "fsdp")
 
 
 TRAININGS = (
@@ -98,6 +117,10 @@ TRAININGS = (
     nan_on_one_worker,
     with_dropout,
     interrupted,
+    sharded,
+    sharded_adamw,
+    sharded_with_dropout,
+    sharded_interrupted,
 )
 
 
