@@ -632,6 +632,16 @@ def test_students_share_one_worker_group(key: str) -> None:
     assert error.remedy == f"Set train.{key}."
 
 
+def test_a_student_is_sharded_over_several_workers_without_frozen_parts() -> None:
+    fsdp: dict[str, Any] = {"train.strategy": "fsdp", "train.workers": 2}
+    assert parse_config(changed(fsdp)).train.strategy == "fsdp"
+    assert "there is one" in refusal(changed({"train.strategy": "fsdp"})).cause
+    stages = [{"unfreeze": "gradual", "epochs": 2}]
+    assert "stage 0 has unfreeze" in refusal(changed({**fsdp, "stages": stages})).cause
+    error = refusal(changed({"students.tiny.train.strategy": "fsdp"}))
+    assert error.cause == "students.tiny.train.strategy: one worker group trains all students"
+
+
 # ---------------------------------------------------------------- weights
 
 
