@@ -116,8 +116,8 @@ class TeacherPool:
         """Starts the replicas that have got their places."""
         for replica in self._replicas:
             if replica.actor is None and replica.place.reserved:
-                replica.actor = start(self.spec, replica.place)
-                replica.ready = replica.actor.ready.remote()
+                actor = start(self.spec, replica.place)
+                replica.actor, replica.ready = actor, actor.ready.remote()
                 replica.last_result = time.monotonic()
 
     def _submit(self, waiting: deque[int], chunks: Sequence[Chunk]) -> None:

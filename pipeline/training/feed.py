@@ -212,10 +212,11 @@ class Feed:
         task_set = self.sets[step.task]
         passes = [self._passes(step, rank) for rank in range(self.workers.world)]
         own = passes[self.workers.rank]
-        batches = [self._micro_batch(task_set, rows, needs) for rows in own]
-        for _ in range(max(map(len, passes)) - len(own)):
-            batches.append(self._micro_batch(task_set, step.rows[:1], needs, filler=True))
-        return batches
+        missing = max(map(len, passes)) - len(own)
+        return [
+            *(self._micro_batch(task_set, rows, needs) for rows in own),
+            *(self._micro_batch(task_set, step.rows[:1], needs, filler=True) for _ in range(missing)),
+        ]
 
     def _passes(self, step: Step, rank: int) -> list[NDArray[np.int64]]:
         """The rows of each forward pass of a worker; none where the step has fewer rows than there are workers."""

@@ -189,14 +189,15 @@ def fine_tune_all(
 
     refs = {name: ray.put(task_data.without_variants()) for name, task_data in data.items()}
     by_name = {f"fine-tuning {request.name}": request for request in requests}
-    left, running = dict(by_name), dict[str, ray.ObjectRef[None]]()
+    left, running = dict(by_name), dict[str, tuple[ray.ObjectRef[None], Place]]()
     progress = _Progress()
 
     def start(name: str, place: Place) -> ray.ObjectRef[None]:
         request = by_name[name]
         remote = ray.remote(_fine_tune_task).options(**place.options, max_retries=request.serving.restarts)
-        running[name] = remote.remote(request, refs[request.task.name], stop)
-        return running[name]
+        ref = remote.remote(request, refs[request.task.name], stop)
+        running[name] = (ref, place)
+        return ref
 
     def poll(seconds: Mapping[str, float]) -> None:
         for request in left.values():
@@ -224,7 +225,9 @@ def fine_tune_all(
         tasks.close()  # type: ignore[attr-defined]
         if running:  # Ray 2.60 aborts the driver when it cancels a task that just ends
             stop.touch()
-            ray.wait(list(running.values()), num_returns=len(running), timeout=STOP_WAIT_S)
+            ray.wait([ref for ref, _ in running.values()], num_returns=len(running), timeout=STOP_WAIT_S)
+            for _, place in running.values():
+                place.release()
 
 
 class _Progress:

@@ -137,7 +137,7 @@ def replica_of(student: MultiTaskStudent, workers: Workers, strategy: WorkerStra
     return ShardedReplica(student, workers) if sharded else Replica(student, workers)
 
 
-def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's hook: the sum over the workers, since each has its share of the step's loss; DDP's own is the mean."""
+def _summed(bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP's hook, of a `torch.distributed.GradBucket`: the sum over the workers, since each has its share of the step's loss; DDP's own is the mean."""
     done: torch.futures.Future[Any] = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return done.then(lambda future: future.value()[0])

@@ -251,8 +251,6 @@ def test_alone_every_collective_is_free() -> None:
     workers, tensor = Workers(), torch.ones(3)
     assert workers.sum_(tensor) is tensor
     assert workers.gather(tensor) == [tensor]
-    model = WithLoss(student_of([task_set()]))
-    assert workers.synchronized(model) is model
 
 
 # ---------------------------------------------------------------- predict
