@@ -116,7 +116,7 @@ class TeacherPool:
         """Starts the replicas that have got their places."""
         for replica in self._replicas:
             if replica.actor is None and replica.place.reserved:
-                actor = start(self.spec, replica.place)
+                actor: Any = start(self.spec, replica.place)  # Ray types its methods as if none returned
                 replica.actor, replica.ready = actor, actor.ready.remote()
                 replica.last_result = time.monotonic()
 
