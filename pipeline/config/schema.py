@@ -328,7 +328,7 @@ class TrainConfig(OptimizationConfig):
     workers: Count = 1
     """Ray Train workers; they share each step's batch."""
     strategy: WorkerStrategy = "ddp"
-    """How several workers hold a student: each a whole one (`ddp`), or each a part of its parameters, gradients and optimiser state (`fsdp`), for one that does not fit a device."""
+    """How several workers hold a student: each a whole one (`ddp`), or each a part of its parameters, gradients and optimiser state (`fsdp`) beside the weights alone, for one whose training does not fit a device."""
     cpus_per_worker: Positive | None = None
     """CPUs, and so threads (at least one), a worker; a fraction lets several share one; null: this machine's cores shared evenly (1 on an existing cluster)."""
     gpus_per_worker: NonNegative = 0
