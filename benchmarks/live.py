@@ -28,13 +28,12 @@ from pipeline.data.splits import TaskData
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from pipeline.prepare import Inputs, prepare, teacher_specs
-from pipeline.run_folder import job_folder
+from pipeline.run_folder import RESULT, job_folder
 from pipeline.soft import Dense
 from pipeline.training.baseline import PLAIN
 from pipeline.training.feed import TaskSet
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.jobs import new_plan, start_folder, train_job
-from pipeline.training.result import RESULT
 from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
 

@@ -16,6 +16,7 @@ from pipeline.data.files import check_files, is_local, source_of
 from pipeline.errors import Errors
 from pipeline.models import resolve
 from pipeline.report.group import seed_notes
+from pipeline.urls import open_url
 
 if TYPE_CHECKING:
     from pipeline.prepare import Inputs
@@ -32,6 +33,9 @@ def check_local_files(config: RunConfig, errors: Errors) -> None:
         if task.data.unlabelled is not None:
             with errors:
                 check_files(f"tasks.{name}.data.unlabelled", source_of(task.data.unlabelled))
+    if config.runs_url is not None:
+        with errors:
+            open_url(config.runs_url, "runs_dir")
     models = [(f"teachers.{name}", teacher.model) for name, teacher in config.teachers.items()]
     models += [
         (f"tasks.{name}.augment.masked", task.augment.masked.model)

@@ -22,6 +22,7 @@ from pipeline.config.redact import redact_text
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
 from pipeline.errors import Errors, TutelageError
+from pipeline.urls import is_url, join, without_secrets
 
 if TYPE_CHECKING:
     from pipeline.prepare import Inputs
@@ -159,6 +160,8 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     page, runs_of = (GROUP_PAGE, "-seed*") if config.seeds else (REPORT_PAGE, "")
     out.print(f"\nreport    {config.run_dir / page}", markup=False)
     out.print(f"students  {config.run_dir}{runs_of}/students", markup=False)
+    if config.runs_url is not None:
+        out.print(f"both in   {without_secrets(join(config.runs_url, config.name))}{runs_of}", markup=False)
     if config.tracking.enabled:
         out.print(f"MLflow    tutelage ui {run}", markup=False)
 
@@ -261,7 +264,7 @@ def store(
         shards = sum(one.shards for one in held)
         out.print(f"{shards:,} shards read, {damaged} damaged")
     if compact:
-        with unread(held):
+        with unread(held, sure=yes):
             for one in held:
                 kept.compact(one.teacher)
         after = holdings(kept)
@@ -343,14 +346,20 @@ def compare(
         ),
     ] = None,
     to: Annotated[Literal["table", "md", "csv", "html"], typer.Option(help="How to print.")] = "table",
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are.")] = Path("runs"),
+    runs_dir: Annotated[str, typer.Option(help="Where runs are: a folder or a URL.")] = "runs",
 ) -> None:
     """Print students side by side, with their teachers."""
     from pipeline.compare import show as compare_show
     from pipeline.compare.columns import select
     from pipeline.compare.rows import load
 
-    rows = select(load(runs or [], runs_dir), filters or [], sort)
+    if is_url(runs_dir):
+        from pipeline.shared_runs import pull_reports
+
+        folder = pull_reports(runs_dir)
+    else:
+        folder = Path(runs_dir)
+    rows = select(load(runs or [], folder), filters or [], sort)
     if to == "table":
         for part in compare_show.tables(rows):
             out.print(part, "")

@@ -21,7 +21,8 @@ from pipeline.files import write_atomically
 from pipeline.report import group as reports
 from pipeline.report.json_file import to_json
 from pipeline.report.schema import GroupReport
-from pipeline.run_folder import GROUP, GROUP_PAGE, REPORT, locked, refuse_changes, write_settings
+from pipeline.run_folder import GROUP, GROUP_PAGE, REPORT, refuse_changes, write_settings
+from pipeline.shared_runs import held
 from pipeline.stop import StopSignals
 
 
@@ -49,7 +50,7 @@ def distil_seeds(
     Raises any `TutelageError`; the runs of the earlier seeds stay.
     """
     folder, configs = config.run_dir, seed_configs(config)
-    with locked(folder), StopSignals(folder) as stop:
+    with held(config, display.line), StopSignals(folder) as stop:
         refuse_changes(config)  # the seeds' own folders guard data and models
         write_settings(config)
         for note in reports.seed_notes(config):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -13,26 +16,31 @@ from pipeline.batch import NO_TOKEN
 from pipeline.data.files import broken_json, is_local, missing_remedy
 from pipeline.errors import TeacherError
 from pipeline.soft import Layer, Vocabulary
+from pipeline.synced import UrlFolder
+from pipeline.urls import cache_folder, is_url
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+CONFIG = "config.json"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """Patterns of the files of a model folder that are used: config, weights, tokenizer."""
 
 
 def resolve(model: str, revision: str | None, where: str) -> Path:
-    """The local folder of `model` (a folder, or a hub id that is fetched once into the hub's cache).
+    """The local folder of `model` (a folder, its URL, or a hub id; those are fetched once into caches).
 
     Raises `TeacherError`, which names `where`, if there is no such model, or it has no safetensors weights.
     """
+    if is_url(model):
+        model = str(fetch_model(model, where))
     folder = Path(model)
     if not folder.is_dir() and is_local(model):
         raise TeacherError(f"{where}: no model {model!r}: there is no such folder", missing_remedy(folder))
     if not folder.is_dir():
         folder = _download(model, revision, where)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise TeacherError(
             f"{where}: {model} has no config.json", "Give a folder written by save_pretrained, or a hub id."
         )
@@ -41,7 +49,7 @@ def resolve(model: str, revision: str | None, where: str) -> Path:
             f"{where}: {model} has no safetensors weights",
             "Save it again with save_pretrained; pickled weights are refused.",
         )
-    broken = broken_json(str(folder / "config.json"))
+    broken = broken_json(str(folder / CONFIG))
     if broken is not None:
         raise TeacherError(f"{where}: {broken}", "The folder is damaged: save or fetch the model again.")
     return folder
@@ -60,6 +68,33 @@ def _download(model: str, revision: str | None, where: str) -> Path:
             f"{where}: no model {model!r}: not a folder here, and the hub did not give it ({reason})",
             "Check the name, the network, or HF_TOKEN where the model is private.",
         ) from None
+
+
+def fetch_model(url: str, where: str) -> Path:
+    """This machine's copy of a model behind a URL, fetched once for its content. Raises `TeacherError`, which names `where`."""
+    folder = UrlFolder(url)
+    try:
+        facts = {name: one for name, one in folder.facts().items() if "/" not in name}
+    except OSError as error:
+        raise TeacherError(
+            f"{where}: {folder.shown} cannot be read: {error}", "Check the URL and the access."
+        ) from None
+    if CONFIG not in facts:
+        raise TeacherError(f"{where}: no model at {folder.shown}", "Give a folder with a config.json.")
+    content = blake2b(repr(sorted(facts.items())).encode(), digest_size=8).hexdigest()
+    target = cache_folder(url) / f"model-{content}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
+    try:
+        for name, one in facts.items():
+            folder.fetch(name, part / name, one.time)
+        with suppress(OSError):  # another process was first
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
 
 
 def fingerprint(folder: Path) -> str:

@@ -40,6 +40,7 @@ from pipeline.models import (
     width,
 )
 from pipeline.predictor import check_model
+from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
@@ -261,6 +262,7 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts
         )
     recipe, _ = teacher_recipe(teacher.fine_tune, name, teacher.task, facts)
     folder = teacher_folder(config.teachers_dir, name, base, data, recipe, teacher.max_length)
+    pull_teacher(config, folder)
     return folder / TEACHER
 
 
@@ -374,6 +376,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
                 labels=teacher.labels,
                 hidden=hidden,
                 tokens=tokens,
+                source=model_source(config, folder),
             )
         )
     return specs
@@ -397,13 +400,14 @@ def fine_tuning_requests(config: RunConfig, inputs: Inputs) -> list[Request]:
         requests.append(
             Request(
                 name=name,
-                model=absolute_model(teacher.model),
+                model=model_source(config, inputs.bases[name]) or absolute_model(teacher.model),
                 revision=teacher.revision,
                 folder=inputs.teachers[name].parent,
                 config=inputs.resolved.fine_tunings[name].recipe,
                 serving=teacher.serving,
                 task=teacher_task(config, name, inputs.data[teacher.task].task),
                 max_length=teacher.max_length,
+                urls=behind(config, config.teachers_dir.name, inputs.teachers[name].parent.name),
             )
         )
     return requests

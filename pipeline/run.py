@@ -41,12 +41,12 @@ from pipeline.run_folder import (
     CONFIG,
     TIMINGS,
     job_folder,
-    locked,
     refuse_changes,
     stop_file,
     student_folder,
     write_settings,
 )
+from pipeline.shared_runs import followed, held, model_source, send_models
 from pipeline.stages import Stages, first_step
 from pipeline.stop import StopSignals
 from pipeline.tracking import record
@@ -58,6 +58,7 @@ from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finishe
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.threads import faster_threads
 from pipeline.training.worker_group import run_worker_group, worker_resources
+from pipeline.urls import join, without_secrets
 from teachers.checks import Findings, refuse
 from teachers.forced import forced_pairs
 from teachers.pool import Labelling, fill_store
@@ -87,6 +88,7 @@ class Run:
     findings: list[Findings] = field(default_factory=list)
     group: str | None = None
     order: Sequence[str] = STAGES
+    sync: Callable[[], None] = lambda: None
 
     def begin(
         self,
@@ -160,7 +162,7 @@ def running(
     stages = Stages()
     inputs = prepare(config)
     check(inputs)
-    with locked(config.run_dir), StopSignals(config.run_dir) as stop:
+    with held(config, display.line) as sync, StopSignals(config.run_dir) as stop:
         if any(task.augment is not None for task in config.tasks.values()):
             refuse_changes(config)  # before hours of a masked language model's work
             inputs = _with_variants(config, inputs, display, stages, stop)
@@ -171,6 +173,11 @@ def running(
             write_settings(config, fingerprints, derived)
         for note in [*config_view.notes(inputs.resolved), *_data_notes(inputs)]:
             display.line(note)
+        if tracked and config.tracking.enabled and config.runs_url and config.tracking.uri is None:
+            display.line(
+                f"MLflow: its database cannot lie behind runs_dir and stays on this machine, in {config.runs_path}; "
+                "tracking.uri may name a server"
+            )
         data = record.data_sets(config, inputs.data)
         with record.recorded_run(
             config, role, group, display.line, derived, data=data, enabled=tracked
@@ -178,7 +185,7 @@ def running(
             if tracked:
                 stages.keep(config.run_dir / TIMINGS)
             try:
-                yield Run(config, inputs, display, stop, tracker, stages, group=group)
+                yield Run(config, inputs, display, stop, tracker, stages, group=group, sync=sync)
             finally:
                 stages.end()
 
@@ -233,6 +240,7 @@ def make_targets(run: Run) -> None:
     """Makes and checks the teachers and stores all their soft targets. Ray must be up."""
     run.stop.listen()
     check_room(run.config)
+    send_models(run.config, [*run.inputs.bases.values(), *run.inputs.starts.values()])
     _fine_tune(run)
     _preflight(run, on_ray=True)
     _label(run)
@@ -270,7 +278,8 @@ def _fine_tune(run: Run) -> None:
 
     if requests:
         stop = stop_file(run.config.run_dir).absolute()
-        fine_tune_all(requests, run.inputs.data, stop, poll, run.stop, _patience(run))
+        with followed(run.config, [request.folder for request in requests]):
+            fine_tune_all(requests, run.inputs.data, stop, poll, run.stop, _patience(run))
     for request in requests:
         if is_finished(request.folder):  # or the run was stopped
             poll(request)
@@ -343,7 +352,11 @@ def _label(run: Run) -> None:
 def _describe(run: Run, store: Store, key: str, facts: Mapping[str, object]) -> None:
     """Records in the store what stands under `key`, and that the run reads it."""
     store.describe(key, facts)
-    store.use(key, str(run.config.run_dir.absolute()), platform.node())
+    url = run.config.runs_url
+    if url is None:
+        store.use(key, str(run.config.run_dir.absolute()), platform.node())
+    else:  # on no machine
+        store.use(key, without_secrets(join(url, run.config.name)), "")
 
 
 def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
@@ -387,7 +400,9 @@ def _train_students(run: Run) -> None:
         run.begin("train", ", ".join(lengths), "trainings", "steps", lengths)
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
-    folders = {name: str(folder) for name, folder in run.inputs.teachers.items()}
+    folders = {
+        name: model_source(config, folder) or str(folder) for name, folder in run.inputs.teachers.items()
+    }
     plan = training.new_plan(
         config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden, run.tokens
     )
@@ -395,6 +410,7 @@ def _train_students(run: Run) -> None:
         plan = replace(plan, threads=_threads(run, plan.cpus))
         Wait("students", worker_resources(plan), plan.group.workers, _patience(run)).check(plan.group.workers)
         in_thread(lambda: run_worker_group(plan), lambda: _show_jobs(run, jobs))
+    run.sync()
     run.stop.check()
     points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]
     run.stages.first_step_s = first_step(run.stages.started, points)

@@ -24,16 +24,22 @@ GROUP, GROUP_PAGE = "group.json", "group.md"
 STUDY, STUDY_PAGE, BEST_CONFIG = "study.json", "study.md", "best.yaml"
 FIGURES = "figures"
 TIMINGS = "timings.json"
+CHECKPOINTS, STUDENTS = "checkpoints", "students"
+RESULT = "result.json"
+LEDGER = "mlflow.json"
+RAY = "ray"
+FAILURE = "failure-"
+"""First part of the name of a file in which a worker tells the driver of an error."""
 
 
 def job_folder(run_dir: Path, job: Job) -> Path:
     """The folder of a training's checkpoints, metrics.jsonl and result."""
-    return run_dir / "checkpoints" / job.name
+    return run_dir / CHECKPOINTS / job.name
 
 
 def student_folder(run_dir: Path, student: str, task: str) -> Path:
     """The exported Hugging Face folder of one of a student's tasks."""
-    return run_dir / "students" / student / task
+    return run_dir / STUDENTS / student / task
 
 
 def trials_folder(run_dir: Path) -> Path:
@@ -58,7 +64,12 @@ def stop_file(run_dir: Path) -> Path:
 
 def ray_folder(run_dir: Path) -> Path:
     """The folder of Ray's own files while it trains or searches."""
-    return run_dir / "ray"
+    return run_dir / RAY
+
+
+def failure_file(run_dir: Path, launch_id: str) -> Path:
+    """The file in which a worker of a launch tells the driver of an error."""
+    return run_dir / f"{FAILURE}{launch_id}.json"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class TeacherActor:
         torch.set_num_threads(max(1, int(spec.serving.cpus)))
         self._form = spec.tokens.form if spec.forced and spec.tokens is not None else None
         self._teacher = Predictor(
-            resolve(spec.model, spec.revision, f"teachers.{spec.name}"),
+            resolve(spec.opened, spec.revision, f"teachers.{spec.name}"),
             spec.task,
             dtype=spec.serving.dtype,
             tokens_per_forward=spec.serving.tokens_per_forward,

@@ -188,7 +188,7 @@ def _predict_task(spec: TeacherSpec, sample: Examples) -> Predictions:
     import ray
 
     torch.set_num_threads(max(1, int(spec.serving.cpus)))
-    folder = resolve(spec.model, spec.revision, f"teachers.{spec.name}")
+    folder = resolve(spec.opened, spec.revision, f"teachers.{spec.name}")
     return predict(folder, spec, sample, "cuda" if ray.get_gpu_ids() else "cpu")
 
 

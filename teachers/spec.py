@@ -32,7 +32,7 @@ class TokenTargets:
 class TeacherSpec:
     """One teacher.
 
-    name: in the config · model, revision: a folder or a hub id · serving: how it is hosted · key: its name in the
+    name: in the config · model, revision: a folder, a URL or a hub id · source: where the nodes of a cluster find the model, None: by `model` · serving: how it is hosted · key: its name in the
     store · max_length: tokens a sequence, None for the task's · labels: its label mapping, if the config has one · hidden: its
     hidden targets, None where no student learns from them · tokens: its token targets, likewise · forced: whether it does not
     write, but is forced along the texts that it is given, so that `key` is that of its token targets.
@@ -49,6 +49,12 @@ class TeacherSpec:
     hidden: HiddenTargets | None = None
     tokens: TokenTargets | None = None
     forced: bool = False
+    source: str | None = None
+
+    @property
+    def opened(self) -> str:
+        """What a process on any node opens."""
+        return self.source or self.model
 
     @property
     def fields(self) -> tuple[str, ...]:

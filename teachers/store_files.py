@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.errors import ConfigError
 from pipeline.files import write_atomically
+from pipeline.urls import cache_folder, is_url, open_url, without_secrets
 
 
 class StoreFiles:
     """The store's files by their names under its root, on the local disk or on any pyarrow file system."""
 
     def __init__(self, path: str, cache: Path | None, filesystem: fs.FileSystem | None) -> None:
-        self.shown = _without_secrets(path)
-        self._fs, self._root = _open_root(path, self.shown, filesystem)
+        self.shown = without_secrets(path)
+        self._fs, self._root = _open_root(path, filesystem)
         self._local = isinstance(self._fs, fs.LocalFileSystem)
-        self._cache = cache or _default_cache(path)
+        self._cache = cache or cache_folder(path)
 
     def list(self, folder: str) -> dict[str, Any]:
         """File name → pyarrow `FileInfo` of the files in `folder`; empty if the folder does not exist."""
@@ -90,32 +88,10 @@ class StoreFiles:
         return posixpath.join(self._root, name)
 
 
-def _open_root(path: str, shown: str, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
+def _open_root(path: str, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
     """The file system of a store and the store's path on it."""
     if filesystem is not None:
         return filesystem, path
-    if "://" not in path:
+    if not is_url(path):
         return fs.LocalFileSystem(), str(Path(path).absolute())
-    try:
-        opened, root = fs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"the store {shown} cannot be opened: {str(error).replace(path, shown)}",
-            "Give a local folder or a URL that pyarrow opens: file:///, s3://, gs://, hdfs:// …",
-        ) from None  # the original may quote the URL's password
-    return opened, root
-
-
-def _without_secrets(path: str) -> str:
-    """`path` for messages: a URL without its user, password and query."""
-    if "://" not in path:
-        return path
-    scheme, rest = path.split("?", 1)[0].split("://", 1)
-    host, slash, folder = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{folder}"
-
-
-def _default_cache(path: str) -> Path:
-    """The default cache folder of the store at `path`, named by a hash of its URL."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tutelage" / blake2b(path.encode(), digest_size=8).hexdigest()
+    return open_url(path, "the store")

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.display.wide_table import Field, WideTable
+from pipeline.errors import LockedError
 from pipeline.run_folder import CONFIG, locked
 from pipeline.soft import Candidates, Layer, Space, Vocabulary
 from teachers.store import Holding, Store
@@ -36,9 +37,21 @@ def is_needless(holding: Holding) -> bool:
     return bool(holding.users) and here and not runs_of(holding)
 
 
+def urls_of(holding: Holding) -> list[str]:
+    """The URLs of the runs behind URLs that have read the teacher's targets. They count as there: access to them may be missing here."""
+    return sorted(run_dir for run_dir, machine in holding.users if not machine)
+
+
 @contextmanager
-def unread(held: Sequence[Holding]) -> Iterator[None]:
-    """Locks the folders of all runs that read the targets. Raises `LockedError` where one of them is running."""
+def unread(held: Sequence[Holding], sure: bool = False) -> Iterator[None]:
+    """Locks the folders of all runs that read the targets. Raises `LockedError` where one of them is running, or
+    is behind a URL and the user is not `sure` that it is not."""
+    urls = sorted({url for one in held for url in urls_of(one)})
+    if urls and not sure:
+        raise LockedError(
+            f"{urls[0]} reads these targets, and may be under way on another machine",
+            "Make sure that it is not, then pass --yes.",
+        )
     with ExitStack() as stack:
         for folder in sorted({folder for one in held for folder in runs_of(one)}):
             stack.enter_context(locked(folder))
@@ -80,7 +93,9 @@ def _shown(space: Space | None) -> str:
 
 
 def _users(holding: Holding) -> str:
-    names = ", ".join(folder.name for folder in runs_of(holding))
+    names = ", ".join(
+        [*(folder.name for folder in runs_of(holding)), *(url.rsplit("/", 1)[-1] for url in urls_of(holding))]
+    )
     if names:
         return names
     return "none" if is_needless(holding) else "not known"

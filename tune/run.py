@@ -87,6 +87,11 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
     The same command resumes a study. Raises any `TutelageError`: `ExhaustedError` where no trial gave a student,
     `InterruptedRunError` after the best trial so far is written down.
     """
+    if config.runs_url is not None:
+        raise ConfigError(
+            "runs_dir: a search keeps its trials in a folder that all nodes see, and this is a URL",
+            "Give such a folder for it; store.path may be a URL, so that no teacher labels again.",
+        )
     checked(config)
     own, student = study_config(config), student_of(config)
     _refuse_another_search(own)

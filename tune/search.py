@@ -32,9 +32,9 @@ from pipeline.config.recipe import Facts
 from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
-from pipeline.run_folder import job_folder, ray_folder, stop_file
+from pipeline.run_folder import RESULT, job_folder, ray_folder, stop_file
 from pipeline.training.checkpoint import remove_checkpoints
-from pipeline.training.result import RESULT, read_facts
+from pipeline.training.result import read_facts
 from tune.folds import fold_name
 from tune.space import (
     distributions,

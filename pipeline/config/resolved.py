@@ -440,7 +440,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     }
     return config.model_copy(
         update={
-            "runs_dir": str(Path(config.runs_dir).absolute()),
+            "runs_dir": config.runs_url or str(Path(config.runs_dir).absolute()),
             "students": students,
             "store": config.store.model_copy(update={"path": config.store_path}),
         }

@@ -25,6 +25,7 @@ from pipeline.config.fields import (
 )
 from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
+from pipeline.urls import cache_folder, is_url, join
 
 Aim = Literal["max", "min"]
 WorkerStrategy = Literal["ddp", "fsdp"]
@@ -352,7 +353,7 @@ class TrackingConfig(Strict):
     enabled: bool = True
     """false: record nothing in MLflow; the report is written all the same."""
     uri: str | None = None
-    """Tracking server (`http://…`) or `sqlite:///file`; null: `<runs_dir>/_mlflow/mlflow.db`."""
+    """Tracking server (`http://…`) or `sqlite:///file`; null: `<runs_dir>/_mlflow/mlflow.db`, on this machine also where `runs_dir` is a URL."""
     experiment: Annotated[str, Field(min_length=1)] | None = None
     """Experiment; null: the run's name."""
 
@@ -480,7 +481,7 @@ class RunConfig(Strict):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """`tutelage train` runs once under each of these instead of `seed`, as runs `<name>-seed<seed>` of one group: mean, spread and a paired test against the baseline are in the group's folder. 8 are enough for such a test, 5 are not."""
     runs_dir: LocalPath = "runs"
-    """Folder of the run folders; teachers, store and the embedded MLflow sit beside them. Workers must see it: a shared folder on a cluster."""
+    """Folder of the run folders, or its filesystem URL (`s3://…`); teachers, store and the embedded MLflow sit beside them. On a cluster a folder that all nodes see, or a URL."""
     tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
     """Tasks by name."""
     teachers: Annotated[dict[Name, TeacherConfig], Field(min_length=1)]
@@ -507,9 +508,19 @@ class RunConfig(Strict):
     """The search of `tutelage tune`; no other command reads it."""
 
     @property
+    def runs_url(self) -> str | None:
+        """`runs_dir` where it is a URL, else None."""
+        return self.runs_dir if is_url(self.runs_dir) else None
+
+    @property
+    def runs_path(self) -> Path:
+        """`runs_dir` where it is a folder; of a URL this machine's folder for copies of what is there."""
+        return cache_folder(self.runs_dir) / "runs" if is_url(self.runs_dir) else Path(self.runs_dir)
+
+    @property
     def run_dir(self) -> Path:
-        """This run's folder."""
-        return Path(self.runs_dir) / self.name
+        """This run's folder, on this machine."""
+        return self.runs_path / self.name
 
     def name_of_seed(self, seed: int) -> str:
         """Name of the group's run under one of `seeds`."""
@@ -518,28 +529,30 @@ class RunConfig(Strict):
     @property
     def teachers_dir(self) -> Path:
         """Fine-tuned teachers, shared by runs."""
-        return Path(self.runs_dir).absolute() / "_teachers"
+        return self.runs_path.absolute() / "_teachers"
 
     @property
     def variants_dir(self) -> Path:
         """What masked language models answered for `augment`, shared by runs."""
-        return Path(self.runs_dir) / "_variants"
+        return self.runs_path / "_variants"
 
     @property
     def preflight_dir(self) -> Path:
         """Preflight's findings on each teacher, shared by runs."""
-        return Path(self.runs_dir) / "_preflight"
+        return self.runs_path / "_preflight"
 
     @property
     def store_path(self) -> str:
         """The store's absolute folder, or its URL."""
-        path = self.store.path or str(Path(self.runs_dir) / "_store")
-        return path if "://" in path else str(Path(path).absolute())
+        if self.store.path is None and self.runs_url is not None:
+            return join(self.runs_url, "_store")
+        path = self.store.path or str(self.runs_path / "_store")
+        return path if is_url(path) else str(Path(path).absolute())
 
     @property
     def tracking_uri(self) -> str:
         """MLflow's tracking URI."""
-        return self.tracking.uri or f"sqlite:///{Path(self.runs_dir).absolute() / '_mlflow' / 'mlflow.db'}"
+        return self.tracking.uri or f"sqlite:///{self.runs_path.absolute() / '_mlflow' / 'mlflow.db'}"
 
     @property
     def experiment(self) -> str:

@@ -30,6 +30,7 @@ from typing import Any, Literal, Protocol
 
 from pipeline.config.redact import redact, redact_text
 from pipeline.config.schema import RunConfig
+from pipeline.run_folder import LEDGER
 from pipeline.tracking.calls import METRICS_A_BATCH, Calls, DataSet, batches
 from pipeline.tracking.spool import Ledger, Point, Rename, Tail, unsent
 from pipeline.tracking.uri import artifact_root
@@ -174,7 +175,7 @@ class MlflowTracker:
 
     def __init__(self, uri: str, experiment: str, run_dir: Path, artifacts: Path | None = None) -> None:
         self._shown_uri: str = redact("uri", uri)
-        self._ledger = Ledger(run_dir / "mlflow.json", self._shown_uri, experiment)
+        self._ledger = Ledger(run_dir / LEDGER, self._shown_uri, experiment)
         self._calls = Calls(uri, experiment, self._ledger, artifacts)
         self._queue: deque[_Operation] = deque()
         self._tails: list[Tail] = []

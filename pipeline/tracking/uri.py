@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pipeline.config.redact import redact
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.run_folder import LEDGER
 from pipeline.tracking.spool import Ledger
 from pipeline.tracking.views import page
 
@@ -49,7 +50,7 @@ def artifact_root(config: RunConfig) -> Path | None:
         )
     if scheme == "sqlite":
         return Path(uri.split(":///", 1)[-1].split("?")[0]).absolute().parent / "artifacts"
-    return Path(config.runs_dir).absolute() / "_mlflow" / "artifacts"
+    return config.runs_path.absolute() / "_mlflow" / "artifacts"
 
 
 def ui_command(config: RunConfig, port: int = FIRST_PORT) -> list[str]:
@@ -133,7 +134,7 @@ def pages(config: RunConfig, base: str) -> dict[str, str]:
     addresses: dict[str, str] = {}
     experiment = None
     for run in runs:
-        ledger = Ledger(Path(config.runs_dir) / run / "mlflow.json", uri, config.experiment)
+        ledger = Ledger(config.runs_path / run / LEDGER, uri, config.experiment)
         if (known := ledger.experiment_id) is not None:
             experiment = known
             for key, view in ledger.views.items():

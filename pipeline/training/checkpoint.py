@@ -121,6 +121,13 @@ def adopt_checkpoint(source: Path, folder: Path) -> None:
     incoming.rename(folder / f"step-{step:08d}")
 
 
+def remove_unsent(root: Path) -> None:
+    """Removes the checkpoints below `root` whose index is missing: of a copy, they were not sent whole before their writer died."""
+    for path in root.rglob("step-*"):
+        if path.is_dir() and not (path / INDEX).exists():
+            shutil.rmtree(path)
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Removes all checkpoints in `folder`."""
     for path in folder.glob("step-*"):

@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -22,11 +23,14 @@ from pipeline.config.recipe import TeacherRecipe
 from pipeline.config.schema import ServingConfig
 from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
-from pipeline.errors import CorruptError, ExhaustedError, TutelageError
+from pipeline.errors import CorruptError, ExhaustedError, LockedError, TutelageError
 from pipeline.files import read_object, write_atomically
 from pipeline.models import fingerprint, open_tokenizer, resolve
 from pipeline.places import PATIENCE, Patience, Place, run_placed
+from pipeline.shared_runs import Behind, to_stop, worked_on
+from pipeline.synced import leased
 from pipeline.tasks import Task
+from pipeline.training.checkpoint import remove_unsent
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.loop import Progress, StopWatch, Trainer
@@ -157,7 +161,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class Request:
-    """One teacher to make. task: as it has it."""
+    """One teacher to make. task: as it has it · urls: of its folder, where that is behind a URL."""
 
     name: str
     model: str
@@ -167,6 +171,7 @@ class Request:
     serving: ServingConfig
     task: Task
     max_length: int | None = None
+    urls: Behind | None = None
 
 
 def fine_tune_all(
@@ -256,24 +261,32 @@ def _fine_tune_task(request: Request, data: TaskData, stop: Path) -> None:
 
     torch.set_num_threads(max(1, int(request.serving.cpus)))
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    request.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(request.folder / ".lock")
-    should_stop = StopWatch(stop)
-    while not should_stop():  # another run may be making the same teacher
+    while True:  # another run may be making the same teacher
         try:
-            with lock.acquire(timeout=1):
-                if not is_finished(request.folder):
+            with _alone_at(request), worked_on(request.urls, request.folder, stop) as (folder, own_stop):
+                if request.urls is not None:
+                    remove_unsent(folder)
+                if not is_finished(folder):
                     base = resolve(request.model, request.revision, f"teachers.{request.name}")
                     workers = Workers(device=device)
                     fine_tune(
                         base,
                         replace(data, task=request.task),
                         request.config,
-                        request.folder,
+                        folder,
                         workers,
-                        should_stop,
+                        StopWatch(own_stop),
                         max_length=request.max_length,
                     )
                 return
-        except Timeout:
-            continue
+        except (Timeout, LockedError):
+            if to_stop(request.urls, stop):
+                return
+
+
+def _alone_at(request: Request) -> AbstractContextManager[object]:
+    """Holds the teacher's folder for this process. Raises `Timeout` or `LockedError` after a while."""
+    if request.urls is not None:
+        return leased(request.urls.folder)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(request.folder / ".lock").acquire(timeout=1)

@@ -39,7 +39,8 @@ from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
-from pipeline.run_folder import job_folder, stop_file, student_folder
+from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
+from pipeline.shared_runs import Behind, behind, model_source
 from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
@@ -54,7 +55,7 @@ from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
-from pipeline.training.result import RESULT, read_facts, read_predictions, write_result
+from pipeline.training.result import read_facts, read_predictions, write_result
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, predict, token_accuracy
 from pipeline.training.written import written_texts
@@ -75,7 +76,7 @@ class Plan:
     and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · tokens: their token targets, likewise · trial: true for a trial
     of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
     epochs to the search · threads: threads per worker; None: one per CPU · first_stages: as of
-    `pipeline.training.loop.Trainer`.
+    `pipeline.training.loop.Trainer` · urls: of the run's folder, where that is behind a URL: each worker then has paths of its own.
     """
 
     run_dir: Path
@@ -96,6 +97,7 @@ class Plan:
     trial: bool = False
     threads: int | None = None
     first_stages: Path | None = None
+    urls: Behind | None = None
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
@@ -482,7 +484,7 @@ def parameter_count(student: MultiTaskStudent) -> int:
 def start_folder(settings: StudentStart, teacher_folders: Mapping[str, str | Path]) -> Path:
     """The folder of the model that a student starts from."""
     if settings.init_from is not None:
-        return Path(teacher_folders[settings.init_from])
+        return resolve(str(teacher_folders[settings.init_from]), None, f"students.{settings.name}")
     assert settings.model is not None, "the config has checked it"
     return resolve(settings.model, settings.revision, f"students.{settings.name}")
 
@@ -504,11 +506,15 @@ def new_plan(
     resolved = resolve_config(with_absolute_paths(config), facts)
     run_dir = config.run_dir.absolute()
     limits = transfer_limits(config)
+    students = {
+        name: replace(own, model=own.model and (model_source(config, Path(own.model)) or own.model))
+        for name, own in resolved.students.items()
+    }
     return Plan(
         run_dir,
         jobs_of(config),
         config.seed,
-        resolved.students,
+        students,
         resolved.aggregations,
         {name: own.within(limits.get(name)) for name, own in data.items()},
         config.store_path,
@@ -520,6 +526,7 @@ def new_plan(
         stop_file(run_dir),
         dict(hidden),  # a proxy cannot be pickled
         dict(tokens),
+        urls=behind(config, config.name),
     )
 
 

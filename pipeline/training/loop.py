@@ -410,7 +410,8 @@ class Trainer:
 
     def _resume(self) -> None:
         self._share_first_stage()
-        checkpoint = load_checkpoint(self.folder) if self.workers.world == 1 else self._load_on_all()
+        # the others may not see the first one's files
+        checkpoint = self.workers.from_first(load_checkpoint(self.folder) if self.workers.rank == 0 else None)
         self._trim_log(0 if checkpoint is None else checkpoint.state["progress"]["step"])
         if checkpoint is None:
             return
@@ -437,12 +438,6 @@ class Trainer:
         """The stage of step number `step`, from 0; of the end of the training its last stage."""
         ends = np.cumsum([stage.epochs for stage in self.stages]) * self.feed.steps_per_epoch
         return min(int(np.searchsorted(ends, step, side="right")), len(self.stages) - 1)
-
-    def _load_on_all(self) -> Any:
-        """The newest checkpoint, or None. Rank 0 cleans up first, so that all workers load the same one."""
-        checkpoint = load_checkpoint(self.folder) if self.workers.rank == 0 else None
-        self.workers.sum_(torch.zeros(1, device=self.workers.device))
-        return checkpoint if self.workers.rank == 0 else load_checkpoint(self.folder)
 
     # ---- log
 

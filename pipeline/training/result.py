@@ -16,9 +16,10 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import CorruptError
 from pipeline.files import read_object, write_atomically
+from pipeline.run_folder import RESULT
 from pipeline.text_arrays import arrays_of, numbers_of
 
-RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+PREDICTIONS = "predictions.safetensors"
 
 
 def write_result(folder: Path, facts: Mapping[str, Any], predictions: Mapping[str, NDArray[Any]]) -> None:

@@ -71,6 +71,14 @@ class Workers:
         dist.all_gather_object(values, value)
         return values
 
+    def from_first(self, value: Any) -> Any:
+        """The first worker's `value`, of any type that can be pickled, on every worker."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
 
 @dataclass(frozen=True)
 class SparseTargets:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pipeline import errors
 from pipeline.files import write_atomically
-from pipeline.run_folder import ray_folder
+from pipeline.run_folder import failure_file, ray_folder
+from pipeline.shared_runs import of_worker, worked_on
+from pipeline.synced import UrlFolder
+from pipeline.training.checkpoint import remove_unsent
 from pipeline.training.jobs import Plan, train_jobs
 from pipeline.training.loop import Report
 from pipeline.training.step import Workers
@@ -34,17 +37,22 @@ def run_worker(payload: dict[str, Any]) -> None:
     plan: Plan = ray.get(payload["plan"][0])
     report: Report | None = payload["report"]
     context = ray.train.get_context()
-    failure = _failure_file(plan.run_dir, plan.launch_id)
-    if failure.exists():
-        return
     torch.set_num_threads(plan.threads or max(1, int(plan.cpus)))
     workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    try:
-        train_jobs(plan, workers, report or (lambda epochs, scores: None))
-    except errors.TutelageError as error:
-        write_atomically(failure, json.dumps([type(error).__name__, error.cause, error.remedy]))
-        if workers.world > 1:
-            raise  # the others may be waiting for this one
+    wanted = of_worker(workers.rank)
+    with worked_on(plan.urls, plan.run_dir, plan.stop, wanted) as (run_dir, stop):
+        failure = failure_file(run_dir, plan.launch_id)
+        if failure.exists():
+            return
+        if plan.urls is not None:
+            remove_unsent(run_dir)
+        try:
+            own = replace(plan, run_dir=run_dir, stop=stop)
+            train_jobs(own, workers, report or (lambda epochs, scores: None))
+        except errors.TutelageError as error:
+            write_atomically(failure, json.dumps([type(error).__name__, error.cause, error.remedy]))
+            if workers.world > 1:
+                raise  # the others may be waiting for this one
 
 
 def _alone() -> Any:
@@ -79,7 +87,8 @@ def run_worker_group(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig  # what ray.train.FailureConfig is, for type checkers
 
-    train, failure = plan.group, _failure_file(plan.run_dir, plan.launch_id)
+    train = plan.group
+    storage, filesystem = _storage(plan)
     if train.workers == 1:
         torch_config: TorchConfig = _alone()
     else:
@@ -95,27 +104,52 @@ def run_worker_group(
         torch_config=torch_config,
         run_config=ray.train.RunConfig(
             name=plan.launch_id,
-            storage_path=str(ray_folder(plan.run_dir)),
+            storage_path=storage,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=2),
             callbacks=list(callbacks),
         ),
     )
+    told = None
     try:
         trainer.fit()
+        told = _failure(plan)
     except ray.train.TrainingFailedError as error:
-        if not failure.exists():
+        if (told := _failure(plan)) is None:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise errors.ExhaustedError(
                 f"the student workers failed {train.max_failures + 1} times: {lines[-1].strip()}",
                 "Run the same command again to go on from the last checkpoint, with --debug for the whole traceback.",
             ) from error
     finally:
-        shutil.rmtree(ray_folder(plan.run_dir), ignore_errors=True)
-    if failure.exists():
-        kind, cause, remedy = json.loads(failure.read_text())
-        failure.unlink()
+        if plan.urls is None:
+            shutil.rmtree(ray_folder(plan.run_dir), ignore_errors=True)
+        else:
+            UrlFolder(plan.urls.run).delete_folder(ray_folder(plan.run_dir).name)
+    if told is not None:
+        kind, cause, remedy = told
         raise getattr(errors, kind)(cause, remedy)
 
 
-def _failure_file(run_dir: Path, launch_id: str) -> Path:
-    return run_dir / f".failure-{launch_id}.json"
+def _storage(plan: Plan) -> tuple[str, Any]:
+    """Path and pyarrow file system of Ray Train's own files; None for this machine's."""
+    folder = ray_folder(plan.run_dir)
+    return (str(folder), None) if plan.urls is None else UrlFolder(plan.urls.run).storage(folder.name)
+
+
+def _failure(plan: Plan) -> list[str] | None:
+    """Class, cause and remedy of the error that a worker has told of, or None; the file goes."""
+    file = failure_file(plan.run_dir, plan.launch_id)
+    if plan.urls is None:
+        if not file.exists():
+            return None
+        text = file.read_text()
+        file.unlink()
+    else:
+        run = UrlFolder(plan.urls.run)
+        if not run.exists(file.name):
+            return None
+        text = run.read(file.name).decode()
+        run.delete(file.name)
+    told: list[str] = json.loads(text)
+    return told

@@ -23,8 +23,9 @@ from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
+from pipeline.run_folder import RESULT
 from pipeline.training.log import METRICS, read_metrics
-from pipeline.training.result import PREDICTIONS, RESULT
+from pipeline.training.result import PREDICTIONS
 from teachers.store import Store
 from teachers.store_key import store_key
 from tests.integration.command import TUTELAGE, Command, assert_none_left, started, tutelage, wait_until

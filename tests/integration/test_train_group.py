@@ -21,7 +21,7 @@ from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import DivergedError
 from pipeline.predictor import Predictor
-from pipeline.run_folder import job_folder
+from pipeline.run_folder import FAILURE, job_folder
 from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.jobs import Plan, new_plan
@@ -166,7 +166,7 @@ def test_a_killed_worker_changes_nothing_and_a_diverged_training_is_not_tried_ag
     for job in (PLAIN, ROUGH):
         assert points(plan.run_dir, job) == points(undisturbed, job)
     assert not (plan.run_dir / "ray").exists()
-    assert not list(plan.run_dir.glob(".failure-*"))
+    assert not list(plan.run_dir.glob(f"{FAILURE}*"))
 
 
 def test_two_workers_train_the_same_student(bench: Bench, undisturbed: Path) -> None:

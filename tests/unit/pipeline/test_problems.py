@@ -26,7 +26,7 @@ from pipeline.report.build import build
 from pipeline.report.model_card import write_model_card
 from pipeline.report.page import markdown
 from pipeline.report.results import task_results
-from pipeline.run_folder import job_folder
+from pipeline.run_folder import RESULT, job_folder
 from pipeline.saved import score_student, score_table
 from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
@@ -34,7 +34,6 @@ from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import TEACHER, fine_tune
 from pipeline.training.jobs import Plan, is_finished, new_plan, read_result, task_sets, train_jobs
 from pipeline.training.log import METRICS, read_metrics
-from pipeline.training.result import RESULT
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student

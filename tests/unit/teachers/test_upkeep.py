@@ -175,3 +175,13 @@ def test_the_space_of_hidden_targets_is_their_layer(folder: Path) -> None:
     values = np.ones((5, 4), dtype=np.float32)
     Store(str(folder)).append("ab", SoftTargets(keys_of(0, 5), Dense(Ragged.single(values), Layer(4, 2))))
     assert holdings(Store(str(folder)))[0].space == Layer(4, 2)
+
+
+def test_a_run_behind_a_url_counts_as_there(store: Store) -> None:
+    store.use(TEACHER, "s3://bucket/runs/first", "")
+    (one,) = holdings(store)
+    assert not is_needless(one)
+    with pytest.raises(LockedError, match="s3://bucket/runs/first reads these targets"), unread([one]):
+        pass
+    with unread([one], sure=True):
+        pass

@@ -23,6 +23,7 @@ from pipeline.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     remove_checkpoints,
+    remove_unsent,
     save_checkpoint,
 )
 
@@ -340,3 +341,13 @@ def test_removing_leaves_the_rest(tmp_path: Path) -> None:
     remove_checkpoints(tmp_path)
     assert names_in(tmp_path) == ["result.json"]
     remove_checkpoints(tmp_path / "absent")
+
+
+def test_a_checkpoint_that_was_not_sent_whole_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "small-distilled"
+    whole = save_checkpoint(folder, 1, {"model": {"w": torch.ones(2)}}, {"step": 1})
+    torn = save_checkpoint(folder, 2, {"model": {"w": torch.ones(2)}}, {"step": 2})
+    (torn / INDEX).unlink()
+    remove_unsent(tmp_path)
+    assert whole.exists()
+    assert not torn.exists()

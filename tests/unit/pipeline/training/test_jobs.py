@@ -24,7 +24,7 @@ from pipeline.errors import CorruptError
 from pipeline.losses import LossWeights
 from pipeline.models import hidden_layer
 from pipeline.predictor import Predictor
-from pipeline.run_folder import job_folder, stop_file, student_folder
+from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
 from pipeline.soft import Dense, SoftTargets
 from pipeline.tasks.text_classification import ClassHead
 from pipeline.training import jobs as training
@@ -42,7 +42,6 @@ from pipeline.training.jobs import (
 )
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS, read_metrics
-from pipeline.training.result import RESULT
 from pipeline.training.stage import LossPlan
 from pipeline.training.step import Workers
 from students.student import build_student

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import CorruptError
+from pipeline.run_folder import RESULT
 from pipeline.text_arrays import text_array
-from pipeline.training.result import PREDICTIONS, RESULT, read_facts, read_predictions, write_result
+from pipeline.training.result import PREDICTIONS, read_facts, read_predictions, write_result
 
 FACTS = {
     "status": "done",

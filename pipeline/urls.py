@@ -1,0 +1,56 @@
+"""Folders behind URLs: how they are opened, named in messages, and where this machine keeps what it has read of them."""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL of a file system."""
+    return "://" in path
+
+
+def join(url: str, *names: str) -> str:
+    """The URL of what lies in a folder; the query, which has a file system's options, stays at its end."""
+    path, mark, query = url.partition("?")
+    return "/".join((path.rstrip("/"), *names)) + mark + query
+
+
+def open_url(url: str, what: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URL and the path on it. what: names the URL in the `ConfigError` for one that cannot be opened."""
+    import pyarrow as pa
+    from pyarrow import fs
+
+    try:
+        opened, root = fs.FileSystem.from_uri(url)
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        shown = without_secrets(url)
+        raise ConfigError(
+            f"{what} {shown} cannot be opened: {str(error).replace(url, shown)}",
+            "Give a local folder or a URL that pyarrow opens: file:///, s3://, gs://, hdfs:// …",
+        ) from None  # the original may quote the URL's password
+    return opened, root
+
+
+def without_secrets(path: str) -> str:
+    """`path` for messages: a URL without its user, password and query."""
+    if not is_url(path):
+        return path
+    scheme, rest = path.split("?", 1)[0].split("://", 1)
+    host, slash, folder = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{folder}"
+
+
+def cache_folder(url: str) -> Path:
+    """This machine's folder for copies of what lies behind a URL, named by a hash of the URL:
+    ``$XDG_CACHE_HOME/tutelage/…``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tutelage" / blake2b(url.encode(), digest_size=8).hexdigest()
