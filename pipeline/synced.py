@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from pipeline.errors import ExhaustedError, LockedError
-from pipeline.urls import open_url, without_secrets
+from pipeline.urls import make_folder_of, open_url, without_secrets
 
 logger = logging.getLogger(__name__)
 SYNC_S = 2.0
@@ -67,7 +67,7 @@ class UrlFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a small file."""
-        self._make_room(name)
+        make_folder_of(self._fs, self._at(name))
         with self._fs.open_output_stream(self._at(name)) as stream:
             stream.write(data)
 
@@ -85,7 +85,7 @@ class UrlFolder:
 
     def send(self, file: Path, name: str) -> Facts:
         """Copies a file of this machine; what then stands there."""
-        self._make_room(name)
+        make_folder_of(self._fs, self._at(name))
         with file.open("rb") as source, self._fs.open_output_stream(self._at(name)) as target:
             shutil.copyfileobj(source, target, COPY_BYTES)
         return _facts(self._fs.get_file_info(self._at(name)))
@@ -103,13 +103,6 @@ class UrlFolder:
     def storage(self, name: str) -> tuple[str, Any]:
         """Path and pyarrow file system of a folder, for Ray Train."""
         return self._at(name), self._fs
-
-    def _make_room(self, name: str) -> None:
-        """Makes the file's folder, where the file system has folders."""
-        from pyarrow import fs
-
-        if not isinstance(self._fs, fs.S3FileSystem | fs.GcsFileSystem):
-            self._fs.create_dir(posixpath.dirname(self._at(name)), recursive=True)
 
     def _at(self, name: str) -> str:
         return posixpath.join(self._root, name)

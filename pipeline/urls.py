@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,12 @@ def open_url(url: str, what: str) -> tuple[fs.FileSystem, str]:
             "Give a local folder or a URL that pyarrow opens: file:///, s3://, gs://, hdfs:// …",
         ) from None  # the original may quote the URL's password
     return opened, root
+
+
+def make_folder_of(filesystem: fs.FileSystem, file: str) -> None:
+    """Makes a file's folder. Object stores have none, and making one would cost them two requests a file."""
+    if filesystem.type_name not in ("s3", "gcs", "abfs"):
+        filesystem.create_dir(posixpath.dirname(file), recursive=True)
 
 
 def without_secrets(path: str) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.files import write_atomically
-from pipeline.urls import cache_folder, is_url, open_url, without_secrets
+from pipeline.urls import cache_folder, is_url, make_folder_of, open_url, without_secrets
 
 
 class StoreFiles:
@@ -55,7 +55,7 @@ class StoreFiles:
         if self._local:
             write_atomically(Path(self._at(name)), data)
             return
-        self._fs.create_dir(posixpath.dirname(self._at(name)), recursive=True)
+        make_folder_of(self._fs, self._at(name))
         with self._fs.open_output_stream(self._at(name)) as stream:
             stream.write(data)
 

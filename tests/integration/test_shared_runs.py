@@ -9,7 +9,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,15 @@ from safetensors.torch import load_file
 from torch import equal
 
 from tests.conftest import TinyModel
-from tests.integration.command import BIN, TUTELAGE, Command, started, tutelage, wait_until
+from tests.integration.command import (
+    BIN,
+    TUTELAGE,
+    Command,
+    processes_of,
+    started,
+    tutelage,
+    wait_until,
+)
 from tests.integration.conftest import MakeRun, csv_section
 from tests.integration.test_cluster import free_port, listens
 
@@ -34,12 +43,17 @@ HIDDEN = 'mount -t tmpfs hidden "$1" && shift && exec "$@"'
 
 
 class Bucket:
-    """A bucket of an S3 server."""
+    """A folder in a bucket of an S3 server."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"s3://bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    def __init__(self, port: int, folder: str = "runs") -> None:
+        self._port = port
+        self.url = f"s3://bucket/{folder}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
         self._fs, self._root = fs.FileSystem.from_uri(f"{self.url}&allow_bucket_creation=true")
         self._fs.create_dir("bucket")
+
+    def beside(self, folder: str) -> Bucket:
+        """Another folder of the bucket."""
+        return Bucket(self._port, folder)
 
     def names(self) -> set[str]:
         """Of all files."""
@@ -99,6 +113,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, tiny_
             "checkpoint_steps": 2,
         },
         baselines=[],
+        stages=[],
         tracking={"enabled": False},
     )
     return folder
@@ -111,44 +126,61 @@ def home(folder: Path, name: str) -> dict[str, str]:
     return {"HOME": str(own), "XDG_CACHE_HOME": str(own / "cache"), "HF_HOME": str(own / "hf")}
 
 
+class Cluster:
+    """A head without CPUs, a node for teachers and one for students, from which the folder `hidden` is hidden."""
+
+    def __init__(self, hidden: Path, homes: Path, keys: Mapping[str, str], stack: ExitStack) -> None:
+        self._hidden, self._homes, self._keys, self._stack = hidden, homes, keys, stack
+        self._nodes: dict[str, Command] = {}
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        more = {"port": port, "num-cpus": 0, "include-dashboard": "false", "temp-dir": self._folder("head")}
+        self._start("head", "--head", **more, **{"ray-client-server-port": free_port()})
+
+    def join(self, name: str, cpus: int, **resources: int) -> None:
+        """Starts a node."""
+        more = {"num-cpus": cpus, "resources": json.dumps(resources)}
+        self._start(name, f"--address={self.address}", **more)
+
+    def lose(self, name: str) -> None:
+        """Kills all processes of a node at once."""
+        for pid in processes_of(self._nodes[name].process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _folder(self, name: str) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=f"ray-{name}-"))  # short: sockets lie below it
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    def _start(self, name: str, *arguments: str, **options: object) -> None:
+        every = {"node-ip-address": "127.0.0.1", "object-store-memory": 150_000_000, **options}
+        every |= {"dashboard-agent-listen-port": free_port()}
+        ray = [str(BIN / "ray"), "start", "--block", *arguments, *(f"--{k}={v}" for k, v in every.items())]
+        if name != "head":
+            ray = ["unshare", "--mount", "sh", "-c", HIDDEN, "sh", str(self._hidden), *ray]
+        there = {**TOKEN, **self._keys, **home(self._homes, name)}
+        command = self._stack.enter_context(started(*ray, cwd=self._folder(name), environment=there))
+        wait_until(lambda: "Ray runtime started" in command.output, lambda: command.output, 120)
+        self._nodes[name] = command
+
+
 @pytest.fixture(scope="module")
 def cluster(
     workplace: Path, keys: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The address of a head without CPUs and a node for teachers and students, from which `workplace` is hidden."""
-    ray, homes = str(BIN / "ray"), tmp_path_factory.mktemp("homes")
-    folders = [Path(tempfile.mkdtemp(prefix="ray-")) for _ in range(2)]  # short: sockets lie below them
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-
-    def options(**more: object) -> list[str]:
-        every = {"node-ip-address": "127.0.0.1", "object-store-memory": 150_000_000, **more}
-        every |= {"dashboard-agent-listen-port": free_port()}
-        return [f"--{name.replace('_', '-')}={value}" for name, value in every.items()]
-
-    head = [ray, "start", "--head", "--block"]
-    head += options(port=port, num_cpus=0, include_dashboard="false", temp_dir=folders[0])
-    head += [f"--ray-client-server-port={free_port()}"]
-    resources = json.dumps({"teacher": 1, "student": 2})
-    node = [ray, "start", "--block", f"--address={address}", *options(num_cpus=2, resources=resources)]
-    hidden = ["unshare", "--mount", "sh", "-c", HIDDEN, "sh", str(workplace)]
-    try:
-        with started(*head, cwd=folders[0], environment={**TOKEN, **keys, **home(homes, "head")}) as first:
-            wait_until(lambda: "Ray runtime started" in first.output, lambda: first.output, 120)
-            there = {**TOKEN, **keys, **home(homes, "node")}
-            with started(*hidden, *node, cwd=folders[1], environment=there) as second:
-                wait_until(lambda: "Ray runtime started" in second.output, lambda: second.output, 120)
-                yield address
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        cluster = Cluster(workplace, tmp_path_factory.mktemp("homes"), keys, stack)
+        cluster.join("teachers", 1, teacher=1)
+        cluster.join("students", 2, student=2)
+        yield cluster
 
 
 def test_a_run_without_a_shared_folder(
-    cluster: str, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
+    cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
 ) -> None:
     """Killed while its students train, gone on with from a machine that has nothing of it, and once more."""
-    run = (TUTELAGE, "train", "run.yaml", f"runs_dir={bucket.url}", f"cluster.address={cluster}")
+    run = (TUTELAGE, "train", "run.yaml", f"runs_dir={bucket.url}", f"cluster.address={cluster.address}")
 
     def driver(name: str) -> dict[str, str]:
         return {**TOKEN, **keys, **home(tmp_path, name)}
@@ -203,10 +235,10 @@ def without_resources(folder: Path) -> str:
 
 
 def test_ctrl_c_reaches_a_training_that_sees_no_stop_file(
-    cluster: str, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
+    cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
 ) -> None:
     run = (TUTELAGE, "train", "run.yaml", "name=stopped", f"runs_dir={bucket.url}")
-    more = (f"cluster.address={cluster}", "train.epochs=2000")
+    more = (f"cluster.address={cluster.address}", "train.epochs=2000")
 
     def logged(command: Command) -> bool:
         return command.ended() or "stopped/checkpoints/cut-distilled/metrics.jsonl" in bucket.names()
@@ -221,6 +253,32 @@ def test_ctrl_c_reaches_a_training_that_sees_no_stop_file(
     assert any("/step-" in name for name in left)
     assert "stopped/STOP" not in left
     assert "stopped/.lease" not in left
+
+
+def test_nodes_that_are_lost_are_waited_for(
+    cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
+) -> None:
+    """The teachers' node while it labels, the students' while they train: the run goes on where others come."""
+    other = bucket.beside("elsewhere")
+    run = (TUTELAGE, "train", "run.yaml", "name=lost", f"runs_dir={other.url}")
+    more = (f"cluster.address={cluster.address}", "train.epochs=12", "train.max_failures=5")
+    environment = {**TOKEN, **keys, **home(tmp_path, "here")}
+    with started(*run, *more, cwd=workplace, environment=environment) as command:
+
+        def reached(what: Callable[[], bool]) -> None:
+            wait_until(lambda: command.ended() or what(), lambda: command.output, 200)
+            assert not command.ended(), command.output
+
+        reached(lambda: "stage 3 of 5" in command.output)
+        cluster.lose("teachers")
+        cluster.join("teachers", 1, teacher=1)
+        reached(lambda: any("lost/checkpoints/cut-distilled/step-" in name for name in other.names()))
+        cluster.lose("students")
+        cluster.join("students", 2, student=2)
+        assert command.wait(300) == 0, command.output
+    theirs = load_file(other.fetch("lost/students/cut/mood/model.safetensors", tmp_path))
+    undisturbed = load_file(bucket.fetch("first/students/cut/mood/model.safetensors", tmp_path))
+    assert all(equal(weight, theirs[name]) for name, weight in undisturbed.items())
 
 
 def test_what_cannot_be_a_runs_dir_is_refused_at_once(workplace: Path, keys: Mapping[str, str]) -> None:
