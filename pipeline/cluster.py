@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, ExhaustedError
 
+logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
 )
@@ -86,12 +89,35 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
             raise ConfigError(
                 f"cluster.address: no Ray cluster at {address}: {_reason(error)}", NO_CLUSTER
             ) from None
+    _notices_in_a_line()
     _connected = True
     try:
         yield
     finally:
         _connected = False
         ray.shutdown()
+
+
+def _notices_in_a_line() -> None:
+    """Has what Ray's nodes report in several lines, such as that one was lost, logged in one.
+
+    Ray 2.60 has no setting for it; a version without the private function prints as it does.
+    """
+    worker: Any = sys.modules.get("ray._private.worker")
+
+    def show(notice: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+        for text in notice.get("lines", ()):
+            logger.warning("Ray: %s", shortened(text))
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = show
+
+
+def shortened(notice: str) -> str:
+    """A notice of Ray in one line: of a node that was lost its address, of others the first line."""
+    if lost := re.search(r"address: (\S+) .*marked dead", notice, re.DOTALL):
+        return f"node {lost[1]} was lost"
+    return next((line.strip()[:200] for line in notice.splitlines() if line.strip()), "")
 
 
 def _reason(error: Exception) -> str:

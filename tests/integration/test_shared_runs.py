@@ -276,6 +276,8 @@ def test_nodes_that_are_lost_are_waited_for(
         cluster.lose("students")
         cluster.join("students", 2, student=2)
         assert command.wait(300) == 0, command.output
+        assert command.output.count(" was lost") == 2
+        assert "raylet" not in command.output
     theirs = load_file(other.fetch("lost/students/cut/mood/model.safetensors", tmp_path))
     undisturbed = load_file(bucket.fetch("first/students/cut/mood/model.safetensors", tmp_path))
     assert all(equal(weight, theirs[name]) for name, weight in undisturbed.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import connected
+from pipeline.cluster import connected, shortened
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ExhaustedError
@@ -61,3 +61,14 @@ def test_ray_that_does_not_start_is_tried_again(
             pytest.fail("not connected")
     with connected(config):
         assert calls == ["init"]
+
+
+def test_a_notice_of_ray_is_one_line() -> None:
+    lost = (
+        "The node with node id: fc48884f and address: 192.0.2.2 and node name: 192.0.2.2 has been marked dead because the"
+        " detector has missed too many heartbeats from it. This can happen when a \t(1) raylet crashes unexpectedly \n"
+        "\t(2) raylet has lagging heartbeats due to slow network or busy workload."
+    )
+    assert shortened(lost) == "node 192.0.2.2 was lost"
+    assert shortened("\n  A worker died.\nMore of it.\n") == "A worker died."
+    assert shortened("") == ""
