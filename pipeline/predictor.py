@@ -19,6 +19,7 @@ from pipeline.config.generation import TokenTargetsConfig
 from pipeline.config.kinds import Kind
 from pipeline.errors import TeacherError
 from pipeline.events import sparse_rows
+from pipeline.memory import run_batches
 from pipeline.models import check_length, decoder_inputs, open_config, open_model, open_tokenizer, vocabulary
 from pipeline.soft import Dense, Layer, Sparse, Texts, join_soft
 from pipeline.tasks import Task
@@ -96,7 +97,8 @@ class Predictor:
         vectors = torch.empty(int(words[-1]), 0 if layer is None else layer.size, dtype=torch.float16)
         # the longest examples first: memory peaks in the first batch, not in the last
         order = np.argsort(encoded.lengths, kind="stable")[::-1]
-        for rows in token_budget_batches(encoded.lengths, order, self.tokens_per_forward):
+
+        def work(rows: NDArray[np.int64]) -> None:
             batch = TensorBatch.of(encoded.pad(rows, words=layer is not None), self.device)
             output = self.model(**batch.inputs, output_hidden_states=layer is not None)
             predictions = self.task.head.read_out(output, batch)
@@ -107,6 +109,8 @@ class Predictor:
                 means = word_means(output.hidden_states[layer.index].float(), batch.words)
                 items, _ = rows_of(words, rows)
                 vectors[torch.from_numpy(items)] = means.cpu().half()
+
+        run_batches(token_budget_batches(encoded.lengths, order, self.tokens_per_forward), work)
         hidden = None if layer is None else Dense(Ragged(vectors.numpy(), words), layer)
         return Dense(Ragged(values.numpy(), starts), self.task.head.columns), hidden, encoded.truncated
 
@@ -119,19 +123,22 @@ class Predictor:
         encoded = head.encode(self.tokenizer, pairs, self.max_length)
         space = vocabulary(self.tokenizer)
         assert encoded.targets is not None, "encoded with targets"
-        lengths = np.maximum(encoded.lengths, encoded.targets.counts)
+        texts, lengths = encoded.targets, np.maximum(encoded.lengths, encoded.targets.counts)
         tokens = max(1, min(self.tokens_per_forward, MOST_LOGITS // len(space)))
         parts, order = list[tuple[NDArray[np.int64], Sparse]](), np.argsort(lengths, kind="stable")[::-1]
-        for rows in token_budget_batches(lengths, order, tokens):
-            target = torch.from_numpy(pad_targets(encoded.targets.take(rows))).to(self.device)
+
+        def work(rows: NDArray[np.int64]) -> None:
+            target = torch.from_numpy(pad_targets(texts.take(rows))).to(self.device)
             batch = replace(TensorBatch.of(encoded.pad(rows), self.device), target=target)
             output = self.model(
                 **batch.inputs, decoder_input_ids=decoder_inputs(self.model, target), use_cache=False
             )
             logits = head.read_out(output, batch)[:, : len(space)]
             ids, logs, rest = sparse_rows(logits, form, target[batch.target_mask], seed=int(target.sum()))
-            offsets = offsets_of(encoded.targets.counts[rows])
+            offsets = offsets_of(texts.counts[rows])
             parts.append((rows, Sparse(Ragged(ids, offsets), logs, rest, space)))
+
+        run_batches(token_budget_batches(lengths, order, tokens), work)
         joined = join_soft([part for _, part in parts])
         places = np.empty(len(order), dtype=np.int64)
         places[np.concatenate([rows for rows, _ in parts])] = np.arange(len(order))

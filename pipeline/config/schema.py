@@ -106,7 +106,7 @@ class OptimizationConfig(Strict):
     batch_size: Count = 32
     """Examples an optimiser step, over all workers, all of one task; each weighs the same in the loss."""
     tokens_per_forward: Count = 4096
-    """Most padded tokens of a forward pass. A step with more is computed in parts, which saves memory and changes no loss; one longer example is a part by itself."""
+    """Most padded tokens of a forward pass. A step with more is computed in parts, which saves memory and changes no loss; one longer example is a part by itself. Where a device's memory is too small for it, passes are made smaller by themselves (of several workers: the run ends and says so)."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser."""
     learning_rate: Positive | None = None

@@ -245,6 +245,11 @@ def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, 
 
 def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]:
     notes = []
+    if result.get("halved"):
+        notes.append(
+            f"{job.name}: out of the device's memory {result['halved']} times; steps were taken in smaller forward passes: "
+            "lower train.tokens_per_forward"
+        )
     if result["skipped"]:
         notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
     if result["status"] == "early_stopped":

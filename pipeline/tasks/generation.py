@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.batch import Encoded, token_budget_batches
 from pipeline.config.generation import GenerationConfig
+from pipeline.memory import run_batches
 from pipeline.soft import Texts
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.text_arrays import TEXT, text_array
@@ -42,13 +43,16 @@ def write_texts(
         ::-1
     ]  # memory peaks in the first batch, not in the last
     rank, world = share
-    for rows in token_budget_batches(encoded.lengths, order, max(1, tokens // wide))[rank::world]:
+
+    def work(rows: NDArray[np.int64]) -> None:
         batch = TensorBatch.of(encoded.pad(rows), device)
         ids, own = _generate(model, batch, generation, target_length)
         written = tokenizer.batch_decode(ids, skip_special_tokens=True)
         texts[rows] = text_array([text.strip() for text in written]).reshape(len(rows), count)
         scores[rows] = own.reshape(len(rows), count)
         lengths[rows] = _lengths(ids, model).reshape(len(rows), count)
+
+    run_batches(token_budget_batches(encoded.lengths, order, max(1, tokens // wide))[rank::world], work)
     return Texts(texts, scores, lengths)
 
 

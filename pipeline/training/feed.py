@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.batch import Drawn, Encoded, Examples, pad_targets, token_budget_batches
 from pipeline.data.splits import TaskData
 from pipeline.losses import Needs
+from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
 from pipeline.tasks.pairs import pairs
@@ -147,13 +148,14 @@ def drawn_texts(
 class FedStep:
     """One optimiser step: this worker's micro-batches, and the loss normaliser of the step over all workers.
 
-    normaliser: examples in the step × the mean of `Encoded.units` over the task's train split. With the step's own sum
+    drawn: the step's rows of all workers · normaliser: examples in the step × the mean of `Encoded.units` over the task's train split. With the step's own sum
     of units instead, a word in a batch of short sentences would weigh more than one in a batch of long sentences.
     """
 
     task: str
     batches: list[MicroBatch]
     normaliser: float
+    drawn: Step
 
 
 class Feed:
@@ -197,7 +199,20 @@ class Feed:
                 self._units[name] = drawn.tokens.counts.mean()
         for step in self._schedule.epoch(epoch, focus.factors(), focus.drawn)[done:]:
             normaliser = len(step.rows) * float(self._units[step.task])
-            yield FedStep(step.task, self._micro_batches(step, needs), normaliser)
+            yield FedStep(step.task, self._micro_batches(step, needs), normaliser, step)
+
+    def halved(self, step: FedStep, needs: Set[Needs]) -> FedStep:
+        """A step that does not fit into the device's memory once more, in more forward passes; those of later steps are as small.
+
+        Raises `ExhaustedError` where each has one example already.
+        """
+        lengths, before = self._lengths[step.task], self._passes(step.drawn, self.workers.rank)
+        if max(map(len, before)) == 1:
+            raise too_large(f"an example of {step.task}")
+        self._tokens = min(self._tokens, max(len(rows) * int(lengths[rows].max()) for rows in before))
+        while len(self._passes(step.drawn, self.workers.rank)) == len(before):
+            self._tokens //= 2
+        return replace(step, batches=self._micro_batches(step.drawn, needs))
 
     def draw(self, focus: Focus) -> None:
         """Counts an epoch's batches in `focus`, after the epoch."""

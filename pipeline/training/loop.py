@@ -23,8 +23,9 @@ from torch import Tensor
 from pipeline.config.kinds import SKILL, TOKEN_ACCURACY
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import WorkerStrategy
-from pipeline.errors import DivergedError
-from pipeline.losses import Needs, needs_of
+from pipeline.errors import DivergedError, ExhaustedError
+from pipeline.losses import LossWeights, Needs, needs_of
+from pipeline.memory import trim_memory
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.text_arrays import is_text
 from pipeline.training import first_stage
@@ -32,7 +33,6 @@ from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, sav
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.focus import Focus
 from pipeline.training.log import METRICS, append_metrics, trim_metrics
-from pipeline.training.memory import trim_memory
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.replica import replica_of
 from pipeline.training.stage import Stage
@@ -53,6 +53,8 @@ class Progress:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    halved: int = 0
+    """Times that forward passes had to be made smaller, for lack of the device's memory."""
     best_score: float = -math.inf
     best_epoch: int = -1
     kept: dict[str, float] = field(default_factory=dict)
@@ -196,24 +198,13 @@ class Trainer:
 
     def _step(self, step: FedStep) -> bool:
         """Takes one optimiser step; returns whether `should_stop` was true on any worker."""
-        task_set = self.feed.sets[step.task]
         self._set_learning_rate()
         weights = self.stage.losses.at(
             step.task, (self.progress.step - self._begin) / (self._end - self._begin)
         )
         if factor := self.progress.focus.factors().get(step.task):
             weights = replace(weights, task=weights.task * factor)
-        self.optimizer.zero_grad(set_to_none=True)
-        sums = accumulate(
-            self.replica.model,
-            task_set.task,
-            step.batches,
-            weights,
-            aggregation=task_set.aggregation,
-            normaliser=step.normaliser,
-            autocast=self.autocast,
-            match=task_set.hidden,
-        )
+        sums = self._gradients(step, weights)
         norm = self.replica.norm(
             torch.nn.utils.clip_grad_norm_(
                 self.replica.trained.parameters(), self.config.gradient_clip or math.inf
@@ -230,6 +221,35 @@ class Trainer:
         else:
             self._skip(step)
         return bool(values[-1] > 0)
+
+    def _gradients(self, step: FedStep, weights: LossWeights) -> dict[str, Tensor]:
+        """The step's losses, as of `accumulate`, and its gradients. Where one worker has too little memory for a forward or backward
+        pass, the step is taken in smaller ones.
+
+        Raises `ExhaustedError` where that does not help, or there are others, which wait for this worker's gradients.
+        """
+        task_set = self.feed.sets[step.task]
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return accumulate(
+                    self.replica.model,
+                    task_set.task,
+                    step.batches,
+                    weights,
+                    aggregation=task_set.aggregation,
+                    normaliser=step.normaliser,
+                    autocast=self.autocast,
+                    match=task_set.hidden,
+                )
+            except torch.OutOfMemoryError as error:
+                if self.workers.world > 1:
+                    raise ExhaustedError(
+                        f"out of the device's memory in step {self.progress.step + 1} (task {step.task})",
+                        "Lower train.tokens_per_forward and run the same command again; it goes on from its checkpoint.",
+                    ) from error
+            step = self.feed.halved(step, self.needs)  # not in the handler: the error keeps tensors
+            self.progress.halved += 1
 
     def _skip(self, step: FedStep) -> None:
         self.progress.skipped += 1

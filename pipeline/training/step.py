@@ -32,6 +32,7 @@ from pipeline.batch import (
 from pipeline.config.schema import Strategy
 from pipeline.events import event_ids, student_events, teacher_events
 from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, mean_surprise, needs_of, task_loss
+from pipeline.memory import run_batches
 from pipeline.tasks import Task
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.tensors import TensorBatch
@@ -278,10 +279,13 @@ def predict(
     starts = np.concatenate(([0], np.cumsum(encoded.counts)))
     values = torch.zeros(int(starts[-1]), len(task.head.columns), device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
-    for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
+
+    def work(rows: NDArray[np.int64]) -> None:
         batch = TensorBatch.of(encoded.pad(rows), workers.device)
         items = torch.from_numpy(flat_index(starts[rows], encoded.counts[rows])).to(workers.device)
         values[items] = task.head.read_out(student(task.name, batch.inputs), batch)
+
+    run_batches(token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world], work)
     return workers.sum_(values).cpu().numpy()
 
 
@@ -317,13 +321,17 @@ def token_accuracy(
     student.eval()
     sums = torch.zeros(2, dtype=torch.int64, device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
-    for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
-        ids = encoded.targets.take(rows)
+    targets = encoded.targets
+
+    def work(rows: NDArray[np.int64]) -> None:
+        ids = targets.take(rows)
         batch = TensorBatch.of(encoded.pad(rows), workers.device)
         batch = replace(batch, target=torch.from_numpy(pad_targets(ids)).to(workers.device))
         logits = task.head.read_out(student(task.name, batch.inputs, target=batch.target), batch)
         right = logits.argmax(dim=-1) == torch.from_numpy(ids.values).to(workers.device)
-        sums += torch.stack([right.sum(), torch.tensor(len(right), device=workers.device)])
+        sums.add_(torch.stack([right.sum(), torch.tensor(len(right), device=workers.device)]))
+
+    run_batches(token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world], work)
     right_ones, every = workers.sum_(sums).tolist()
     return float(right_ones / max(every, 1))
 
@@ -345,13 +353,16 @@ def hidden_error(
     student.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
-    for rows in token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world]:
+
+    def work(rows: NDArray[np.int64]) -> None:
         batch = TensorBatch.of(encoded.pad(rows, words=True), workers.device)
         assert batch.words is not None, "padded with words"
         stored = match.targets(Drawn(examples, rows)).to(workers.device)
         _, projected = student(task, batch.inputs, batch.words)
         inputs = match.inputs(projected, stored, batch.words, filler=False)
         counts = inputs.counted.any(dim=-1).sum()
-        sums += torch.stack([hidden_squared_error(inputs).double().sum() / match.word, counts.double()])
+        sums.add_(torch.stack([hidden_squared_error(inputs).double().sum() / match.word, counts.double()]))
+
+    run_batches(token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world], work)
     total, words = workers.sum_(sums).tolist()
     return float(total / max(words, 1.0))

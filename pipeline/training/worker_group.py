@@ -118,7 +118,7 @@ def run_worker_group(
         if (told := _failure(plan)) is None:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise errors.ExhaustedError(
-                f"the student workers failed {train.max_failures + 1} times: {lines[-1].strip()}",
+                f"the students' training failed: {lines[-1].strip()}",
                 "Run the same command again to go on from the last checkpoint, with --debug for the whole traceback.",
             ) from error
     finally:

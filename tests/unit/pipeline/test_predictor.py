@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -95,6 +95,22 @@ def test_the_token_budget_changes_no_prediction(tiny_model: TinyModel, architect
     for tokens in (1, 17, 100, 10**6):
         predictions, _ = Predictor(folder, TASK, tokens_per_forward=tokens).predict({"text": TEXTS})
         np.testing.assert_allclose(predictions.values, expected, atol=1e-5, rtol=0)  # measured < 1e-7
+
+
+def test_a_batch_that_does_not_fit_the_device_changes_no_prediction(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(tiny_model("bert", LABELS), TASK)
+    expected = predictor.predict({"text": TEXTS})[0].values
+    forward = type(predictor.model).forward
+
+    def cramped(self: Any, input_ids: torch.Tensor, **rest: Any) -> Any:
+        if len(input_ids) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, input_ids, **rest)
+
+    monkeypatch.setattr(type(predictor.model), "forward", cramped)
+    np.testing.assert_allclose(predictor.predict({"text": TEXTS})[0].values, expected, atol=1e-6)
 
 
 def test_the_same_examples_give_the_same_bytes(tiny_model: TinyModel) -> None:

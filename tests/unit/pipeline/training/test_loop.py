@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.batch import Drawn
 from pipeline.config.recipe import Patience
-from pipeline.errors import DivergedError
+from pipeline.errors import DivergedError, ExhaustedError
 from pipeline.losses import LossWeights
 from pipeline.soft import Dense
 from pipeline.tasks.tensors import TensorBatch
@@ -109,6 +109,50 @@ def test_a_step_in_parts_gives_the_gradient_of_the_whole_step(tmp_path: Path, to
     assert max(float(move.abs().max()) for move in moved[4096].values()) > 0.01
     one, other = (curve(tmp_path / str(most), "loss/total") for most in (4096, tokens))
     assert other == pytest.approx(one, abs=1e-6)
+
+
+class Cramped(torch.nn.Module):
+    """A model on a device with memory for `most` examples in a forward pass; `backward`: which only the backward pass runs out of."""
+
+    def __init__(self, model: torch.nn.Module, most: int, backward: bool) -> None:
+        super().__init__()
+        self.model, self.most, self.backward = model, most, backward
+
+    def forward(self, task: Any, batch: Any, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = self.model(task, batch, *rest)
+        if len(batch.labels) <= self.most:
+            return total, terms
+        if not self.backward:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        total.register_hook(_no_memory)
+        return total + sum(
+            parameter.sum() for parameter in self.model.parameters()
+        ), terms  # some gradients are made
+
+
+def _no_memory(gradient: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_step_that_does_not_fit_is_taken_in_smaller_passes(tmp_path: Path, backward: bool) -> None:
+    config = settings(**PLAIN, epochs=1, batch_size=12, optimizer="sgd", learning_rate=1.0, momentum=0)
+    trained = {}
+    for most in (12, 3):
+        trainer = trainer_of(tmp_path / str(most), [task_set(count=24, teachers=2)], config, dropout=0.0)
+        trainer.replica.model = Cramped(trainer.replica.model, most, backward)
+        progress = trainer.fit()
+        trained[most] = weights_of(trainer.student)
+        assert (progress.halved > 0) == (most < 12)
+    assert progress.halved <= 3  # later steps begin with the passes that fit
+    assert largest_difference(trained[3], trained[12]) < 3e-7
+
+
+def test_an_example_that_does_not_fit_ends_the_training(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, [task_set(count=24, teachers=2)], settings(epochs=1))
+    trainer.replica.model = Cramped(trainer.replica.model, 0, backward=False)
+    with pytest.raises(ExhaustedError, match=r"^out of the device's memory with an example of "):
+        trainer.fit()
 
 
 # ---------------------------------------------------------------- optimiser and schedule

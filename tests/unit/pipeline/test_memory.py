@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system."""
+"""Batches that do not fit are cut; freed memory goes back to the system."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import platform
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
 
-from pipeline.training.memory import _malloc_trim, trim_memory
+from pipeline.errors import ExhaustedError
+from pipeline.memory import _malloc_trim, run_batches, trim_memory
 
 BLOCK, COUNT = 64 * 1024, 2000  # 128 MB in blocks that the C library takes from its heap
 
@@ -33,3 +37,24 @@ def test_freed_blocks_are_given_back() -> None:
 def test_another_c_library_is_left_alone() -> None:
     assert (_malloc_trim() is not None) == (platform.libc_ver()[0] == "glibc")
     trim_memory()
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_parts() -> None:
+    done: list[list[int]] = []
+
+    def work(rows: NDArray[np.int64]) -> None:
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        done.append(rows.tolist())
+
+    run_batches([np.arange(7), np.array([9, 8])], work)
+    assert done == [[0, 1], [2, 3], [4, 5], [6], [9, 8]]
+
+
+def test_one_row_that_does_not_fit_is_an_error_of_two_lines() -> None:
+    def work(rows: NDArray[np.int64]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ExhaustedError, match="out of the device's memory with an example") as caught:
+        run_batches([np.arange(2)], work)
+    assert caught.value.exit_code == 4
