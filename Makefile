@@ -18,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs-check lint format types lock ui clean
+.PHONY: help install demo test soak docs-check lint format types lock ui clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: install lint types ## Everything that must pass: lint, types, tests
 	$(PYTEST) -n auto --maxprocesses 4 tests/unit tests/golden
 	$(PYTEST) -n 2 tests/integration
 	@$(BIN)/python tests/skipped.py $(SKIPPED)
+
+soak: install ## Kill processes of runs and searches 200 times (SOAK=n: another number); hours
+	SOAK=$(or $(SOAK),200) $(PYTEST) -n 0 -s tests/integration/test_soak.py
 
 docs-check: install ## Run every example of README and docs/, on tiny models and data
 	$(PYTEST) -n 0 tests/docs

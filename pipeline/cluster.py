@@ -8,20 +8,27 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, ExhaustedError
+from pipeline.stop import kill_descendants
 
 logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
 )
 CONNECT_S = 10.0
+WATCH_S = 2.0
+PRIVATE_LOST_S, LOST_S = 4.0, 50.0
+"""Seconds after which a Ray that is gone counts as lost: a private one, and a cluster, whose control process may come again."""
+LOST_REMEDY = "Was the machine out of memory? Run the same command again; it goes on from what is done."
 _connected = False  # whether this process is within a `connected` block
 NO_CLUSTER = "Start it, correct the address, set RAY_AUTH_MODE=token if it requires its token, or set cluster.address to null."
 
@@ -91,11 +98,46 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
             ) from None
     _notices_in_a_line()
     _connected = True
+    ended = threading.Event()
+    if not (address or "").startswith("ray://"):  # its server on the cluster watches
+        threading.Thread(
+            target=_watch, args=(ended, PRIVATE_LOST_S if address is None else LOST_S), daemon=True
+        ).start()
     try:
         yield
     finally:
         _connected = False
+        ended.set()
         ray.shutdown()
+
+
+def _watch(ended: threading.Event, limit_s: float) -> None:
+    """Ends this process with two lines where Ray's control process, or all nodes, have been gone for `limit_s`.
+
+    After a minute Ray would abort it with a page of its own; without nodes it would wait for some, which a private Ray never gets.
+    What is done is on disk, and calls to Ray may hang now, so nothing is closed.
+    """
+    import ray
+
+    control, since, lost = ray.get_runtime_context().gcs_address, None, None
+    while not ended.wait(WATCH_S):
+        with suppress(Exception):  # Ray may be closing, or may not answer in time
+            lost = _lost(control, ray.nodes)
+        since = None if lost is None else since or time.monotonic()
+        if since is not None and time.monotonic() - since >= limit_s and not ended.is_set():
+            print(f"error: Ray was lost: {lost}\n  {LOST_REMEDY}", file=sys.stderr, flush=True)
+            kill_descendants()
+            os._exit(ExhaustedError.exit_code)
+
+
+def _lost(control: str, nodes: Callable[[], Sequence[Mapping[str, Any]]]) -> str | None:
+    """What of Ray is gone; None where it is there. control: host and port of its control process."""
+    host, _, port = control.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError:
+        return "its control process has ended"
+    return None if any(node["Alive"] for node in nodes()) else "its node has ended"
 
 
 def _notices_in_a_line() -> None:
@@ -114,10 +156,11 @@ def _notices_in_a_line() -> None:
 
 
 def shortened(notice: str) -> str:
-    """A notice of Ray in one line: of a node that was lost its address, of others the first line."""
+    """A notice of Ray in one line: of a node that was lost its address, of others the first sentence."""
     if lost := re.search(r"address: (\S+) .*marked dead", notice, re.DOTALL):
         return f"node {lost[1]} was lost"
-    return next((line.strip()[:200] for line in notice.splitlines() if line.strip()), "")
+    line = next((line.strip() for line in notice.splitlines() if line.strip()), "")
+    return line.split(". ")[0].removesuffix(".")
 
 
 def _reason(error: Exception) -> str:

@@ -68,14 +68,14 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            _kill_descendants()
+            kill_descendants()
             os._exit(130 if number == signal.SIGINT else 75)
         self._signal = number
         self._file.touch()
         print("\nstopping at the next step, with a checkpoint (again: at once)", file=sys.stderr, flush=True)
 
 
-def _kill_descendants() -> None:
+def kill_descendants() -> None:
     """Kills the descendants of this process: two agents of a private Ray would outlive their driver by a minute."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         command = ["ps", "-A", "-o", "pid=,ppid="]

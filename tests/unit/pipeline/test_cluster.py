@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.cluster import connected, shortened
+from pipeline.cluster import _lost, connected, shortened
 from pipeline.config.load import parse_config
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ExhaustedError
@@ -23,7 +24,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def init(**_: Any) -> None:
         asked.append("init")
 
-    fake = SimpleNamespace(init=init, shutdown=lambda: asked.append("shutdown"))
+    fake = SimpleNamespace(
+        init=init,
+        shutdown=lambda: asked.append("shutdown"),
+        get_runtime_context=lambda: SimpleNamespace(gcs_address="127.0.0.1:1"),
+    )
     monkeypatch.setitem(sys.modules, "ray", fake)
     return asked
 
@@ -63,6 +68,16 @@ def test_ray_that_does_not_start_is_tried_again(
         assert calls == ["init"]
 
 
+def test_what_of_ray_is_gone() -> None:
+    with socket.socket() as control:
+        control.bind(("127.0.0.1", 0))
+        control.listen()
+        address = f"127.0.0.1:{control.getsockname()[1]}"
+        assert _lost(address, lambda: [{"Alive": False}, {"Alive": True}]) is None
+        assert _lost(address, lambda: [{"Alive": False}]) == "its node has ended"
+    assert _lost(address, lambda: [{"Alive": True}]) == "its control process has ended"
+
+
 def test_a_notice_of_ray_is_one_line() -> None:
     lost = (
         "The node with node id: fc48884f and address: 192.0.2.2 and node name: 192.0.2.2 has been marked dead because the"
@@ -70,5 +85,5 @@ def test_a_notice_of_ray_is_one_line() -> None:
         "\t(2) raylet has lagging heartbeats due to slow network or busy workload."
     )
     assert shortened(lost) == "node 192.0.2.2 was lost"
-    assert shortened("\n  A worker died.\nMore of it.\n") == "A worker died."
+    assert shortened("\n  A worker died. Reasons (1) many.\nMore of it.\n") == "A worker died"
     assert shortened("") == ""
