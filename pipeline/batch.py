@@ -177,6 +177,11 @@ class TextWords:
         return cls(*map(np.concatenate, zip(*arrays, strict=True)))
 
 
+def _end_to_end(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The offsets of ragged arrays that follow one another."""
+    return offsets_of(np.concatenate([np.diff(one) for one in offsets]))
+
+
 @dataclass(frozen=True, eq=False)
 class TargetTokens:
     """The token ids of a text for each of n examples, which a model learns to write.
@@ -189,6 +194,18 @@ class TargetTokens:
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
     truncated: int = 0
+
+    @classmethod
+    def join(cls, parts: Sequence[TargetTokens]) -> TargetTokens:
+        """The examples of `parts`, one part after another; at least one part."""
+        shifts = offsets_of(np.array([len(part.ids) for part in parts]))
+        starts = [part.starts + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate(starts),
+            np.concatenate([part.counts for part in parts]),
+            sum(part.truncated for part in parts),
+        )
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
         """The ids of the examples `rows` (m,), int64, in that order."""
@@ -268,6 +285,35 @@ class Encoded:
         for name in ("counts", "units"):
             if getattr(self, name) is NOT_GIVEN:
                 object.__setattr__(self, name, np.ones(len(self), dtype=np.int64))
+
+    @classmethod
+    def join(cls, parts: Sequence[Encoded]) -> Encoded:
+        """The examples of `parts`, which one tokenizer has encoded, one part after another; at least one part."""
+        sizes = [int(part.offsets[-1]) for part in parts]
+        spots = list(dict.fromkeys(name for part in parts for name in part.spots))
+
+        def spot(part: Encoded, size: int, name: str) -> NDArray[np.int32]:
+            return part.spots.get(name, np.full(size, -1, dtype=np.int32))
+
+        words = [part.words for part in parts if part.words is not None]
+        targets = [part.targets for part in parts if part.targets is not None]
+        return cls(
+            columns={
+                name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns
+            },
+            offsets=_end_to_end([part.offsets for part in parts]),
+            pads=parts[0].pads,
+            truncated=sum(part.truncated for part in parts),
+            spots={
+                name: np.concatenate([spot(*one, name) for one in zip(parts, sizes, strict=True)])
+                for name in spots
+            },
+            sequences=_end_to_end([part.sequences for part in parts]),
+            counts=np.concatenate([part.counts for part in parts]),
+            units=np.concatenate([part.units for part in parts]),
+            words=TextWords.join(words) if words else None,
+            targets=TargetTokens.join(targets) if targets else None,
+        )
 
     def __len__(self) -> int:
         return len(self.sequences) - 1

@@ -10,12 +10,18 @@ import numpy as np
 
 from pipeline.batch import TargetTokens, offsets_of
 
+AT_ONCE = 10_000
+"""Texts that are given to the tokenizer at once, for its memory."""
+
 
 def target_tokens(tokenizer: Any, texts: Sequence[str], max_length: int) -> TargetTokens:
     """Token ids of n texts, cut to `max_length`, each with its tokenizer's end mark; none of an empty text.
 
     How many texts lost tokens is counted.
     """
+    if len(texts) > AT_ONCE:
+        parts = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
+        return TargetTokens.join([target_tokens(tokenizer, part, max_length) for part in parts])
     given = [row for row, text in enumerate(texts) if text]
     some = [texts[row] for row in given]
     counts = np.zeros(len(texts), dtype=np.int64)

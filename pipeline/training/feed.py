@@ -22,6 +22,7 @@ from pipeline.losses import Needs
 from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
+from pipeline.tasks.encoding import encode_examples
 from pipeline.tasks.pairs import pairs
 from pipeline.tasks.target_tokens import target_tokens
 from pipeline.tasks.tensors import TensorBatch
@@ -94,7 +95,7 @@ class TaskSet:
             names = some.keys.tobytes() + (some.labels.values.tobytes() if data.task.kind.writes else b"")
             content = blake2b(names, digest_size=16).digest()
             key = ("encoded", tokenizer, head, max_length, words, content)
-            return memory.get(key, lambda: head.encode(tokenizer, some.inputs, max_length, words=words))
+            return memory.get(key, lambda: encode_examples(head, tokenizer, some.inputs, max_length, words))
 
         encoded, texts = encode(train), None
         if data.task.kind.writes:

@@ -41,6 +41,7 @@ from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
 from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
 from pipeline.shared_runs import Behind, behind, model_source
+from pipeline.tasks.encoding import encode_examples
 from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
@@ -315,7 +316,7 @@ def _test(
     tokens = settings.train.tokens_per_forward
     data = {name: plan.data[name] for name in settings.lengths}
     encoded = {
-        name: own.task.head.encode(tokenizer, own.splits["test"].inputs, settings.lengths[name])
+        name: encode_examples(own.task.head, tokenizer, own.splits["test"].inputs, settings.lengths[name])
         for name, own in data.items()
     }
     predictions = {
