@@ -25,9 +25,10 @@ OBJECT_STORE_BYTES = (
     150_000_000  # chunks of text and logits pass through; Ray's default takes 30% of the memory
 )
 CONNECT_S = 10.0
-WATCH_S = 2.0
-PRIVATE_LOST_S, LOST_S = 4.0, 50.0
+WATCH_S = 1.0
+PRIVATE_LOST_S, LOST_S = 0.0, 50.0
 """Seconds after which a Ray that is gone counts as lost: a private one, and a cluster, whose control process may come again."""
+NODE_ENDS, NODE_LOST = "Raylet is terminated", "its node has ended"
 LOST_REMEDY = "Was the machine out of memory? Run the same command again; it goes on from what is done."
 _connected = False  # whether this process is within a `connected` block
 NO_CLUSTER = "Start it, correct the address, set RAY_AUTH_MODE=token if it requires its token, or set cluster.address to null."
@@ -96,12 +97,12 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
             raise ConfigError(
                 f"cluster.address: no Ray cluster at {address}: {_reason(error)}", NO_CLUSTER
             ) from None
-    _notices_in_a_line()
+    told, ended = threading.Event(), threading.Event()
+    _notices_in_a_line(told if address is None else None)
     _connected = True
-    ended = threading.Event()
     if not (address or "").startswith("ray://"):  # its server on the cluster watches
         threading.Thread(
-            target=_watch, args=(ended, PRIVATE_LOST_S if address is None else LOST_S), daemon=True
+            target=_watch, args=(ended, told, PRIVATE_LOST_S if address is None else LOST_S), daemon=True
         ).start()
     try:
         yield
@@ -111,10 +112,10 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def _watch(ended: threading.Event, limit_s: float) -> None:
+def _watch(ended: threading.Event, told: threading.Event, limit_s: float) -> None:
     """Ends this process with two lines where Ray's control process, or all nodes, have been gone for `limit_s`.
 
-    After a minute Ray would abort it with a page of its own; without nodes it would wait for some, which a private Ray never gets.
+    told: set where Ray has said that its node ends, seconds before it ends this process as well. After a minute Ray would abort it with a page of its own; without nodes it would wait for some, which a private Ray never gets.
     What is done is on disk, and calls to Ray may hang now, so nothing is closed.
     """
     import ray
@@ -122,7 +123,7 @@ def _watch(ended: threading.Event, limit_s: float) -> None:
     control, since, lost = ray.get_runtime_context().gcs_address, None, None
     while not ended.wait(WATCH_S):
         with suppress(Exception):  # Ray may be closing, or may not answer in time
-            lost = _lost(control, ray.nodes)
+            lost = NODE_LOST if told.is_set() else _lost(control, ray.nodes)
         since = None if lost is None else since or time.monotonic()
         if since is not None and time.monotonic() - since >= limit_s and not ended.is_set():
             print(f"error: Ray was lost: {lost}\n  {LOST_REMEDY}", file=sys.stderr, flush=True)
@@ -135,20 +136,25 @@ def _lost(control: str, nodes: Callable[[], Sequence[Mapping[str, Any]]]) -> str
     host, _, port = control.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except TimeoutError:
+        return None  # a busy machine
     except OSError:
         return "its control process has ended"
-    return None if any(node["Alive"] for node in nodes()) else "its node has ended"
+    return None if any(node["Alive"] for node in nodes()) else NODE_LOST
 
 
-def _notices_in_a_line() -> None:
+def _notices_in_a_line(told: threading.Event | None) -> None:
     """Has what Ray's nodes report in several lines, such as that one was lost, logged in one.
 
-    Ray 2.60 has no setting for it; a version without the private function prints as it does.
+    told: set where a node's Ray has ended; None: that is logged as well. Ray 2.60 has no setting for it; a version without the private function prints as it does.
     """
     worker: Any = sys.modules.get("ray._private.worker")
 
     def show(notice: Mapping[str, Any], ignore_prefix: bool = False) -> None:
         for text in notice.get("lines", ()):
+            if told is not None and (text.startswith(NODE_ENDS) or "marked dead" in text):
+                told.set()
+                continue
             logger.warning("Ray: %s", shortened(text))
 
     if hasattr(worker, "print_to_stdstream"):

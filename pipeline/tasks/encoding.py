@@ -26,7 +26,7 @@ def encode_examples(
             tokenizer,
             {name: column[start : start + AT_ONCE] for name, column in inputs.items()},
             max_length,
-            words,
+            words=words,
         )
         for start in range(0, max(1, size), AT_ONCE)
     ]

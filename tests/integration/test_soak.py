@@ -1,6 +1,6 @@
 """Kill -9 of any process of a run or a search, at any moment, again and again: the same command always comes to the same weights.
 
-`make soak` has 200 kills, `SOAK=n` any other number. What the killed processes leave behind is left alone, as on a person's machine.
+`make soak` has 200 kills, `SOAK=n` any other number, `SOAK_VICTIMS=raylet,gcs` some victims alone. What the killed processes leave behind is left alone, as on a person's machine.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ VICTIMS = {
     "student": r"^ray::RayTrainWorker",
     "controller": r"^ray::TrainController",
     "trial": r"^ray::.*(TrialActor|ImplicitFunc|trainable)",
+}
+VICTIMS = {
+    kind: pattern
+    for kind, pattern in VICTIMS.items()
+    if kind in os.environ.get("SOAK_VICTIMS", ",".join(VICTIMS)).split(",")
 }
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 + 90 * KILLS)]

@@ -24,7 +24,7 @@ INPUTS: list[tuple[Task, Mapping[str, Sequence[Any]]]] = [
     (text_classification("mood", ("bad", "good"), 6, "accuracy"), {"text": SENTENCES}),
     (token_classification("ner", ("O", "B-PER"), 6, "accuracy"), {"words": WORDS}),
     (
-        question_answering("qa", 24, True, "f1"),
+        question_answering("qa", 24, "f1", True),
         {"question": SENTENCES, "context": [" ".join(SENTENCES[: 1 + n % 7]) for n in range(23)]},
     ),
     (writing_task(), {"source": SENTENCES, "target": ["", *SENTENCES[1:]]}),
