@@ -146,6 +146,7 @@ def _stage(stage: StudentStage) -> list[str]:
     for task, loss in stage.loss.tasks.items():
         terms = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
         shown = " + ".join(f"{value:.3g} {term}" for term, value in terms.items() if value)
+        shown += f", text {loss.text:.3g}" if loss.text else ""
         weights.setdefault(shown, []).append(task)
     losses = [
         shown if len(weights) == 1 else f"{shown} ({', '.join(tasks)})" for shown, tasks in weights.items()

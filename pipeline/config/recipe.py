@@ -211,7 +211,7 @@ def stage_loss(given: StageLossConfig, own: TaskLoss) -> TaskLoss:
         own.temperature if given.temperature is None else given.temperature,
         own.weight,
         given.hidden / total,
-        own.text,
+        own.text if given.text is None or not own.text else given.text,
         own.label_smoothing,
     )
 

@@ -253,8 +253,10 @@ def student_stages(config: RunConfig, name: str) -> tuple[StageConfig, ...] | No
 def _derived_stages(
     config: RunConfig, name: str, train: StudentRecipe, loss: StudentLoss, facts: Facts
 ) -> tuple[tuple[StudentStage, ...], str | None]:
-    """Two stages, hidden targets first, and why; no stage where that cannot be, or nothing is known of it."""
+    """Two stages, hidden targets or teachers' texts first, and why; no stage where that cannot be, or nothing is known of it."""
     learnt = config.tasks_of(name)
+    if (references := _references_last(train, loss, facts)) is not None:
+        return references
     if any(task.hidden for task in loss.tasks.values()) or not all(
         task in facts.tasks and facts.tasks[task].words for task in learnt
     ):
@@ -276,6 +278,25 @@ def _derived_stages(
     rates = train.learning_rate, train.head_learning_rate
     first = StudentStage(hidden, epochs, *rates, reasons={"epochs": why})
     return (first, StudentStage(loss, train.epochs - epochs, *rates, reasons={"epochs": "the others"})), why
+
+
+def _references_last(
+    train: StudentRecipe, loss: StudentLoss, facts: Facts
+) -> tuple[tuple[StudentStage, ...], str] | None:
+    """Two stages where sources without reference would teach their teachers' mistakes to the end: the last one has references alone."""
+    mixed = {
+        task
+        for task, own in facts.tasks.items()
+        if own.writes and loss.tasks[task].text and 0 < own.labelled < own.examples
+    }
+    last = train.epochs // 2
+    if not mixed or not last:
+        return None
+    alone = {task: replace(own, text=0.0) if task in mixed else own for task, own in loss.tasks.items()}
+    rates, why = (train.learning_rate, train.head_learning_rate), "half, then as many on references alone"
+    first = StudentStage(loss, train.epochs - last, *rates, reasons={"epochs": why})
+    second = StudentStage(replace(loss, tasks=alone), last, *rates, reasons={"epochs": "the others"})
+    return (first, second), "references last"
 
 
 def _resolved_stages(

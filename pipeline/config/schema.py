@@ -218,6 +218,8 @@ class StageLossConfig(Strict):
     """Weight of the hidden loss."""
     temperature: Positive | None = None
     """Temperature of the soft loss; null: each task's own, as `loss` has it."""
+    text: Share | None = None
+    """Of sequence-to-sequence: as `loss.text`, where that is above 0. 0: references alone, each as often as the stage's steps allow, and no example without one. null: that of `loss`."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:

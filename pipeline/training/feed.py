@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -187,18 +188,33 @@ class Feed:
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
     def epoch(
-        self, epoch: int, done: int = 0, needs: Set[Needs] = NEEDS, focus: Focus | None = None
+        self,
+        epoch: int,
+        done: int = 0,
+        needs: Set[Needs] = NEEDS,
+        focus: Focus | None = None,
+        texts: Mapping[str, float] = MappingProxyType({}),
     ) -> Iterator[FedStep]:
         """The steps of epoch number `epoch` (from 0), without the first `done` steps.
 
-        needs: which targets they have · focus: on which tasks, None for the fixed shares.
+        needs: which targets they have · focus: on which tasks, None for the fixed shares · texts: by task the share of examples that learn a
+        teacher's text, where it is not that of the task's set; 0: examples with a reference stand in for those without.
         """
-        focus = focus or Focus()
+        focus, instead = focus or Focus(), dict[str, NDArray[np.int64]]()
         for name, task_set in self.sets.items():
             if task_set.texts is not None:
-                self._drawn[name] = drawn = task_set.texts.draw(self.seed, epoch)
-                self._units[name] = drawn.tokens.counts.mean()
+                own = task_set.texts if name not in texts else task_set.texts.at(texts[name])
+                self._drawn[name] = drawn = own.draw(self.seed, epoch)
+                counts = drawn.tokens.counts
+                if texts.get(name) == 0:
+                    instead[name] = rows = stand_ins(
+                        self._lengths[name], own.referenced, (self.seed, 3, epoch)
+                    )
+                    counts = counts[rows]
+                self._units[name] = counts.mean()
         for step in self._schedule.epoch(epoch, focus.factors(), focus.drawn)[done:]:
+            if step.task in instead:
+                step = replace(step, rows=instead[step.task][step.rows])
             normaliser = len(step.rows) * float(self._units[step.task])
             yield FedStep(step.task, self._micro_batches(step, needs), normaliser, step)
 
@@ -273,6 +289,20 @@ def _lengths(task_set: TaskSet) -> NDArray[np.int64]:
     """(n,) tokens that an example's forward pass reads and writes."""
     read = task_set.train.lengths
     return read if task_set.texts is None else read + task_set.texts.lengths
+
+
+def stand_ins(
+    lengths: NDArray[np.int64], there: NDArray[np.bool_], seed: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """(n,) for each of n examples one of those that are `there`, each of them equally often but for one. The n-th longest has the n-th
+    longest, so that a schedule's batches need little padding still. Without any, each stands for itself."""
+    count, those = len(lengths), np.flatnonzero(there)
+    if len(those) in (0, count):
+        return np.arange(count)
+    drawn = np.resize(np.random.default_rng(seed).permutation(those), count)
+    rows = np.empty(count, dtype=np.int64)
+    rows[np.argsort(lengths, kind="stable")] = drawn[np.argsort(lengths[drawn], kind="stable")]
+    return rows
 
 
 def _parts(lengths: NDArray[np.int64], share: NDArray[np.int64]) -> list[NDArray[np.int64]]:

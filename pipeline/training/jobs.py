@@ -451,6 +451,7 @@ def stages_of(settings: StudentSettings, mode: Mode, train: StudentRecipe) -> Se
             one.learning_rate,
             one.head_learning_rate,
             one.unfreeze,
+            {task: loss.text for task, loss in one.loss.tasks.items()},
         )
         for one in settings.stages
     ]

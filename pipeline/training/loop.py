@@ -172,7 +172,7 @@ class Trainer:
         self._freeze(parts - self.stage.trained_parts(own, parts))
         started = time.perf_counter()
         self.replica.trained.train()
-        steps = self.feed.epoch(epoch, done, self.needs, self.progress.focus)
+        steps = self.feed.epoch(epoch, done, self.needs, self.progress.focus, self.stage.texts)
         for position, step in enumerate(steps, done + 1):
             stop = self._step(step)
             last = position == self.feed.steps_per_epoch

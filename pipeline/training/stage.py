@@ -31,7 +31,8 @@ class LossPlan:
 class Stage:
     """A part of a training with losses, length and peak learning rates of its own, for encoder and for the rest.
 
-    It begins with a fresh optimiser; learning rate and annealing go by the stage's own steps. unfreeze: see `trained_parts`.
+    It begins with a fresh optimiser; learning rate and annealing go by the stage's own steps. unfreeze: see `trained_parts` · texts: as of
+    `pipeline.training.feed.Feed.epoch`.
     """
 
     losses: LossPlan
@@ -39,6 +40,7 @@ class Stage:
     learning_rate: float
     head_learning_rate: float
     unfreeze: Literal["gradual"] | None = None
+    texts: Mapping[str, float] = field(default_factory=dict)
 
     def trained_parts(self, epoch: int, parts: int) -> int:
         """How many of the encoder's parts, from the top, are trained in the stage's epoch number `epoch`, from 0.

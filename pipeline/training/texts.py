@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,19 @@ class DrawnTexts:
         counts = self.tokens.counts.reshape(self.chances.shape)
         longest: NDArray[np.int64] = np.where(self.chances > 0, counts, 0).max(axis=0)
         return longest
+
+    @property
+    def referenced(self) -> NDArray[np.bool_]:
+        """(n,) which examples have a reference."""
+        there: NDArray[np.bool_] = self.tokens.counts[: self.chances.shape[1]] > 0
+        return there
+
+    def at(self, share: float) -> DrawnTexts:
+        """The same texts with another chance, `share`, of an example with a reference to be one of the others, in their ratio."""
+        others = self.chances[1:].sum(axis=0)
+        ratio = np.divide(self.chances[1:], others, out=np.zeros_like(self.chances[1:]), where=others > 0)
+        of_others = np.where(self.referenced, np.where(others > 0, share, 0.0), 1.0)
+        return replace(self, chances=np.concatenate([1 - of_others[None], ratio * of_others]))
 
     def draw(self, seed: int, epoch: int) -> Draw:
         """The n texts of an epoch: a pure function of (seed, epoch)."""
