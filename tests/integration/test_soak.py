@@ -26,7 +26,7 @@ import yaml
 from tests.integration.command import QUIET, TUTELAGE, processes_of
 from tests.integration.conftest import MakeRun
 
-KILLS = int(os.environ.get("SOAK", "8"))
+KILLS = int(os.environ.get("SOAK", "4"))
 """In the usual tests few, for their time."""
 A_ROUND = 4
 """Kills until a run must come to its end."""

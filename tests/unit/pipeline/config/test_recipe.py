@@ -353,6 +353,42 @@ COUNTED = replace(
 """Six teachers of width 384, two of the first task: 6 × 384 × 2 bytes × 10,000 words."""
 
 
+def writes(labelled: int, examples: int = 3000) -> Facts:
+    """The first task writes, with references for some of its examples."""
+    own = TaskFacts(None, False, examples, labelled, None, writes=True)
+    return replace(FACTS, tasks={**TASKS, "movies": own})
+
+
+def test_where_sources_have_no_reference_the_last_half_is_on_references_alone() -> None:
+    own = student_settings(config_of(train={"epochs": 5}), "tiny", writes(labelled=1000))
+    first, last = own.stages
+    assert own.stages_reason == "references last"
+    assert (first.epochs, last.epochs) == (3, 2)
+    assert first.loss == own.loss
+    assert (first.loss.tasks["movies"].text, last.loss.tasks["movies"].text) == (0.5, 0.0)
+    assert last.loss.tasks["intents"] == own.loss.tasks["intents"], "a task of another kind goes on as before"
+
+
+@pytest.mark.parametrize(
+    ("labelled", "sections"),
+    [
+        (3000, {}),
+        (0, {}),
+        (1000, {"train": {"epochs": 1}}),
+        (1000, {"stages": []}),
+    ],
+)
+def test_without_such_sources_or_references_it_is_one_part(labelled: int, sections: dict[str, Any]) -> None:
+    assert student_settings(config_of(**sections), "tiny", writes(labelled)).stages == ()
+
+
+def test_a_stage_may_have_a_share_of_texts_of_its_own() -> None:
+    parts = [{"loss": {"hard": 1, "text": 1}}, {"loss": {"hard": 1}}, {"loss": {"hard": 1, "text": 0}}]
+    own = student_settings(config_of(stages=parts), "tiny", writes(labelled=1000))
+    assert [stage.loss.tasks["movies"].text for stage in own.stages] == [1, 0.5, 0]
+    assert {stage.loss.tasks["intents"].text for stage in own.stages} == {0}, "it writes no texts"
+
+
 def test_half_of_the_epochs_are_on_hidden_states() -> None:
     own = student_settings(config_of(), "tiny", COUNTED)
     first, second = own.stages

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.batch import ABSENT, Drawn, Ragged
 from pipeline.soft import Dense, Sparse, Texts, Vocabulary
 from pipeline.text_arrays import text_array
-from pipeline.training.feed import FedStep, Feed, TaskSet
+from pipeline.training.feed import FedStep, Feed, TaskSet, stand_ins
 from pipeline.training.step import MicroBatch, SparseTargets, Workers
 from tests.unit.pipeline.small_training import encode, gold_of, task_of, task_set, two_tasks
 
@@ -176,3 +176,18 @@ def test_texts_are_no_targets_of_a_loss() -> None:
     sets = replace(task_set(task_of(), count=6), sources=[Writes()])
     with pytest.raises(TypeError, match="against texts"):
         next(Feed([sets], SIZE, TOKENS).epoch(0))
+
+
+def test_stand_ins_have_a_reference_are_as_long_and_equally_many() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+    there = np.random.default_rng(1).random(300) < 0.3
+    rows = stand_ins(lengths, there, (0, 3, 1))
+    assert there[rows].all()
+    counts = np.bincount(rows, minlength=300)[there]
+    assert counts.max() - counts.min() <= 1
+    order = np.argsort(lengths, kind="stable")
+    assert (np.diff(lengths[rows[order]]) >= 0).all(), "the longer one's is the longer"
+    assert (stand_ins(lengths, there, (0, 3, 1)) == rows).all()
+    assert not (stand_ins(lengths, there, (0, 3, 2)) == rows).all(), "others stand in in another epoch"
+    for every in (np.ones(300, dtype=np.bool_), np.zeros(300, dtype=np.bool_)):
+        assert (stand_ins(lengths, every, (0,)) == np.arange(300)).all()

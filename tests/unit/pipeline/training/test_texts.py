@@ -49,3 +49,16 @@ def test_an_example_learns_the_text_that_it_has() -> None:
 def test_an_example_without_any_text_is_refused() -> None:
     with pytest.raises(ValueError, match="1 examples have no text"):
         DrawnTexts.of([tokens(1, 0), tokens(1, 0)], [0.5, 0.5])
+
+
+def test_another_share_keeps_the_ratio_of_the_teachers_and_what_has_no_reference() -> None:
+    made = DrawnTexts.of(
+        [tokens(1, 1, 0), tokens(2, 0, 2, first=50), tokens(3, 0, 3, first=99)], [0.4, 0.45, 0.15]
+    )
+    for share in (0.0, 0.4, 1.0):
+        chances = made.at(share).chances
+        np.testing.assert_allclose(chances[:, 0], [1 - share, 0.75 * share, 0.25 * share])
+        np.testing.assert_allclose(chances[:, 1], [1, 0, 0])  # no teacher has written for it
+        np.testing.assert_allclose(chances[:, 2], [0, 0.75, 0.25])  # no reference
+    np.testing.assert_allclose(made.at(0.6).chances, made.chances)
+    assert made.referenced.tolist() == [True, True, False]

@@ -177,6 +177,27 @@ def test_a_source_without_reference_learns_its_teachers_text(folder: Path) -> No
     assert len(TaskSet.of(data, words).examples) == 3, "a baseline learns from references alone"
 
 
+def test_a_share_of_none_gives_references_alone_over_and_over(folder: Path) -> None:
+    """Sources without reference take no part; the normaliser counts the references' tokens."""
+    task, words = writing_task(), open_tokenizer(folder)
+    targets = [TARGETS[0], None, TARGETS[2], None, None]
+    sets = TaskSet.of(data_of(task, targets), words, written=WrittenTexts((text_array(OTHERS),), (0.5,)))
+    feed = Feed([sets], batch_size=len(SOURCES), tokens=4096)
+    for epoch in range(4):
+        (step,) = feed.epoch(epoch, texts={task.name: 0.0})
+        written = [
+            words.decode(ids[ids >= 0], skip_special_tokens=True)
+            for batch in step.batches
+            if batch.tokens.target is not None
+            for ids in batch.tokens.target
+        ]
+        assert sorted(set(written)) == sorted([TARGETS[0], TARGETS[2]])
+        assert sorted(written.count(one) for one in set(written)) == [2, 3]
+        assert step.normaliser == sum(len(words(one)["input_ids"]) for one in written)
+    (mixed,) = feed.epoch(0)
+    assert any("un chien" in words.decode(batch.labels) for batch in mixed.batches)
+
+
 def test_vocabularies_are_told_apart(folder: Path, tmp_path: Path) -> None:
     from tests.tiny_writers import tokenizer
 
