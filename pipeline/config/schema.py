@@ -177,7 +177,7 @@ class TeacherConfig(Strict):
     task: str
     """Name of its task."""
     model: LocalPath
-    """Hub id or local folder; safetensors only."""
+    """Hub id, local folder or filesystem URL of one (`s3://…`); safetensors only."""
     revision: str | None = None
     """Revision of a hub model."""
     fine_tune: FineTuneConfig | None = None
@@ -265,7 +265,7 @@ class StudentConfig(Strict):
     """One student: its start, and its differences from the run's settings."""
 
     model: LocalPath | None = None
-    """Hub id or local folder of its encoder. Give this or `init_from`."""
+    """Hub id, local folder or filesystem URL of its encoder. Give this or `init_from`."""
     revision: str | None = None
     """Revision of a hub model."""
     init_from: str | None = None
