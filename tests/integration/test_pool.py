@@ -196,13 +196,14 @@ def test_teachers_take_turns_where_there_is_room_for_one(
 ) -> None:
     """The second teacher waits longer than its time-out for the first one's end, which is no fault."""
     broad = spec_of(model, name="broad", cpus=CPUS)
-    late = replace(spec_of(model, name="late", timeout_s=8, cpus=CPUS), key="0a")
+    late = replace(spec_of(model, name="late", timeout_s=20, cpus=CPUS), key="0a")
     begun: list[str] = []
 
     def slow(teacher: str, done: int, total: int) -> None:
         if done:
             begun.append(teacher)
-            time.sleep(0.2)
+            if teacher == begun[0]:
+                time.sleep(0.5)
 
     done = label(Store(str(tmp_path)), broad, late, on_progress=slow)
     assert {one.forwards for one in done.values()} == {400}
