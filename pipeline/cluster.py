@@ -152,7 +152,7 @@ def _notices_in_a_line(told: threading.Event | None) -> None:
 
     def show(notice: Mapping[str, Any], ignore_prefix: bool = False) -> None:
         for text in notice.get("lines", ()):
-            if told is not None and (text.startswith(NODE_ENDS) or "marked dead" in text):
+            if told is not None and (text.startswith(NODE_ENDS) or _lost_node(text)):
                 told.set()
                 continue
             logger.warning("Ray: %s", shortened(text))
@@ -163,10 +163,16 @@ def _notices_in_a_line(told: threading.Event | None) -> None:
 
 def shortened(notice: str) -> str:
     """A notice of Ray in one line: of a node that was lost its address, of others the first sentence."""
-    if lost := re.search(r"address: (\S+) .*marked dead", notice, re.DOTALL):
-        return f"node {lost[1]} was lost"
+    if lost := _lost_node(notice):
+        return f"node {lost} was lost"
     line = next((line.strip() for line in notice.splitlines() if line.strip()), "")
     return line.split(". ")[0].removesuffix(".")
+
+
+def _lost_node(notice: str) -> str | None:
+    """The address of the node of which a notice says that it was lost; None for another notice."""
+    lost = re.match(r"The node with node id.*address: (\S+) .*marked dead", notice, re.DOTALL)
+    return lost[1] if lost else None
 
 
 def _reason(error: Exception) -> str:
