@@ -97,12 +97,14 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
             raise ConfigError(
                 f"cluster.address: no Ray cluster at {address}: {_reason(error)}", NO_CLUSTER
             ) from None
-    told, ended = threading.Event(), threading.Event()
-    _notices_in_a_line(told if address is None else None)
+    node_ended, ended = threading.Event(), threading.Event()
+    _notices_in_a_line(node_ended if address is None else None)
     _connected = True
     if not (address or "").startswith("ray://"):  # its server on the cluster watches
         threading.Thread(
-            target=_watch, args=(ended, told, PRIVATE_LOST_S if address is None else LOST_S), daemon=True
+            target=_watch,
+            args=(ended, node_ended, PRIVATE_LOST_S if address is None else LOST_S),
+            daemon=True,
         ).start()
     try:
         yield
@@ -112,10 +114,11 @@ def connected(config: RunConfig, *, dashboard: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def _watch(ended: threading.Event, told: threading.Event, limit_s: float) -> None:
+def _watch(ended: threading.Event, node_ended: threading.Event, limit_s: float) -> None:
     """Ends this process with two lines where Ray's control process, or all nodes, have been gone for `limit_s`.
 
-    told: set where Ray has said that its node ends, seconds before it ends this process as well. After a minute Ray would abort it with a page of its own; without nodes it would wait for some, which a private Ray never gets.
+    node_ended: set where Ray has reported that its node ends, seconds before it ends this process as well. After a minute Ray would
+    abort it with a page of its own; without nodes it would wait for some, which a private Ray never gets.
     What is done is on disk, and calls to Ray may hang now, so nothing is closed.
     """
     import ray
@@ -123,7 +126,7 @@ def _watch(ended: threading.Event, told: threading.Event, limit_s: float) -> Non
     control, since, lost = ray.get_runtime_context().gcs_address, None, None
     while not ended.wait(WATCH_S):
         with suppress(Exception):  # Ray may be closing, or may not answer in time
-            lost = NODE_LOST if told.is_set() else _lost(control, ray.nodes)
+            lost = NODE_LOST if node_ended.is_set() else _lost(control, ray.nodes)
         since = None if lost is None else since or time.monotonic()
         if since is not None and time.monotonic() - since >= limit_s and not ended.is_set():
             print(f"error: Ray was lost: {lost}\n  {LOST_REMEDY}", file=sys.stderr, flush=True)
@@ -143,17 +146,18 @@ def _lost(control: str, nodes: Callable[[], Sequence[Mapping[str, Any]]]) -> str
     return None if any(node["Alive"] for node in nodes()) else NODE_LOST
 
 
-def _notices_in_a_line(told: threading.Event | None) -> None:
+def _notices_in_a_line(node_ended: threading.Event | None) -> None:
     """Has what Ray's nodes report in several lines, such as that one was lost, logged in one.
 
-    told: set where a node's Ray has ended; None: that is logged as well. Ray 2.60 has no setting for it; a version without the private function prints as it does.
+    node_ended: set where a node's Ray has ended; None: that is logged as well. Ray 2.60 has no setting for it; a version without
+    the private function prints as it does.
     """
     worker: Any = sys.modules.get("ray._private.worker")
 
     def show(notice: Mapping[str, Any], ignore_prefix: bool = False) -> None:
         for text in notice.get("lines", ()):
-            if told is not None and (text.startswith(NODE_ENDS) or _lost_node(text)):
-                told.set()
+            if node_ended is not None and (text.startswith(NODE_ENDS) or _lost_node(text)):
+                node_ended.set()
                 continue
             logger.warning("Ray: %s", shortened(text))
 

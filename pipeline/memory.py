@@ -31,7 +31,7 @@ def run_batches(batches: Iterable[NDArray[np.int64]], work: Callable[[NDArray[np
 
 
 def _fits(rows: NDArray[np.int64], work: Callable[[NDArray[np.int64]], None]) -> bool:
-    """Whether `work` had enough memory. Not within the exception's handler is it gone on: the exception's frames keep tensors."""
+    """Whether `work` had enough memory. The caller goes on after the handler has ended: the exception's frames keep tensors."""
     try:
         work(rows)
     except torch.OutOfMemoryError:

@@ -29,7 +29,7 @@ RESULT = "result.json"
 LEDGER = "mlflow.json"
 RAY = "ray"
 FAILURE = "failure-"
-"""First part of the name of a file in which a worker tells the driver of an error."""
+"""First part of the name of a file in which a worker reports an error to the driver."""
 
 
 def job_folder(run_dir: Path, job: Job) -> Path:
@@ -68,7 +68,7 @@ def ray_folder(run_dir: Path) -> Path:
 
 
 def failure_file(run_dir: Path, launch_id: str) -> Path:
-    """The file in which a worker of a launch tells the driver of an error."""
+    """The file in which a worker of a launch reports an error to the driver."""
     return run_dir / f"{FAILURE}{launch_id}.json"
 
 

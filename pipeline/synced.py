@@ -169,14 +169,14 @@ class Synced:
             folder.rmdir()
 
     def _ours(self) -> dict[str, Facts]:
-        found = dict[str, Facts]()
+        present = dict[str, Facts]()
         for root, folders, files in os.walk(self.copy):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for file in (Path(root, name) for name in files if not name.startswith(".")):
                 name = file.relative_to(self.copy).as_posix()
                 if self._wanted(name) and (facts := _facts_here(file)) is not None:
-                    found[name] = facts
-        return found
+                    present[name] = facts
+        return present
 
     def _theirs(self) -> dict[str, Facts]:
         return {name: facts for name, facts in self.url.facts().items() if self._wanted(name)}

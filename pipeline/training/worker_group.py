@@ -110,12 +110,12 @@ def run_worker_group(
             callbacks=list(callbacks),
         ),
     )
-    told = None
+    reported = None
     try:
         trainer.fit()
-        told = _failure(plan)
+        reported = _failure(plan)
     except ray.train.TrainingFailedError as error:
-        if (told := _failure(plan)) is None:
+        if (reported := _failure(plan)) is None:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise errors.ExhaustedError(
                 f"the students' training failed: {lines[-1].strip()}",
@@ -126,8 +126,8 @@ def run_worker_group(
             shutil.rmtree(ray_folder(plan.run_dir), ignore_errors=True)
         else:
             UrlFolder(plan.urls.run).delete_folder(ray_folder(plan.run_dir).name)
-    if told is not None:
-        kind, cause, remedy = told
+    if reported is not None:
+        kind, cause, remedy = reported
         raise getattr(errors, kind)(cause, remedy)
 
 
@@ -138,7 +138,7 @@ def _storage(plan: Plan) -> tuple[str, Any]:
 
 
 def _failure(plan: Plan) -> list[str] | None:
-    """Class, cause and remedy of the error that a worker has told of, or None; the file goes."""
+    """Class, cause and remedy of the error that a worker has reported, or None; the file goes."""
     file = failure_file(plan.run_dir, plan.launch_id)
     if plan.urls is None:
         if not file.exists():
@@ -151,5 +151,5 @@ def _failure(plan: Plan) -> list[str] | None:
             return None
         text = run.read(file.name).decode()
         run.delete(file.name)
-    told: list[str] = json.loads(text)
-    return told
+    reported: list[str] = json.loads(text)
+    return reported
