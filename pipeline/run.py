@@ -56,6 +56,7 @@ from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.shared_baseline import baseline_folder, publish, take
 from pipeline.training.threads import faster_threads
 from pipeline.training.worker_group import run_worker_group, worker_resources
 from pipeline.urls import join, without_secrets
@@ -392,7 +393,9 @@ def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
 
 def _train_students(run: Run) -> None:
     run.stages.begin("train")
-    config = run.config
+    config, baselines = run.config, _baseline_folders(run)
+    taken = {job: take(folder, job_folder(config.run_dir, job)) for job, folder in baselines.items()}
+    run.sync()
     jobs = [job for job in jobs_of(config) if not training.is_finished(config.run_dir, job)]
     if jobs:
         settings = run.inputs.resolved.students
@@ -400,6 +403,9 @@ def _train_students(run: Run) -> None:
         run.begin("train", ", ".join(lengths), "trainings", "steps", lengths)
     for job in jobs_of(config):  # the report has scores for the finished ones, too
         _record_job(run, job)
+        if name := taken.get(job):
+            run.display.line(f"{job.name}: run {name} has trained the same baseline; it is taken over")
+            run.tracker.tags(job.name, {"trained_by": name})
     folders = {
         name: model_source(config, folder) or str(folder) for name, folder in run.inputs.teachers.items()
     }
@@ -412,8 +418,26 @@ def _train_students(run: Run) -> None:
         in_thread(lambda: run_worker_group(plan), lambda: _show_jobs(run, jobs))
     run.sync()
     run.stop.check()
+    for job, folder in baselines.items():
+        publish(job_folder(config.run_dir, job), folder, config.name)
     points = [read_metrics(job_folder(config.run_dir, job) / METRICS) for job in jobs]
     run.stages.first_step_s = first_step(run.stages.started, points)
+
+
+def _baseline_folders(run: Run) -> dict[Job, Path]:
+    """Where runs share each supervised baseline of this run."""
+    config, inputs = run.config, run.inputs
+    return {
+        job: baseline_folder(
+            config.baselines_dir,
+            settings := inputs.resolved.students[job.student],
+            training.start_folder(settings, inputs.teachers),
+            inputs.data,
+            config.seed,
+        )
+        for job in jobs_of(config)
+        if job.mode == "supervised"
+    }
 
 
 def _record_job(run: Run, job: Job) -> None:

@@ -41,7 +41,7 @@ from pipeline.urls import cache_folder, join
 
 @contextmanager
 def held(config: RunConfig, note: Callable[[str], None] = lambda line: None) -> Iterator[Callable[[], None]]:
-    """Holds the run's folder for this process; behind a URL, keeps a copy of it, of preflight's predictions and of variants. Gives a
+    """Holds the run's folder for this process; behind a URL, keeps a copy of it, of preflight's predictions, of variants and of baselines. Gives a
     function that makes copy and URL equal now.
 
     note: gets a line where something is waited for. Raises `LockedError` if another launch has it.
@@ -57,7 +57,7 @@ def held(config: RunConfig, note: Callable[[str], None] = lambda line: None) -> 
             return _of_driver(name) and not (own_database and name == LEDGER)
 
         with leased(join(config.runs_url, config.name), note):
-            shared = (config.run_dir, config.preflight_dir, config.variants_dir)
+            shared = (config.run_dir, config.preflight_dir, config.variants_dir, config.baselines_dir)
             folders = [Synced(join(config.runs_url, folder.name), folder, wanted) for folder in shared]
             folders[0].url.delete(stop.name)  # of a launch that was killed while it stopped
             with kept_equal(folders) as now:

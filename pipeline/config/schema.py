@@ -534,6 +534,11 @@ class RunConfig(Strict):
         return self.runs_path.absolute() / "_teachers"
 
     @property
+    def baselines_dir(self) -> Path:
+        """Supervised baselines, shared by runs."""
+        return self.runs_path / "_baselines"
+
+    @property
     def variants_dir(self) -> Path:
         """What masked language models answered for `augment`, shared by runs."""
         return self.runs_path / "_variants"

@@ -76,11 +76,12 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         {path: value for path, value in flatten(config).items() if value != {}} for config in (old, new)
     )
     paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
-    return [
-        f"{path}: {before.get(path)!r} → {after.get(path)!r}"
-        for path in paths
-        if not any(fnmatch.fnmatch(path, pattern) for pattern in RESULT_FREE)
-    ]
+    return [f"{path}: {before.get(path)!r} → {after.get(path)!r}" for path in paths if changes_results(path)]
+
+
+def changes_results(path: str) -> bool:
+    """Whether another value of the key at a dotted path may change a run's results."""
+    return not any(fnmatch.fnmatch(path, pattern) for pattern in RESULT_FREE)
 
 
 def notes(resolved: Resolved) -> list[str]:

@@ -38,6 +38,7 @@ from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.shared_baseline import TRAINED_BY
 from teachers.checks import Findings
 from teachers.ensemble import ensemble_values, stored_predictions
 from teachers.pool import Labelling
@@ -245,6 +246,10 @@ def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, 
 
 def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]:
     notes = []
+    if TRAINED_BY in result:
+        notes.append(
+            f"{job.name}: as run {result[TRAINED_BY]} trained it, from the same start, data, settings and seed"
+        )
     if result.get("halved"):
         notes.append(
             f"{job.name}: out of the device's memory {result['halved']} times; steps were taken in smaller forward passes: "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline import errors
 from pipeline.cluster import cpus_per_worker
 from pipeline.config.kinds import TOKEN_ACCURACY
-from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss, steps_of_pass
+from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss
 from pipeline.config.resolved import (
     Job,
     Mode,
@@ -44,7 +44,7 @@ from pipeline.shared_runs import Behind, behind, model_source
 from pipeline.tasks.encoding import encode_examples
 from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
-from pipeline.training.baseline import PLAIN, baseline_schedules, best_schedule
+from pipeline.training.baseline import PLAIN, best_schedule
 from pipeline.training.checkpoint import (
     adopt_checkpoint,
     keep_newest,
@@ -57,6 +57,7 @@ from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
 from pipeline.training.result import read_facts, read_predictions, write_result
+from pipeline.training.shared_baseline import schedules_of
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, predict, token_accuracy
 from pipeline.training.written import written_texts
@@ -147,15 +148,7 @@ def train_jobs(
         own_plan = of_best_teachers(plan, job.student, store) if job.mode == "best_teacher" else plan
         job_sets = task_sets(own_plan, folder, job.student, None if supervised else store, kept)
         if supervised:
-            own = [plan.data[task] for task in settings.lengths]
-            labelled, every = (
-                steps_of_pass([len(examples) for examples in splits], settings.train.batch_size)
-                for splits in (
-                    [data.labelled_train() for data in own],
-                    [data.splits["train"] for data in own],
-                )
-            )
-            schedules = baseline_schedules(settings.train, labelled, every)
+            schedules = schedules_of(settings, [plan.data[task] for task in settings.lengths])
         status = train_job(
             plan,
             job,

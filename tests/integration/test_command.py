@@ -88,7 +88,7 @@ def test_a_run_leaves_its_folder_and_no_process(first: Finished) -> None:
         *("inputs.json", "mlflow.json"),
     }
     assert {file.name for file in first.config.run_dir.parent.iterdir()} == {
-        *("first", "_preflight", "_teachers", "_store", "_mlflow")
+        *("first", "_baselines", "_preflight", "_teachers", "_store", "_mlflow")
     }
     assert load_config(first.run_dir / "config.yaml") == first.config
     for word in ("Traceback", "WARNING", "did not answer"):

@@ -143,6 +143,18 @@ def test_the_command_again_runs_no_teacher(folder: Path) -> None:
     assert report["tasks"] == report_of(folder)["tasks"], "the same texts, the same students"
 
 
+def test_a_run_with_another_loss_takes_the_baseline_over(folder: Path) -> None:
+    options = ("name=harder", "loss.text=0", "loss.soft=0.1", "loss.hard=0.9", "baselines=[supervised]")
+    command = tutelage("train", "run.yaml", *options, cwd=folder, timeout_s=400)
+    assert command.process.returncode == 0, command.output
+    assert "small-supervised: run words has trained the same baseline; it is taken over" in command.output
+    mine, first = (
+        report_of(folder, name)["tasks"]["translate"]["students"]["small"] for name in ("harder", "words")
+    )
+    assert mine["supervised"] == first["supervised"]
+    assert any("as run words trained it" in note for note in report_of(folder, "harder")["notes"])
+
+
 def test_a_killed_training_ends_with_the_same_texts(folder: Path) -> None:
     metrics = folder / "runs" / "killed" / "checkpoints" / "small-distilled" / METRICS
     with started(TUTELAGE, "train", "run.yaml", "name=killed", cwd=folder) as command:
