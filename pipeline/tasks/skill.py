@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -87,6 +86,10 @@ def _distributions(rows: Tensor, labels: Tensor) -> tuple[NDArray[np.float64], f
         logits = (rows.double() / np.exp(log_temperature)).masked_fill(~present, -torch.inf)
         losses = cross_entropy(logits[scored], gold[scored], reduction="none")
         return uniform.masked_scatter(scored, losses)
+
+    from scipy.optimize import (
+        minimize_scalar,  # half a second, which no training waits for before its first step
+    )
 
     best = minimize_scalar(
         lambda t: float(at(t).sum()),

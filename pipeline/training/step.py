@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.batch import (
@@ -180,8 +179,9 @@ def _synchronized(model: nn.Module, *, last: bool) -> Iterator[None]:
         with model.no_sync():
             yield
         return
-    if isinstance(model, WithLoss) and isinstance(model.student, FSDPModule):
-        model.student.set_requires_gradient_sync(last)
+    sharded = getattr(getattr(model, "student", None), "set_requires_gradient_sync", None)  # of FSDP2
+    if sharded is not None:
+        sharded(last)
     yield
 
 

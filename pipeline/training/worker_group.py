@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pipeline import errors
+from pipeline.config.schema import TrainConfig
 from pipeline.files import write_atomically
 from pipeline.run_folder import failure_file, ray_folder
 from pipeline.shared_runs import of_worker, worked_on
@@ -55,17 +56,6 @@ def run_worker(payload: dict[str, Any]) -> None:
                 raise  # the others may be waiting for this one
 
 
-def _alone() -> Any:
-    """Torch settings of a group of one worker: no process group, since its store would listen on every interface."""
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig
-
-    class Alone(TorchConfig):
-        backend_cls = Backend
-
-    return Alone()
-
-
 def worker_resources(plan: Plan) -> dict[str, float]:
     """The resources of one worker, by Ray's names."""
     train = plan.group
@@ -84,24 +74,18 @@ def run_worker_group(
     """
     import ray
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig  # what ray.train.FailureConfig is, for type checkers
 
     train = plan.group
     storage, filesystem = _storage(plan)
-    if train.workers == 1:
-        torch_config: TorchConfig = _alone()
-    else:
-        torch_config = TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo")
-    trainer = TorchTrainer(
-        run_worker,
+    trainer = _trainer(
+        train,
         train_loop_config={"plan": [ray.put(plan)], "report": report},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpus_per_worker > 0,
             resources_per_worker={name: amount for name, amount in worker_resources(plan).items() if amount},
         ),
-        torch_config=torch_config,
         run_config=ray.train.RunConfig(
             name=plan.launch_id,
             storage_path=storage,
@@ -129,6 +113,22 @@ def run_worker_group(
     if reported is not None:
         kind, cause, remedy = reported
         raise getattr(errors, kind)(cause, remedy)
+
+
+def _trainer(train: TrainConfig, **settings: Any) -> Any:
+    """Ray Train's trainer of `run_worker`. settings: the arguments that all of Ray Train's trainers take.
+
+    A group of one worker has no process group: its store would listen on every interface, and Ray Train's controller would import
+    torch for it, which takes seconds.
+    """
+    if train.workers == 1:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        return DataParallelTrainer(run_worker, **settings)
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    backend = TorchConfig(backend="nccl" if train.gpus_per_worker >= 1 else "gloo")
+    return TorchTrainer(run_worker, torch_config=backend, **settings)
 
 
 def _storage(plan: Plan) -> tuple[str, Any]:
