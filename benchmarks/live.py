@@ -46,7 +46,7 @@ class LiveTeacher:
         self.predictor = Predictor(
             Path(spec.model),
             spec.task,
-            dtype=spec.serving.dtype,
+            dtype=spec.dtype,
             tokens_per_forward=spec.serving.tokens_per_forward,
             max_length=spec.max_length,
             labels=spec.labels,

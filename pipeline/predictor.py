@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.arithmetic import DTYPES, Dtype
 from pipeline.batch import Ragged, flat_index, offsets_of, pad_targets, rows_of, token_budget_batches
 from pipeline.config.generation import TokenTargetsConfig
 from pipeline.config.kinds import Kind
@@ -30,10 +31,8 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.words import word_means
 from pipeline.tasks.writing import writing_head
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_LOGITS = 50_000_000
 """Logits of a forward pass along texts, 200 MB: a vocabulary has tens of thousands of tokens at each position."""
-Dtype = Literal["fp32", "bf16", "fp16"]
 Labels = tuple[Dense | Texts | Sparse, Dense | None, int]
 """Predictions of n examples, or what the model writes, (W, H) float16 hidden vectors of their words where these are read, and how many of the
 examples were truncated."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pipeline.arithmetic import Dtype, computes_in_bf16
 from pipeline.augment.back_translation import check_translators
 from pipeline.augment.fill_mask import check_fill_mask
 from pipeline.augment.make import Progress, expected_variants, with_variants
@@ -24,7 +27,7 @@ from pipeline.config.resolved import (
     student_start,
     task_aggregation,
 )
-from pipeline.config.schema import RunConfig, needs_labels, strategies
+from pipeline.config.schema import RunConfig, ServingConfig, needs_labels, strategies
 from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
@@ -47,6 +50,7 @@ from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curv
 from pipeline.training.jobs import start_folder
 from students.layer_init import check_layers
 from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
+from teachers.store import Store
 from teachers.store_key import hidden_key, store_key, token_key
 
 
@@ -346,23 +350,23 @@ def _check_known(config: RunConfig, data: TaskData, bases: Mapping[str, Path]) -
 
 def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None = None) -> list[TeacherSpec]:
     """Specs of the teachers `names`, by default of all; fine-tuned teachers must exist."""
-    specs, wanted = list[TeacherSpec](), inputs.resolved.hidden
+    specs, wanted, store = list[TeacherSpec](), inputs.resolved.hidden, Store(config.store_path)
     for name in config.teachers if names is None else names:
         teacher = config.teachers[name]
         task, folder = teacher_task(config, name, inputs.data[teacher.task].task), inputs.teachers[name]
         tuned = teacher.fine_tune is not None
-        key = store_key(
-            folder, task, teacher.serving.dtype, max_length=teacher.max_length, labels=teacher.labels
-        )
+        key_of = partial(store_key, folder, task, max_length=teacher.max_length, labels=teacher.labels)
+        dtype = _dtype(teacher.serving, lambda dtype: store.holds(key_of(dtype)))  # noqa: B023 - called at once
+        key = key_of(dtype)
         hidden = None
         if teacher.task in wanted:
             layer = hidden_layer(folder, teacher.hidden_layer, f"teachers.{name}")
-            own = hidden_key(folder, task, teacher.serving.dtype, layer, max_length=teacher.max_length)
+            own = hidden_key(folder, task, dtype, layer, max_length=teacher.max_length)
             hidden = HiddenTargets(own, layer)
         tokens = None
         if task.kind.writes and teacher.task in inputs.resolved.soft:
             form = config.tasks[teacher.task].token_targets
-            own = token_key(folder, task, teacher.serving.dtype, form, max_length=teacher.max_length)
+            own = token_key(folder, task, dtype, form, max_length=teacher.max_length)
             tokens = TokenTargets(own, form)
         specs.append(
             TeacherSpec(
@@ -372,6 +376,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
                 task=task,
                 serving=teacher.serving,
                 key=key,
+                dtype=dtype,
                 max_length=teacher.max_length,
                 labels=teacher.labels,
                 hidden=hidden,
@@ -380,6 +385,20 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
             )
         )
     return specs
+
+
+def _dtype(serving: ServingConfig, stored: Callable[[Dtype], bool]) -> Dtype:
+    """The arithmetic of a teacher's forward. stored: whether the store has targets of the teacher in an arithmetic.
+
+    What the store has is not computed again because it comes to another machine, or was begun by an earlier version.
+    """
+    if serving.dtype != "auto":
+        return serving.dtype
+    # a driver without a GPU cannot ask the GPUs of other nodes: those of today compute in bf16
+    elsewhere = serving.gpus > 0 and not torch.cuda.is_available()
+    native = elsewhere or computes_in_bf16(torch.device("cuda" if serving.gpus else "cpu"))
+    order: list[Dtype] = ["bf16", "fp32"] if native else ["fp32", "bf16"]
+    return next(filter(stored, order), order[0])
 
 
 def teacher_curves(inputs: Inputs) -> dict[str, Curve]:

@@ -327,7 +327,7 @@ def _label(run: Run) -> None:
             "kind": task.kind.name,
             "columns": list(task.head.columns),
             "max_length": spec.max_length or task.head.max_length,
-            "dtype": spec.serving.dtype,
+            "dtype": spec.dtype,
         }
         _describe(run, store, spec.key, facts)
         if spec.hidden is not None:

@@ -25,7 +25,7 @@ class TeacherActor:
         self._teacher = Predictor(
             resolve(spec.opened, spec.revision, f"teachers.{spec.name}"),
             spec.task,
-            dtype=spec.serving.dtype,
+            dtype=spec.dtype,
             tokens_per_forward=spec.serving.tokens_per_forward,
             device="cuda" if ray.get_gpu_ids() else "cpu",
             max_length=spec.max_length,

@@ -34,6 +34,7 @@ CONSTANT = 1e-3  # standard deviations of the labels: numbers that vary less are
 REPLICAS = (
     0.1  # standard deviations of the logits; a random head differs by about 1, float noise by about 1e-3
 )
+ROUNDING = 0.05  # standard deviations of the logits, on average; measured with bf16: 0.002
 CERTAIN, LIKELY = 1e-6, 1e-3  # p-values below which permuted names are a problem, and a warning
 SHUFFLES = 100  # random orders of the predictions: their standard deviation to 7%
 ENOUGH = 100  # examples from which "no better than random heads" is a problem, not a warning
@@ -50,13 +51,14 @@ class Predictions:
     """What one teacher predicts on the sample, and what else only its model can measure.
 
     values: (M, C) float32 · truncated: examples (of a sentence, words) that lost tokens ·
-    replica_difference: see `relative_difference` · random_head_scores: (k,) float64, the metric of the same model
+    replica_difference: see `relative_difference` · rounding: see `rounding_of` · random_head_scores: (k,) float64, the metric of the same model
     under random heads; empty where an example has one item.
     """
 
     values: NDArray[np.floating]
     truncated: int = 0
     replica_difference: float = 0.0
+    rounding: float = 0.0
     random_head_scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
 
@@ -67,7 +69,7 @@ class Findings:
     score: the task's metric · majority: the metric of the best constant prediction · chance: the mean metric of random
     predictions, None where there are none · entropy: mean over rows of the entropy ÷ ln(classes), None for numbers
     · ece: expected calibration error, None where a prediction is not one label out of C · self_loss: the soft loss of
-    the teacher to its own stored targets · replica_difference: see `relative_difference` · truncated: share of the
+    the teacher to its own stored targets · replica_difference: see `relative_difference` · rounding: see `rounding_of` · truncated: share of the
     examples (words, for token-classification) · agreement: with each other teacher of the task, by name · problems:
     why it should not be distilled · warnings: why perhaps it should not.
     """
@@ -83,6 +85,7 @@ class Findings:
     ece: float | None = None
     self_loss: float = 0.0
     replica_difference: float = 0.0
+    rounding: float = 0.0
     truncated: float = 0.0
     agreement: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -124,10 +127,12 @@ def judge(
         ece=task.scoring.scores(values, sample).get("ece"),
         self_loss=_self_loss(task, values, rows, counts),
         replica_difference=predictions.replica_difference,
+        rounding=predictions.rounding,
         truncated=predictions.truncated / max(1, task.head.truncatable(counts)),
     )
     flags = [
         *_replica_flags(findings),
+        *_rounding_flags(findings),
         *_prediction_flags(task, sample, values, rows, chance, findings),
         *_self_loss_flags(findings),
         *curve_flags(task, sample, values, curve),
@@ -177,6 +182,28 @@ def relative_difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> flo
     present = np.concatenate((a[is_present(a)], b[is_present(b)]))
     spread = float(present.std()) if len(present) else 0.0
     return difference / spread if spread > 0 else float("inf")
+
+
+def rounding_of(values: NDArray[np.floating], exact: NDArray[np.floating]) -> float:
+    """Mean |a − b| of (M, C) values in a teacher's arithmetic and those in fp32 ÷ the standard deviation of the latter; both where
+    they are present. 0 where that is 0."""
+    present = is_present(values) & is_present(exact)
+    if not present.any():
+        return 0.0
+    a, b = values[present].astype(np.float64), exact[present].astype(np.float64)
+    spread = float(b.std())
+    return float(np.abs(a - b).mean() / spread) if spread > 0 else 0.0
+
+
+def _rounding_flags(findings: Findings) -> list[Flag]:
+    if findings.rounding <= ROUNDING:
+        return []
+    return [
+        Flag(
+            f"in half precision its logits differ from those in fp32 by {findings.rounding:.2g} of their standard deviation: "
+            f"set teachers.{findings.teacher}.serving.dtype to fp32"
+        )
+    ]
 
 
 def _replica_flags(findings: Findings) -> list[Flag]:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pipeline.arithmetic import Dtype
 from pipeline.batch import Examples
 from pipeline.curve import Curve
 from pipeline.errors import ExhaustedError, TutelageError
@@ -28,14 +29,22 @@ from pipeline.places import PATIENCE, Patience, Place, run_placed
 from pipeline.predictor import Predictor
 from pipeline.tasks.writing import writing_head
 from pipeline.text_arrays import arrays_of, numbers_of
-from teachers.checks import NO_CURVE, Findings, Predictions, judge, relative_difference, with_agreement
+from teachers.checks import (
+    NO_CURVE,
+    Findings,
+    Predictions,
+    judge,
+    relative_difference,
+    rounding_of,
+    with_agreement,
+)
 from teachers.random_heads import HEAD_EXAMPLES, HEADS, random_head_scores
 from teachers.spec import TeacherSpec, requested
 from teachers.text_checks import judge_texts
 
 SAMPLE = 400  # validation examples; 2.5 points of standard error
 TWICE = 40  # of them, predicted by a second replica as well
-FORMAT = 1  # of the cached predictions; raise it where they are made in another way
+FORMAT = 2  # of the cached predictions; raise it where they are made in another way
 
 
 def sample_of(validation: Examples) -> Examples:
@@ -44,13 +53,13 @@ def sample_of(validation: Examples) -> Examples:
 
 
 def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cpu") -> Predictions:
-    """The teacher's predictions on `sample`, their difference to those of a second replica, and random heads' scores."""
+    """The teacher's predictions on `sample`, their differences to those of a second replica and in fp32, and random heads' scores."""
 
-    def replica() -> Predictor:
+    def replica(dtype: Dtype = spec.dtype) -> Predictor:
         return Predictor(
             folder,
             spec.task,
-            dtype=spec.serving.dtype,
+            dtype=dtype,
             tokens_per_forward=spec.serving.tokens_per_forward,
             device=device,
             max_length=spec.max_length,
@@ -64,10 +73,12 @@ def predict(folder: Path, spec: TeacherSpec, sample: Examples, device: str = "cp
     if spec.task.kind.writes:
         return _written(first, replica(), inputs, few)
     logits, truncated = first.predict(inputs)
-    difference = relative_difference(first.predict(few)[0].values, replica().predict(few)[0].values)
+    own = first.predict(few)[0].values
+    difference = relative_difference(own, replica().predict(few)[0].values)
+    rounding = 0.0 if spec.dtype == "fp32" else rounding_of(own, replica("fp32").predict(few)[0].values)
     has_items = bool((logits.counts > 1).any())
     heads = random_head_scores(first, sample) if has_items else np.empty(0)
-    return Predictions(logits.values, truncated, difference, heads)
+    return Predictions(logits.values, truncated, difference, rounding, heads)
 
 
 def _written(
@@ -217,6 +228,7 @@ def _to_bytes(predictions: Predictions) -> bytes:
         "values": predictions.values,
         "truncated": np.array(predictions.truncated),
         "replica_difference": np.array(predictions.replica_difference),
+        "rounding": np.array(predictions.rounding),
         "random_head_scores": predictions.random_head_scores,
     }
     return save(numbers_of(arrays))
@@ -230,6 +242,7 @@ def _cached(file: Path, spec: TeacherSpec, sample: Examples) -> Predictions | No
             arrays["values"],
             int(arrays["truncated"]),
             float(arrays["replica_difference"]),
+            float(arrays["rounding"]),
             arrays["random_head_scores"],
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):

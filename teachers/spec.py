@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pipeline.arithmetic import Dtype
 from pipeline.config.generation import TokenTargetsConfig
 from pipeline.config.schema import ServingConfig
 from pipeline.soft import Layer
@@ -33,7 +34,7 @@ class TeacherSpec:
     """One teacher.
 
     name: in the config · model, revision: a folder, a URL or a hub id · source: where the nodes of a cluster find the model, None: by `model` · serving: how it is hosted · key: its name in the
-    store · max_length: tokens a sequence, None for the task's · labels: its label mapping, if the config has one · hidden: its
+    store · dtype: the arithmetic of its forward · max_length: tokens a sequence, None for the task's · labels: its label mapping, if the config has one · hidden: its
     hidden targets, None where no student learns from them · tokens: its token targets, likewise · forced: whether it does not
     write, but is forced along the texts that it is given, so that `key` is that of its token targets.
     """
@@ -44,6 +45,7 @@ class TeacherSpec:
     task: Task
     serving: ServingConfig
     key: str
+    dtype: Dtype = "fp32"
     max_length: int | None = None
     labels: Mapping[str, str | None] | None = None
     hidden: HiddenTargets | None = None

@@ -168,6 +168,10 @@ class Store:
         """The fingerprints of all teachers that have a folder in the store, sorted."""
         return sorted(name for name in self._files.folders() if re.fullmatch(r"[0-9a-f]+", name))
 
+    def holds(self, teacher: str) -> bool:
+        """Whether the store has any targets of the teacher; no shard is read."""
+        return bool(self._refresh(teacher)[0])
+
     def holding(self, teacher: str) -> Holding:
         """What the store has of the teacher, from its entries alone."""
         entries, listing = self._refresh(teacher)

@@ -8,9 +8,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from pipeline.arithmetic import Dtype
 from pipeline.config.generation import TokenTargetsConfig
 from pipeline.models import fingerprint
-from pipeline.predictor import Dtype
 from pipeline.soft import Layer
 from pipeline.tasks import Task
 from pipeline.tasks.words import VERSION

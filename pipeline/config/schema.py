@@ -159,8 +159,8 @@ class ServingConfig(Strict):
     """GPUs a replica; a fraction shares one."""
     resources: dict[str, Positive] = Field(default_factory=dict)
     """Custom Ray resources a replica, e.g. `{teacher: 1}`."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the teacher's forward."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the teacher's forward. auto: that of the targets that are stored already; else bf16 where the GPU or CPU computes in it, fp32 elsewhere."""
     tokens_per_forward: Count = 4096
     """Padded tokens a forward; batches are sorted by length."""
     in_flight: Count = 2

@@ -247,6 +247,8 @@ class PreflightFindings(Record):
     """Soft loss of the teacher to its own stored targets."""
     replica_difference: float
     """Largest difference between two replicas' logits ÷ the logits' standard deviation."""
+    rounding: float
+    """Mean difference of the logits to those in fp32 ÷ their standard deviation; 0 for a teacher in fp32, or one that writes texts."""
     truncated: float
     """Share of the examples (of the words, for token-classification) cut at max_length."""
     agreement: Mapping[str, float]

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.arithmetic import autocast
 from pipeline.config.kinds import SKILL, TOKEN_ACCURACY
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import WorkerStrategy
@@ -34,9 +35,9 @@ from pipeline.training.feed import FedStep, Feed
 from pipeline.training.focus import Focus
 from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
-from pipeline.training.replica import replica_of
+from pipeline.training.replica import Replica
 from pipeline.training.stage import Stage
-from pipeline.training.step import accumulate, hidden_error, predict, token_accuracy
+from pipeline.training.step import Workers, accumulate, hidden_error, predict, token_accuracy
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
@@ -101,7 +102,7 @@ class Trainer:
         self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
-        self.replica = replica_of(student, self.workers, strategy)
+        self.replica = _replica_of(student, self.workers, strategy)
         # a model may have frozen parameters of its own, such as DistilBERT's sinusoidal positions
         trained = self.replica.trained
         trainable = {parameter for parameter in trained.parameters() if parameter.requires_grad}
@@ -111,7 +112,7 @@ class Trainer:
         ]
         self._frozen = 0
         self._enter(0)
-        self.autocast = _autocast(config.precision, self.workers.device)
+        self.autocast = autocast(config.precision, self.workers.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.kept_predictions: dict[str, NDArray[Any]] = {}
@@ -499,14 +500,13 @@ class StopWatch:
         return self._stop
 
 
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu.get_capabilities()
-        native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    on = precision == "bf16" or (precision == "auto" and native)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+def _replica_of(student: MultiTaskStudent, workers: Workers, strategy: WorkerStrategy) -> Replica:
+    """The student as this worker trains it."""
+    if strategy == "ddp" or workers.world == 1:
+        return Replica(student, workers)
+    from pipeline.training.sharded import ShardedReplica  # importing FSDP2 takes most of a second
+
+    return ShardedReplica(student, workers)
 
 
 def _rng_state(device: torch.device) -> Tensor:

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config.schema import WorkerStrategy
 from pipeline.training.step import WithLoss, Workers
 from students.student import MultiTaskStudent
 
@@ -62,15 +61,6 @@ class Replica:
         """The inverse of `optimizer_state`. To be called on all workers."""
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": dict(state), "param_groups": groups})
-
-
-def replica_of(student: MultiTaskStudent, workers: Workers, strategy: WorkerStrategy) -> Replica:
-    """The student as this worker trains it."""
-    if strategy == "ddp" or workers.world == 1:
-        return Replica(student, workers)
-    from pipeline.training.sharded import ShardedReplica  # importing FSDP2 takes most of a second
-
-    return ShardedReplica(student, workers)
 
 
 def _summed(bucket: Any) -> torch.futures.Future[Tensor]:

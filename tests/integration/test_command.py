@@ -23,11 +23,11 @@ from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
+from pipeline.prepare import prepare, teacher_specs
 from pipeline.run_folder import RESULT
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.result import PREDICTIONS
 from teachers.store import Store
-from teachers.store_key import store_key
 from tests.integration.command import TUTELAGE, Command, assert_none_left, started, tutelage, wait_until
 from tests.integration.conftest import MakeRun
 
@@ -144,17 +144,16 @@ def test_labels_in_another_order_are_aligned_by_name(first: Finished) -> None:
     from transformers import pipeline
 
     store = Store(first.config.store_path)
-    for name in ("mood-ready", "tone-ready"):
-        teacher = first.config.teachers[name]
+    for spec in teacher_specs(first.config, prepare(first.config), ("mood-ready", "tone-ready")):
+        teacher = first.config.teachers[spec.name]
         data = first.data[teacher.task]
         test = data.splits["test"]
-        key = store_key(Path(teacher.model), data.task, teacher.serving.dtype)
-        logits = store.view(key, test.keys, data.task.reading.labels).gather(test.keys).values
+        logits = store.view(spec.key, test.keys, data.task.reading.labels).gather(test.keys).values
         plain = pipeline("text-classification", teacher.model)
         told = plain(list(test.inputs["text"]), top_k=None)
         assert tuple((plain.model.config.id2label or {}).values()) != data.task.reading.labels
         assert np.ptp(logits.astype(np.float32), axis=1).mean() > 0.3  # it has opinions
-        assert_same_answers(told, torch.from_numpy(logits.astype(np.float32)), data.task.reading.labels, 2e-3)
+        assert_same_answers(told, torch.from_numpy(logits.astype(np.float32)), data.task.reading.labels, 1e-2)
 
 
 def test_students_open_with_plain_transformers(first: Finished) -> None:

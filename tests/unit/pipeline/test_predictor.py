@@ -13,10 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.arithmetic import Dtype
 from pipeline.batch import ABSENT
 from pipeline.errors import TeacherError
 from pipeline.models import hidden_layer, open_tokenizer
-from pipeline.predictor import Dtype, Predictor, check_model
+from pipeline.predictor import Predictor, check_model
 from pipeline.tasks import Task
 from pipeline.tasks.spans import word_spans
 from pipeline.tasks.text_classification import text_classification

@@ -9,17 +9,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline import prepare as module
+from pipeline.batch import Ragged
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import ModelFacts, TaskFacts
 from pipeline.curve import Curve
 from pipeline.errors import TutelageError
 from pipeline.models import fingerprint
-from pipeline.prepare import Inputs, prepare, teacher_curves
+from pipeline.prepare import Inputs, prepare, teacher_curves, teacher_specs
+from pipeline.soft import Dense, SoftTargets
 from pipeline.training.fine_tune import FACTS, WORK
 from pipeline.training.log import METRICS
+from teachers.store import Store
 from tests.conftest import TinyModel, TinyRun, write_csv
 
 
@@ -61,6 +66,48 @@ def test_inputs_of_a_new_run(tiny_run: TinyRun, tiny_model: TinyModel, tmp_path:
         assert folder.parent.name.startswith(f"{name}-")
     assert len(set(inputs.teachers.values())) == 3
     assert not (tmp_path / "runs").exists()  # looking changes nothing
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+@pytest.fixture
+def alone(tiny_run: TinyRun, tiny_model: TinyModel) -> dict[str, Any]:
+    """A run of one teacher that needs no fine-tuning."""
+    teacher = {"task": "mood", "model": str(tiny_model("bert", ("bad", "good")))}
+    run = tiny_run(teachers={"mood-bert": teacher})
+    del run["tasks"]["tone"]
+    return {**run, "students": {"cut": {"init_from": "mood-bert", "layers": 1}}}
+
+
+def arithmetic(run: dict[str, Any]) -> str:
+    config = parse_config(run)
+    (spec,) = teacher_specs(config, prepare(config))
+    return spec.dtype
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_teachers_compute_in_bf16_where_the_processor_does(
+    alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
+) -> None:
+    monkeypatch.setattr(module, "computes_in_bf16", lambda device: native)
+    assert arithmetic(alone) == expected
+    assert arithmetic(changed(alone, "teachers.mood-bert.serving", {"dtype": "fp16"})) == "fp16"
+    elsewhere = changed(alone, "teachers.mood-bert.serving", {"gpus": 1})
+    assert arithmetic(changed(elsewhere, "cluster", {"address": "auto"})) == "bf16"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("stored", ["bf16", "fp32"])
+def test_stored_targets_are_taken_in_whatever_arithmetic_they_are(
+    alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch, native: bool, stored: str
+) -> None:
+    monkeypatch.setattr(module, "computes_in_bf16", lambda device: native)
+    config = parse_config(changed(alone, "teachers.mood-bert.serving", {"dtype": stored}))
+    (spec,) = teacher_specs(config, prepare(config))
+    values = Dense(Ragged.single(np.zeros((1, 2), dtype=np.float16)), spec.task.head.columns)
+    Store(config.store_path).append(spec.key, SoftTargets(np.array([7], dtype=np.uint64), values))
+    assert arithmetic(alone) == stored
 
 
 def test_a_teacher_that_is_there_is_not_made_again(tiny_run: TinyRun, tiny_model: TinyModel) -> None:

@@ -22,6 +22,7 @@ from teachers.checks import (
     permuted_flag,
     refuse,
     relative_difference,
+    rounding_of,
     with_agreement,
 )
 from tests.unit.teachers.preflight_samples import (
@@ -69,6 +70,24 @@ def test_a_good_teacher_has_no_problems() -> None:
 
 def test_replicas_that_differ_are_a_problem() -> None:
     assert "two replicas' logits differ by up to 0.5" in problems(logits_for(GOLD), difference=0.5)
+
+
+def test_logits_that_half_precision_changes_are_a_problem() -> None:
+    def of(rounding: float) -> list[str]:
+        return judge("t", MOODS, texts(GOLD), Predictions(logits_for(GOLD), rounding=rounding)).problems
+
+    assert of(0.002) == []
+    (problem,) = of(0.2)
+    assert "by 0.2 of their standard deviation" in problem
+    assert "set teachers.t.serving.dtype to fp32" in problem
+
+
+def test_rounding_is_the_mean_difference_in_standard_deviations() -> None:
+    exact = np.array([[0.0, 2.0], [ABSENT, 4.0]])
+    values = np.array([[0.1, 2.1], [ABSENT, 4.1]])
+    assert rounding_of(values, exact) == pytest.approx(0.1 / np.std([0.0, 2.0, 4.0]))
+    assert rounding_of(exact, exact) == 0
+    assert rounding_of(exact[1:, :1], exact[1:, :1]) == 0, "nothing is present"
 
 
 @pytest.mark.parametrize(("noise", "stops"), [(1e-3, False), (1.0, True)])

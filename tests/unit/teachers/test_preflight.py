@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_two_replicas_of_a_saved_teacher_agree_bit_for_bit(teacher: Path, tmp_pa
 
     assert findings.replica_difference == 0
     assert findings.self_loss < 1e-4
+
+
+def test_half_precision_is_compared_with_fp32(teacher: Path, tmp_path: Path) -> None:
+    exact, half = spec_of(teacher), replace(spec_of(teacher, "h"), dtype="bf16", key="h")
+    one, other = preflight([exact, half], {"mood": texts(GOLD)}, tmp_path / "cache", on_ray=False)
+
+    assert one.rounding == 0
+    assert 0 < other.rounding < 0.05
+    assert other.replica_difference == 0
+    (again,) = preflight([half], {"mood": texts(GOLD)}, tmp_path / "cache", on_ray=False)
+    assert again.rounding == other.rounding, "it is cached"
 
 
 def test_a_model_without_its_head_differs_between_replicas(tiny_model: TinyModel, tmp_path: Path) -> None:
