@@ -285,7 +285,7 @@ def _column_remedy(column: str, names: Sequence[str], key: str, role: str) -> st
 def _columns(table: Any, columns: Mapping[str, str]) -> dict[str, Column]:
     """The table's columns by role; roles without a column are omitted."""
     return {
-        role: Column(table[:][column], names_of(table.features[column]))
+        role: Column(table[column][:], names_of(table.features[column]))
         for role, column in columns.items()
         if column in table.column_names
     }

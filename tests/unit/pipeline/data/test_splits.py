@@ -118,6 +118,25 @@ def test_json_and_parquet_and_a_saved_folder_give_the_same(tmp_path: Path) -> No
             np.testing.assert_array_equal(data.splits[split].keys, from_csv.splits[split].keys)
 
 
+def test_a_column_that_nobody_reads_is_not_decoded(tmp_path: Path) -> None:
+    """Decoding audio needs a package that is not installed, and a picture takes longer than its text."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.Value("string"), "clip": datasets.Audio()}
+    )
+    saved = {}
+    for split, rows in WHOLE.items():
+        clips: list[Any] = [{"path": None, "bytes": b"no audio"} for _ in rows]
+        columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows], "clip": clips}
+        table = pa.table(columns, schema=features.arrow_schema)
+        saved[split] = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    with pytest.raises((ImportError, RuntimeError)):
+        saved["train"][:]
+    datasets.DatasetDict(saved).save_to_disk(str(tmp_path / "saved"))
+    data = load(tmp_path / "saved")
+    for split in SPLITS:
+        assert contents(data, split) == WHOLE[split]
+
+
 def test_several_files_and_compressed_files(tmp_path: Path) -> None:
     files = csv_files(
         tmp_path,
