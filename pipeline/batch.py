@@ -120,7 +120,7 @@ def content_keys(kind: str, inputs: Mapping[str, Sequence[Any]]) -> NDArray[np.u
 class Examples:
     """Some examples of one task, by column.
 
-    keys: (n,) uint64 content hashes · inputs: columns of n strings, or of n lists of strings, e.g.
+    keys: (n,) uint64 content hashes · inputs: columns of n strings (`pipeline.strings.Strings` as they come from a data set), or of n lists of strings, e.g.
     ``{"text": [...]}`` · labels: the gold labels, in the task kind's own form (see `pipeline.tasks`).
     """
 
@@ -134,7 +134,13 @@ class Examples:
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """The examples at `rows` (m,), in that order."""
-        inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
+        if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
+            return self
+        inputs = {
+            # texts in Arrow (`pipeline.strings`) take rows by themselves
+            name: column.take(rows) if hasattr(column, "take") else [column[i] for i in rows]
+            for name, column in self.inputs.items()
+        }
         return Examples(self.task, self.keys[rows], inputs, self.labels.take(rows))
 
 

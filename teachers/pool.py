@@ -25,6 +25,7 @@ from pipeline.batch import Examples
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.places import PATIENCE, POLL_S, Patience, Place, Wait
 from pipeline.soft import Soft, SoftTargets, join_soft
+from pipeline.strings import Strings, joined
 from teachers.actor import start
 from teachers.spec import TeacherSpec, requested
 from teachers.store import Store
@@ -260,7 +261,7 @@ def _fill_for_teacher(
     on_progress: Callable[[str, int, int], None],
     should_stop: Callable[[], bool],
 ) -> Labelling:
-    texts = {name: [text for split in splits for text in split.inputs[name]] for name in spec.fields}
+    texts = {name: joined([split.inputs[name] for split in splits]) for name in spec.fields}
     keys = np.concatenate([split.keys for split in splits])
     wanted = {spec.key: np.ones(len(keys), dtype=np.bool_)}
     if spec.hidden is not None:
@@ -273,11 +274,10 @@ def _fill_for_teacher(
     if not len(rows):
         return Labelling()
     chunks = length_sorted_chunks(texts, rows, CHUNK if spec.hidden is None else min(CHUNK, HIDDEN_CHUNK))
-    inputs = [{name: [column[i] for i in chunk] for name, column in texts.items()} for chunk in chunks]
     labelling = Labelling()
     shards = {key: _ShardWriter(store, key, spec.name, keys, texts) for key in lacking}
     pool = TeacherPool(spec, min(spec.serving.replicas, len(chunks)), patience)
-    results = pool.map(inputs)
+    results = pool.map(_Chunks(texts, chunks))
     try:
         for position, (targets, vectors, truncated) in results:
             chunk = chunks[position]
@@ -298,18 +298,37 @@ def _fill_for_teacher(
     return labelling
 
 
+@dataclass(frozen=True)
+class _Chunks(Sequence[Chunk]):
+    """The fields of chunks of rows, each made when it is asked for: all at once are a copy of all texts."""
+
+    texts: Mapping[str, Sequence[Any]]
+    rows: Sequence[NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return {name: [column[i] for i in self.rows[place]] for name, column in self.texts.items()}
+
+
 def length_sorted_chunks(
     texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64], size: int
 ) -> list[NDArray[np.int64]]:
     """`rows` (n,) by descending text length, cut into chunks of `size`: a chunk's texts are of similar length, and
     the longest come first, so that the last calls are short. texts: by field, of all rows."""
-    lengths = np.array([sum(_characters(column[i]) for column in texts.values()) for i in rows])
+    lengths = np.sum([_characters(column, rows) for column in texts.values()], axis=0)
     ordered = rows[np.argsort(-lengths, kind="stable")]
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def _characters(field: str | Sequence[str]) -> int:
-    return len(field) if isinstance(field, str) else sum(map(len, field)) + len(field)
+def _characters(column: Sequence[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(m,) lengths of a column's fields at `rows` (m,): of a text in characters, of words with one more each."""
+    if isinstance(column, Strings):
+        return column.characters[rows]
+    fields = (column[i] for i in rows)
+    lengths = [len(one) if isinstance(one, str) else sum(map(len, one)) + len(one) for one in fields]
+    return np.array(lengths, dtype=np.int64)
 
 
 class _ShardWriter:

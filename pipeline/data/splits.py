@@ -21,6 +21,7 @@ from pipeline.config.schema import TaskConfig
 from pipeline.data.files import EMPTY, source_of
 from pipeline.data.load import Source, load_splits
 from pipeline.errors import ConfigError, DataError
+from pipeline.strings import Strings, joined
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
 from pipeline.tasks.spans import word_spans
@@ -174,7 +175,7 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
         if not len(table):
             raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
         _check_columns(name, split, table, columns)
-    read = {split: _columns(table, columns) for split, table in tables.items()}
+    read = {split: _columns(table, columns, fields) for split, table in tables.items()}
     task = MAKERS[kind](name, config, read["train"])
     notes: list[str] = []
     label = read["train"][kind.labels[0]]
@@ -239,7 +240,7 @@ def _with_unlabelled(
     where = f"tasks.{task.name}.data.unlabelled"
     table = load_splits(Source(where, source_of(more), list(mapping.values())))["train"]
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
-    extra = read_examples(task, "unlabelled", _columns(table, mapping))
+    extra = read_examples(task, "unlabelled", _columns(table, mapping, task.reading.fields))
     _, first = np.unique(extra.keys, return_index=True)
     seen = np.concatenate([examples.keys for examples in splits.values()])
     fresh = np.sort(first[~np.isin(extra.keys[first], seen)])
@@ -251,7 +252,7 @@ def _with_unlabelled(
 
 def join(a: Examples, b: Examples) -> Examples:
     """`a`'s examples, then `b`'s, of one task."""
-    inputs = {name: [*column, *b.inputs[name]] for name, column in a.inputs.items()}
+    inputs = {name: joined((column, b.inputs[name])) for name, column in a.inputs.items()}
     return Examples(a.task, np.concatenate((a.keys, b.keys)), inputs, Ragged.join((a.labels, b.labels)))
 
 
@@ -282,13 +283,27 @@ def _column_remedy(column: str, names: Sequence[str], key: str, role: str) -> st
     return f"Set {key} to the column that holds the {role}; of a csv file without a header, set data.options.names."
 
 
-def _columns(table: Any, columns: Mapping[str, str]) -> dict[str, Column]:
-    """The table's columns by role; roles without a column are omitted."""
+def _columns(table: Any, columns: Mapping[str, str], texts: Sequence[str]) -> dict[str, Column]:
+    """The table's columns by role, those of the roles `texts` in Arrow where all are texts; roles without a column are omitted."""
     return {
-        role: Column(table[column][:], names_of(table.features[column]))
+        role: Column(_values(table, column, role in texts), names_of(table.features[column]))
         for role, column in columns.items()
         if column in table.column_names
     }
+
+
+def _values(table: Any, column: str, text: bool) -> Sequence[Any]:
+    """The entries of a column. text: whether texts stay in Arrow; of others, which are labels, equal ones share a string."""
+    if getattr(table.features[column], "dtype", None) in ("string", "large_string"):
+        arrow = table.select_columns([column]).with_format("arrow")[:][column]
+        if text and not arrow.null_count:
+            return Strings(arrow)
+        coded = arrow.dictionary_encode().unify_dictionaries().combine_chunks()
+        names = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+        shared: list[Any] = names[coded.indices.fill_null(len(names) - 1).to_numpy()].tolist()
+        return shared
+    values: list[Any] = table[column][:]
+    return values
 
 
 def read_examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples:

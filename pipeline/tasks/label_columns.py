@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,37 +84,44 @@ def check_inferred(task: str, split: str, values: Sequence[Any]) -> list[str]:
     labels that differ only by case or blanks. Returns a note with the names of the rare classes: those with fewer
     than `RARE` examples and fewer than a tenth of the median class's.
     """
-    rows: dict[str, list[int]] = {}
-    for row, value in enumerate(values):
-        for label in value if isinstance(value, list | tuple) else (value,):
-            if label is not None:
-                rows.setdefault(str(label), []).append(row)
+    counts = Counter(label for value in values for label in _labels_of(value))
+
+    def rows_of(labels: Sequence[str]) -> list[int]:
+        return [row for row, value in enumerate(values) if not set(labels).isdisjoint(_labels_of(value))]
+
     spellings: dict[str, list[str]] = {}
-    for label in sorted(rows, key=lambda label: -len(rows[label])):
+    for label, _ in counts.most_common():
         spellings.setdefault(" ".join(label.split()).casefold(), []).append(label)
     if "" in spellings:
-        where = sorted(row for label in spellings[""] for row in rows[label])
+        where = rows_of(spellings[""])
         raise DataError(
             f"tasks.{task}: an empty label in {show_rows(where)} of {split}",
             "Correct those rows; in csv a cell without any character, in JSON null, is a row without a label.",
         )
     for usual, *others in spellings.values():
         if others:
-            counts = ", ".join(f"{label!r} {len(rows[label])} times" for label in (usual, *others))
-            wrong = sorted(row for label in others for row in rows[label])
+            often = ", ".join(f"{label!r} {counts[label]} times" for label in (usual, *others))
+            wrong = rows_of(others)
             raise DataError(
-                f"tasks.{task}: labels of {split} that differ by case or blanks alone: {counts}; see {show_rows(wrong)}",
+                f"tasks.{task}: labels of {split} that differ by case or blanks alone: {often}; see {show_rows(wrong)}",
                 "Correct those rows, or list every label in data.labels if all of them are meant.",
             )
-    median = float(np.median([len(places) for places in rows.values()]))
-    rare = [label for label, places in rows.items() if len(places) < min(RARE, median / 10)]
-    shown = ", ".join(f"{label!r} {len(rows[label])}" for label in rare[:10])
+    median = float(np.median(list(counts.values())))
+    rare = [label for label, count in counts.items() if count < min(RARE, median / 10)]
+    shown = ", ".join(f"{label!r} {counts[label]}" for label in rare[:10])
     more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
     return (
         [f"classes with very few examples in {split}: {shown}{more}; check that they are not typing errors"]
         if rare
         else []
     )
+
+
+def _labels_of(value: Any) -> list[str]:
+    """The labels in a cell: one, several, or none."""
+    return [
+        str(label) for label in (value if isinstance(value, list | tuple) else (value,)) if label is not None
+    ]
 
 
 def show_rows(rows: Sequence[int]) -> str:

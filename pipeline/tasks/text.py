@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.batch import Encoded, Ragged
 from pipeline.errors import DataError
 from pipeline.losses import DISTRIBUTION_LOSSES, LossTerm
+from pipeline.strings import Strings
 from pipeline.tasks.heads import ItemHead
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.tensors import TensorBatch
@@ -129,6 +130,8 @@ def texts_of(
 ) -> dict[str, Sequence[Any]]:
     """The columns of `roles`, each a list of strings. Raises `DataError` for a cell that is no text."""
     for role in roles:
+        if isinstance(columns[role].values, Strings):
+            continue
         for row, value in enumerate(columns[role].values):
             if not isinstance(value, str):
                 raise DataError(
