@@ -8,7 +8,7 @@
     ├── TeacherError         2    a teacher cannot serve the task: not found, labels that do not match
     ├── LockedError          2    another launch is using the run folder
     ├── DivergedError        3    training produced NaN/Inf too many times in a row
-    ├── BadTargetsError      3    a teacher produced NaN/Inf soft targets
+    ├── BadTargetsError      3    a teacher produced NaN/Inf soft targets, or fails on an example
     ├── CorruptError         4    a checkpoint or store shard does not match its checksum
     ├── ExhaustedError       4    retries or a time-out ran out
     ├── StoppedError        75    asked to stop (SIGTERM); the same command resumes
@@ -72,7 +72,7 @@ class DivergedError(TutelageError):
 
 
 class BadTargetsError(TutelageError):
-    """A teacher produced NaN/Inf soft targets."""
+    """A teacher produced NaN/Inf soft targets, or fails on an example."""
 
     exit_code = 3
 

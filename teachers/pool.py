@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from pipeline.batch import Examples
-from pipeline.errors import ExhaustedError, TutelageError
+from pipeline.errors import BadTargetsError, ExhaustedError, TutelageError
 from pipeline.places import PATIENCE, POLL_S, Patience, Place, Wait
 from pipeline.soft import Soft, SoftTargets, join_soft
 from pipeline.strings import Strings, joined
@@ -69,8 +69,8 @@ class _Replica:
 class TeacherPool:
     """The replicas of one teacher, open for one `map`, or from `open` to `close` for any number of `run`s.
 
-    Each replica starts when the cluster has a place for it, and the ready ones work meanwhile. A replica that dies, or returns nothing for
-    `timeout_s`, is replaced and its calls are made again. After more than `restarts` replacements, when none of those with a
+    Each replica starts when the cluster has a place for it, and the ready ones work meanwhile. A replica that dies, raises an error, or returns nothing for
+    `timeout_s`, is replaced and its calls are made again. A chunk that raises twice raises `BadTargetsError`, which names its first example. After more than `restarts` replacements, when none of those with a
     place starts within `timeout_s`, or when no node could hold one for as long as `patience` has it, `ExhaustedError` names the teacher.
     """
 
@@ -78,6 +78,8 @@ class TeacherPool:
         self.spec, self.restarts = spec, 0
         self._wanted, self._patience = replicas, patience
         self._replicas: list[_Replica] = []
+        self._raised: set[int] = set()
+        """Positions of the chunks that have raised an error."""
 
     def map(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
         """(position, what is labelled) of each chunk, in the order in which they are done."""
@@ -105,7 +107,7 @@ class TeacherPool:
         while done < len(chunks):
             self._start_placed()
             self._submit(waiting, chunks)
-            for position, result in self._collect(waiting):
+            for position, result in self._collect(waiting, chunks):
                 done += 1
                 yield position, result
             self._check_time(waiting)
@@ -132,7 +134,7 @@ class TeacherPool:
                     position = waiting.popleft()
                     replica.calls[replica.actor.label.remote(chunks[position])] = position
 
-    def _collect(self, waiting: deque[int]) -> Iterator[tuple[int, Labelled]]:
+    def _collect(self, waiting: deque[int], chunks: Sequence[Chunk]) -> Iterator[tuple[int, Labelled]]:
         """Waits up to a second for results and yields them; replaces replicas that died."""
         owners = {ref: replica for replica in self._replicas for ref in replica.calls}
         owners |= {replica.ready: replica for replica in self._replicas if replica.ready is not None}
@@ -150,7 +152,14 @@ class TeacherPool:
                 self._replace(replica, waiting, _last_line(error))
                 continue
             except RayTaskError as error:
-                raise self._explain(error) from None
+                position = replica.calls.get(ref)
+                if position is None or isinstance(error.cause, TutelageError) or position in self._raised:
+                    raise self._explain(error, None if position is None else chunks[position]) from None
+                self._raised.add(
+                    position
+                )  # it may be the replica: a device may be lost, and every call fails
+                self._replace(replica, waiting, _last_line(error))
+                continue
             replica.last_result = time.monotonic()
             if ref == replica.ready:
                 replica.ready = None
@@ -182,10 +191,18 @@ class TeacherPool:
         waiting.extendleft(sorted(replica.calls.values(), reverse=True))
         self._replicas[self._replicas.index(replica)] = self._new()
 
-    def _explain(self, error: RayTaskError) -> TutelageError:
+    def _explain(self, error: RayTaskError, chunk: Chunk | None) -> TutelageError:
+        """The error to raise for one of a replica's start, or for one of a call that has `chunk` as its argument."""
         cause = error.cause
         if isinstance(cause, TutelageError):
             return cause
+        if chunk is not None:
+            fields = list(chunk.values())
+            return BadTargetsError(
+                f"teacher {self.spec.name} failed twice on the same {len(fields[0])} examples, "
+                f'the first "{_excerpt([column[0] for column in fields])}": {_last_line(error)}',
+                "Mend or remove what is wrong with them; what is labelled is kept.",
+            )
         return ExhaustedError(
             f"teacher {self.spec.name} failed: {_last_line(error)}",
             "Run again with --debug for the whole traceback.",
@@ -370,10 +387,14 @@ class _ShardWriter:
         self._rows, self._targets = [], []
 
         def describe(row: int) -> str:
-            fields = (column[rows[row]] for column in self._texts.values())
-            return " | ".join((field if isinstance(field, str) else " ".join(field))[:80] for field in fields)
+            return _excerpt([column[rows[row]] for column in self._texts.values()])
 
         self._store.append(self._key, SoftTargets(self._keys[rows], soft), describe, self._teacher)
+
+
+def _excerpt(fields: Sequence[str | Sequence[str]]) -> str:
+    """The beginning of each field of an example, for an error."""
+    return " | ".join((field if isinstance(field, str) else " ".join(field))[:80] for field in fields)
 
 
 def _last_line(error: BaseException) -> str:

@@ -158,6 +158,42 @@ def test_killed_and_hanging_replicas_are_replaced(
     wait_until(lambda: not set(hit) & set(descendants(os.getpid())), lambda: f"one of {hit} still runs", 20)
 
 
+def test_a_replica_whose_calls_all_fail_is_replaced(
+    model: Path, undisturbed: Path, pools: list[Watched], tmp_path: Path
+) -> None:
+    """As where its device is lost: the process lives and answers, with errors."""
+    spec = spec_of(model, restarts=1)
+    broken: list[bool] = []
+
+    def break_it(teacher: str, done: int, total: int) -> None:
+        if done == 80 and not broken:
+            broken.append(True)
+            actor: Any = pools[0]._replicas[0].actor
+            ray.get(actor.__ray_call__.remote(lambda self: setattr(self, "_teacher", None)), timeout=60)
+
+    done = label(Store(str(tmp_path)), spec, on_progress=break_it)["mood-bert"]
+    assert (done.forwards, done.restarts) == (400, 1)
+    assert np.array_equal(read(tmp_path, spec), read(undisturbed, spec))
+
+
+def test_an_example_that_always_fails_is_named_after_two_tries(model: Path, tmp_path: Path) -> None:
+    texts = list(EXAMPLES.inputs["text"])
+    row = int(np.argmin([len(text) for text in texts]))
+    wrong: list[Any] = [*texts[:row], ["neither", "text", "nor pair"], *texts[row + 1 :]]
+    store, spec = Store(str(tmp_path)), spec_of(model)
+    with pytest.raises(BadTargetsError, match="failed twice on the same 8 examples, the first") as caught:
+        label(store, spec, examples=replace(EXAMPLES, inputs={"text": wrong}))
+    assert caught.value.exit_code == 3
+    assert (
+        "TextEncodeInput" in caught.value.cause
+        or "TypeError" in caught.value.cause
+        or "ValueError" in caught.value.cause
+    )
+    missing = store.missing(spec.key, EXAMPLES.keys)
+    assert row in missing
+    assert len(missing) < 400, "the others are kept"
+
+
 def test_replicas_lost_too_often_end_the_run_but_not_what_is_labelled(
     model: Path, undisturbed: Path, pools: list[Watched], tmp_path: Path
 ) -> None:
