@@ -21,7 +21,7 @@ from pipeline.config.load import load_config
 from pipeline.config.redact import redact_text
 from pipeline.config.schema import RunConfig
 from pipeline.config.view import to_yaml
-from pipeline.errors import Errors, TutelageError
+from pipeline.errors import ConfigError, Errors, TutelageError
 from pipeline.urls import is_url, join, without_secrets
 
 if TYPE_CHECKING:
@@ -406,8 +406,12 @@ def ui(run: RunFile, overrides: Overrides = None) -> None:
 def _config_of(student: Path) -> Path:
     """Path of the config of the run to which a student's folder belongs."""
     from pipeline.run_folder import CONFIG
+    from pipeline.saved import student_remedy
 
-    return student.absolute().parent.parent / CONFIG
+    config = student.absolute().parent.parent / CONFIG
+    if not config.is_file():
+        raise ConfigError(f"{student} is no student of a run: there is no {config}", student_remedy(student))
+    return config
 
 
 def main() -> NoReturn:

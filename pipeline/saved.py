@@ -6,11 +6,15 @@ import shutil
 from pathlib import Path
 
 from pipeline.config.fields import Split
+from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import load_task
 from pipeline.display.wide_table import Field, WideTable
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, CorruptError
+from pipeline.models import fingerprint
 from pipeline.predictor import Predictor
+from pipeline.run_folder import RESULT, STUDENTS, job_folder
+from pipeline.training.result import read_facts
 from students.export import export_onnx
 
 
@@ -47,6 +51,7 @@ def score_table(student: str, split: Split, scores: dict[str, dict[str, float]])
 def export_task(student: Path, config: RunConfig, task: str, target: Path, onnx: bool) -> float | None:
     """Copies one task's folder to `target`; with `onnx` returns the ONNX model's largest difference in logits."""
     folder = _task_folder(student, config, task)
+    _check_whole(student, task, folder)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"--to {target}: not empty", "Give a new folder.")
     shutil.copytree(folder, target, dirs_exist_ok=True)
@@ -55,12 +60,31 @@ def export_task(student: Path, config: RunConfig, task: str, target: Path, onnx:
     return export_onnx(folder, config.tasks[task].declared, target)
 
 
+def _check_whole(student: Path, task: str, folder: Path) -> None:
+    """Raises `CorruptError` where the folder is not what the run saved; a folder without its run is taken as it is."""
+    run_dir, job = student.absolute().parent.parent, Job(student.name, "distilled")
+    if not (job_folder(run_dir, job) / RESULT).is_file():
+        return
+    expected = read_facts(job_folder(run_dir, job)).get("saved", {}).get(task)
+    if expected not in (None, fingerprint(folder)):
+        raise CorruptError(
+            f"{folder}: a file is missing or its checksum does not match",
+            f"Remove {job_folder(run_dir, job)}: `tutelage train` trains the student again.",
+        )
+
+
 def _task_folder(student: Path, config: RunConfig, task: str) -> Path:
     if task not in config.tasks:
         raise ConfigError(f"there is no task {task!r}", f"The run has {', '.join(config.tasks)}.")
     folder = student / task
     if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"no student in {folder}", "Give a folder like runs/NAME/students/STUDENT, of a finished run."
-        )
+        raise ConfigError(f"no student in {folder}", student_remedy(student))
     return folder
+
+
+def student_remedy(path: Path) -> str:
+    """What to give in place of a path that is not a student's folder: students near it, where there are some."""
+    near = [*path.glob(f"{STUDENTS}/*"), *path.glob("*"), *path.parent.glob("*"), path.parent]
+    students = [one for one in near if one.parent.name == STUDENTS and one.is_dir()]
+    shown = " or ".join(map(str, sorted(set(students))[:3])) or "a folder like runs/NAME/students/STUDENT"
+    return f"Give {shown}, of a finished run."

@@ -163,6 +163,12 @@ class Dense(_Rows):
     def with_rows(self, arrays: Sequence[NDArray[Any]], offsets: NDArray[np.int64]) -> Self:
         return type(self)(Ragged(arrays[0], offsets), self.space)
 
+    def half(self) -> Self:
+        """As `_Rows.half`, but the one number of a regression stays in float32: its unit may be dollars, or years."""
+        if isinstance(self.space, tuple) and len(self.space) == 1:
+            return self.with_rows([self.values.astype(np.float32)], self.offsets)
+        return super().half()
+
     def event(self, row: int, column: int) -> str:
         """A name for the number ``values[row, column]``, for messages."""
         if isinstance(self.space, Layer):

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import UNLABELLED, Examples, is_present
+from pipeline.batch import UNLABELLED, Examples, Ragged, is_present
 from pipeline.curve import Curve
 from pipeline.errors import TeacherError
 from pipeline.losses import hard_cross_entropy, soft_kl, soft_squared_error
+from pipeline.soft import Dense
 from pipeline.tasks import Task
 from pipeline.tasks.scores import bootstrap, confusion, score_of
 from pipeline.text_arrays import is_text
@@ -220,15 +221,19 @@ def _replica_flags(findings: Findings) -> list[Flag]:
 def _self_loss_flags(findings: Findings) -> list[Flag]:
     if findings.self_loss <= SELF_LOSS * TEMPERATURE**2:
         return []
-    return [Flag(f"its float16 soft targets are {findings.self_loss:.2g} nats away from its predictions")]
+    return [
+        Flag(
+            f"its soft targets, as they are stored, are {findings.self_loss:.2g} nats away from its predictions"
+        )
+    ]
 
 
 def _self_loss(
     task: Task, values: NDArray[np.floating], rows: torch.Tensor, counts: NDArray[np.int64]
 ) -> float:
-    """Mean soft loss of the teacher's predictions, in the student's place, to their own float16 copy in the store."""
-    with np.errstate(over="ignore"):
-        stored_values = torch.from_numpy(values.astype(np.float16).astype(np.float32))
+    """Mean soft loss of the teacher's predictions, in the student's place, to their own copy in the store."""
+    half = Dense(Ragged.single(values), task.head.columns).half().values
+    stored_values = torch.from_numpy(half.astype(np.float32))
     stored = task.head.rows(stored_values, torch.from_numpy(counts))
     target = aggregate(
         stored.unsqueeze(0),

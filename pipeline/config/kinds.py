@@ -62,7 +62,7 @@ class Kind:
     optional_inputs: tuple[str, ...] = ()
     optional_labels: tuple[str, ...] = ()
     pipeline: str | None = None
-    truncates: Literal["texts", "words", "questions"] = "texts"
+    truncates: Literal["texts", "words", "questions", "sources"] = "texts"
     continuous: bool = False
     writes: bool = False
     heads: tuple[str, ...] = ()
@@ -156,6 +156,7 @@ SEQUENCE_TO_SEQUENCE = Kind(
     labels=("target",),
     metrics=(Metric("chrf"), Metric("bleu"), Metric("rouge_l"), Metric("exact_match")),
     auto_class="AutoModelForSeq2SeqLM",
+    truncates="sources",
     writes=True,
     heads=("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
     forced=(TOKEN_ACCURACY,),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def load_splits(source: Source) -> dict[Split, Any]:
     """The data set's tables, by our split names; missing splits are omitted. Raises `DataError`."""
     where, data = source.where, source.data
     check_files(where, data)
-    whole = _load(source)
     wanted = {split: data.splits.get(split, split) for split in SPLITS}
+    whole = _load(source)
     try:
         sliced = {s: _slice(whole, e) for s, e in wanted.items() if "[" in e or "+" in e}
     except Exception as error:  # datasets raises several types, each about the expression
@@ -55,7 +56,41 @@ def load_splits(source: Source) -> dict[Split, Any]:
         raise DataError(
             f"{where}: no split 'train' among {', '.join(whole)}", "Name it in data.splits.train."
         )
+    _refuse_unread(where, data, wanted.values())
     return tables
+
+
+def with_fields(table: Any, columns: Iterable[str]) -> Any:
+    """`table`, with a column for each of `columns` that names a field of a column of structs: ``translation.en``."""
+    import datasets
+
+    dotted = [one for one in columns if "." in one and one not in table.column_names]
+    heads = sorted({one.split(".")[0] for one in dotted} & set(table.column_names))
+    if not heads:
+        return table
+    flat = table.select_columns(heads).flatten()
+    there = [one for one in dict.fromkeys(dotted) if one in flat.column_names]
+    return datasets.concatenate_datasets([table, flat.select_columns(there)], axis=1) if there else table
+
+
+def fields_of(table: Any, column: str) -> list[str]:
+    """The fields of a column of structs, as names of columns; none of another column."""
+    feature = table.features.get(column)
+    inner = getattr(feature, "languages", None) or (list(feature) if isinstance(feature, dict) else [])
+    return [f"{column}.{name}" for name in inner]
+
+
+def _refuse_unread(where: str, data: DataConfig, wanted: Iterable[str]) -> None:
+    """Raises `DataError` for files that no split reads."""
+    read = {name for expression in wanted for name in re.findall(r"[^\[\]+:%]+", expression)}
+    for name in data.data_files or {}:
+        if name not in read:
+            usual = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
+            split = usual.get(name.lower(), name.lower() if name.lower() in SPLITS else "validation")
+            raise DataError(
+                f"{where}.data_files.{name}: no split reads these files; splits are {', '.join(SPLITS)}",
+                f"Write {split} in place of {name}, or set data.splits.{split} to {name}.",
+            )
 
 
 def _load(source: Source) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,19 @@ SAMPLE = 500
 MUCH_TRUNCATED = 0.05
 """Share of truncated texts from which a longer max_length is worth its cost."""
 SHOWN_NAMES = 3
+ENTITY = re.compile(r"[Oo0]|[BIESLUMbieslum][-_].+|.+[-_][BIESLUM]")
+"""A label of entity tags in any style."""
 
 
 def data_notes(data: TaskData) -> list[str]:
     """Notes on the splits and labels of one task."""
-    return [*_small_validation(data), *_rare_labels(data), *_dominant_label(data), *_odd_pairs(data)]
+    return [
+        *_small_validation(data),
+        *_rare_labels(data),
+        *_dominant_label(data),
+        *_odd_tags(data),
+        *_odd_pairs(data),
+    ]
 
 
 def _small_validation(data: TaskData) -> Iterator[str]:
@@ -82,6 +91,18 @@ def _dominant_label(data: TaskData) -> Iterator[str]:
         )
 
 
+def _odd_tags(data: TaskData) -> Iterator[str]:
+    """Labels of words that may be entity tags in another style, for which there is no F1 of entities."""
+    task = data.task
+    if not task.kind.labels_words or task.scoring.metric != "accuracy" or task.reading.background is not None:
+        return
+    if any(ENTITY.fullmatch(label) for label in task.reading.labels):
+        yield (
+            f"{task.name}: its labels look like entity tags, and its metric is accuracy, to which words outside entities count: write "
+            "O and B-PER, I-PER (E-, S-) for an F1 of entities"
+        )
+
+
 def _odd_pairs(data: TaskData) -> Iterator[str]:
     """Pairs of source and target that are the same, or of which one is far longer than usual."""
     task, train = data.task, data.labelled_train()
@@ -107,11 +128,20 @@ def truncation_notes(data: TaskData, lengths: Mapping[str, tuple[Any, int]]) -> 
         alike.setdefault((id(tokenizer), length), []).append(name)
     for names in alike.values():
         tokenizer, length = lengths[names[0]]
-        share = task.head.encode(tokenizer, sample.inputs, length).truncated / units
+        encoded = task.head.encode(tokenizer, sample.inputs, length)
+        share = encoded.truncated / units
         if share > MUCH_TRUNCATED:
             yield (
                 f"{task.name}: {points(share)}% of the {task.kind.truncates} are truncated at {length} tokens by "
                 f"{_listed(names)}: raise max_length"
+            )
+        if (targets := encoded.targets) is None:
+            continue
+        share = targets.truncated / max(1, int((targets.counts > 0).sum()))
+        if share > MUCH_TRUNCATED:
+            yield (
+                f"{task.name}: {points(share)}% of the targets are truncated at {int(targets.counts.max())} tokens by "
+                f"{_listed(names)}: raise target_length"
             )
 
 

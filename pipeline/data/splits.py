@@ -19,13 +19,14 @@ from pipeline.config.fields import SPLITS, Split
 from pipeline.config.recipe import TaskFacts
 from pipeline.config.schema import TaskConfig
 from pipeline.data.files import EMPTY, source_of
-from pipeline.data.load import Source, load_splits
+from pipeline.data.load import Source, fields_of, load_splits, with_fields
 from pipeline.errors import ConfigError, DataError
 from pipeline.strings import Strings, joined
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
 from pipeline.tasks.spans import word_spans
 
+SHOWN_COLUMNS = 30
 WORD_SAMPLE = 500
 """Texts of a split whose words are counted."""
 
@@ -167,10 +168,11 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
     if unknown:
         raise DataError(
             f"tasks.{name}.data.columns: {config.kind} has no {min(unknown)!r}",
-            f"It reads {', '.join(columns)}.",
+            f"It reads {', '.join((*kind.inputs, *kind.optional_inputs, *kind.labels, *kind.optional_labels))}.",
         )
     texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.labels))
     tables = load_splits(Source(f"tasks.{name}.data", config.data, texts, labels))
+    tables = {split: with_fields(table, columns.values()) for split, table in tables.items()}
     for split, table in tables.items():
         if not len(table):
             raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
@@ -181,12 +183,15 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
     label = read["train"][kind.labels[0]]
     if task.reading.labels and config.data.labels is None and label.names is None:
         notes += check_inferred(name, "train", label.values)
+    if config.data.labels is None and label.names is None:
+        _check_alike(name, {split: columns[kind.labels[0]].values for split, columns in read.items()})
     splits = {split: read_examples(task, split, read[split]) for split in tables}
+    splits = _with_labels(task, splits, notes)
     _check_labelled(task, splits)
     splits = _hold_out(task, splits, config.data.holdout, notes)
     splits = _separate(splits, notes)
     splits = {split: limited(examples, config.data.limit.get(split)) for split, examples in splits.items()}
-    _check_filled(task, splits)
+    _check_filled(task, splits, notes)
     _check_labelled(task, splits)
     if config.data.unlabelled is not None:
         splits = {**splits, "train": _with_unlabelled(task, config.data, columns, splits, notes)}
@@ -206,6 +211,42 @@ def _check_metric(name: str, config: TaskConfig, metrics: Sequence[str]) -> None
         )
 
 
+def _check_alike(name: str, labels: Mapping[Split, Sequence[Any]]) -> None:
+    """Raises `DataError` where train has texts as labels and another split numbers: which is which is not known."""
+
+    def kinds(values: Sequence[Any]) -> set[bool]:
+        """Whether labels are texts, of all that are not missing, also in lists."""
+        flat = (one for value in values for one in (value if isinstance(value, list | tuple) else (value,)))
+        return {isinstance(one, str) for one in flat if one is not None}
+
+    train = kinds(labels["train"])
+    for split, values in labels.items():
+        if train == {True} and kinds(values) == {False}:
+            number = next(value for value in values if value is not None)
+            text = next(value for value in labels["train"] if value is not None)
+            raise DataError(
+                f"tasks.{name}: labels of {split} are numbers ({number!r:.80}), those of train are texts ({text!r:.80})",
+                "Write the same labels in every split, or list data.labels in the order of the numbers.",
+            )
+
+
+def _with_labels(task: Task, splits: Mapping[Split, Examples], notes: list[str]) -> dict[Split, Examples]:
+    """The splits, validation and test without examples that have no label; a split of theirs without any label is left out, so
+    that one is held out of train."""
+    kept: dict[Split, Examples] = {}
+    for split, examples in splits.items():
+        labelled = task.reading.labelled(examples.labels)
+        missing = int((~labelled).sum())
+        if split == "train" or not missing:
+            kept[split] = examples
+        elif missing < len(examples):
+            notes.append(f"{missing} of {len(examples)} examples of {split} dropped: they have no label")
+            kept[split] = examples.take(np.flatnonzero(labelled))
+        else:
+            notes.append(f"split {split} is not used: none of its {missing} examples has a label")
+    return kept
+
+
 def _check_labelled(task: Task, splits: Mapping[Split, Examples]) -> None:
     """Raises `DataError` unless all examples of validation and test, and some of train, have labels."""
     for split, examples in splits.items():
@@ -219,11 +260,15 @@ def _check_labelled(task: Task, splits: Mapping[Split, Examples]) -> None:
             )
 
 
-def _check_filled(task: Task, splits: Mapping[Split, Examples]) -> None:
-    """Raises `DataError` where a split has no examples left."""
+def _check_filled(task: Task, splits: Mapping[Split, Examples], notes: Sequence[str]) -> None:
+    """Raises `DataError`, with the notes on the splits, where one has no examples left."""
     for split in SPLITS:
         if not len(splits[split]):
-            raise DataError(f"tasks.{task.name}: split {split} is empty", EMPTY)
+            why = f": {'; '.join(notes)}" if notes else ""
+            raise DataError(
+                f"tasks.{task.name}: split {split} has no examples left{why}",
+                "Give the split examples that no other one has, or raise data.holdout where it is held out of train.",
+            )
 
 
 def _with_unlabelled(
@@ -239,6 +284,7 @@ def _with_unlabelled(
     mapping = {role: more.columns.get(role, columns[role]) for role in task.reading.fields}
     where = f"tasks.{task.name}.data.unlabelled"
     table = load_splits(Source(where, source_of(more), list(mapping.values())))["train"]
+    table = with_fields(table, mapping.values())
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
     extra = read_examples(task, "unlabelled", _columns(table, mapping, task.reading.fields))
     _, first = np.unique(extra.keys, return_index=True)
@@ -264,9 +310,11 @@ def _check_columns(
 ) -> None:
     for role, column in columns.items():
         if column not in table.column_names:
+            names = [one for known in table.column_names for one in (fields_of(table, known) or [known])]
+            shown = f"{', '.join(names[:SHOWN_COLUMNS])}{' …' if len(names) > SHOWN_COLUMNS else ''}"
             raise DataError(
-                f"tasks.{name}: split {split} has no column {column!r}; it has {', '.join(table.column_names)}",
-                _column_remedy(column, table.column_names, f"{section}.{role}", role),
+                f"tasks.{name}: split {split} has no column {column!r}; it has {shown}",
+                _column_remedy(column, names, f"{section}.{role}", role),
             )
 
 

@@ -271,4 +271,9 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
             f"{job.student}: {count} {inputs.data[task].task.kind.truncates} of {task} truncated to max_length"
             for task, count in cut.items()
         ]
+        notes += [
+            f"{job.student}: {count} references of {task} truncated to target_length"
+            for task, count in result.get("truncated_targets", {}).items()
+            if count
+        ]
     return notes

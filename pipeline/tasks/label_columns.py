@@ -71,10 +71,15 @@ def _distinct(task: str, values: Sequence[Any]) -> set[Any]:
                 f"tasks.{task}: label {row} of train is {value!r:.200}, neither text nor a number",
                 "Give each row one label, or set problem: multi_label where it has a list.",
             )
-    distinct = {value for value in values if value is not None}
+    distinct = {whole(value) for value in values if value is not None}
     if len({isinstance(value, str) for value in distinct}) > 1:
         distinct = {str(value) for value in distinct}
     return distinct
+
+
+def whole(value: Any) -> Any:
+    """`value`, as an integer where it is a whole float: a column of integers has floats where it once had an empty cell."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_inferred(task: str, split: str, values: Sequence[Any]) -> list[str]:
@@ -119,9 +124,8 @@ def check_inferred(task: str, split: str, values: Sequence[Any]) -> list[str]:
 
 def _labels_of(value: Any) -> list[str]:
     """The labels in a cell: one, several, or none."""
-    return [
-        str(label) for label in (value if isinstance(value, list | tuple) else (value,)) if label is not None
-    ]
+    labels = value if isinstance(value, list | tuple) else (value,)
+    return [str(whole(label)) for label in labels if label is not None]
 
 
 def show_rows(rows: Sequence[int]) -> str:
@@ -136,9 +140,12 @@ def label_index(
 ) -> Mapping[Any, int]:
     """Index into `labels` by value of the column. A value is a label's name, or its number."""
     index: dict[Any, int] = {label: i for i, label in enumerate(labels)}
-    if names is not None:  # ClassLabel: numbers are positions in its own names
+    if names is not None:  # ClassLabel: numbers are positions in its own names, and -1 is no label
         index.update({number: index[label] for number, label in enumerate(names) if label in index})
-    elif all(isinstance(v, int) for v in values if v is not None) and not any(map(NUMERAL.fullmatch, labels)):
+        index[UNLABELLED] = UNLABELLED
+    elif all(isinstance(whole(v), int) for v in values if v is not None) and not any(
+        map(NUMERAL.fullmatch, labels)
+    ):
         index.update((number, number) for number in range(len(labels)))  # positions among names
     return index
 
@@ -151,7 +158,7 @@ def label_ids(index: Mapping[Any, int], values: Sequence[Any]) -> NDArray[np.int
         else index.get(v, index.get(str(v), -2))
         if isinstance(v, str | int | float)
         else -2
-        for v in values
+        for v in map(whole, values)
     ]
     return np.array(ids, dtype=np.int64)
 

@@ -51,7 +51,7 @@ def multi_label(
 
 def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
     """The task of a config; labels as declared, or the data set's names, or the labels in train's lists."""
-    column = train["label"]
+    column = _without_vectors(name, "train", train["label"], config.data.labels or train["label"].names)
     _check_lists(name, "train", column.values)
     present = [label for value in column.values if value is not None for label in value]
     labels = label_space(name, config.data.labels, column.names, present)
@@ -69,7 +69,7 @@ class MultiLabelReading(TextReading):
         marks = np.full((len(inputs["text"]), len(self.labels)), UNLABELLED)
         if "label" not in columns:
             return inputs, Ragged.single(marks)
-        column = columns["label"]
+        column = _without_vectors(self.task, split, columns["label"], self.labels)
         _check_lists(self.task, split, column.values)
         every = [label for value in column.values if value is not None for label in value]
         index = label_index(self.labels, column.names, every)
@@ -205,6 +205,29 @@ def _statistics(values: NDArray[np.floating], gold: NDArray[np.int64]) -> NDArra
     predicted = values > 0
     right = (predicted == gold).all(1, keepdims=True)
     return np.hstack((predicted * gold, predicted, gold, right, np.ones_like(right))).astype(np.float64)
+
+
+def _without_vectors(task: str, split: str, column: Column, labels: Sequence[str] | None) -> Column:
+    """The column with lists of labels where it has vectors of 0 and 1, one number a label.
+
+    Vectors are of one length, and some have a number twice, which a list of labels has not. Raises `DataError` where there are no
+    `labels` of that length.
+    """
+    rows = [value for value in column.values if value is not None]
+    alike = all(isinstance(row, list | tuple) for row in rows) and len(set(map(len, rows))) == 1
+    if not alike or not all(one in (0, 1) for row in rows for one in row):
+        return column
+    if all(len(set(row)) == len(row) for row in rows):
+        return column
+    length = len(rows[0])
+    if labels is None or len(labels) != length:
+        raise DataError(
+            f"tasks.{task}: the labels of {split} are vectors of {length} numbers, 0 or 1",
+            f"Name the {length} labels in data.labels, in the order of the vectors.",
+        )
+    names = np.array(labels, dtype=object)
+    lists = [None if row is None else names[np.flatnonzero(row)].tolist() for row in column.values]
+    return Column(lists)
 
 
 def _check_lists(task: str, split: str, values: Sequence[Any]) -> None:

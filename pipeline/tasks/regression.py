@@ -86,7 +86,7 @@ class NumberReading(TextReading):
 class NumberHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
 
-    version: ClassVar[int] = 1  # increase it when predictions change: see `Head.version`
+    version: ClassVar[int] = 2  # increase it when predictions change: see `Head.version`
     losses: ClassVar[tuple[LossTerm, ...]] = NUMBER_LOSSES
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     center: float = 0.0
@@ -201,14 +201,20 @@ def _gold(examples: Examples) -> NDArray[np.float64]:
 
 def _numbers(task: str, split: str, values: Sequence[Any]) -> NDArray[np.float64]:
     """(n,) float64, NaN for None. Raises `DataError` for a value that is not a finite number."""
+    numbers = np.full(len(values), np.nan)
     for row, value in enumerate(values):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and np.isfinite(value)):
+        if value is None:
+            continue
+        try:  # a text may be a number, where another row made a column of texts of it
+            numbers[row] = np.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            numbers[row] = np.nan
+        if not np.isfinite(numbers[row]):
             raise DataError(
-                f"tasks.{task}: row {row} of {split}: label {value!r} is not a number",
-                "Mend the row, or drop problem: regression.",
+                f"tasks.{task}: row {row} of {split}: label {value!r:.200} is not a number",
+                "Mend the row, or drop problem: regression; of a csv file with decimal commas set data.options.decimal.",
             )
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return numbers
 
 
 def _moments(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -134,9 +134,14 @@ def texts_of(
             continue
         for row, value in enumerate(columns[role].values):
             if not isinstance(value, str):
+                remedy = "Remove or mend that row."
+                if isinstance(value, dict):
+                    fields = " or ".join(f"COLUMN.{name}" for name in value)
+                    remedy = (
+                        f"Set data.columns.{role} to one of its fields: {fields}, with the column's name."
+                    )
                 raise DataError(
-                    f"tasks.{task}: row {row} of {split}: {role} is {value!r:.200}, not text",
-                    "Remove or mend that row.",
+                    f"tasks.{task}: row {row} of {split}: {role} is {value!r:.200}, not text", remedy
                 )
     return {role: columns[role].values for role in roles}
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
 
 OUTSIDE = "O"
+IGNORED = -100
 TAG = re.compile(r"([BIES])(?:-(.*))?", re.DOTALL)
 """A word's place in an entity, and the entity's type."""
 PLAINER = {"S": "B", "E": "I"}
@@ -67,6 +68,7 @@ def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Ta
     """
     words = _words(name, "train", train["words"])
     column = train["labels"]
+    _refuse_ignored(name, column)
     present = _flat(_label_lists(name, "train", words, column))
     labels = label_space(name, config.data.labels, column.names, present)
     typed = any(TAG.fullmatch(label) and "-" in label for label in labels)
@@ -77,6 +79,16 @@ def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Ta
             "Set metric: accuracy, or write the labels as O and B-, I-, E-, S- with an entity type.",
         )
     return token_classification(name, labels, config.data.max_length, metric)
+
+
+def _refuse_ignored(task: str, column: Column) -> None:
+    """Raises `DataError` for -100, with which training scripts mark tokens that are no words of their own."""
+    for row, labels in enumerate(column.values):
+        if isinstance(labels, list | tuple) and IGNORED in labels:
+            raise DataError(
+                f"tasks.{task}: row {row} of train has the label {IGNORED}, which stands for a word without label",
+                "Give words, not a tokenizer's tokens, each with its label; a row without labels has null.",
+            )
 
 
 def are_tags(labels: Iterable[str]) -> bool:

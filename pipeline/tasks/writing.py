@@ -57,7 +57,7 @@ class WritingHead:
         max_length: int | None = None,
         words: bool = False,
     ) -> Encoded:
-        """Token ids of n sources, cut to `max_length`, and of their targets where `inputs` has them.
+        """Token ids of n sources, cut to `max_length`, and of their targets, cut to `target_length`, where `inputs` has them.
 
         Raises `TeacherError` where words are asked for: hidden states of these models are not read.
         """
@@ -71,13 +71,11 @@ class WritingHead:
         if "target" not in inputs:
             return encoded
         targets = target_tokens(tokenizer, inputs["target"], self.target_length)
-        return replace(
-            encoded, targets=targets, truncated=encoded.truncated + targets.truncated, units=targets.counts
-        )
+        return replace(encoded, targets=targets, units=targets.counts)
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
-        """The number of sources and targets: each may be cut."""
-        return 2 * len(counts)
+        """The number of sources. Targets are cut at a length of their own and counted by themselves."""
+        return len(counts)
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:
         """(P, V) float32 logits of the P positions of the batch's targets, end to end."""

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import errors
+from pipeline.batch import Encoded
 from pipeline.cluster import cpus_per_worker
 from pipeline.config.kinds import TOKEN_ACCURACY
 from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss
@@ -326,15 +327,22 @@ def _test(
             s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
             for s in sets
         }
+        cut = {s.task.name: _cut_targets(s, encoded[s.task.name]) for s in sets if s.task.kind.writes}
         left_out = {s.task.name: s.left_out for s in sets if s.left_out}
         result = {
             **facts,
             "truncated": truncated,
+            "truncated_targets": cut,
             "parameters": parameter_count(student),
             "left_out": left_out,
             "forced": forced,
         }
         _finish(plan, job, student, tokenizer, predictions=predictions, result=result)
+
+
+def _cut_targets(task_set: TaskSet, test: Encoded) -> int:
+    """How many references of a task are cut at `target_length`."""
+    return sum(one.targets.truncated for one in (task_set.train, task_set.validation, test) if one.targets)
 
 
 def _finish(

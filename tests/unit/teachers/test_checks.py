@@ -119,7 +119,7 @@ def test_nan_is_a_problem() -> None:
 
 
 def test_targets_that_float16_cannot_hold_are_a_problem() -> None:
-    assert "float16 soft targets are" in problems(logits_for(GOLD) + 40_000)
+    assert "its soft targets, as they are stored, are" in problems(logits_for(GOLD) + 40_000)
 
 
 # ---------------------------------------------------------------- permuted names

@@ -162,8 +162,9 @@ def test_an_empty_cell_among_numbers(tmp_path: Path) -> None:
     )
 
 
-def test_an_empty_cell_of_a_test_set_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_an_empty_cell_of_a_test_set_is_no_label(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("text,label\na,x\nb,\nc,\n")
     files = {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")}
-    error = refusal(tmp_path, "train.csv", csv_text(), data_files=files)
-    assert error.cause == "tasks.mood: 2 of 3 examples of test have no label: rows 1, 2"
+    data = load(tmp_path, "train.csv", csv_text(), data_files=files)
+    assert list(data.splits["test"].inputs["text"]) == ["a"]
+    assert "mood: 2 of 3 examples of test dropped: they have no label" in data.notes

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline.batch import Examples, Ragged, content_keys
+from pipeline.config.data import DataConfig
+from pipeline.config.fields import SPLITS
+from pipeline.config.schema import TaskConfig
 from pipeline.data.quality import data_notes, truncation_notes
-from pipeline.data.splits import TaskData
+from pipeline.data.splits import TaskData, read_examples
 from pipeline.models import open_tokenizer
-from pipeline.tasks import Task
+from pipeline.tasks import MAKERS, Task
+from pipeline.tasks.label_columns import Column
 from pipeline.tasks.multi_label import multi_label
 from pipeline.tasks.regression import regression
 from pipeline.tasks.text_classification import text_classification
@@ -68,6 +72,25 @@ def test_of_a_tagger_the_entities_count() -> None:
 
     assert "standard error of up to 5.0 points" in notes(100)[0]  # 100 entities in 400 words
     assert notes(300) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "noted"),
+    [
+        (("O", "PER", "LOC"), True),
+        (("B_PER", "I_PER", "O"), True),
+        (("PER-B", "PER-I", "other"), True),
+        (("NOUN", "VERB", "ADJ"), False),
+        (("O", "B-PER", "I-PER"), False),
+    ],
+)
+def test_entity_tags_in_another_style(labels: tuple[str, ...], noted: bool) -> None:
+    config = TaskConfig(kind="token-classification", data=DataConfig(path="json", data_files={"train": "t"}))
+    columns = {"words": Column([["a", "b", "c"]] * 9), "labels": Column([list(labels)] * 9)}
+    task = MAKERS[config.declared]("tags", config, columns)
+    examples = {split: read_examples(task, split, columns) for split in SPLITS}
+    notes = [note for note in data_notes(TaskData(task, examples)) if "look like entity tags" in note]
+    assert len(notes) == noted
 
 
 def test_rare_and_absent_labels() -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
+from pipeline.config.data import DataConfig
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, Variants, _hold_out, _separate, limited, load_task
@@ -135,6 +136,31 @@ def test_a_column_that_nobody_reads_is_not_decoded(tmp_path: Path) -> None:
     data = load(tmp_path / "saved")
     for split in SPLITS:
         assert contents(data, split) == WHOLE[split]
+
+
+def test_a_field_of_a_struct_is_a_column_with_a_dot(tmp_path: Path) -> None:
+    """As the hub's translations are."""
+    files = {}
+    for split in SPLITS:
+        rows = [{"translation": {"en": f"{split} {i}", "fr": f"fr {i}"}, "id": i} for i in range(4)]
+        file = tmp_path / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[split] = str(file)
+    section: dict[str, Any] = {"path": "json", "data_files": files}
+
+    def pairs(**columns: str) -> TaskData:
+        data = DataConfig.model_validate({**section, "columns": columns})
+        return load_task("fr", TaskConfig(kind="sequence-to-sequence", data=data))
+
+    data = pairs(source="translation.en", target="translation.fr")
+    assert list(data.splits["test"].inputs["source"]) == [f"test {i}" for i in range(4)]
+    assert list(data.splits["test"].inputs["target"]) == [f"fr {i}" for i in range(4)]
+    with pytest.raises(DataError) as caught:
+        pairs(source="translation.english", target="translation.fr")
+    assert "it has translation.en, translation.fr, id" in caught.value.cause
+    with pytest.raises(DataError, match="not text") as caught:
+        pairs(source="translation", target="translation.fr")
+    assert "COLUMN.en or COLUMN.fr" in caught.value.remedy
 
 
 def test_several_files_and_compressed_files(tmp_path: Path) -> None:
@@ -273,12 +299,17 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, path: str) -> None:
 
 def test_a_split_emptied_by_the_others_is_refused(tmp_path: Path) -> None:
     files = csv_files(tmp_path, {**WHOLE, "validation": WHOLE["test"]})
-    assert refusal("csv", data_files=files).cause == "tasks.mood: split validation is empty"
+    assert refusal("csv", data_files=files).cause == (
+        "tasks.mood: split validation has no examples left: 8 examples of validation dropped: they stand in a later split as well"
+    )
 
 
 def test_too_few_examples_to_hold_out_are_refused(tmp_path: Path) -> None:
     files = csv_files(tmp_path, {"train": rows_of(0, 2)})
-    assert "is empty" in refusal("csv", data_files=files).cause
+    assert (
+        "split validation has no examples left: no validation split: 0"
+        in refusal("csv", data_files=files).cause
+    )
 
 
 @pytest.mark.parametrize("path", ["csv", "json", "parquet", "text"])
@@ -342,13 +373,27 @@ def json_files(folder: Path, splits: Mapping[str, Sequence[Row]]) -> dict[str, s
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [("", "row 8 of {}: label ''"), (None, "tasks.mood: 1 of 9 examples of {} have no label")],
-)
-def test_a_missing_label_is_refused(tmp_path: Path, split: str, missing: str | None, said: str) -> None:
-    files = json_files(tmp_path, {**WHOLE, split: [*WHOLE[split], ("more", missing)]})
-    assert said.format(split) in refusal("json", data_files=files).cause
+def test_an_empty_label_is_refused(tmp_path: Path, split: str) -> None:
+    files = json_files(tmp_path, {**WHOLE, split: [*WHOLE[split], ("more", "")]})
+    assert f"row 8 of {split}: label ''" in refusal("json", data_files=files).cause
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_what_has_no_label_is_not_scored(tmp_path: Path, split: Split) -> None:
+    data = load("json", data_files=json_files(tmp_path, {**WHOLE, split: [*WHOLE[split], ("more", None)]}))
+    assert contents(data, split) == WHOLE[split]
+    assert data.notes == (f"mood: 1 of 9 examples of {split} dropped: they have no label",)
+
+
+def test_a_test_split_without_labels_is_not_used(tmp_path: Path) -> None:
+    """As the hub has them of public leaderboards."""
+    hidden: list[Row] = [(text, None) for text, _ in WHOLE["test"]]
+    many = {**WHOLE, "train": rows_of(100, 200), "test": hidden}
+    data = load("json", data_files=json_files(tmp_path, many), labels=["x", "y"])
+    assert data.notes[0] == "mood: split test is not used: none of its 8 examples has a label"
+    assert data.notes[1].startswith("mood: no test split: ")
+    texts = {text for split in SPLITS for text in data.splits[split].inputs["text"]}
+    assert not texts & {text for text, _ in WHOLE["test"]}
 
 
 def test_rows_of_train_without_a_label_stay_and_are_counted(tmp_path: Path) -> None:
@@ -526,8 +571,53 @@ def test_class_labels_that_are_not_in_the_given_space_are_refused(tmp_path: Path
 
 
 def test_the_hubs_minus_one_is_no_label(tmp_path: Path) -> None:
-    folder = saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1, -1])
-    assert "label -1 is not one of ['neg', 'pos']" in refusal(folder).cause
+    data = load(saved_classes(tmp_path / "saved", ["neg", "pos"], [0, 1, -1]))
+    train = data.splits["train"]
+    assert (train.labels.values == UNLABELLED).tolist() == [
+        int(text.split()[1]) % 3 == 2 for text in train.inputs["text"]
+    ]
+    for split in ("validation", "test"):
+        assert {name for _, name in contents(data, split)} == {"neg", "pos"}
+
+
+def test_files_that_no_split_reads_are_refused(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {"train": WHOLE["train"], "dev": WHOLE["validation"], "test": WHOLE["test"]})
+    error = refusal("csv", data_files=files)
+    assert error.cause == (
+        "tasks.mood.data.data_files.dev: no split reads these files; splits are train, validation, test"
+    )
+    assert "Write validation in place of dev" in error.remedy
+    data = load("csv", data_files=files, splits={"validation": "dev"})
+    assert contents(data, "validation") == WHOLE["validation"]
+    sliced = load("csv", data_files=files, splits={"train": "train[:50%]+dev", "validation": "train[50%:]"})
+    assert len(sliced.splits["train"]) == 15 + 8
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.0, 1.0]])
+def test_numbers_in_one_split_and_texts_in_another_are_refused(tmp_path: Path, labels: list[float]) -> None:
+    """Their order is not known: the hub's 0 may be entailment, and contradiction is the first by name."""
+    numbers: list[Any] = [(text, labels[i % 2]) for i, (text, _) in enumerate(WHOLE["validation"])]
+    files = json_files(tmp_path, {**WHOLE, "validation": numbers})
+    error = refusal("json", data_files=files)
+    assert error.cause == (
+        f"tasks.mood: labels of validation are numbers ({labels[0]!r}), those of train are texts ('x')"
+    )
+    data = load("json", data_files=files, labels=["y", "x"])
+    assert {name for _, name in contents(data, "validation")[::2]} == {"y"}
+
+
+def test_whole_floats_are_the_integers_that_they_were(tmp_path: Path) -> None:
+    """pandas makes floats of a column of integers where one is missing."""
+    rows: dict[str, Any] = {
+        split: [(text, i % 2) for i, (text, _) in enumerate(some)] for split, some in WHOLE.items()
+    }
+    rows["test"] = [(text, float(label)) for text, label in rows["test"]]
+    data = load("json", data_files=json_files(tmp_path, rows))
+    assert data.task.reading.labels == ("0", "1")
+    assert contents(data, "test") == [(text, str(int(label))) for text, label in rows["test"]]
+    rows["train"] = [(text, float(label)) for text, label in rows["train"]]
+    named = load("json", data_files=json_files(tmp_path, rows), labels=["no", "yes"])
+    assert contents(named, "train")[:2] == [(WHOLE["train"][0][0], "no"), (WHOLE["train"][1][0], "yes")]
 
 
 # ---------------------------------------------------------------- unlabelled examples

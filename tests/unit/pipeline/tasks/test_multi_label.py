@@ -97,6 +97,31 @@ def test_a_list_of_labels_is_read_as_marks() -> None:
     assert labels.counts.tolist() == [1] * 5
 
 
+VECTORS = [[0, 1, 1], [0, 0, 0], [1, 0, 1], None]
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_vectors_of_0_and_1_are_read_as_marks(kind: type) -> None:
+    vectors = [None if row is None else [kind(one) for one in row] for row in VECTORS]
+    data = CONFIG.data.model_copy(update={"labels": LABELS})
+    task = from_train("moods", CONFIG.model_copy(update={"data": data}), columns_of(vectors))
+    _, labels = task.reading.read(columns_of(vectors), "train")
+    assert labels.values.tolist() == [[UNLABELLED] * 3 if row is None else row for row in VECTORS]
+
+
+def test_vectors_without_as_many_labels_are_refused() -> None:
+    with pytest.raises(DataError, match="labels of train are vectors of 3 numbers, 0 or 1") as caught:
+        from_train("moods", CONFIG, columns_of(VECTORS))
+    assert caught.value.remedy == "Name the 3 labels in data.labels, in the order of the vectors."
+    with pytest.raises(DataError, match="labels of test are vectors of 2 numbers"):
+        TASK.reading.read(columns_of([[0, 0], [0, 1]]), "test")
+
+
+def test_lists_of_class_numbers_of_one_length_are_no_vectors() -> None:
+    _, labels = TASK.reading.read(columns_of([[0, 1], [1, 0]]), "train")
+    assert labels.values.tolist() == [[1, 1, 0]] * 2
+
+
 def test_class_numbers_are_read_by_the_data_sets_names() -> None:
     _, labels = TASK.reading.read(columns_of([[0, 2], [1]], ("loud", "glad", "calm")), "train")
     assert labels.values.tolist() == [[1, 0, 1], [0, 1, 0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.errors import DataError, TeacherError
 from pipeline.losses import LossWeights, task_loss
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
+from pipeline.soft import Dense
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.regression import NumberHead, from_train, regression
@@ -91,11 +93,24 @@ def test_numbers_are_read_as_they_are() -> None:
     assert not TASK.reading.labelled(TASK.reading.read(columns, "unlabelled")[1]).any()
 
 
-@pytest.mark.parametrize("value", ["4", "", True, math.nan, math.inf, [1.0]])
+@pytest.mark.parametrize("value", ["four", "", True, math.nan, math.inf, [1.0]])
 def test_what_is_no_number_is_refused_with_its_row(value: object) -> None:
     with pytest.raises(DataError) as caught:
         TASK.reading.read(columns_of([1.0, value]), "test")
     assert caught.value.cause == f"tasks.stars: row 1 of test: label {value!r} is not a number"
+
+
+def test_a_number_may_be_written_as_text_or_as_a_decimal() -> None:
+    """As where one cell of a csv column was no number, and in parquet."""
+    _, labels = TASK.reading.read(columns_of(["2.5", Decimal("3.25"), 4]), "test")
+    assert labels.values.tolist() == [2.5, 3.25, 4.0]
+
+
+@pytest.mark.parametrize("value", [425_984.0, 1995.25, 1e30])
+def test_large_numbers_are_stored_as_they_are(value: float) -> None:
+    """float16 ends at 65,504, and of years it knows every second."""
+    soft = Dense(Ragged.single(np.array([[value]])), TASK.head.columns).half()
+    assert soft.values[0, 0] == np.float32(value)
 
 
 @pytest.mark.parametrize("values", [[2, 2, 2.0], [2.0], [None, 1.0], [None]])

@@ -51,6 +51,7 @@ def test_a_target_of_null_is_unknown_and_labels_name_targets() -> None:
         (["a", "b"], ["x", ""], "row 1 of train: target is empty"),
         (["a", 3], ["x", "y"], "row 1 of train: source is 3, not text"),
         (["a", "b"], [["x"], "y"], "row 0 of train: target is"),
+        ([{"en": "a", "fr": "b"}], ["x"], "row 0 of train: source is {'en': 'a', 'fr': 'b'}, not text"),
     ],
 )
 def test_rows_that_are_no_pairs_are_refused(sources: list[Any], targets: list[Any], cause: str) -> None:
@@ -70,7 +71,8 @@ def test_sources_have_the_prefix_and_both_sides_are_cut_and_counted() -> None:
     assert encoded.lengths.tolist() == [min(5, len(ids)) for ids in whole]
     assert encoded.targets is not None
     assert encoded.targets.counts.tolist() == [min(4, len(ids)) for ids in targets]
-    assert encoded.truncated == sum(len(ids) > 5 for ids in whole) + sum(len(ids) > 4 for ids in targets)
+    assert encoded.truncated == sum(len(ids) > 5 for ids in whole)
+    assert encoded.targets.truncated == sum(len(ids) > 4 for ids in targets)
     first = encoded.targets.take(np.array([0])).values.tolist()
     assert first[-1] == words.eos_token_id, "a truncated target keeps its end mark"
 
