@@ -515,13 +515,16 @@ def _report(run: Run, register: str | None = None) -> Report:
     config, tracker = run.config, run.tracker
     notes = [*config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
+    run.stop.check()
     validation = ensemble_scores(config, run.inputs.data, run.keys, "validation")
     facts = run_facts(
         config, run.inputs, run.labelled, run.stages, notes, run.findings, run.group, validation
     )
+    run.stop.check()
     report = reports.build(tasks, facts)
     advice = advise(evidence_of(config, run.inputs, run.keys, report, tasks, facts))
     report = report.model_copy(update={"advice": advice})
+    run.stop.check()
     links = record.links(tracker, config, views_of_run(config, run.group))
     files = reports.write(report, tasks, facts, config.run_dir, links)
     record.test_scores(tracker, report)

@@ -78,7 +78,12 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     The lock is the operating system's and ends with its process, so a dead launch leaves none behind.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, for instance
+        raise ConfigError(
+            f"{run_dir} cannot be made: {error.strerror}", "Give another folder: runs_dir."
+        ) from None
     try:
         held = FileLock(run_dir / ".lock").acquire(timeout=0)
     except Timeout:

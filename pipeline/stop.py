@@ -72,7 +72,7 @@ class StopSignals:
             os._exit(130 if number == signal.SIGINT else 75)
         self._signal = number
         self._file.touch()
-        print("\nstopping at the next step, with a checkpoint (again: at once)", file=sys.stderr, flush=True)
+        print("\nstopping as soon as what is done is kept (again: at once)", file=sys.stderr, flush=True)
 
 
 def kill_descendants() -> None:

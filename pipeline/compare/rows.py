@@ -7,6 +7,7 @@ run; `pipeline.significance` computes the means over seeds and their test.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from pipeline.significance import Outcome, Spread
 RUNS_DIR = Path("runs")
 MACRO = "macro/score"
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,15 @@ def load(names: Sequence[str | Path] = (), runs_dir: Path = RUNS_DIR) -> list[Ro
     rows: list[Row] = []
     reports: list[tuple[Path, Report]] = []
     for file in {file.absolute(): file for file in files}.values():
-        if file.name == STUDY:
-            rows += _trials(read(file, StudyReport))
-        else:
-            reports.append((file, read(file, Report)))
+        try:
+            if file.name == STUDY:
+                rows += _trials(read(file, StudyReport))
+            else:
+                reports.append((file, read(file, Report)))
+        except DataError as error:
+            if names:
+                raise
+            logger.warning("%s; it is left out", error.cause)
     for members in _groups(reports):
         rows += _students(members)
     return sorted(rows, key=_rank)
@@ -132,6 +140,10 @@ def _files(name: str | Path, runs_dir: Path) -> list[Path]:
     if path.exists() or len(path.parts) != 1:
         remedy = "Give a run's folder (`runs/<name>`) whose `tutelage train` has finished."
         raise DataError(f"{path / REPORT if path.suffix != '.json' else path}: there is no report", remedy)
+    if (runs_dir / name / CONFIG).is_file():
+        raise DataError(
+            f"{runs_dir / name} has no report yet: it is not finished", "Run its `tutelage train` to the end."
+        )
     everything = sorted({known for _, names in _experiments(runs_dir) for known in names})
     near = difflib.get_close_matches(str(name), everything, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else "Give a run's folder, or the name of an experiment."

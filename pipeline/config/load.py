@@ -74,6 +74,8 @@ def _remedy(error: Exception) -> str:
     match error:
         case MissingMandatoryValue():
             return "Give the key a value: ??? stands for one that must be given."
+        case InterpolationResolutionError() if "nvironment variable" in str(error):
+            return "Set the variable, or give a value for where it is not set: ${oc.env:NAME,value}."
         case InterpolationResolutionError() | GrammarParseError():
             return (
                 "Write ${key.path} with the whole path of a key of this file, or \\${…} for the text itself."
@@ -117,6 +119,13 @@ def _dotlist(overrides: Sequence[str]) -> Any:
             raise ConfigError(
                 f"override {override!r} is not key.path=value", "Write for instance train.epochs=1."
             )
+        try:
+            OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(
+                f"override {override!r}: {_cause(error)}",
+                "Write YAML after the =, with a blank after each colon and quotes for the shell: 'train={epochs: 3}'.",
+            ) from None
     return OmegaConf.from_dotlist(list(overrides))
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from glob import glob
@@ -89,6 +90,8 @@ def files_of(where: str, data: DataConfig) -> dict[str, list[str]]:
                 files[split].append(entry)
                 continue
             file = folder / entry if folder is not None else Path(entry)
+            if file.is_dir():
+                raise DataError(f"{where}.data_files: {file} is a folder", f"Name its files: {file}/*.csv.")
             matches = [str(file)] if file.is_file() else sorted(filter(os.path.isfile, glob(str(file))))  # noqa: PTH207
             if not matches:  # a pattern may start at the root, which Path.glob does not take
                 raise DataError(f"{where}.data_files: no file {file}", missing_remedy(file))
@@ -143,6 +146,27 @@ def delimiter_of(file: str, options: Mapping[str, Any]) -> str:
     return str(given) if given else "\t" if ending(file) == ".tsv" else ","
 
 
+def header_of(file: str, options: Mapping[str, Any]) -> list[str]:
+    """The names in the first row of a csv file, where it is the header and can be read here; else none."""
+    if not options.keys() <= PLAIN_CSV or Path(file).suffix.lower() in COMPRESSED or not Path(file).is_file():
+        return []
+    delimiter = delimiter_of(file, options)
+    if len(delimiter) != 1:
+        return []
+    encoding = options.get("encoding") or "utf-8-sig"
+    with Path(file).open(encoding=encoding, errors="replace", newline="") as stream:
+        try:
+            return next(csv.reader(stream, delimiter=delimiter, **_form(options)), [])
+        except (csv.Error, LookupError, TypeError):
+            return []
+
+
+def _form(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of csv that Python's reader has under the same names."""
+    names = ("quoting", "quotechar", "escapechar", "doublequote", "skipinitialspace")
+    return {name: options[name] for name in names if name in options}
+
+
 # ---------------------------------------------------------------- checks
 
 
@@ -159,6 +183,8 @@ def check_files(where: str, data: DataConfig) -> None:
             continue
         if file.stat().st_size == 0:
             raise DataError(f"{where}: {file} is empty", EMPTY)
+        if file.suffix.lower() == ".zip":
+            _check_zip(where, file)
         if name in TEXT_FORMATS and file.suffix.lower() not in COMPRESSED:
             rows = _count_lines(file, data.options.get("encoding"))
             if rows <= (name == "csv" and not data.options.keys() & {"names", "column_names", "header"}):
@@ -170,6 +196,18 @@ def check_files(where: str, data: DataConfig) -> None:
     for state in (Path(data.path, "state.json"), *Path(data.path).glob("*/state.json")):
         if state.is_file() and not _state(state).get("_data_files", True):
             raise DataError(f"{where}: {state.parent} is empty", EMPTY)
+
+
+def _check_zip(where: str, file: Path) -> None:
+    """Raises `DataError` for an archive that has the files of several splits: they would be read as one."""
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+        stems = {Path(name).stem.lower() for name in names}
+        if len(names) > 1 and stems & {"train", "test", "validation", "valid", "val", "dev"}:
+            shown = ", ".join(names[:5])
+            raise DataError(
+                f"{where}: {file} has several files: {shown}", "Unpack it, and name each split's file."
+            )
 
 
 def _state(file: Path) -> dict[str, Any]:
@@ -208,6 +246,10 @@ def _decoding_remedy(file: Path) -> str:
         start = stream.read(4)
     if start.startswith(b"PK"):
         return "It is a zip archive or a spreadsheet: export it as csv."
+    if start == b"PAR1":
+        return "It is parquet: set data.path to parquet."
+    if start.startswith(b"\x1f\x8b"):
+        return f"It is compressed: give it the name {file.name}.gz."
     encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin-1"
     return (
         f"Convert the file, for instance with iconv -t UTF-8, or set data.options: {{encoding: {encoding}}}."
@@ -216,11 +258,7 @@ def _decoding_remedy(file: Path) -> str:
 
 def _check_csv(file: Path, options: Mapping[str, Any]) -> None:
     """Raises `DataError` where two columns have one name, or a row has not as many fields as the header."""
-    form = {
-        name: options[name]
-        for name in ("quoting", "quotechar", "escapechar", "doublequote", "skipinitialspace")
-        if name in options
-    }
+    form = _form(options)
     delimiter = delimiter_of(str(file), options)
     if len(delimiter) != 1:  # a regular expression
         return
@@ -229,7 +267,7 @@ def _check_csv(file: Path, options: Mapping[str, Any]) -> None:
             reader = csv.reader(stream, delimiter=delimiter, **form)
             rows = _numbered(reader)
             _, header = next(rows)
-            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
+            twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
             if twice is not None:
                 raise DataError(
                     f"{file}:1: the column name {twice!r} stands twice", "Rename one of the two columns."

@@ -14,7 +14,15 @@ from typing import Any
 from pipeline.config.data import DataConfig
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.redact import redact
-from pipeline.data.files import broken_json, check_files, delimiter_of, files_of, format_of, line_of
+from pipeline.data.files import (
+    broken_json,
+    check_files,
+    delimiter_of,
+    files_of,
+    format_of,
+    header_of,
+    line_of,
+)
 from pipeline.data.json_documents import read_document
 from pipeline.errors import DataError
 
@@ -24,13 +32,14 @@ NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "feat
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as declared in the config. where: its config key, for errors · texts, labels: names of its columns
-    with text and with labels."""
+    """A data set as declared in the config. where: its config key, for errors · texts, labels, others: names of its columns
+    with text, with labels, and with what else is read."""
 
     where: str
     data: DataConfig
     texts: Sequence[str]
     labels: Sequence[str] = ()
+    others: Sequence[str] = ()
 
 
 def load_splits(source: Source) -> dict[Split, Any]:
@@ -179,6 +188,10 @@ def _settings(source: Source, name: str, files: Sequence[str]) -> dict[str, Any]
             "converters": dict.fromkeys(source.texts, str),
             "sep": delimiter_of(files[0], source.data.options),
         }
+        read = {*source.texts, *source.labels, *source.others}
+        names = header_of(files[0], source.data.options)
+        if {*source.texts, *source.labels} <= set(names):  # what nobody reads may be of any form
+            settings["usecols"] = [name for name in names if name in read]
     if name == "json":  # else rows with `type` and `message` are taken for logs of chats
         settings = {"parse_agent_traces": False}
     return settings | source.data.options

@@ -171,7 +171,8 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
             f"It reads {', '.join((*kind.inputs, *kind.optional_inputs, *kind.labels, *kind.optional_labels))}.",
         )
     texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.labels))
-    tables = load_splits(Source(f"tasks.{name}.data", config.data, texts, labels))
+    source = Source(f"tasks.{name}.data", config.data, texts, labels, tuple(columns.values()))
+    tables = load_splits(source)
     tables = {split: with_fields(table, columns.values()) for split, table in tables.items()}
     for split, table in tables.items():
         if not len(table):

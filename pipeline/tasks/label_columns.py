@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.batch import UNLABELLED
 from pipeline.errors import DataError
 
+SHOWN_LABELS = 20
 RARE = 5
 """Examples below which a class may be noted as rare; see `check_inferred`."""
 NUMERAL = re.compile(r"[+-]?\d+|True|False")
@@ -54,9 +55,8 @@ def label_space(
             f"tasks.{task}: a label stands twice in {list(labels)}", "Every label needs a name of its own."
         )
     if len(labels) < 2:
-        raise DataError(
-            f"tasks.{task}: one label only: {list(labels)}", "A classification task needs two or more."
-        )
+        what = f"one label only: {list(labels)}" if labels else "no label at all"
+        raise DataError(f"tasks.{task}: {what}", "A classification task needs two or more.")
     return labels
 
 
@@ -165,7 +165,10 @@ def label_ids(index: Mapping[Any, int], values: Sequence[Any]) -> NDArray[np.int
 
 def refuse_label(task: str, row: int, split: str, value: Any, labels: Sequence[str]) -> DataError:
     """The error for a label outside the space."""
+    shown = f"{list(labels[:SHOWN_LABELS])}{f' and {more} more' if (more := len(labels) - SHOWN_LABELS) > 0 else ''}"
+    remedy = "Mend the row, or list every label in data.labels."
+    if isinstance(whole(value), int) and not any(map(NUMERAL.fullmatch, labels)):
+        remedy = "A number is the position of its label in data.labels, from 0: write names, or count from 0."
     return DataError(
-        f"tasks.{task}: row {row} of {split}: label {value!r:.200} is not one of {list(labels)}",
-        "Mend the row, or list every label in data.labels.",
+        f"tasks.{task}: row {row} of {split}: label {value!r:.200} is not one of {shown}", remedy
     )

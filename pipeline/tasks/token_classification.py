@@ -74,8 +74,9 @@ def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Ta
     typed = any(TAG.fullmatch(label) and "-" in label for label in labels)
     metric = config.metric or ("f1" if typed else "accuracy")
     if metric == "f1" and not are_tags(labels):
+        odd = [label for label in labels if not are_tags((label,))]
         raise DataError(
-            f"tasks.{name}: f1 is of entities, and {list(labels)} are not all entity tags",
+            f"tasks.{name}: f1 is of entities, and {', '.join(map(repr, odd[:5]))} {'are' if len(odd) > 1 else 'is'} no entity tag",
             "Set metric: accuracy, or write the labels as O and B-, I-, E-, S- with an entity type.",
         )
     return token_classification(name, labels, config.data.max_length, metric)

@@ -31,9 +31,11 @@ from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
 from pipeline.config.view import to_yaml
 from pipeline.errors import DataError, TutelageError
+from pipeline.models import fingerprint
 from pipeline.prepare import prepare, teacher_specs
 from pipeline.soft import Dense, SoftTargets
 from pipeline.tracking.spool import Ledger
+from pipeline.training.result import write_result
 from teachers.store import Store
 from tests.conftest import TinyModel, TinyRun, write_csv
 
@@ -146,7 +148,9 @@ def test_no_command_shows_the_help(tutelage: Tutelage) -> None:
 
 
 @pytest.mark.parametrize("error_class", TutelageError.__subclasses__())
-@pytest.mark.parametrize("arguments", [("check", "run.yaml"), ("train", "run.yaml"), ("evaluate", "student")])
+@pytest.mark.parametrize(
+    "arguments", [("check", "run.yaml"), ("train", "run.yaml"), ("evaluate", "student", "--run", "run.yaml")]
+)
 def test_our_errors_are_two_lines_and_their_exit_code(
     tutelage: Tutelage,
     monkeypatch: pytest.MonkeyPatch,
@@ -535,6 +539,7 @@ def test_27_unknown_key_and_bad_values(tutelage: Tutelage, tiny_run: TinyRun, tm
     weights = changed(run, "aggregation.teacher_weights", {"mood-bert": float("nan")})
     assert refused(tutelage, weights, tmp_path)[0].startswith("aggregation.teacher_weights.mood-bert: ")
     assert "is not key.path=value" in refused(tutelage, run, tmp_path, "train.epochs")[0]
+    assert refused(tutelage, run, tmp_path, "train={epochs:3")[0].startswith("override 'train={epochs:3': ")
 
 
 def test_28_weights(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -628,7 +633,36 @@ def test_33_and_34_one_launch_a_folder_and_one_config_too(tiny_run: TinyRun, tmp
 def test_a_student_that_is_not_there(tutelage: Tutelage, arguments: tuple[str, ...]) -> None:
     code, _, err = tutelage(*arguments)
     assert code == 2
-    assert two_lines(err)[0].startswith("cannot read")
+    cause, remedy = two_lines(err)
+    assert cause.startswith("nowhere/x/y is no student of a run: there is no ")
+    assert "runs/NAME/students/STUDENT" in remedy
+
+
+def test_a_run_in_place_of_its_student_names_the_students(tutelage: Tutelage, tmp_path: Path) -> None:
+    student = tmp_path / "runs" / "tiny" / "students" / "cut"
+    (student / "mood").mkdir(parents=True)
+    for near in (tmp_path / "runs" / "tiny", student / "mood"):
+        code, _, err = tutelage("evaluate", near)
+        assert code == 2
+        assert two_lines(err)[1] == f"Give {student}, of a finished run."
+
+
+def test_a_damaged_student_is_not_copied(
+    tutelage: Tutelage, tiny_run: TinyRun, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "tiny"
+    student, job = run / "students" / "cut", run / "checkpoints" / "cut-distilled"
+    shutil.copytree(tiny_model("bert", ("bad", "good")), student / "mood")
+    (run / "config.yaml").write_text(to_yaml(parse_config(tiny_run())))
+    write_result(job, {"saved": {"mood": fingerprint(student / "mood")}}, {})
+    code, _, err = tutelage("export", student, "--task", "mood", "--to", tmp_path / "whole")
+    assert (code, err) == (0, "")
+    weights = student / "mood" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    code, out, err = tutelage("export", student, "--task", "mood", "--to", tmp_path / "damaged")
+    assert (code, out) == (4, "")
+    assert "its checksum does not match" in two_lines(err)[0]
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_a_student_of_an_unfinished_run(tutelage: Tutelage, tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_first_signal_asks(
         signal.raise_signal(number)
         assert stop()
         assert stop_file(tmp_path).exists()
-        assert "stopping at the next step" in capsys.readouterr().err
+        assert "stopping as soon as" in capsys.readouterr().err
         with pytest.raises(error_class) as caught:
             stop.check()
         assert caught.value.exit_code == exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -314,9 +315,25 @@ def test_a_corrupt_report_is_named(runs: Path, content: bytes) -> None:
     file = runs / "first" / "report.json"
     file.write_bytes(content)
     with pytest.raises(DataError, match="is not a report") as caught:
-        load(runs_dir=runs)
+        load([runs / "first"])
     assert str(file) in caught.value.cause
     assert "\n" not in caught.value.cause
+
+
+def test_a_corrupt_report_does_not_hide_the_others(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    every = {row.run for row in load(runs_dir=runs)}
+    (runs / "first" / "report.json").write_bytes(b"{")
+    with caplog.at_level(logging.WARNING):
+        assert {row.run for row in load(runs_dir=runs)} == every - {"first"}
+    assert "is not a report" in caplog.text
+    assert "it is left out" in caplog.text
+
+
+def test_a_run_that_is_not_finished_is_said_to_be(named: Path) -> None:
+    (named / "waiting").mkdir()
+    (named / "waiting" / "config.yaml").write_text("name: waiting")
+    with pytest.raises(DataError, match="has no report yet: it is not finished"):
+        load(["waiting"], named)
 
 
 @pytest.mark.parametrize(
@@ -339,4 +356,4 @@ def test_a_corrupt_group_or_study_is_named(runs: Path, name: str, content: str) 
 def test_an_unreadable_report(runs: Path) -> None:
     (runs / "unfinished" / "report.json").mkdir()
     with pytest.raises(DataError, match="cannot read"):
-        load(runs_dir=runs)
+        load([runs / "unfinished"])

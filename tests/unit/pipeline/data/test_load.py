@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,36 @@ def test_an_empty_cell_among_numbers(tmp_path: Path) -> None:
     assert (
         "mood: 1 examples of train have no label: students learn them from the teachers alone" in data.notes
     )
+
+
+def test_a_column_of_csv_that_nobody_reads_may_be_of_any_form(tmp_path: Path) -> None:
+    """pandas reads in parts, and a column that is numbers in the first one must not be texts in the second."""
+    rows = [f"text {i},{'xy'[i % 2]},{i if i < 11_000 else 'zz'},,\n" for i in range(11_500)]
+    data = load(tmp_path, "train.csv", "text,label,extra,,\n" + "".join(rows))
+    assert sum(len(examples) for examples in data.all_examples()) == 11_500
+
+
+def test_an_archive_of_several_splits_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "all.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("train.csv", csv_text())
+        archive.writestr("test.csv", csv_text())
+    error = refusal(tmp_path, "all.zip", file.read_bytes())
+    assert error.cause == f"tasks.mood.data: {file} has several files: train.csv, test.csv"
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [(b"PAR1\xff\x00", "set data.path to parquet"), (b"\x1f\x8b\x08\xff", "give it the name train.csv.gz")],
+)
+def test_other_formats_under_the_name_of_csv(tmp_path: Path, content: bytes, remedy: str) -> None:
+    assert remedy in refusal(tmp_path, "train.csv", content).remedy
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    error = refusal(tmp_path, "train.csv", csv_text(), data_files={"train": str(tmp_path / "more")})
+    assert error.cause == f"tasks.mood.data.data_files: {tmp_path / 'more'} is a folder"
 
 
 def test_an_empty_cell_of_a_test_set_is_no_label(tmp_path: Path) -> None:

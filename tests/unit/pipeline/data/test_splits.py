@@ -434,7 +434,8 @@ def test_given_labels_set_the_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [(["x", "y", "x"], "stands twice"), (["x"], "one label only"), ([], "one label only")]
+    ("labels", "said"),
+    [(["x", "y", "x"], "stands twice"), (["x"], "one label only"), ([], "no label at all")],
 )
 def test_a_label_space_that_is_none(tmp_path: Path, labels: list[str], said: str) -> None:
     assert said in refusal("csv", data_files=csv_files(tmp_path, WHOLE), labels=labels).cause
