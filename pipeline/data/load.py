@@ -57,7 +57,8 @@ def load_splits(source: Source) -> dict[Split, Any]:
         raise DataError(f"{where}.splits: {line_of(error)}", remedy) from None
     for split, theirs in data.splits.items():
         if theirs not in whole and split not in sliced:
-            raise DataError(f"{where}.splits.{split}: no split {theirs!r}", f"There are {', '.join(whole)}.")
+            key = f"{where}.split" if where.endswith(".unlabelled") else f"{where}.splits.{split}"
+            raise DataError(f"{key}: no split {theirs!r}", f"There are {', '.join(whole)}.")
     tables = {
         s: sliced[s] if s in sliced else whole[e] for s, e in wanted.items() if s in sliced or e in whole
     }

@@ -180,7 +180,11 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
         _check_columns(name, split, table, columns)
     read = {split: _columns(table, columns, fields) for split, table in tables.items()}
     task = MAKERS[kind](name, config, read["train"])
-    notes: list[str] = []
+    notes = [
+        f"column {role} is not read: name it in data.columns, for pairs of texts"
+        for role in kind.optional_inputs
+        if role not in named and role in tables["train"].column_names and role not in columns.values()
+    ]
     label = read["train"][kind.labels[0]]
     if task.reading.labels and config.data.labels is None and label.names is None:
         notes += check_inferred(name, "train", label.values)

@@ -90,6 +90,11 @@ def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Ta
         )
     check_room(config.data.max_length, name)
     golds = _golds(name, "train", train)
+    if not any(gold is not None and gold[0] for gold in golds):
+        raise DataError(
+            f"tasks.{name}: no question of train has an answer",
+            "Give some of them the answer in their context.",
+        )
     unanswerable = any(gold is not None and not gold[0] for gold in golds)
     return question_answering(
         name, config.data.max_length, config.metric or KIND.metrics[0].name, unanswerable
@@ -370,6 +375,8 @@ def _golds(task: str, split: str, columns: Mapping[str, Column]) -> list[Gold | 
 
 def _gold(task: str, split: str, row: int, value: Any, starts: Any) -> Gold:
     """One cell of `answers`, and of `answer_starts`."""
+    if isinstance(value, str) and value:  # one answer
+        value, starts = [value], [starts] if isinstance(starts, int) else starts
     texts = value
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         value = {name: [one.get(name) for one in value] for name in ("text", "answer_start")}

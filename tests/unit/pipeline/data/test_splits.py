@@ -652,6 +652,16 @@ def test_unlabelled_examples_that_stand_elsewhere_are_dropped_and_counted(tmp_pa
     assert "mood: 4 unlabelled examples dropped: they stand elsewhere as well" in data.notes
 
 
+def test_a_second_text_that_is_not_named_is_noted(tmp_path: Path) -> None:
+    rows = [{"text": f"one {i}", "text_pair": f"other {i}", "label": "xy"[i % 2]} for i in range(60)]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    noted = "mood: column text_pair is not read: name it in data.columns, for pairs of texts"
+    assert noted in load("json", data_files={"train": str(file)}).notes
+    pairs = load("json", data_files={"train": str(file)}, columns={"text_pair": "text_pair"})
+    assert noted not in pairs.notes
+
+
 def test_unlabelled_examples_have_columns_splits_and_a_limit_of_their_own(tmp_path: Path) -> None:
     texts = [f"new {i}" for i in range(40)]
     more: dict[str, Any] = {

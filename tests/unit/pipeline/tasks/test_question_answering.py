@@ -143,7 +143,7 @@ def test_a_split_without_answers_is_unlabelled() -> None:
         (CONTEXT, ["Ada"], ["0"], "no list of whole numbers"),
         (CONTEXT, ["Ada"], [True], "no list of whole numbers"),
         (CONTEXT, ["Ada"], 0, "no list of whole numbers"),
-        (CONTEXT, "Ada", None, "'Ada', no list of strings"),
+        (CONTEXT, 1843, None, "1843, no list of strings"),
         (CONTEXT, [1843], None, "no list of strings"),
         (CONTEXT, {"text": "Ada"}, None, "no list of strings"),
         (CONTEXT, {"answer": ["Ada"]}, None, "no list of strings"),
@@ -191,7 +191,7 @@ def test_train_says_whether_there_are_questions_without_an_answer() -> None:
     assert made(["Ada"], []) == question_answering("qa", 128, "f1", True)
     assert made(["Ada"], {"text": [], "answer_start": []}) == made(["Ada"], [])
     with pytest.raises(DataError, match="row 1 of train"):
-        made(["Ada"], "Ada")
+        made(["Ada"], 1843)
 
 
 def test_make_refuses_what_a_config_cannot_mean() -> None:
@@ -239,6 +239,32 @@ def test_data_sets_load_in_each_form(tmp_path: Path, form: str) -> None:
     assert data.splits["validation"].labels.values.tolist() == [[12, 12]]
     assert data.splits["test"].labels.values.tolist() == [[9, 10]]
     assert [len(data.labelled_train()), data.distinct()] == [3, 6]
+
+
+def test_an_answer_may_be_a_text_with_its_start(tmp_path: Path) -> None:
+    rows = [
+        {
+            "question": f"Who {i}?",
+            "context": f"{CONTEXT} {i}",
+            "answers": "Ada",
+            "start": CONTEXT.index("Ada"),
+        }
+        for i in range(3)
+    ]
+    files = {
+        split: write_jsonl(tmp_path / f"{split}.jsonl", rows[i : i + 1])
+        for i, split in enumerate(("train", "validation", "test"))
+    }
+    data = load_task("qa", config_of(data_files=files, columns={"answer_starts": "start"}))
+    assert data.splits["train"].inputs["answers"] == [["Ada"]]
+    assert data.splits["train"].labels.values.tolist() == [[1, 1]]
+
+
+def test_questions_without_any_answer_teach_nothing(tmp_path: Path) -> None:
+    rows = [{"question": f"Who {i}?", "context": CONTEXT, "answers": []} for i in range(3)]
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError, match="no question of train has an answer"):
+        load_task("qa", config_of(data_files={"train": file}))
 
 
 def test_answers_take_no_part_in_the_content(tmp_path: Path) -> None:
