@@ -26,6 +26,14 @@ from pipeline.data.files import (
 from pipeline.data.json_documents import read_document
 from pipeline.errors import DataError
 
+NUMBER_OPTIONS = {"decimal", "thousands", "true_values", "false_values", "na_values"}
+"""Options of csv by which pandas is to read what stands in label columns."""
+TYPES = (
+    (r"^-?(0|[1-9][0-9]{0,17})$", "int64"),
+    (r"^(True|False|true|false|TRUE|FALSE)$", "bool"),
+    (r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$", "float64"),
+)
+"""What all texts of a label column of csv match → their type. 01 is a text."""
 NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "converters"}
 """Fields of a builder's config that are not options: other keys of `data` set them, or YAML cannot."""
 
@@ -163,30 +171,48 @@ def _load_files(source: Source, name: str, split: str, files: Sequence[str]) -> 
         given = f"Check data.options ({', '.join(options)})" if options else "Set data.options"
         remedy = f"{given}, or correct the file: it is read as {name}."
         raise DataError(f"{where}: cannot load {', '.join(map(str, files))}: {reason}", remedy) from None
-    return _whole_numbers(table, source.labels) if name == "csv" else table
+    return _typed(table, source.labels) if name == "csv" else table
 
 
-def _whole_numbers(table: Any, columns: Sequence[str]) -> Any:
-    """`table` with whole numbers in `columns` as integers: pandas makes floats of them where a cell is empty."""
+def _typed(table: Any, columns: Sequence[str]) -> Any:
+    """`table` with the texts in `columns` as what all of them are: integers, truth values, other numbers, or texts; an empty one is
+    null. pandas would decide it by parts of a file: of numbers with one text far below, or with an empty cell, it makes something else, and of
+    01 it makes 1."""
     import datasets
     from pyarrow import compute, types
 
     for column in set(columns) & set(table.column_names):
-        values = table.data.column(column)
-        some_empty = types.is_floating(values.type) and values.null_count > 0
-        if some_empty and compute.all(compute.equal(values, compute.floor(values))).as_py():
-            table = table.cast_column(column, datasets.Value("int64"))
+        texts = table.data.column(column)
+        if not (types.is_string(texts.type) or types.is_large_string(texts.type)):
+            continue
+        empty = compute.equal(texts, "")
+        texts = compute.if_else(empty, None, texts)
+        dtype = next(
+            (
+                name
+                for pattern, name in TYPES
+                if compute.all(compute.match_substring_regex(texts, pattern)).as_py()
+            ),
+            "string",
+        )
+        position = table.column_names.index(column)
+        if compute.any(empty).as_py():
+            changed = table.data.table.set_column(position, column, texts)
+            table = datasets.Dataset(changed, info=table.info, split=table.split)
+        if dtype != "string":
+            table = table.cast_column(column, datasets.Value(dtype))
     return table
 
 
 def _settings(source: Source, name: str, files: Sequence[str]) -> dict[str, Any]:
     """The arguments of `load_dataset` beside the files: texts stay as written; `data.options` override the rest."""
     settings: dict[str, Any] = {}
+    as_numbers = bool(source.data.options.keys() & NUMBER_OPTIONS)
     if name == "csv":  # a text may be the word "null" or "NA", or 007; an empty cell is no label
         settings = {
             "keep_default_na": False,
             "na_values": {column: [""] for column in source.labels},
-            "converters": dict.fromkeys(source.texts, str),
+            "converters": dict.fromkeys((*source.texts, *([] if as_numbers else source.labels)), str),
             "sep": delimiter_of(files[0], source.data.options),
         }
         read = {*source.texts, *source.labels, *source.others}

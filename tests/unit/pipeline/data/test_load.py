@@ -170,6 +170,31 @@ def test_a_column_of_csv_that_nobody_reads_may_be_of_any_form(tmp_path: Path) ->
     assert sum(len(examples) for examples in data.all_examples()) == 11_500
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["1", "0"], ("0", "1")),
+        (["10", "9", "+2"], ("2", "9", "10")),
+        (["01", "02"], ("01", "02")),
+        (["0.0", "1.0"], ("0", "1")),
+        (["0.5", "1", "2e1"], ("0.5", "1", "20")),
+        (["True", "false"], ("False", "True")),
+        (["1", "0", "unsure"], ("0", "1", "unsure")),
+        (["NA", "None"], ("NA", "None")),
+    ],
+)
+def test_a_label_column_of_csv_is_what_all_of_its_cells_are(
+    tmp_path: Path, cells: list[str], labels: tuple[str, ...]
+) -> None:
+    """Also where the first that differs is further down than pandas reads at once; an empty cell changes nothing."""
+    *usual, last = cells
+    rows = [f"text {i},{usual[i % len(usual)]}\n" for i in range(11_000)]
+    rows += [f"more {i},{last}\n" for i in range(200)] + ["none,\n"]
+    data = load(tmp_path, "train.csv", "text,label\n" + "".join(rows))
+    assert data.task.reading.labels == labels
+    assert sum(len(examples) for examples in data.all_examples()) == 11_201
+
+
 def test_an_archive_of_several_splits_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "all.zip"
     with zipfile.ZipFile(file, "w") as archive:
