@@ -160,7 +160,7 @@ class ServingConfig(Strict):
     resources: dict[str, Positive] = Field(default_factory=dict)
     """Custom Ray resources a replica, e.g. `{teacher: 1}`."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the teacher's forward. auto: that of the targets that are stored already; else bf16 where the GPU or CPU computes in it, fp32 elsewhere."""
+    """Arithmetic of the teacher's forward. auto: that of the targets that are stored already; else bf16 where the GPU or CPU computes in it, fp32 elsewhere and for regressions."""
     tokens_per_forward: Count = 4096
     """Padded tokens a forward; batches are sorted by length."""
     in_flight: Count = 2
