@@ -120,7 +120,7 @@ def test_a_folder_opens_with_transformers_and_writes_what_was_scored(folder: Pat
     exported = run / "students" / "small" / "translate"
     model, words = AutoModelForSeq2SeqLM.from_pretrained(exported), open_tokenizer(exported)
     test = load_task("translate", config.tasks["translate"]).splits["test"]
-    batch = words(test.inputs["source"], padding=True, return_tensors="pt", return_token_type_ids=False)
+    batch = words(list(test.inputs["source"]), padding=True, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
         written = words.batch_decode(model.generate(**batch), skip_special_tokens=True)
     scored = read_predictions(run / "checkpoints" / "small-distilled")["translate"][:, 0].tolist()
