@@ -49,7 +49,7 @@ class Kind:
     outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
     loads an exported folder, None where there is none · truncates: the unit that truncation loses and
     `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions · writes: whether they
-    are texts · heads: endings of the names of the model classes that have its head.
+    are texts · text_labels: whether labels are texts, and no names or numbers · heads: endings of the names of the model classes that have its head.
     """
 
     name: KindName
@@ -65,6 +65,7 @@ class Kind:
     truncates: Literal["texts", "words", "questions", "sources"] = "texts"
     continuous: bool = False
     writes: bool = False
+    text_labels: bool = False
     heads: tuple[str, ...] = ()
     forced: tuple[Metric, ...] = ()
 
@@ -147,6 +148,7 @@ QUESTION_ANSWERING = Kind(
     auto_class="AutoModelForQuestionAnswering",
     outputs=("start_logits", "end_logits"),
     truncates="questions",
+    text_labels=True,
 )
 
 SEQUENCE_TO_SEQUENCE = Kind(
@@ -158,6 +160,7 @@ SEQUENCE_TO_SEQUENCE = Kind(
     auto_class="AutoModelForSeq2SeqLM",
     truncates="sources",
     writes=True,
+    text_labels=True,
     heads=("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
     forced=(TOKEN_ACCURACY,),
 )

@@ -41,13 +41,14 @@ NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "feat
 @dataclass(frozen=True)
 class Source:
     """A data set as declared in the config. where: its config key, for errors · texts, labels, others: names of its columns
-    with text, with labels, and with what else is read."""
+    with text, with labels, and with what else is read · text_labels: whether labels are texts, also where all of them look like numbers."""
 
     where: str
     data: DataConfig
     texts: Sequence[str]
     labels: Sequence[str] = ()
     others: Sequence[str] = ()
+    text_labels: bool = False
 
 
 def load_splits(source: Source) -> dict[Split, Any]:
@@ -171,12 +172,12 @@ def _load_files(source: Source, name: str, split: str, files: Sequence[str]) -> 
         given = f"Check data.options ({', '.join(options)})" if options else "Set data.options"
         remedy = f"{given}, or correct the file: it is read as {name}."
         raise DataError(f"{where}: cannot load {', '.join(map(str, files))}: {reason}", remedy) from None
-    return _typed(table, source.labels) if name == "csv" else table
+    return _typed(table, source.labels, source.text_labels) if name == "csv" else table
 
 
-def _typed(table: Any, columns: Sequence[str]) -> Any:
-    """`table` with the texts in `columns` as what all of them are: integers, truth values, other numbers, or texts; an empty one is
-    null. pandas would decide it by parts of a file: of numbers with one text far below, or with an empty cell, it makes something else, and of
+def _typed(table: Any, columns: Sequence[str], as_texts: bool) -> Any:
+    """`table` with the texts in `columns` as what all of them are: integers, truth values, other numbers, or (`as_texts`: always) texts; an
+    empty one is null. pandas would decide it by parts of a file: of numbers with one text far below, or with an empty cell, it makes something else, and of
     01 it makes 1."""
     import datasets
     from pyarrow import compute, types
@@ -191,7 +192,7 @@ def _typed(table: Any, columns: Sequence[str]) -> Any:
             (
                 name
                 for pattern, name in TYPES
-                if compute.all(compute.match_substring_regex(texts, pattern)).as_py()
+                if not as_texts and compute.all(compute.match_substring_regex(texts, pattern)).as_py()
             ),
             "string",
         )

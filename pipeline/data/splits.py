@@ -171,7 +171,8 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
             f"It reads {', '.join((*kind.inputs, *kind.optional_inputs, *kind.labels, *kind.optional_labels))}.",
         )
     texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.labels))
-    source = Source(f"tasks.{name}.data", config.data, texts, labels, tuple(columns.values()))
+    others = tuple(columns.values())
+    source = Source(f"tasks.{name}.data", config.data, texts, labels, others, kind.text_labels)
     tables = load_splits(source)
     tables = {split: with_fields(table, columns.values()) for split, table in tables.items()}
     for split, table in tables.items():
@@ -188,7 +189,7 @@ def load_task(name: str, config: TaskConfig) -> TaskData:
     label = read["train"][kind.labels[0]]
     if task.reading.labels and config.data.labels is None and label.names is None:
         notes += check_inferred(name, "train", label.values)
-    if config.data.labels is None and label.names is None:
+    if task.reading.labels and config.data.labels is None and label.names is None:
         _check_alike(name, {split: columns[kind.labels[0]].values for split, columns in read.items()})
     splits = {split: read_examples(task, split, read[split]) for split in tables}
     splits = _with_labels(task, splits, notes)

@@ -195,6 +195,22 @@ def test_a_label_column_of_csv_is_what_all_of_its_cells_are(
     assert sum(len(examples) for examples in data.all_examples()) == 11_201
 
 
+def test_a_target_or_an_answer_in_csv_is_a_text_also_where_it_is_a_number(tmp_path: Path) -> None:
+    sums = "source,target\n" + "".join(f"{i} and {i} is?,{2 * i if i else ''}\n" for i in range(60))
+    data = load(tmp_path, "sums.csv", sums, kind="sequence-to-sequence")
+    pairs = [
+        pair
+        for one in data.all_examples()
+        for pair in zip(one.inputs["source"], one.inputs["target"], strict=True)
+    ]
+    assert ("7 and 7 is?", "14") in pairs
+    rows = "question,context,answers\n" + "".join(
+        f"Year {i}?,In {1800 + i} it rained.,{1800 + i}\n" for i in range(60)
+    )
+    data = load(tmp_path, "years.csv", rows, kind="question-answering", max_length=48)
+    assert ["1807"] in [answers for one in data.all_examples() for answers in one.inputs["answers"]]
+
+
 def test_an_archive_of_several_splits_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "all.zip"
     with zipfile.ZipFile(file, "w") as archive:
