@@ -10,11 +10,10 @@ from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data.splits import load_task
 from pipeline.display.wide_table import Field, WideTable
-from pipeline.errors import ConfigError, CorruptError
-from pipeline.models import fingerprint
+from pipeline.errors import ConfigError
 from pipeline.predictor import Predictor
-from pipeline.run_folder import RESULT, STUDENTS, job_folder
-from pipeline.training.result import read_facts
+from pipeline.run_folder import STUDENTS
+from pipeline.training.jobs import check_saved, is_finished
 from students.export import export_onnx
 
 
@@ -51,26 +50,15 @@ def score_table(student: str, split: Split, scores: dict[str, dict[str, float]])
 def export_task(student: Path, config: RunConfig, task: str, target: Path, onnx: bool) -> float | None:
     """Copies one task's folder to `target`; with `onnx` returns the ONNX model's largest difference in logits."""
     folder = _task_folder(student, config, task)
-    _check_whole(student, task, folder)
+    run_dir, job = student.absolute().parent.parent, Job(student.name, "distilled")
+    if is_finished(run_dir, job):  # a folder that was moved away from its run is taken as it is
+        check_saved(run_dir, job, task)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"--to {target}: not empty", "Give a new folder.")
     shutil.copytree(folder, target, dirs_exist_ok=True)
     if not onnx:
         return None
     return export_onnx(folder, config.tasks[task].declared, target)
-
-
-def _check_whole(student: Path, task: str, folder: Path) -> None:
-    """Raises `CorruptError` where the folder is not what the run saved; a folder without its run is taken as it is."""
-    run_dir, job = student.absolute().parent.parent, Job(student.name, "distilled")
-    if not (job_folder(run_dir, job) / RESULT).is_file():
-        return
-    expected = read_facts(job_folder(run_dir, job)).get("saved", {}).get(task)
-    if expected not in (None, fingerprint(folder)):
-        raise CorruptError(
-            f"{folder}: a file is missing or its checksum does not match",
-            f"Remove {job_folder(run_dir, job)}: `tutelage train` trains the student again.",
-        )
 
 
 def _task_folder(student: Path, config: RunConfig, task: str) -> Path:

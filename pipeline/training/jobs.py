@@ -548,10 +548,15 @@ def check_results(config: RunConfig) -> None:
         if not is_finished(config.run_dir, job):
             continue
         facts, _ = read_result(config.run_dir, job)
-        for task, expected in facts.get("saved", {}).items():
-            folder = student_folder(config.run_dir, job.student, task)
-            if fingerprint(folder) != expected:
-                raise errors.CorruptError(
-                    f"{folder}: a file is missing or its checksum does not match",
-                    f"Remove {job_folder(config.run_dir, job)}: the same command trains the student again.",
-                )
+        for task in facts.get("saved", {}):
+            check_saved(config.run_dir, job, task)
+
+
+def check_saved(run_dir: Path, job: Job, task: str) -> None:
+    """Raises `CorruptError` where a finished job's saved student of the task is not what was saved."""
+    folder = student_folder(run_dir, job.student, task)
+    if read_facts(job_folder(run_dir, job)).get("saved", {}).get(task) != fingerprint(folder):
+        raise errors.CorruptError(
+            f"{folder}: a file is missing or its checksum does not match",
+            f"Remove {job_folder(run_dir, job)}: `tutelage train` trains the student again.",
+        )
