@@ -13,6 +13,7 @@ from pipeline.config.resolved import Resolved, StudentStage
 from pipeline.config.schema import RunConfig, StackLayersConfig
 from pipeline.config.view import notes
 from pipeline.data.files import check_files, is_local, source_of
+from pipeline.data.identity import is_read
 from pipeline.errors import Errors
 from pipeline.models import resolve
 from pipeline.report.group import seed_notes
@@ -29,6 +30,8 @@ def check_local_files(config: RunConfig, errors: Errors) -> None:
     """Everything about local files and folders that can be known in a second; `prepare` checks the rest."""
     for name, task in config.tasks.items():
         with errors:
+            if is_read(name, task):
+                continue
             check_files(f"tasks.{name}.data", task.data)
         if task.data.unlabelled is not None:
             with errors:

@@ -5,25 +5,35 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from pipeline.errors import CorruptError, ExhaustedError
 
 
 def write_atomically(file: Path, content: str | bytes | Any) -> Path:
-    """Replaces `file` by `content` (text, bytes or any buffer) and returns its path.
+    """Replaces `file` by `content` (text, bytes or any buffer) and returns its path; see `written_whole`."""
+    data = content.encode() if isinstance(content, str) else content
+    with written_whole(file) as stream:
+        stream.write(data)
+    return file
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose content replaces `file` at the end of the block; nothing changes where the block raises.
 
     Writes and syncs a temporary file in the same folder, then renames it. Raises `ExhaustedError` where the disk is
     full; the old file is then unchanged.
     """
-    data = content.encode() if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
@@ -31,13 +41,12 @@ def write_atomically(file: Path, content: str | bytes | Any) -> Path:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ExhaustedError(
-            f"no room for {len(memoryview(data))} bytes in {file.parent}",
+            f"no room in {file.parent} for {file.name}",
             "Free some disk space and run the same command again.",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync(file.parent)  # the new name, too, must survive a power cut
-    return file
 
 
 def read_object(file: Path, remedy: str) -> dict[str, Any]:

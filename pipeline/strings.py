@@ -25,8 +25,8 @@ class Strings(Sequence[str]):
     def __init__(self, column: pa.ChunkedArray) -> None:
         if column.null_count:
             raise ValueError("a text is missing")
-        # offsets of 64 bits: `take` cannot give more than 2 GB with others
-        self._column = column.cast(pa.large_string())
+        # offsets of 64 bits: `take` cannot give more than 2 GB with others. One chunk: of several it would join all before it takes one row
+        self._column = pa.chunked_array([column.cast(pa.large_string()).combine_chunks()])
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Strings:

@@ -56,8 +56,11 @@ def without_secrets(path: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{folder}"
 
 
+def cache_base() -> Path:
+    """This user's folder for what can be made again: ``$XDG_CACHE_HOME/tutelage``, by default below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tutelage"
+
+
 def cache_folder(url: str) -> Path:
-    """This machine's folder for copies of what lies behind a URL, named by a hash of the URL:
-    ``$XDG_CACHE_HOME/tutelage/…``, by default below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tutelage" / blake2b(url.encode(), digest_size=8).hexdigest()
+    """This machine's folder for copies of what lies behind a URL, named by a hash of the URL."""
+    return cache_base() / blake2b(url.encode(), digest_size=8).hexdigest()

@@ -73,7 +73,7 @@ _caches = tempfile.TemporaryDirectory(prefix="tutelage-tests-")
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before anything imports huggingface_hub or datasets; children inherit both
 )
-os.environ["HF_DATASETS_CACHE"] = _caches.name
+os.environ |= {"HF_DATASETS_CACHE": _caches.name, "XDG_CACHE_HOME": f"{_caches.name}/own"}
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is imported
 
 

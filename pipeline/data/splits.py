@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from hashlib import blake2b
 from typing import Any
 
@@ -19,7 +19,9 @@ from pipeline.config.fields import SPLITS, Split
 from pipeline.config.recipe import TaskFacts
 from pipeline.config.schema import TaskConfig
 from pipeline.data.files import EMPTY, source_of
+from pipeline.data.identity import cache_name, facts_of
 from pipeline.data.load import Source, fields_of, load_splits, with_fields
+from pipeline.disk_cache import cached
 from pipeline.errors import ConfigError, DataError
 from pipeline.strings import Strings, joined
 from pipeline.tasks import MAKERS, Task
@@ -159,7 +161,16 @@ class TaskData:
 
 
 def load_task(name: str, config: TaskConfig) -> TaskData:
-    """One task's data: loaded, checked, split, without texts that are in two splits, limited."""
+    """One task's data: loaded, checked, split, without texts that are in two splits, limited. Of unchanged local files it is
+    taken from disk where reading them took long."""
+    facts = facts_of(name, config)
+    if facts is None:
+        return read_task(name, config)
+    return cached(cache_name(name), facts, partial(read_task, name, config))
+
+
+def read_task(name: str, config: TaskConfig) -> TaskData:
+    """As `load_task`, read anew."""
     kind, named = config.declared, config.data.columns
     _check_metric(name, config, kind.selecting)
     fields = kind.content(named)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +22,7 @@ from pipeline.losses import Needs
 from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
-from pipeline.tasks.encoding import encode_examples
+from pipeline.tasks.encoding import content_of, encoded
 from pipeline.tasks.pairs import pairs
 from pipeline.tasks.target_tokens import target_tokens
 from pipeline.tasks.tensors import TensorBatch
@@ -92,18 +91,15 @@ class TaskSet:
         validation, head, memory = data.splits["validation"], data.task.head, kept or Kept()
 
         def encode(some: Examples) -> Encoded:
-            # keys name inputs; labels take no part in what is encoded but where they are texts
-            names = some.keys.tobytes() + (some.labels.values.tobytes() if data.task.kind.writes else b"")
-            content = blake2b(names, digest_size=16).digest()
-            key = ("encoded", tokenizer, head, max_length, words, content)
-            return memory.get(key, lambda: encode_examples(head, tokenizer, some.inputs, max_length, words))
+            key = ("encoded", tokenizer, head, max_length, words, content_of(some))
+            return memory.get(key, lambda: encoded(head, tokenizer, some, max_length, words))
 
-        encoded, texts = encode(train), None
+        ours, texts = encode(train), None
         if data.task.kind.writes:
-            texts = drawn_texts(data.task, tokenizer, encoded, train, written or WrittenTexts(), keyed)
+            texts = drawn_texts(data.task, tokenizer, ours, train, written or WrittenTexts(), keyed)
         return cls(
             data.task,
-            encoded,
+            ours,
             train,
             encode(validation),
             validation,

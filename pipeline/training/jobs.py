@@ -42,7 +42,7 @@ from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
 from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
 from pipeline.shared_runs import Behind, behind, model_source
-from pipeline.tasks.encoding import encode_examples
+from pipeline.tasks.encoding import encoded
 from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, best_schedule
@@ -309,25 +309,25 @@ def _test(
     settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
     tokens = settings.train.tokens_per_forward
     data = {name: plan.data[name] for name in settings.lengths}
-    encoded = {
-        name: encode_examples(own.task.head, tokenizer, own.splits["test"].inputs, settings.lengths[name])
+    texts = {
+        name: encoded(own.task.head, tokenizer, own.splits["test"], settings.lengths[name])
         for name, own in data.items()
     }
     predictions = {
-        name: predict(student, own.task, encoded[name], tokens, workers, tokenizer)
+        name: predict(student, own.task, texts[name], tokens, workers, tokenizer)
         for name, own in data.items()
     }
     forced = {
-        name: {TOKEN_ACCURACY.name: token_accuracy(student, own.task, encoded[name], tokens, workers)}
+        name: {TOKEN_ACCURACY.name: token_accuracy(student, own.task, texts[name], tokens, workers)}
         for name, own in data.items()
         if own.task.kind.writes
     }
     if workers.rank == 0:
         truncated = {
-            s.task.name: s.train.truncated + s.validation.truncated + encoded[s.task.name].truncated
+            s.task.name: s.train.truncated + s.validation.truncated + texts[s.task.name].truncated
             for s in sets
         }
-        cut = {s.task.name: _cut_targets(s, encoded[s.task.name]) for s in sets if s.task.kind.writes}
+        cut = {s.task.name: _cut_targets(s, texts[s.task.name]) for s in sets if s.task.kind.writes}
         left_out = {s.task.name: s.left_out for s in sets if s.left_out}
         result = {
             **facts,

@@ -492,7 +492,7 @@ def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ExhaustedError, match=r"no room for \d+ bytes"):
+    with pytest.raises(ExhaustedError, match="no room in"):
         Store(str(folder)).append(TEACHER, targets_of(keys_of(0, 100)))
     assert not list((folder / TEACHER).iterdir())
 
