@@ -46,7 +46,7 @@ from pipeline.run_folder import (
     student_folder,
     write_settings,
 )
-from pipeline.shared_runs import followed, held, model_source, send_models
+from pipeline.shared_runs import fetch_weights, followed, held, send_models, send_weights, teacher_sources
 from pipeline.stages import Stages, first_step
 from pipeline.stop import StopSignals
 from pipeline.tracking import record
@@ -122,7 +122,9 @@ def distil(
     with running(config, display, group=group) as run:
         training.check_results(config)
         for job, source in trained.items():
+            fetch_weights(config, source)
             if training.take_over(config.run_dir, job, source):
+                send_weights(config, job_folder(config.run_dir, job))
                 display.line(f"{job.name} was trained by the search, in {source}")
         if not _is_trained(run):
             with connected(config):
@@ -406,9 +408,7 @@ def _train_students(run: Run) -> None:
         if name := taken.get(job):
             run.display.line(f"{job.name}: run {name} has trained the same baseline; it is taken over")
             run.tracker.tags(job.name, {"trained_by": name})
-    folders = {
-        name: model_source(config, folder) or str(folder) for name, folder in run.inputs.teachers.items()
-    }
+    folders = teacher_sources(config, run.inputs.teachers)
     plan = training.new_plan(
         config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden, run.tokens
     )

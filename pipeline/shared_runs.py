@@ -13,8 +13,9 @@ Here are the parts that no Ray is needed for. Where `runs_dir` is a folder, all 
 
 from __future__ import annotations
 
+import posixpath
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.run_folder import (
     RESULT,
     STUDENTS,
     STUDY,
+    TRIAL,
     locked,
     stop_file,
 )
@@ -94,6 +96,11 @@ def model_source(config: RunConfig, folder: Path) -> str | None:
     return join(config.runs_url, "_models", fingerprint(folder))
 
 
+def teacher_sources(config: RunConfig, teachers: Mapping[str, Path]) -> dict[str, str]:
+    """Where the nodes of a cluster find the models of teachers, by teacher."""
+    return {name: model_source(config, folder) or str(folder) for name, folder in teachers.items()}
+
+
 def send_models(config: RunConfig, folders: Iterable[Path]) -> None:
     """Sends models to where `model_source` says, those that are not there yet."""
     for folder in dict.fromkeys(folders):
@@ -111,6 +118,41 @@ def pull_reports(url: str) -> Path:
     copy = cache_folder(url) / "reports"  # not the driver's copies: it may be about to send one
     Synced(url, copy, lambda name: name.count("/") == 1 and name.split("/")[1] in names).pull()
     return copy
+
+
+def url_of(config: RunConfig, folder: Path) -> str | None:
+    """The URL of what `folder`, somewhere below the runs of this machine, is a copy of; None where it is no copy."""
+    if config.runs_url is None:
+        return None
+    return join(config.runs_url, *folder.absolute().relative_to(config.runs_path.absolute()).parts)
+
+
+def fetch_weights(config: RunConfig, training: Path) -> None:
+    """Gives the driver's copy of a training its checkpoints, which the driver has no copy of otherwise."""
+    if (url := url_of(config, training)) is not None:
+        Synced(url, training).pull()
+
+
+def send_weights(config: RunConfig, training: Path) -> None:
+    """Puts the checkpoints of the driver's copy in place of those that the training has behind its URL."""
+    if (url := url_of(config, training)) is not None:
+        remove_weights_behind(url)
+        Synced(url, training).sync()
+
+
+def remove_weights_behind(url: str | None) -> None:
+    """Removes the checkpoints of all trainings behind a URL, and keeps what else they have."""
+    if url is None:
+        return
+    folder = UrlFolder(url)
+    for name in {name.rpartition("/")[0] for name in folder.facts()}:
+        if posixpath.basename(name).startswith("step-"):
+            folder.delete_folder(name)
+
+
+def of_trial(name: str) -> bool:
+    """Whether a trial of a search has a copy of a file of its folder: of all but the search's record of it."""
+    return name != TRIAL
 
 
 def of_worker(rank: int) -> Callable[[str], bool]:

@@ -19,6 +19,7 @@ import numpy as np
 from pipeline import run as runs
 from pipeline.data.splits import TaskData, join
 from pipeline.prepare import fold_inputs
+from pipeline.shared_runs import teacher_sources
 from pipeline.tracking.tracker import NullTracker
 from pipeline.training.result import read_facts, read_predictions, write_result
 from teachers.spec import HiddenTargets, TokenTargets
@@ -47,7 +48,7 @@ def make_folds(run: runs.Run, of: int) -> list[Fold]:
         runs.make_targets(one)
         for teacher, done in one.labelled.items():
             run.labelled[teacher] = run.labelled[teacher] + done
-        folders = {name: str(path) for name, path in inputs.teachers.items()}
+        folders = teacher_sources(run.config, inputs.teachers)
         folds.append(Fold(inputs.data, one.keys, folders, one.hidden, one.tokens))
     return folds
 

@@ -34,9 +34,9 @@ from pipeline.run_folder import (
     CONFIG,
     STUDY_PAGE,
     finals_folder,
-    first_stages_folder,
     trials_folder,
 )
+from pipeline.shared_runs import model_source, remove_weights_behind, teacher_sources, url_of
 from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
 from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
@@ -46,7 +46,7 @@ from tune import report
 from tune.choice import Gain
 from tune.finals import Choice, Finals, decides
 from tune.folds import make_folds, mean_of, pooled
-from tune.search import cpus_per_trial_worker, metrics_folder, search, training_folder
+from tune.search import cpus_per_trial_worker, metrics_folder, remove_weights, search, training_folder
 from tune.space import check_derived, checked, modes, most_epochs, student_of, values_of, with_values
 from tune.study import DEFAULT, Trial, best, load, trial_name
 from tune.trial import Shared, curve, trial_job
@@ -87,10 +87,10 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
     The same command resumes a study. Raises any `TutelageError`: `ExhaustedError` where no trial gave a student,
     `InterruptedRunError` after the best trial so far is written down.
     """
-    if config.runs_url is not None:
+    if config.runs_url is not None and config.train.workers > 1:
         raise ConfigError(
-            "runs_dir: a search keeps its trials in a folder that all nodes see, and this is a URL",
-            "Give such a folder for it; store.path may be a URL, so that no teacher labels again.",
+            "train.workers: a search behind a URL has trials of one worker",
+            "Set train.workers to 1, or runs_dir to a folder that all nodes see.",
         )
     checked(config)
     own, student = study_config(config), student_of(config)
@@ -172,6 +172,18 @@ def _refuse_another_search(own: RunConfig) -> None:
         )
 
 
+def _for_trials(config: RunConfig) -> RunConfig:
+    """The config that trials replace values in: with absolute paths, and models where every node finds them."""
+    absolute = with_absolute_paths(config)
+    students = {
+        name: student.model_copy(
+            update={"model": student.model and (model_source(config, Path(student.model)) or student.model)}
+        )
+        for name, student in absolute.students.items()
+    }
+    return absolute.model_copy(update={"students": students})
+
+
 class _Study:
     """A running study: shows and records its trials."""
 
@@ -198,18 +210,20 @@ class _Study:
             ]
         )
         self.shared = Shared(
-            config=with_absolute_paths(config),
+            config=_for_trials(config),
             facts=run.inputs.facts,
             folder=self.folder.absolute(),
             data=run.inputs.data,
             teacher_keys=run.keys,
-            teacher_folders={name: str(path) for name, path in run.inputs.teachers.items()},
+            teacher_folders=teacher_sources(config, run.inputs.teachers),
             cpus=cpus_per_trial_worker(config),
             hidden=run.hidden,
             tokens=run.tokens,
             folds=self.folds,
+            url=url_of(config, self.folder),
         )
         self._tracked: set[str] = set()  # keys of open runs in MLflow
+        self._without_weights: set[int] = set()  # trials whose weights were removed
 
     def search(self) -> None:
         """Runs the trials that are left."""
@@ -254,19 +268,22 @@ class _Study:
         for shared, trials in ((self.shared, self.trials), (self.shared_by_finals, self.final_trials)):
             for trial in trials:
                 remove_checkpoints(training_folder(shared, trial))
-        shutil.rmtree(first_stages_folder(self.run.config.run_dir), ignore_errors=True)
+            remove_weights_behind(shared.url)
+            shutil.rmtree(shared.first_stages, ignore_errors=True)
 
     def _keep_weights_of_candidates(self) -> None:
         """Removes the weights of the trials that have ended and are not among the best few."""
-        kept = self.rules.candidates(self.trials)
+        kept = {*self.rules.candidates(self.trials), *self._without_weights}
         for trial in self.trials:
             if trial.ended and trial.number not in kept:
-                remove_checkpoints(training_folder(self.shared, trial))
+                self._without_weights.add(trial.number)
+                remove_weights(self.shared, trial)
 
     @property
     def shared_by_finals(self) -> Shared:
         """`shared`, with the finals' folder."""
-        return replace(self.shared, folder=finals_folder(self.run.config.run_dir).absolute())
+        folder = finals_folder(self.run.config.run_dir)
+        return replace(self.shared, folder=folder.absolute(), url=url_of(self.config, folder))
 
     @property
     def winner(self) -> int | None:
@@ -285,7 +302,7 @@ class _Study:
         self.run.display.table(lambda: report.live_table(trials, self.metrics, self._gains()))
         try:
             runs.in_thread(
-                lambda: search(self.config, shared, trials, self.watch, self.run.stop, finals),
+                lambda: search(self.config, shared, trials, self.watch, self.run.stop, finals, self.run.sync),
                 self.run.stages.tick,
             )
         finally:

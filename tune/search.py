@@ -32,9 +32,12 @@ from pipeline.config.recipe import Facts
 from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
-from pipeline.run_folder import RESULT, job_folder, ray_folder, stop_file
+from pipeline.run_folder import RAY, RESULT, job_folder, ray_folder, stop_file
+from pipeline.shared_runs import remove_weights_behind, url_of
+from pipeline.synced import UrlFolder
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.result import read_facts
+from pipeline.urls import join
 from tune.folds import fold_name
 from tune.space import (
     distributions,
@@ -47,7 +50,7 @@ from tune.space import (
     values_of,
     with_values,
 )
-from tune.study import Trial, cause_of, folder_of, save
+from tune.study import Trial, cause_of, folder_of, save, trial_name
 from tune.trial import FOLD, Shared, run_trial, trial_job
 
 CHECKPOINTS = 10
@@ -63,12 +66,13 @@ def search(
     watch: Watch,
     should_stop: Callable[[], bool],
     finals: Sequence[dict[str, Any]] | None = None,
+    sync: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs the remaining trials; adds them to `trials` and updates them while they run. Blocks. Ray must be running.
 
     trials: those of earlier launches · finals: points to train to their end, whatever it takes, in place of a search,
     each with its `number`, its `seed` and the trial that it `repeats` · should_stop: ends the search early, as does the time budget over all launches;
-    running trials are then interrupted. Raises `ExhaustedError` where Tune itself fails.
+    running trials are then interrupted · sync: makes the trials' folders and what lies behind their URL equal. Raises `ExhaustedError` where Tune itself fails.
     """
     tune = config.tune
     assert tune is not None, "`tune.space.checked` comes first"
@@ -78,11 +82,15 @@ def search(
         remaining, remaining_points = len(finals), list(finals)
     if remaining <= 0 or remaining_points == []:
         return
-    recorder = _Recorder(shared, trials, watch)
+    for trial in trials:
+        _stop_file(shared.folder, trial.number).unlink(missing_ok=True)
+    sync()
+    recorder = _Recorder(shared, trials, watch, sync)
     stopper = _Stopper(should_stop, _deadline(tune, trials) if finals is None else None, recorder)
     recorder.stopper = stopper
     several = len(tune.metrics) > 1
-    storage = ray_folder(shared.folder.parent)
+    study = url_of(shared.config, shared.folder.parent)
+    storage, filesystem = _storage(shared.folder.parent, study)
     _set_up_tune()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trainable, shared=shared), _resources(shared)),
@@ -98,7 +106,8 @@ def search(
         ),
         run_config=ray.tune.RunConfig(
             name="tune",
-            storage_path=str(storage),
+            storage_path=storage,
+            storage_filesystem=filesystem,
             checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=CHECKPOINTS),
             failure_config=ray.tune.FailureConfig(max_failures=tune.retries),
             callbacks=[recorder],
@@ -115,7 +124,15 @@ def search(
         ) from error
     finally:
         recorder.close()
-        shutil.rmtree(storage, ignore_errors=True)
+        if study is None:
+            shutil.rmtree(storage, ignore_errors=True)
+        else:
+            UrlFolder(study).delete_folder(RAY)
+
+
+def _storage(folder: Path, url: str | None) -> tuple[str, Any]:
+    """Path and pyarrow file system of Tune's own files, in the study's folder or behind its URL; None for this machine's."""
+    return (str(ray_folder(folder)), None) if url is None else UrlFolder(url).storage(RAY)
 
 
 def _set_up_tune() -> None:
@@ -386,8 +403,8 @@ class _Recorder(_Unsaved, ray.tune.Callback):
 
     stopper: _Stopper
 
-    def __init__(self, shared: Shared, trials: list[Trial], watch: Watch) -> None:
-        self._shared, self._trials, self._watch = shared, trials, watch
+    def __init__(self, shared: Shared, trials: list[Trial], watch: Watch, sync: Callable[[], None]) -> None:
+        self._shared, self._trials, self._watch, self._sync = shared, trials, watch, sync
         self._started: dict[int, float] = {}
 
     def running(self) -> set[int]:
@@ -437,6 +454,7 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         one = self._record_of(trial)
+        self._sync()
         if (self._folder(one) / RESULT).is_file():
             facts = read_facts(self._folder(one))
             one.scores, one.epochs = facts["kept"], len(facts["epoch_seconds"])
@@ -455,7 +473,7 @@ class _Recorder(_Unsaved, ray.tune.Callback):
         self._save(one)
         self._started.pop(one.number, None)
         if one.status in ("early-stopped", "failed"):
-            remove_checkpoints(self._folder(one))
+            remove_weights(self._shared, one)
 
     def _save(self, one: Trial) -> None:
         if one.number in self._started:
@@ -491,6 +509,12 @@ class _Recorder(_Unsaved, ray.tune.Callback):
 def training_folder(shared: Shared, trial: Trial) -> Path:
     """The folder of a trial's metrics, checkpoints and result."""
     return job_folder(folder_of(shared.folder, trial.number), trial_job(shared.config))
+
+
+def remove_weights(shared: Shared, trial: Trial) -> None:
+    """Removes a trial's checkpoints."""
+    remove_checkpoints(training_folder(shared, trial))
+    remove_weights_behind(None if shared.url is None else join(shared.url, trial_name(trial.number)))
 
 
 def metrics_folder(shared: Shared, trial: Trial) -> Path:

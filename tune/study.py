@@ -17,9 +17,9 @@ from typing import Any
 from pipeline import errors
 from pipeline.files import write_atomically
 from pipeline.report.schema import GainRecord, TrialRecord, TrialStatus
+from pipeline.run_folder import TRIAL
 
 ENDED = ("finished", "early-stopped", "failed")
-TRIAL = "trial.json"
 DEFAULT = -1
 """Stands for the number of a trial: the config's own values where no trial that finished has them."""
 

@@ -20,7 +20,13 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.run_folder import first_stages_folder, job_folder, stop_file
-from pipeline.training.checkpoint import adopt_checkpoint, newest_checkpoint, remove_checkpoints
+from pipeline.shared_runs import Behind, of_trial, worked_on
+from pipeline.training.checkpoint import (
+    adopt_checkpoint,
+    newest_checkpoint,
+    remove_checkpoints,
+    remove_unsent,
+)
 from pipeline.training.jobs import is_finished, new_plan, train_jobs
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS, read_metrics
@@ -28,6 +34,7 @@ from pipeline.training.loop import Report
 from pipeline.training.result import read_facts
 from pipeline.training.step import Workers
 from pipeline.training.worker_group import run_worker_group
+from pipeline.urls import cache_folder, join
 from teachers.spec import HiddenTargets, TokenTargets
 from tune.folds import Fold, fold_name, mean_scores, write_pooled
 from tune.space import Values, student_of, with_values
@@ -44,7 +51,8 @@ KEPT = Kept()
 class Shared:
     """What all trials of a study share; sent to the cluster once.
 
-    config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders · cpus: of each worker ·
+    config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders, on the driver's machine where
+    they lie behind `url` · cpus: of each worker ·
     teacher_keys, hidden, tokens and teacher_folders: as in `pipeline.training.jobs.Plan` · folds: of `tune.folds`; a trial trains once for each.
     """
 
@@ -58,6 +66,12 @@ class Shared:
     hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
     tokens: Mapping[str, TokenTargets] = field(default_factory=dict)
     folds: Sequence[Fold] = ()
+    url: str | None = None
+
+    @property
+    def first_stages(self) -> Path:
+        """The folder of first stages that trainings share: of the study, or of the machine where no folder is everyone's."""
+        return first_stages_folder(self.folder.parent if self.url is None else cache_folder(self.url))
 
     @property
     def own(self) -> Fold:
@@ -96,7 +110,17 @@ def run_trial(point: Mapping[str, Any], *, shared: Shared) -> None:
     One worker trains in this process, several in a Ray Train group of their own, by the same loop. Raises what training
     raises. In a population, `takeovers` of the point counts how often it took over another trial's weights and values.
     """
-    config = trial_config(shared.config, shared.folder, point["number"], point["values"], point.get("seed"))
+    given = trial_config(shared.config, shared.folder, point["number"], point["values"], point.get("seed"))
+    url = None if shared.url is None else join(shared.url, given.name)
+    behind = None if url is None else Behind(url, url)
+    with worked_on(behind, given.run_dir, stop_file(given.run_dir), of_trial) as (own, _):
+        if behind is not None:
+            remove_unsent(own)
+        _run_trial(point, given.model_copy(update={"runs_dir": str(own.parent)}), shared)
+
+
+def _run_trial(point: Mapping[str, Any], config: RunConfig, shared: Shared) -> None:
+    """As `run_trial`. config: the trial's, whose folder is one that this process works in."""
     if stop_file(config.run_dir).exists():
         return
     job = trial_job(shared.config)
@@ -147,7 +171,7 @@ def _train(
         plan,
         cpus=shared.cpus,
         trial=True,
-        first_stages=first_stages_folder(shared.folder.parent),
+        first_stages=shared.first_stages,
         stop=stop or plan.stop,
     )
     if config.train.workers > 1 and report is None:

@@ -7,18 +7,31 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from safetensors.torch import load_file
+from torch import equal
 
 from pipeline.training.log import METRICS
 from tests.conftest import TinyModel
-from tests.integration.command import BIN, TUTELAGE, Command, listening, started, tutelage, wait_until
+from tests.integration.command import (
+    BIN,
+    TUTELAGE,
+    Command,
+    all_processes,
+    listening,
+    started,
+    tutelage,
+    wait_until,
+)
 from tests.integration.conftest import MakeRun, csv_section
 
 pytestmark = pytest.mark.integration
@@ -39,17 +52,27 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+class Head(NamedTuple):
+    """A cluster of one node: `ray start`, its address, and the URL to which jobs are submitted."""
+
+    command: Command
+    address: str
+    jobs: str
+
+
 @pytest.fixture(scope="module")
-def head() -> Iterator[tuple[Command, str]]:
-    """A cluster of one node with ports and folder of its own, and its address."""
+def head() -> Iterator[Head]:
+    """A cluster with ports and folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
-    port = free_port()
+    port, dashboard = free_port(), free_port()
     options = {
         "node-ip-address": "127.0.0.1",
         "port": port,
         "num-cpus": 2,
         "object-store-memory": 150_000_000,
-        "include-dashboard": "false",
+        "include-dashboard": "true",
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
         "ray-client-server-port": free_port(),
         "dashboard-agent-listen-port": free_port(),
         "temp-dir": folder,
@@ -60,7 +83,7 @@ def head() -> Iterator[tuple[Command, str]]:
             str(BIN / "ray"), "start", "--head", "--block", *arguments, cwd=folder, environment=TOKEN
         ) as command:
             wait_until(lambda: "Ray runtime started" in command.output, lambda: command.output, 120)
-            yield command, f"127.0.0.1:{port}"
+            yield Head(command, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -92,10 +115,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, tiny_
     return folder
 
 
-def test_a_run_on_a_cluster_that_was_there(head: tuple[Command, str], workplace: Path) -> None:
+def test_a_run_on_a_cluster_that_was_there(head: Head, workplace: Path) -> None:
     """The workers have another working directory than the command, which has none of the code."""
-    ray, address = head
-    done = tutelage("train", "run.yaml", f"cluster.address={address}", cwd=workplace, environment=TOKEN)
+    ray = head.command
+    done = tutelage("train", "run.yaml", f"cluster.address={head.address}", cwd=workplace, environment=TOKEN)
     assert done.process.returncode == 0, done.output
     report = json.loads((workplace / "runs" / "first" / "report.json").read_text())
     assert report["teacher_forwards"] == {"only": 48 + 24 + 24}
@@ -107,6 +130,51 @@ def test_a_run_on_a_cluster_that_was_there(head: tuple[Command, str], workplace:
         return [title for title in ray.left() if re.search("TeacherActor|_fine_tune_task|RayTrain", title)]
 
     wait_until(lambda: not ours(), lambda: f"left on the cluster: {ours()}", 20)
+
+
+def test_a_submitted_job_whose_driver_dies_is_gone_on_with(
+    head: Head, workplace: Path, tmp_path: Path
+) -> None:
+    """Killed while its students train; the same job again ends with the weights of a run that nothing disturbed."""
+
+    def train(runs: Path) -> tuple[str, ...]:
+        return "train", "run.yaml", "train.epochs=40", f"runs_dir={runs}"
+
+    def submitted(name: str) -> tuple[str, ...]:
+        options = ("--address", head.jobs, "--working-dir", ".", "--submission-id", name)
+        job = (TUTELAGE, *train(tmp_path / "job"), "cluster.address=auto")
+        return str(BIN / "ray"), "job", "submit", *options, "--", *job
+
+    def drivers() -> list[int]:
+        return [
+            pid
+            for pid, (_, _, title) in all_processes().items()
+            if f"runs_dir={tmp_path / 'job'}" in title and TUTELAGE in title.split()[:2]
+        ]
+
+    curve = tmp_path / "job" / "first" / "checkpoints" / "cut-distilled" / METRICS
+    with started(*submitted("one"), cwd=workplace, environment=TOKEN) as command:
+        wait_until(
+            lambda: command.ended() or (curve.exists() and curve.stat().st_size > 0),
+            lambda: command.output,
+            240,
+        )
+        assert not command.ended(), command.output
+        (driver,) = drivers()
+        os.kill(driver, signal.SIGKILL)
+        assert command.wait() != 0
+        assert "failed" in command.output
+    with started(*submitted("two"), cwd=workplace, environment=TOKEN) as command:
+        assert command.wait() == 0, command.output
+        assert "soft targets: 96 from the store, 0 computed" in command.output
+        assert "Job 'two' succeeded" in command.output
+    assert head.command.process.poll() is None
+
+    alone = tutelage(*train(tmp_path / "alone"), "cluster.cpus=2", cwd=workplace)
+    assert alone.process.returncode == 0, alone.output
+    students = "first/students/cut/mood/model.safetensors"
+    job, undisturbed = (load_file(tmp_path / runs / students) for runs in ("job", "alone"))
+    assert all(equal(weight, job[name]) for name, weight in undisturbed.items())
 
 
 LOOPBACK = re.compile(r"(0100007F|0{16}(FFFF|0{4})0000(0100007F|01000000)):")

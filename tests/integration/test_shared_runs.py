@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -281,6 +282,56 @@ def test_nodes_that_are_lost_are_waited_for(
     theirs = load_file(other.fetch("lost/students/cut/mood/model.safetensors", tmp_path))
     undisturbed = load_file(bucket.fetch("first/students/cut/mood/model.safetensors", tmp_path))
     assert all(equal(weight, theirs[name]) for name, weight in undisturbed.items())
+
+
+def test_a_search_without_a_shared_folder(
+    cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Killed after its first trial, gone on with from a machine that has nothing of it: the scores of a search in a folder."""
+    config = yaml.safe_load((workplace / "run.yaml").read_text())
+    config |= {"name": "searched", "students": {"bare": {"model": "bert"}}}
+    config["train"] |= {"workers": 1, "epochs": 4}
+    space = {"loss.soft": {"choice": [0.2, 0.5, 0.9]}}
+    config["tune"] = {"space": space, "trials": 3, "algorithm": "grid", "scheduler": "none", "concurrency": 2}
+    (workplace / "search.yaml").write_text(yaml.safe_dump(config))
+    other = bucket.beside("searches")
+    run = ("tune", "search.yaml", f"runs_dir={other.url}", f"cluster.address={cluster.address}")
+
+    def driver(name: str) -> dict[str, str]:
+        return {**TOKEN, **keys, **home(tmp_path, name)}
+
+    def trials() -> dict[str, dict[str, Any]]:
+        names = [name for name in other.names() if name.endswith("/trial.json")]
+        return {name: json.loads(other.fetch(name, tmp_path).read_text()) for name in sorted(names)}
+
+    def some_finished() -> bool:
+        return any(one["status"] == "finished" for one in trials().values())
+
+    with started(TUTELAGE, *run, cwd=workplace, environment=driver("searcher")) as command:
+        wait_until(lambda: command.ended() or some_finished(), lambda: command.output, 300)
+        assert not command.ended(), command.output
+        command.send(signal.SIGKILL)
+        command.wait()
+    before = {name: one for name, one in trials().items() if one["status"] == "finished"}
+
+    done = tutelage(*run, cwd=workplace, environment=driver("another"), timeout_s=400)
+    assert done.process.returncode == 0, done.output
+    after = trials()
+    assert {name: after[name] for name in before} == before, "ended trials are not run again"
+    assert "bare-distilled was trained by the search" in done.output
+    names = other.names()
+    for name in ("searched-study/study.json", "searched-study/best.yaml", "searched/report.json"):
+        assert name in names
+    assert not [name for name in names if "step-" in name or "/ray/" in name]
+
+    config["runs_dir"] = "runs"
+    del config["teachers"]["only"]["serving"], config["train"]["resources_per_worker"]
+    (workplace / "alone.yaml").write_text(yaml.safe_dump(config))
+    alone = tutelage("tune", "alone.yaml", "cluster.cpus=2", cwd=workplace, timeout_s=400)
+    assert alone.process.returncode == 0, alone.output
+    for name, one in after.items():
+        here = json.loads((workplace / "runs" / name).read_text())
+        assert (one["status"], one["values"], one["scores"]) == ("finished", here["values"], here["scores"])
 
 
 def test_what_cannot_be_a_runs_dir_is_refused_at_once(workplace: Path, keys: Mapping[str, str]) -> None:

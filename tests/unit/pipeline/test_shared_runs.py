@@ -14,14 +14,21 @@ from pipeline.errors import LockedError, TeacherError
 from pipeline.models import fingerprint, resolve
 from pipeline.run_folder import CONFIG, FAILURE, stop_file
 from pipeline.shared_runs import (
+    Behind,
     behind,
+    fetch_weights,
     held,
     model_source,
+    of_trial,
     of_worker,
     pull_reports,
     pull_teacher,
+    remove_weights_behind,
     send_models,
+    send_weights,
+    teacher_sources,
     to_stop,
+    url_of,
     worked_on,
 )
 from pipeline.training.fine_tune import TEACHER
@@ -96,6 +103,63 @@ def test_a_folder_needs_none_of_it(tmp_path: Path) -> None:
     send_models(plain, [tmp_path])
     with worked_on(None, tmp_path / "runs" / "first", tmp_path / "STOP") as paths:
         assert paths == (tmp_path / "runs" / "first", tmp_path / "STOP")
+
+
+def test_urls_of_what_lies_below_the_runs(shared: RunConfig, there: Path, tmp_path: Path) -> None:
+    trials = shared.runs_path / "first-study" / "trials"
+    assert url_of(shared, trials) == f"{there.as_uri()}/first-study/trials"
+    plain = config(str(tmp_path / "runs"))
+    assert url_of(plain, plain.run_dir) is None
+    query = config("s3://bucket/runs?region=us-east-1")
+    assert url_of(query, query.run_dir) == "s3://bucket/runs/first?region=us-east-1"
+
+
+def test_a_trials_weights_become_a_runs(shared: RunConfig, there: Path) -> None:
+    """What the driver has no copy of is fetched for it, and takes the place of what the run had."""
+    training, own = "checkpoints/small-distilled", shared.run_dir / "checkpoints/small-distilled"
+    put(there / "first-study/trials/003", CHECKPOINT, f"{training}/metrics.jsonl")
+    put(there / "first", f"{training}/step-00000002/model.safetensors")
+    trial = shared.runs_path / "first-study/trials/003" / training
+    fetch_weights(shared, trial)
+    assert names(trial) == {"metrics.jsonl", "step-00000004/model.safetensors"}
+    put(own, "step-00000004/model.safetensors", "metrics.jsonl")
+    send_weights(shared, own)
+    assert names(there / "first") == {CHECKPOINT, f"{training}/metrics.jsonl"}
+
+
+def test_weights_behind_a_url_are_removed_and_nothing_else(shared: RunConfig, there: Path) -> None:
+    put(
+        there / "trials",
+        f"003/{CHECKPOINT}",
+        f"004/fold-1/{CHECKPOINT}",
+        "003/trial.json",
+        "003/x/result.json",
+    )
+    remove_weights_behind(f"{there.as_uri()}/trials/003")
+    assert names(there / "trials") == {f"004/fold-1/{CHECKPOINT}", "003/trial.json", "003/x/result.json"}
+    remove_weights_behind(f"{there.as_uri()}/trials")
+    assert names(there / "trials") == {"003/trial.json", "003/x/result.json"}
+    remove_weights_behind(f"{there.as_uri()}/nothing")
+    remove_weights_behind(None)
+
+
+def test_a_trial_leaves_the_searchs_record_alone(shared: RunConfig, there: Path, tmp_path: Path) -> None:
+    put(there / "trials/003", "trial.json", CHECKPOINT, "STOP")
+    urls = Behind(f"{there.as_uri()}/trials/003", f"{there.as_uri()}/trials/003")
+    with worked_on(urls, tmp_path / "003", tmp_path / "003" / "STOP", of_trial) as (copy, _):
+        assert names(copy) == {CHECKPOINT, "STOP"}
+        put(copy, "checkpoints/small-distilled/result.json")
+    assert "checkpoints/small-distilled/result.json" in names(there / "trials/003")
+    assert (there / "trials/003/trial.json").read_text() == "trial.json"
+
+
+def test_teachers_are_found_by_every_node(shared: RunConfig, tmp_path: Path, tiny_model: TinyModel) -> None:
+    folder = tiny_model("bert")
+    plain = config(str(tmp_path / "runs"))
+    assert teacher_sources(plain, {"only": folder}) == {"only": str(folder)}
+    assert teacher_sources(shared, {"only": folder}) == {
+        "only": f"{shared.runs_url}/_models/{fingerprint(folder)}"
+    }
 
 
 def test_the_driver_has_all_but_checkpoints(shared: RunConfig, there: Path) -> None:
