@@ -34,6 +34,8 @@ TYPES = (
     (r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$", "float64"),
 )
 """What all texts of a label column of csv match → their type. 01 is a text."""
+ALIASES: Mapping[Split, Sequence[str]] = {"validation": ("valid", "val", "dev", "development", "eval")}
+"""What data sets call a split that others call by our name."""
 NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "converters"}
 """Fields of a builder's config that are not options: other keys of `data` set them, or YAML cannot."""
 
@@ -51,12 +53,13 @@ class Source:
     text_labels: bool = False
 
 
-def load_splits(source: Source) -> dict[Split, Any]:
-    """The data set's tables, by our split names; missing splits are omitted. Raises `DataError`."""
+def load_splits(source: Source) -> tuple[dict[Split, Any], list[str]]:
+    """The data set's tables, by our split names, and notes; missing splits are omitted. Raises `DataError`."""
     where, data = source.where, source.data
     check_files(where, data)
-    wanted = {split: data.splits.get(split, split) for split in SPLITS}
     whole = _load(source)
+    free = set(whole).difference(*map(_names_in, data.splits.values()))
+    wanted = {split: data.splits.get(split) or _usual_name(split, free) for split in SPLITS}
     try:
         sliced = {s: _slice(whole, e) for s, e in wanted.items() if "[" in e or "+" in e}
     except Exception as error:  # datasets raises several types, each about the expression
@@ -76,7 +79,22 @@ def load_splits(source: Source) -> dict[Split, Any]:
             f"{where}: no split 'train' among {', '.join(whole)}", "Name it in data.splits.train."
         )
     _refuse_unread(where, data, wanted.values())
-    return tables
+    notes = [
+        f"{split} is the split {wanted[split]!r} of the data set"
+        for split in tables
+        if wanted[split] not in (split, data.splits.get(split))
+    ]
+    return tables, notes
+
+
+def _names_in(expression: str) -> list[str]:
+    """The data set's splits that an expression such as ``train[:80%]+dev`` names."""
+    return re.findall(r"[^\[\]+:%]+", expression)
+
+
+def _usual_name(split: Split, names: Iterable[str]) -> str:
+    """What a data set calls a split among `names`: validation may be dev, val or valid."""
+    return next((name for name in (split, *ALIASES.get(split, ())) if name in names), split)
 
 
 def with_fields(table: Any, columns: Iterable[str]) -> Any:
@@ -101,11 +119,10 @@ def fields_of(table: Any, column: str) -> list[str]:
 
 def _refuse_unread(where: str, data: DataConfig, wanted: Iterable[str]) -> None:
     """Raises `DataError` for files that no split reads."""
-    read = {name for expression in wanted for name in re.findall(r"[^\[\]+:%]+", expression)}
+    read = {name for expression in wanted for name in _names_in(expression)}
     for name in data.data_files or {}:
         if name not in read:
-            usual = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
-            split = usual.get(name.lower(), name.lower() if name.lower() in SPLITS else "validation")
+            split = next((one for one in SPLITS if name.lower() == one), "validation")
             raise DataError(
                 f"{where}.data_files.{name}: no split reads these files; splits are {', '.join(SPLITS)}",
                 f"Write {split} in place of {name}, or set data.splits.{split} to {name}.",

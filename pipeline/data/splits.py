@@ -184,7 +184,7 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
     texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.labels))
     others = tuple(columns.values())
     source = Source(f"tasks.{name}.data", config.data, texts, labels, others, kind.text_labels)
-    tables = load_splits(source)
+    tables, notes = load_splits(source)
     tables = {split: with_fields(table, columns.values()) for split, table in tables.items()}
     for split, table in tables.items():
         if not len(table):
@@ -192,7 +192,7 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
         _check_columns(name, split, table, columns)
     read = {split: _columns(table, columns, fields) for split, table in tables.items()}
     task = MAKERS[kind](name, config, read["train"])
-    notes = [
+    notes += [
         f"column {role} is not read: name it in data.columns, for pairs of texts"
         for role in kind.optional_inputs
         if role not in named and role in tables["train"].column_names and role not in columns.values()
@@ -300,7 +300,8 @@ def _with_unlabelled(
     assert more is not None
     mapping = {role: more.columns.get(role, columns[role]) for role in task.reading.fields}
     where = f"tasks.{task.name}.data.unlabelled"
-    table = load_splits(Source(where, source_of(more), list(mapping.values())))["train"]
+    tables, _ = load_splits(Source(where, source_of(more), list(mapping.values())))
+    table = tables["train"]
     table = with_fields(table, mapping.values())
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
     extra = read_examples(task, "unlabelled", _columns(table, mapping, task.reading.fields))

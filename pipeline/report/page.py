@@ -166,17 +166,24 @@ def _cost(report: Report, student: str, brief: bool = False) -> str:
     tasks = report.tasks_of(student)
     teachers = sum(len(task.teachers) for task in tasks.values())
     crowd = f"the {teachers} teachers together" if teachers > 1 else "its teacher"
-    parts = []
-    if (smaller := ratio.times_smaller) is not None:
-        parts.append(_times(smaller, "smaller", "larger") + ("" if brief else f" than {crowd}"))
-    if (faster := ratio.times_faster) is not None:
-        whom = "a task's teachers one after another" if teachers > len(tasks) else "a task's teacher"
-        parts.append(_times(faster, "faster", "slower") + ("" if brief else f" than {whom}"))
+    whom = "a task's teachers one after another" if teachers > len(tasks) else "a task's teacher"
+    parts = [
+        _times(value, *words, "" if brief else other)
+        for value, words, other in (
+            (ratio.times_smaller, ("smaller", "larger", "large"), crowd),
+            (ratio.times_faster, ("faster", "slower", "fast"), whom),
+        )
+        if value is not None
+    ]
     return " and ".join(parts)
 
 
-def _times(ratio: float, more: str, less: str) -> str:
-    return f"{ratio:.1f} times {more}" if ratio >= 1 else f"{1 / ratio:.1f} times {less}"
+def _times(ratio: float, more: str, less: str, level: str, other: str) -> str:
+    """`6.3 times smaller than the teachers`, `about as large as the teachers`; other: the teachers, or nothing."""
+    if round(max(ratio, 1 / ratio), 1) == 1:
+        return f"about as {level}" + (f" as {other}" if other else "")
+    much = f"{ratio:.1f} times {more}" if ratio > 1 else f"{1 / ratio:.1f} times {less}"
+    return much + (f" than {other}" if other else "")
 
 
 def _gain(report: Report, student: str) -> str:

@@ -82,6 +82,15 @@ class NumberReading(TextReading):
         return _labelled(labels)
 
 
+class _ExactLinear(torch.nn.Linear):
+    """Computes in fp32 under autocast too: of the years around 2000 bf16 knows every eighth."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(…, 1) of (…, width)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
 @dataclass(frozen=True)
 class NumberHead(TextHead):
     """See `pipeline.tasks.task.Head`."""
@@ -94,9 +103,10 @@ class NumberHead(TextHead):
     fields: tuple[str, ...] = FIELDS
 
     def attach(self, trunk: Any) -> Any:
-        """A head with one output in the labels' unit; its bias starts at the training labels' mean."""
+        """A head with one output in the labels' unit, in fp32; its bias starts at the training labels' mean."""
         model = attach_head(trunk, KIND, {**label_settings(COLUMNS), "problem_type": "regression"})
         last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1][-1]
+        last.__class__ = _ExactLinear  # with the weights that were drawn for it
         with torch.no_grad():
             last.weight.mul_(self.scale)
             last.bias.fill_(self.center)

@@ -582,14 +582,38 @@ def test_the_hubs_minus_one_is_no_label(tmp_path: Path) -> None:
 
 
 def test_files_that_no_split_reads_are_refused(tmp_path: Path) -> None:
-    files = csv_files(tmp_path, {"train": WHOLE["train"], "dev": WHOLE["validation"], "test": WHOLE["test"]})
+    files = csv_files(tmp_path, {"train": WHOLE["train"], "more": WHOLE["validation"], "test": WHOLE["test"]})
     error = refusal("csv", data_files=files)
     assert error.cause == (
-        "tasks.mood.data.data_files.dev: no split reads these files; splits are train, validation, test"
+        "tasks.mood.data.data_files.more: no split reads these files; splits are train, validation, test"
     )
-    assert "Write validation in place of dev" in error.remedy
+    assert "Write validation in place of more" in error.remedy
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "valid"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_validation_may_have_another_usual_name(tmp_path: Path, saved: bool, name: str) -> None:
+    if saved:
+        data = load(saved_dict(tmp_path / "saved", **{"train": 40, name: 5, "test": 6}))
+    else:
+        data = load(
+            "csv",
+            data_files=csv_files(
+                tmp_path, {"train": rows_of(0, 40), name: rows_of(40, 5), "test": rows_of(45, 6)}
+            ),
+        )
+    assert sizes_of(data) == (40, 5, 6)
+    assert data.notes == (f"mood: validation is the split {name!r} of the data set",)
+
+
+def test_a_split_that_is_named_is_no_other_one(tmp_path: Path) -> None:
+    files = csv_files(tmp_path, {"train": WHOLE["train"], "dev": WHOLE["validation"], "test": WHOLE["test"]})
     data = load("csv", data_files=files, splits={"validation": "dev"})
     assert contents(data, "validation") == WHOLE["validation"]
+    assert data.notes == ()
+    both = load("csv", data_files=files, splits={"train": "train+dev"})
+    assert sum(sizes_of(both)) == 46
+    assert "no validation split" in both.notes[0]
     sliced = load("csv", data_files=files, splits={"train": "train[:50%]+dev", "validation": "train[50%:]"})
     assert len(sliced.splits["train"]) == 15 + 8
 

@@ -101,6 +101,13 @@ def test_verdict_of_a_student_that_is_no_lighter() -> None:
         latency=some_latencies({"movies": ["large"]}, ["half"], student_ms=10.0),
     )
     assert "It is 2.0 times larger than its teacher and 2.0 times slower" in verdict(build(tasks, facts))
+    alike = replace(
+        facts,
+        size=Sizes(students={"half": facts.size.teachers["large"]}, teachers=facts.size.teachers),
+        latency=some_latencies({"movies": ["large"]}, ["half"], student_ms=4.9),
+    )
+    level = verdict(build(tasks, alike))
+    assert "It is about as large as its teacher and about as fast as a task's teacher." in level
 
 
 def test_verdict_leads_with_the_best_student_and_keeps_the_others() -> None:

@@ -261,6 +261,20 @@ def test_a_new_head_starts_at_the_mean(tiny_model: TinyModel, architecture: Arch
     np.testing.assert_allclose(said, 5 * plain + 1000, atol=1e-2, rtol=0)  # the same head, in its unit
 
 
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "mpnet", "modernbert"])
+def test_large_numbers_are_not_rounded_in_training(tiny_model: TinyModel, architecture: Architecture) -> None:
+    """Of the years around 2000 bf16 knows every eighth."""
+    folder = tiny_model(architecture)
+    task = regression("stars", 16, center=2000.0, scale=10.0)
+    student, tokenizer = build_student(folder, [task]), open_tokenizer(folder)
+    batch = TensorBatch.of(task.head.encode(tokenizer, {"text": texts_of(0, 16)}).pad(np.arange(16)))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = task.head.read_out(student("stars", batch.inputs), batch)
+    exact = task.head.read_out(student("stars", batch.inputs), batch)
+    assert len(rounded.unique()) > 8
+    assert (rounded - exact).abs().max() < 1
+
+
 @pytest.mark.parametrize(
     ("outputs", "declared"), [({0: "bad", 1: "good"}, None), ({0: "LABEL_0"}, {"LABEL_0": "value"})]
 )
