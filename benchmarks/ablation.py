@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these alone, beside the first")
     parser.add_argument("--to", type=Path, default=Path("build/ablation"), help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = yaml.safe_load(Path(arguments.config).read_text())
     print(
         f"{machine()}; seeds 0 to {arguments.seeds - 1}; points on test, gap recovered in brackets",

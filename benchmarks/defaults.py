@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--to", type=Path, default=Path("build/defaults"), help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     print(f"{machine()}; seeds 0 to {arguments.seeds - 1}; points on test", flush=True)
     print("| set | teacher | distilled | labels alone | Δ ± standard error over seeds | Δ by seed | how |")
     for name in arguments.sets:

@@ -403,7 +403,13 @@ class _Recorder(_Unsaved, ray.tune.Callback):
 
     stopper: _Stopper
 
-    def __init__(self, shared: Shared, trials: list[Trial], watch: Watch, sync: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        trials: list[Trial],
+        watch: Watch,
+        sync: Callable[[], None] = lambda: None,
+    ) -> None:
         self._shared, self._trials, self._watch, self._sync = shared, trials, watch, sync
         self._started: dict[int, float] = {}
 

@@ -22,11 +22,11 @@ from pipeline.losses import Needs
 from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
-from pipeline.tasks.encoding import content_of, encoded
 from pipeline.tasks.pairs import pairs
 from pipeline.tasks.target_tokens import target_tokens
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.writing import writing_head
+from pipeline.training.encoded import content_of, encoded
 from pipeline.training.focus import Focus
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept

@@ -42,7 +42,6 @@ from pipeline.losses import LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
 from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
 from pipeline.shared_runs import Behind, behind, model_source
-from pipeline.tasks.encoding import encoded
 from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import PLAIN, best_schedule
@@ -52,6 +51,7 @@ from pipeline.training.checkpoint import (
     newest_checkpoint,
     remove_checkpoints,
 )
+from pipeline.training.encoded import encoded
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept

@@ -70,7 +70,8 @@ def test_arrays_and_texts_are_not_copied() -> None:
 
 
 def test_none_and_an_empty_array_are_values_too() -> None:
-    for number, value in enumerate((None, np.empty(0), [])):
+    odd: tuple[Any, ...] = (None, np.empty(0), [])
+    for number, value in enumerate(odd):
         make = Made(value)
         again = [cached("odd", number, make, worth=0) for _ in range(2)]
         assert make.count == 1
