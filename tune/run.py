@@ -36,7 +36,7 @@ from pipeline.run_folder import (
     finals_folder,
     trials_folder,
 )
-from pipeline.shared_runs import model_source, remove_weights_behind, teacher_sources, url_of
+from pipeline.shared_runs import model_source, remove_weights_behind, teacher_sources
 from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
 from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
@@ -220,7 +220,6 @@ class _Study:
             hidden=run.hidden,
             tokens=run.tokens,
             folds=self.folds,
-            url=url_of(config, self.folder),
         )
         self._tracked: set[str] = set()  # keys of open runs in MLflow
         self._without_weights: set[int] = set()  # trials whose weights were removed
@@ -282,8 +281,7 @@ class _Study:
     @property
     def shared_by_finals(self) -> Shared:
         """`shared`, with the finals' folder."""
-        folder = finals_folder(self.run.config.run_dir)
-        return replace(self.shared, folder=folder.absolute(), url=url_of(self.config, folder))
+        return replace(self.shared, folder=finals_folder(self.run.config.run_dir).absolute())
 
     @property
     def winner(self) -> int | None:

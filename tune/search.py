@@ -20,6 +20,7 @@ from typing import Any
 import optuna
 import ray.tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -33,7 +34,7 @@ from pipeline.config.resolved import student_settings
 from pipeline.config.schema import RunConfig, TuneConfig
 from pipeline.errors import ExhaustedError
 from pipeline.run_folder import RAY, RESULT, job_folder, ray_folder, stop_file
-from pipeline.shared_runs import remove_weights_behind, url_of
+from pipeline.shared_runs import remove_weights_behind
 from pipeline.synced import UrlFolder
 from pipeline.training.checkpoint import remove_checkpoints
 from pipeline.training.result import read_facts
@@ -89,8 +90,7 @@ def search(
     stopper = _Stopper(should_stop, _deadline(tune, trials) if finals is None else None, recorder)
     recorder.stopper = stopper
     several = len(tune.metrics) > 1
-    study = url_of(shared.config, shared.folder.parent)
-    storage, filesystem = _storage(shared.folder.parent, study)
+    storage, filesystem = _storage(shared)
     _set_up_tune()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trainable, shared=shared), _resources(shared)),
@@ -110,7 +110,7 @@ def search(
             storage_filesystem=filesystem,
             checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=CHECKPOINTS),
             failure_config=ray.tune.FailureConfig(max_failures=tune.retries),
-            callbacks=[recorder],
+            callbacks=[recorder, _Silent()],
             stop=stopper,
             verbose=0,
         ),
@@ -124,15 +124,17 @@ def search(
         ) from error
     finally:
         recorder.close()
-        if study is None:
+        if shared.study_url is None:
             shutil.rmtree(storage, ignore_errors=True)
         else:
-            UrlFolder(study).delete_folder(RAY)
+            UrlFolder(shared.study_url).delete_folder(RAY)
 
 
-def _storage(folder: Path, url: str | None) -> tuple[str, Any]:
+def _storage(shared: Shared) -> tuple[str, Any]:
     """Path and pyarrow file system of Tune's own files, in the study's folder or behind its URL; None for this machine's."""
-    return (str(ray_folder(folder)), None) if url is None else UrlFolder(url).storage(RAY)
+    if shared.study_url is None:
+        return str(ray_folder(shared.folder.parent)), None
+    return UrlFolder(shared.study_url).storage(RAY)
 
 
 def _set_up_tune() -> None:
@@ -371,6 +373,18 @@ class _Unsaved:
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+class _Silent(_Unsaved, TrialProgressCallback):
+    """In place of Tune's own, which prints a trial that ends without a result of this launch, whatever the verbosity."""
+
+    def log_result(self, trial: TuneTrial, result: dict[str, Any], error: bool = False) -> None:
+        """Prints nothing."""
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Prints nothing."""
 
 
 class _Stopper(_Unsaved, ray.tune.Stopper):

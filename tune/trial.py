@@ -52,7 +52,7 @@ class Shared:
     """What all trials of a study share; sent to the cluster once.
 
     config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders, on the driver's machine where
-    they lie behind `url` · cpus: of each worker ·
+    they lie behind a URL · cpus: of each worker ·
     teacher_keys, hidden, tokens and teacher_folders: as in `pipeline.training.jobs.Plan` · folds: of `tune.folds`; a trial trains once for each.
     """
 
@@ -66,12 +66,22 @@ class Shared:
     hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
     tokens: Mapping[str, TokenTargets] = field(default_factory=dict)
     folds: Sequence[Fold] = ()
-    url: str | None = None
+
+    @property
+    def study_url(self) -> str | None:
+        """The URL of the study's folder, where it lies behind one."""
+        return None if self.config.runs_url is None else join(self.config.runs_url, self.folder.parent.name)
+
+    @property
+    def url(self) -> str | None:
+        """The URL of all trials' folders, where they lie behind one."""
+        return None if self.study_url is None else join(self.study_url, self.folder.name)
 
     @property
     def first_stages(self) -> Path:
         """The folder of first stages that trainings share: of the study, or of the machine where no folder is everyone's."""
-        return first_stages_folder(self.folder.parent if self.url is None else cache_folder(self.url))
+        study = self.folder.parent if self.study_url is None else cache_folder(self.study_url)
+        return first_stages_folder(study)
 
     @property
     def own(self) -> Fold:

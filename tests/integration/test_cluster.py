@@ -132,13 +132,15 @@ def test_a_run_on_a_cluster_that_was_there(head: Head, workplace: Path) -> None:
     wait_until(lambda: not ours(), lambda: f"left on the cluster: {ours()}", 20)
 
 
+@pytest.mark.timeout(600)
 def test_a_submitted_job_whose_driver_dies_is_gone_on_with(
     head: Head, workplace: Path, tmp_path: Path
 ) -> None:
     """Killed while its students train; the same job again ends with the weights of a run that nothing disturbed."""
 
     def train(runs: Path) -> tuple[str, ...]:
-        return "train", "run.yaml", "train.epochs=40", f"runs_dir={runs}"
+        options = ("train.epochs=30", "train.cpus_per_worker=1")  # as many threads everywhere
+        return "train", "run.yaml", *options, f"runs_dir={runs}"
 
     def submitted(name: str) -> tuple[str, ...]:
         options = ("--address", head.jobs, "--working-dir", ".", "--submission-id", name)

@@ -284,6 +284,7 @@ def test_nodes_that_are_lost_are_waited_for(
     assert all(equal(weight, theirs[name]) for name, weight in undisturbed.items())
 
 
+@pytest.mark.timeout(900)
 def test_a_search_without_a_shared_folder(
     cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -319,6 +320,7 @@ def test_a_search_without_a_shared_folder(
     after = trials()
     assert {name: after[name] for name in before} == before, "ended trials are not run again"
     assert "bare-distilled was trained by the search" in done.output
+    assert "_trainable" not in done.output, "Tune prints nothing of its own"
     names = other.names()
     for name in ("searched-study/study.json", "searched-study/best.yaml", "searched/report.json"):
         assert name in names

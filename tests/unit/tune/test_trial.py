@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,20 @@ def test_a_trial_that_is_to_stop_starts_nothing(tmp_path: Path, workers: int) ->
 
 
 # ---------------------------------------------------------------- its curve
+
+
+def test_trials_of_a_study_behind_a_url_lie_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config, facts = with_facts(search_of(run={"runs_dir": "s3://bucket/runs?region=eu"}))
+    shared = Shared(config, facts, config.runs_path / "movies-study" / "trials", {}, {}, {}, 1.0)
+    assert shared.url == "s3://bucket/runs/movies-study/trials?region=eu"
+    assert shared.study_url == "s3://bucket/runs/movies-study?region=eu"
+    assert shared.first_stages.is_relative_to(tmp_path / "cache"), "every machine has its own"
+    finals = replace(shared, folder=config.runs_path / "movies-study" / "finals")
+    assert finals.first_stages == shared.first_stages
+    plain = Shared(*with_facts(search_of()), tmp_path / "study" / "trials", {}, {}, {}, 1.0)
+    assert (plain.url, plain.study_url) == (None, None)
+    assert plain.first_stages == tmp_path / "study" / "first-stages"
 
 
 def test_a_curve_is_its_validation_points(tmp_path: Path) -> None:
