@@ -167,7 +167,7 @@ def test_a_submitted_job_whose_driver_dies_is_gone_on_with(
         assert command.wait() != 0
         assert "failed" in command.output
     with started(*submitted("two"), cwd=workplace, environment=TOKEN) as command:
-        assert command.wait() == 0, command.output
+        assert command.wait(400) == 0, command.output
         assert "soft targets: 96 from the store, 0 computed" in command.output
         assert "Job 'two' succeeded" in command.output
     assert head.command.process.poll() is None
