@@ -261,7 +261,7 @@ def _loss_flags(task: Task, sample: Examples, rows: torch.Tensor) -> list[Flag]:
     if task.kind.continuous:
         return []
     counts = torch.from_numpy(task.reading.counts(sample.inputs))
-    labels = task.head.row_labels(torch.from_numpy(sample.labels.values), counts)
+    labels = task.head.row_labels(torch.tensor(sample.labels.values), counts)
     known = labels != UNLABELLED
     known &= is_present(rows.gather(-1, labels.clamp(min=0).unsqueeze(-1))).squeeze(-1)
     rows, labels = rows[known], labels[known]

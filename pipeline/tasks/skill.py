@@ -46,7 +46,9 @@ def example_losses(task: Task, values: NDArray[Any], examples: Examples) -> tupl
         return 1 - chrf_of(task.scoring.statistics(values, examples)), float(len(examples))
     counts = torch.from_numpy(np.asarray(task.reading.counts(examples.inputs), dtype=np.int64))
     rows = task.head.rows(torch.from_numpy(np.asarray(values, dtype=np.float32)), counts)
-    labels = task.head.row_labels(torch.from_numpy(examples.labels.values), counts)
+    labels = task.head.row_labels(
+        torch.tensor(examples.labels.values), counts
+    )  # a copy: the examples may be mapped, read-only
     losses, constant = _numbers(rows, labels) if task.kind.continuous else _distributions(rows, labels)
     sums = np.bincount(row_owners(len(rows), counts), weights=losses, minlength=len(counts))
     return np.asarray(sums, dtype=np.float64), constant
