@@ -25,8 +25,8 @@ class Strings(Sequence[str]):
     def __init__(self, column: pa.ChunkedArray) -> None:
         if column.null_count:
             raise ValueError("a text is missing")
-        # offsets of 64 bits: `take` cannot give more than 2 GB with others. One chunk: of several it would join all before it takes one row
-        self._column = pa.chunked_array([column.cast(pa.large_string()).combine_chunks()])
+        # offsets of 64 bits: `take` cannot give more than 2 GB with others
+        self._column = column.cast(pa.large_string())
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Strings:
@@ -76,12 +76,34 @@ class Strings(Sequence[str]):
 
     def take(self, rows: NDArray[np.int64]) -> Strings:
         """The texts at `rows` (m,), in that order."""
-        return Strings(self._column.take(pa.array(rows)))
+        return Strings(pa.chunked_array(_taken(self._column, rows), pa.large_string()))
 
     @property
     def characters(self) -> NDArray[np.int64]:
         """(n,) int64 lengths in characters."""
         return np.asarray(pc.utf8_length(self._column), dtype=np.int64)
+
+
+def _taken(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> list[pa.Array]:
+    """The entries at `rows` (m,), chunk by chunk: Arrow would join all chunks before it takes one row."""
+    ends = np.cumsum([len(chunk) for chunk in column.chunks], dtype=np.int64)
+    owners = np.searchsorted(ends, rows, side="right")
+    order = np.argsort(owners, kind="stable")
+    parts = []
+    for chunk, places in zip(*_groups(owners[order], order), strict=True):
+        start = ends[chunk] - len(column.chunk(chunk))
+        parts.append(column.chunk(chunk).take(pa.array(rows[places] - start)))
+    if len(parts) < 2 or (order[:-1] < order[1:]).all():
+        return parts
+    return [pa.concat_arrays(parts).take(pa.array(np.argsort(order)))]
+
+
+def _groups(
+    owners: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[list[int], list[NDArray[np.int64]]]:
+    """The distinct `owners`, which are sorted, and the places of each."""
+    distinct, firsts = np.unique(owners, return_index=True)
+    return distinct.tolist(), np.split(places, firsts[1:]) if len(places) else []
 
 
 def joined(columns: Sequence[Sequence[Any]]) -> Sequence[Any]:

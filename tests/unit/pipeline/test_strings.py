@@ -73,3 +73,16 @@ def test_examples_are_taken_whole_without_a_copy() -> None:
     examples = Examples("t", keys, {"text": CHUNKED}, Ragged.single(np.zeros(len(TEXTS), dtype=np.int64)))
     assert examples.take(np.arange(len(TEXTS))) is examples
     assert examples.take(np.array([2, 1])).inputs == {"text": ["çç", ""]}
+
+
+@pytest.mark.parametrize("rows", [[], [2], [0, 1, 2, 3, 4, 5], [5, 0, 3, 3, 1], [4, 4, 2], [1, 0]])
+def test_rows_are_taken_across_chunks(rows: list[int]) -> None:
+    taken = CHUNKED.take(np.array(rows, dtype=np.int64))
+    assert list(taken) == [TEXTS[row] for row in rows]
+    again = taken.take(np.arange(len(rows))[::-1])
+    assert list(again) == [TEXTS[row] for row in reversed(rows)]
+
+
+def test_a_row_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        CHUNKED.take(np.array([6]))
