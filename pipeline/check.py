@@ -29,9 +29,9 @@ LONGEST_LABELS = 60
 def check_local_files(config: RunConfig, errors: Errors) -> None:
     """Everything about local files and folders that can be known in a second; `prepare` checks the rest."""
     for name, task in config.tasks.items():
+        if is_read(name, task):
+            continue
         with errors:
-            if is_read(name, task):
-                continue
             check_files(f"tasks.{name}.data", task.data)
         if task.data.unlabelled is not None:
             with errors:

@@ -136,8 +136,8 @@ def _read(file: Path) -> _Kept | None:
             return None
         os.utime(file)
         return _Kept(_Unpickler(pa.BufferReader(parts[0]), buffers=parts[1:]).load())
-    except (OSError, pa.ArrowInvalid, pickle.UnpicklingError):
-        return None
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException, pickle.UnpicklingError):
+        return None  # a damaged schema may lack anything
 
 
 class _Unpickler(pickle.Unpickler):

@@ -123,6 +123,17 @@ def test_a_damaged_file_is_made_anew(folder: Path, damage: Callable[[bytes], byt
     assert make.count == 1, "it is whole again"
 
 
+def test_damage_anywhere_is_never_an_error_nor_another_value(folder: Path) -> None:
+    """Each byte near the end, where Arrow has the schema, and some of the others."""
+    small = np.arange(20)
+    cached("examples", 1, Made(small), worth=0)
+    whole = kept_file(folder).read_bytes()
+    end = len(whole)
+    for place in [*range(0, end, 7), *range(max(0, end - 600), end)]:
+        kept_file(folder).write_bytes(whole[:place] + bytes([whole[place] ^ 0x21]) + whole[place + 1 :])
+        np.testing.assert_array_equal(cached("examples", 1, Made(small)), small)
+
+
 def test_a_file_of_another_user_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     cached("examples", 1, Made(), worth=0)
     user = os.getuid()
