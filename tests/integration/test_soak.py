@@ -50,7 +50,7 @@ VICTIMS = {
     if kind in os.environ.get("SOAK_VICTIMS", ",".join(VICTIMS)).split(",")
 }
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 + 90 * KILLS)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600 + 150 * KILLS)]
 
 
 @dataclass
