@@ -40,10 +40,11 @@ from pipeline.config.schema import ServingConfig, StackLayersConfig, TaskConfig
 from pipeline.data.splits import TaskData, load_task
 from pipeline.events import event_ids, sparse_rows, student_events, teacher_events
 from pipeline.losses import LossWeights, soft_kl
-from pipeline.models import decoder_inputs, open_tokenizer, vocabulary
+from pipeline.models import open_tokenizer, vocabulary
 from pipeline.predictor import Predictor
 from pipeline.soft import SoftTargets, Sparse
 from pipeline.tasks.consensus import consensus_texts
+from pipeline.tasks.forced import decoder_inputs
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.pairs import pairs
 from pipeline.tasks.writing import writing_head

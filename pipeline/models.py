@@ -12,7 +12,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.batch import NO_TOKEN
 from pipeline.data.files import broken_json, is_local, missing_remedy
 from pipeline.errors import TeacherError
 from pipeline.soft import Layer, Vocabulary
@@ -20,7 +19,6 @@ from pipeline.synced import UrlFolder
 from pipeline.urls import cache_folder, is_url
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 CONFIG = "config.json"
@@ -198,19 +196,6 @@ def width(config: PretrainedConfig) -> int:
 def _encoder_of(config: PretrainedConfig) -> Any:
     """The config of the encoder, where encoder and decoder have one each; else the same."""
     return config.encoder if config.model_type == "encoder-decoder" else config
-
-
-def decoder_inputs(model: Any, target: Tensor) -> Tensor:
-    """(S, length) what a decoder reads to be forced along `target`: the ids one position later."""
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        shifted: Tensor = model.prepare_decoder_input_ids_from_labels(labels=target)
-        return shifted
-    start, pad = model.config.decoder_start_token_id, model.config.pad_token_id
-    import torch
-
-    first = torch.full_like(target[:, :1], start)
-    ids = torch.cat((first, target[:, :-1]), dim=1)
-    return ids.masked_fill(ids == NO_TOKEN, pad)
 
 
 def vocabulary(tokenizer: Any) -> Vocabulary:

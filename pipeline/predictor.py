@@ -21,9 +21,10 @@ from pipeline.config.kinds import Kind
 from pipeline.errors import TeacherError
 from pipeline.events import sparse_rows
 from pipeline.memory import run_batches
-from pipeline.models import check_length, decoder_inputs, open_config, open_model, open_tokenizer, vocabulary
+from pipeline.models import check_length, open_config, open_model, open_tokenizer, vocabulary
 from pipeline.soft import Dense, Layer, Sparse, Texts, join_soft
 from pipeline.tasks import Task
+from pipeline.tasks.forced import output_along
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_map import Groups
@@ -129,9 +130,7 @@ class Predictor:
         def work(rows: NDArray[np.int64]) -> None:
             target = torch.from_numpy(pad_targets(texts.take(rows))).to(self.device)
             batch = replace(TensorBatch.of(encoded.pad(rows), self.device), target=target)
-            output = self.model(
-                **batch.inputs, decoder_input_ids=decoder_inputs(self.model, target), use_cache=False
-            )
+            output = output_along(self.model, batch.inputs, target)
             logits = head.read_out(output, batch)[:, : len(space)]
             ids, logs, rest = sparse_rows(logits, form, target[batch.target_mask], seed=int(target.sum()))
             offsets = offsets_of(texts.counts[rows])
@@ -175,7 +174,7 @@ def check_model(
     check_head(folder, task.kind, where)
     id2label = {int(column): str(name) for column, name in (open_config(folder).id2label or {}).items()}
     groups = task.head.groups(id2label, labels, where)
-    check_length(folder, max_length or task.head.max_length, where)
+    check_length(folder, task.head.positions(max_length), where)
     return groups
 
 

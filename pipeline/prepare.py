@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from pipeline.tasks import Task
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder
-from students.layer_init import check_layers
+from students.layer_init import check_kinds, check_layers
 from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
 from teachers.store import Store
 from teachers.store_key import hidden_key, store_key, token_key
@@ -145,8 +145,9 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
     for name, student in students.items():
         if starts.get(name) in tokenizers:
             with errors:
-                writes = any(data[task].task.kind.writes for task in student.lengths if task in data)
-                _check_student(student, starts[name], writes)
+                _check_student(
+                    student, starts[name], [data[task].task for task in student.lengths if task in data]
+                )
                 for task, length in student.lengths.items():
                     if task in data:
                         _try_tokenizer(tokenizers[starts[name]], data[task], length, task in hidden)
@@ -259,7 +260,8 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts
     if teacher.fine_tune is None:
         check_model(base, data.task, where, max_length=teacher.max_length, labels=teacher.labels)
         return base
-    check_length(base, teacher.max_length or data.task.head.max_length, where)
+    check_kinds(base, [data.task.kind], where)
+    check_length(base, data.task.head.positions(teacher.max_length), where)
     if teacher.labels is not None:
         raise ConfigError(
             f"{where}.labels: a teacher that is fine-tuned learns the task's labels", "Remove labels."
@@ -270,15 +272,16 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts
     return folder / TEACHER
 
 
-def _check_student(student: StudentStart, start: Path, writes: bool) -> None:
-    """Raises `TutelageError` unless the model that the student starts from has its layers and positions. writes: whether the
-    student does."""
+def _check_student(student: StudentStart, start: Path, tasks: Sequence[Task]) -> None:
+    """Raises `TutelageError` unless the model that the student starts from is one for its tasks, with its layers and positions."""
+    kinds, where = [task.kind for task in tasks], f"students.{student.name}"
+    check_kinds(start, kinds, where)
     try:
-        check_layers(open_config(start), student.layers, writes=writes)
+        check_layers(open_config(start), student.layers, kinds)
     except ConfigError as error:
-        raise ConfigError(f"students.{student.name}.{error.cause}", error.remedy) from None
-    for length in student.lengths.values():
-        check_length(start, length, f"students.{student.name}")
+        raise ConfigError(f"{where}.{error.cause}", error.remedy) from None
+    for task in tasks:
+        check_length(start, task.head.positions(student.lengths[task.name]), where)
 
 
 def _check_vocabularies(

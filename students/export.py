@@ -12,7 +12,7 @@ import torch
 from pipeline.config.kinds import Kind
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
-from pipeline.tasks.generation import generation_settings
+from pipeline.tasks.generation import generation_settings, know_ends
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.writing import writing_head
 from students.student import MultiTaskStudent
@@ -29,6 +29,7 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
     if own.kind.writes:
         head = writing_head(own)
         settings = generation_settings(head.generation, head.target_length)
+        know_ends(model, tokenizer)
         model.generation_config.update(**settings)
         model.save_pretrained(scratch)
     else:

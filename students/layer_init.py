@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.kinds import Kind
 from pipeline.config.schema import StackLayersConfig
 from pipeline.errors import ConfigError
+from pipeline.predictor import check_head
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -88,14 +91,30 @@ def _part_head(model: PreTrainedModel, student: PreTrainedModel) -> None:
         new.weight = torch.nn.Parameter(torch.empty_like(own.weight))
 
 
+def check_kinds(folder: Path, kinds: Collection[Kind], where: str) -> None:
+    """Raises `ConfigError` where one model cannot learn tasks of these kinds, or the model in `folder` is none for them."""
+    if not any(kind.decoder_only for kind in kinds):
+        return
+    others = sorted({kind.name for kind in kinds if not kind.decoder_only})
+    own = next(kind for kind in kinds if kind.decoder_only)
+    if others:
+        raise ConfigError(
+            f"{where}: a language model learns tasks of {own.name} alone, and no {' or '.join(others)}",
+            "Give the tasks to students of their own (students.<student>.tasks).",
+        )
+    check_head(folder, own, where)
+
+
 def check_layers(
-    config: PretrainedConfig, layers: int | Sequence[int] | StackLayersConfig | None, *, writes: bool = False
+    config: PretrainedConfig,
+    layers: int | Sequence[int] | StackLayersConfig | None,
+    kinds: Collection[Kind] = (),
 ) -> None:
     """Raises `ConfigError` where a model with that config does not have the layers.
 
-    writes: whether it becomes a student that writes, so that an encoder gets a decoder of as many layers.
+    kinds: of the student's tasks: where one of them writes with a decoder, an encoder gets one of as many layers.
     """
-    if config.is_encoder_decoder or writes:
+    if config.is_encoder_decoder or any(kind.writes and not kind.decoder_only for kind in kinds):
         totals = depths(config) if config.is_encoder_decoder else (config.num_hidden_layers,) * 2
         for own, total in zip(_of_stacks(layers), totals, strict=True):
             layer_indices(own, total)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import StackLayersConfig
-from pipeline.models import decoder_inputs, open_config, open_model, open_tokenizer
+from pipeline.models import open_config, open_model, open_tokenizer
 from pipeline.tasks import Task
+from pipeline.tasks.forced import output_along
 from pipeline.tasks.tensors import TensorWords
 from pipeline.tasks.words import word_means
 from students.decoder import with_decoder
@@ -67,8 +68,7 @@ class MultiTaskStudent(nn.Module):
         writes. With `words` also, as the second of two, (W, D) the projections of the words' mean vectors after the last layer.
         """
         if target is not None:
-            model = self.model(task)
-            return model(**inputs, decoder_input_ids=decoder_inputs(model, target), use_cache=False)
+            return output_along(self.model(task), inputs, target)
         if words is None:
             return self.model(task)(**inputs)
         output = self.model(task)(**inputs, output_hidden_states=True)
@@ -86,12 +86,12 @@ def build_student(
     hidden: Mapping[str, int] = MappingProxyType({}),
 ) -> MultiTaskStudent:
     """A student with the model in `folder`, cut to `layers`, and new heads drawn at random from `seed`. Where a task's kind writes
-    and the model has no decoder it gets one.
+    and the model has no decoder it gets one. A language model has tasks of its own kind alone (`students.layer_init.check_kinds`).
 
     layers: see `students.layer_init.truncate` · dropout: of every dropout module, None for the model's own ·
     hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them.
     """
-    from transformers import AutoModel, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -100,6 +100,8 @@ def build_student(
             set_dropout(config, dropout)
         if not any(task.kind.writes for task in tasks):
             trunk = open_model(AutoModel, folder, config=config)
+        elif any(task.kind.decoder_only for task in tasks):
+            trunk = open_model(AutoModelForCausalLM, folder, config=config)
         elif config.is_encoder_decoder:
             trunk = open_model(AutoModelForSeq2SeqLM, folder, config=config)
         else:

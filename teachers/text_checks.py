@@ -80,7 +80,7 @@ def _text_flags(task: Task, sample: Examples, texts: list[str], findings: Findin
         for what, share in faults.items()
         if share > SOME
     ]
-    if np.mean(nearer) > MANY and findings.majority < ALIKE and not flags:
+    if task.kind.proportional and np.mean(nearer) > MANY and findings.majority < ALIKE and not flags:
         what = (
             f"{points(float(np.mean(nearer)))}% of its texts are nearer to the source than to the reference"
         )

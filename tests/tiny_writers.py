@@ -1,4 +1,4 @@
-"""Small random sequence-to-sequence models of the usual families, with one tokenizer, and a task for them."""
+"""Small random models that write, of the usual families, with one tokenizer, and tasks for them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 import torch
 
 from pipeline.config.generation import GenerationConfig
-from pipeline.config.kinds import SEQUENCE_TO_SEQUENCE
+from pipeline.config.kinds import SEQUENCE_TO_SEQUENCE, TEXT_GENERATION
 from pipeline.tasks import Task
 from pipeline.tasks.sequence_to_sequence import SequenceReading, SequenceScoring
+from pipeline.tasks.text_generation import ROLES, PromptHead
 from pipeline.tasks.writing import WritingHead
 
 FAMILIES = ("t5", "bart", "mbart", "marian", "m2m_100", "encoder-decoder")
+DECODERS = ("gpt2", "llama", "gpt_neox", "opt", "bloom")
+"""Families of language models: learnt positions, rotary ones, those of OPT that count the mask, and ALiBi."""
 WORDS = {
     "red": "rouge",
     "cat": "chat",
@@ -92,6 +95,8 @@ def _model(family: str, size: int) -> Any:
         for name, value in ids.items():
             setattr(config, name, value)
         return EncoderDecoderModel(config=config)
+    if family in DECODERS:
+        return _language_model(family, size)
     shape = {
         "d_model": WIDTH,
         "encoder_layers": LAYERS,
@@ -108,10 +113,47 @@ def _model(family: str, size: int) -> Any:
     return models[type(own)](own)
 
 
+def _language_model(family: str, size: int) -> Any:
+    """Without a padding id of its own, as most are saved."""
+    from transformers.models.auto import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    configs: Any = CONFIG_MAPPING
+    models: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+    more = {
+        "llama": {"intermediate_size": 32, "num_key_value_heads": 1},
+        "gpt_neox": {"intermediate_size": 32},
+        "opt": {"ffn_dim": 32, "word_embed_proj_dim": WIDTH},
+    }
+    length = {} if family == "bloom" else {"max_position_embeddings": 64}
+    own = configs[family](
+        vocab_size=size, **shape, **length, **more.get(family, {}), eos_token_id=1, bos_token_id=3
+    )
+    for name, value in own.to_dict().items():
+        if name.endswith(("pdrop", "dropout")) and isinstance(value, float):
+            setattr(own, name, 0.0)
+    return models[type(own)](own)
+
+
+def prompt_task(
+    max_length: int = 24, target_length: int = 12, metric: str = "chrf", **generation: Any
+) -> Task:
+    """A task of text-generation, with these settings for generation."""
+    head = PromptHead("translate", max_length, target_length, "", GenerationConfig(**generation))
+    reading = SequenceReading("translate", (), ("source",), ROLES)
+    return Task("translate", TEXT_GENERATION, reading, head, SequenceScoring(metric, TEXT_GENERATION.metrics))
+
+
 def writing_task(
     max_length: int = 32, target_length: int = 12, metric: str = "chrf", **generation: Any
 ) -> Task:
     """A task of the kind, with these settings for generation."""
     head = WritingHead("translate", max_length, target_length, "", GenerationConfig(**generation))
     reading = SequenceReading("translate", (), ("source",))
-    return Task("translate", SEQUENCE_TO_SEQUENCE, reading, head, SequenceScoring(metric))
+    return Task(
+        "translate",
+        SEQUENCE_TO_SEQUENCE,
+        reading,
+        head,
+        SequenceScoring(metric, SEQUENCE_TO_SEQUENCE.metrics),
+    )

@@ -13,7 +13,11 @@ from typing import Literal
 from pipeline.errors import ConfigError
 
 KindName = Literal[
-    "text-classification", "token-classification", "question-answering", "sequence-to-sequence"
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "sequence-to-sequence",
+    "text-generation",
 ]
 Problem = Literal["single_label", "multi_label", "regression"]
 Better = Literal["higher", "lower"]
@@ -35,6 +39,7 @@ class Metric:
 
 NLL = Metric("nll", "lower", "decimals")
 TOKEN_ACCURACY = Metric("token_accuracy")
+PERPLEXITY = Metric("perplexity", "lower", "decimals")
 ECE = Metric("ece", "lower", "decimals")
 
 
@@ -49,7 +54,8 @@ class Kind:
     outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
     loads an exported folder, None where there is none · truncates: the unit that truncation loses and
     `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions · writes: whether they
-    are texts · text_labels: whether labels are texts, and no names or numbers · heads: endings of the names of the model classes that have its head.
+    are texts · decoder_only: whether one stack of layers reads the input and writes on from it · proportional: whether a long input has a
+    long text · text_labels: whether labels are texts, and no names or numbers · heads: endings of the names of the model classes that have its head.
     """
 
     name: KindName
@@ -62,9 +68,11 @@ class Kind:
     optional_inputs: tuple[str, ...] = ()
     optional_labels: tuple[str, ...] = ()
     pipeline: str | None = None
-    truncates: Literal["texts", "words", "questions", "sources"] = "texts"
+    truncates: Literal["texts", "words", "questions", "sources", "prompts"] = "texts"
     continuous: bool = False
     writes: bool = False
+    decoder_only: bool = False
+    proportional: bool = False
     text_labels: bool = False
     heads: tuple[str, ...] = ()
     forced: tuple[Metric, ...] = ()
@@ -160,9 +168,25 @@ SEQUENCE_TO_SEQUENCE = Kind(
     auto_class="AutoModelForSeq2SeqLM",
     truncates="sources",
     writes=True,
+    proportional=True,
     text_labels=True,
     heads=("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
-    forced=(TOKEN_ACCURACY,),
+    forced=(TOKEN_ACCURACY, PERPLEXITY),
+)
+TEXT_GENERATION = Kind(
+    "text-generation",
+    "single_label",
+    inputs=("prompt",),
+    labels=("completion",),
+    metrics=(Metric("rouge_l"), Metric("exact_match"), Metric("chrf"), Metric("bleu")),
+    auto_class="AutoModelForCausalLM",
+    pipeline="text-generation",
+    truncates="prompts",
+    writes=True,
+    decoder_only=True,
+    text_labels=True,
+    heads=("ForCausalLM", "LMHeadModel"),
+    forced=(TOKEN_ACCURACY, PERPLEXITY),
 )
 
 KINDS = (
@@ -172,6 +196,7 @@ KINDS = (
     TOKEN_CLASSIFICATION,
     QUESTION_ANSWERING,
     SEQUENCE_TO_SEQUENCE,
+    TEXT_GENERATION,
 )
 SKILL = "skill"
 """Name of the smooth score that every kind has beside its metrics (`pipeline.tasks.skill`)."""

@@ -258,7 +258,7 @@ def _derived_stages(
     if (references := _references_last(train, loss, facts)) is not None:
         return references
     if any(task.hidden for task in loss.tasks.values()) or not all(
-        task in facts.tasks and facts.tasks[task].words for task in learnt
+        task in facts.tasks and facts.tasks[task].words and not facts.tasks[task].writes for task in learnt
     ):
         return (), None
     examples = [facts.tasks[task].examples for task in learnt]

@@ -110,7 +110,7 @@ def _odd_pairs(data: TaskData) -> Iterator[str]:
         return
     sources, targets = train.inputs["source"], train.inputs["target"]
     same = sum(source.strip() == target.strip() for source, target in zip(sources, targets, strict=True))
-    faults = text_faults(targets, sources, (sources, targets))
+    faults = text_faults(targets, sources, (sources, targets) if task.kind.proportional else None)
     counts = {"are the same on both sides": same}
     counts |= {f"have a target that is {name}": int(has.sum()) for name, has in faults.items()}
     shown = [f"{count:,} {what}" for what, count in counts.items() if count]

@@ -23,7 +23,7 @@ Key = TypeVar("Key")
 EXAMPLES = 8
 ROUNDS = 30  # at most
 FEWEST_ROUNDS = 3
-SECONDS = 5.0  # time for one model, unless the least number of rounds takes longer
+SECONDS = 2.0  # time for one model, unless the least number of rounds takes longer
 DISTURBED = 1.5  # median ÷ best from which on other work must have run during the measurement
 OVERLOAD = 2.0  # load average ÷ cores; this run's own training, which has just ended, may still account for 1
 

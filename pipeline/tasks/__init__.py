@@ -16,6 +16,7 @@ from pipeline.tasks import (
     regression,
     sequence_to_sequence,
     text_classification,
+    text_generation,
     token_classification,
 )
 from pipeline.tasks.label_columns import Column
@@ -35,6 +36,7 @@ MAKERS: dict[Kind, Callable[[str, TaskConfig, Mapping[str, Column]], Task]] = {
         token_classification,
         question_answering,
         sequence_to_sequence,
+        text_generation,
     )
 }
 """By kind, the function (task name, its config, train's columns) → task. Raises `DataError`."""

@@ -13,6 +13,7 @@ from pipeline.batch import Encoded, token_budget_batches
 from pipeline.config.generation import GenerationConfig
 from pipeline.memory import run_batches
 from pipeline.soft import Texts
+from pipeline.tasks.forced import padded_on_the_left
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.text_arrays import TEXT, text_array
 
@@ -29,7 +30,7 @@ def write_texts(
     device: torch.device,
     share: tuple[int, int] = (0, 1),
 ) -> Texts:
-    """What a sequence-to-sequence model writes for n encoded sources, in their order.
+    """What a model writes for n encoded sources, in their order.
 
     tokens: most padded tokens of the sources of a forward pass, beams counted · share: (rank, world) of the batches that
     this process writes; the other examples have empty texts. Greedy and beam search do not depend on the batches but for
@@ -39,16 +40,18 @@ def write_texts(
     texts = np.full((len(encoded), count), "", dtype=TEXT)
     scores = np.zeros((len(encoded), count), dtype=np.float32)
     lengths = np.zeros((len(encoded), count), dtype=np.int32)
-    order = np.argsort(encoded.lengths, kind="stable")[
-        ::-1
-    ]  # memory peaks in the first batch, not in the last
+    # memory peaks in the first batch, not in the last
+    order = np.argsort(encoded.lengths, kind="stable")[::-1]
     rank, world = share
+    know_ends(model, tokenizer)
 
     def work(rows: NDArray[np.int64]) -> None:
         batch = TensorBatch.of(encoded.pad(rows), device)
         ids, own = _generate(model, batch, generation, target_length)
         written = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        texts[rows] = text_array([text.strip() for text in written]).reshape(len(rows), count)
+        if model.config.is_encoder_decoder:  # a language model's space is that between prompt and text
+            written = [text.strip() for text in written]
+        texts[rows] = text_array(written).reshape(len(rows), count)
         scores[rows] = own.reshape(len(rows), count)
         lengths[rows] = _lengths(ids, model).reshape(len(rows), count)
 
@@ -73,17 +76,20 @@ def generation_settings(generation: GenerationConfig, target_length: int) -> dic
 def _generate(
     model: Any, batch: TensorBatch, generation: GenerationConfig, target_length: int
 ) -> tuple[Tensor, NDArray[np.float32]]:
-    """(m · C, length) token ids, without the token that the decoder starts from, and (m · C,) their log-probabilities."""
+    """(m · C, length) token ids, without those that the decoder starts from, and (m · C,) their log-probabilities."""
     keeper = _ScoreKeeper() if generation.beams == 1 else None
+    inputs, first = batch.inputs, 1
+    if not model.config.is_encoder_decoder:
+        inputs, first = padded_on_the_left(batch.inputs), batch.inputs["input_ids"].shape[1]
     output = model.generate(
-        **batch.inputs,
+        **inputs,
         **generation_settings(generation, target_length),
         num_return_sequences=generation.candidates,
         return_dict_in_generate=True,
         output_scores=keeper is None,  # the beams' own; those of all tokens at all steps take gigabytes
         logits_processor=[] if keeper is None else [keeper],
     )
-    ids = output.sequences[:, 1:]
+    ids = output.sequences[:, first:]
     if keeper is not None:
         return ids, keeper.total(output.sequences, _ends(model)).cpu().numpy()
     # transformers divides a beam's score by its length to the power of length_penalty
@@ -118,6 +124,18 @@ class _ScoreKeeper:
     def _of(self, tokens: Tensor) -> Tensor:
         assert self._before is not None, "called once before"
         return self._before.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def know_ends(model: Any, tokenizer: Any) -> None:
+    """Gives a model that does not know them the tokens that end a text and that pad it."""
+    own = model.generation_config
+    if own.eos_token_id is None:
+        own.eos_token_id = tokenizer.eos_token_id
+    if own.pad_token_id is None:
+        end = own.eos_token_id
+        own.pad_token_id = tokenizer.pad_token_id
+        if own.pad_token_id is None:
+            own.pad_token_id = end[0] if isinstance(end, list) else end
 
 
 def _ends(model: Any) -> Tensor:

@@ -17,6 +17,12 @@ class ItemHead:
     decoding: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """See `pipeline.tasks.task.Head`: nothing but the model decides numbers."""
 
+    max_length: int
+
+    def positions(self, max_length: int | None) -> int:
+        """See `pipeline.tasks.task.Head`: those of a sequence."""
+        return max_length or self.max_length
+
 
 def model_class(kind: Kind) -> Any:
     """The `AutoModelFor…` of transformers whose head the kind uses."""

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.batch import UNLABELLED, Examples, Ragged
 from pipeline.config.kinds import SEQUENCE_TO_SEQUENCE as KIND
+from pipeline.config.kinds import Metric
 from pipeline.errors import DataError
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.task import Task
-from pipeline.tasks.text import TextReading, texts_of
+from pipeline.tasks.text import TextReading, altered_texts, texts_of
 from pipeline.tasks.text_scores import (
     EXACT,
     ROUGE_L,
@@ -46,26 +47,29 @@ def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Ta
         name, config.data.max_length, config.data.target_length, config.prefix, config.generation
     )
     metric = config.metric or KIND.metrics[0].name
-    return Task(name, KIND, SequenceReading(name, (), FIELDS), head, SequenceScoring(metric))
+    return Task(name, KIND, SequenceReading(name, (), FIELDS), head, SequenceScoring(metric, KIND.metrics))
 
 
 @dataclass(frozen=True)
 class SequenceReading(TextReading):
     """See `pipeline.tasks.task.Reading`. An example's label is a hash of its target, which is an input for scores and
-    training."""
+    training. roles: the columns of sources and targets."""
+
+    roles: tuple[str, str] = ("source", "target")
 
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """Sources and targets, and one int64 hash of its target per example, `UNLABELLED` for None."""
-        inputs = self.texts(columns, split)
-        _refuse_empty(self.task, split, "source", inputs["source"])
-        given = columns["target"].values if "target" in columns else [None] * len(inputs["source"])
+        read, written = self.roles
+        sources = texts_of(self.task, split, columns, (read,))[read]
+        _refuse_empty(self.task, split, read, sources)
+        given = columns[written].values if written in columns else [None] * len(sources)
         known = [row for row, target in enumerate(given) if target is not None]
         targets = [NO_TARGET if target is None else target for target in given]
-        texts_of(self.task, split, {"target": Column(targets)}, ("target",))
-        _refuse_empty(self.task, split, "target", targets, known)
+        texts_of(self.task, split, {written: Column(targets)}, (written,))
+        _refuse_empty(self.task, split, written, targets, known)
         labels = np.full(len(targets), UNLABELLED, dtype=np.int64)
         labels[known] = [_hash(targets[row]) for row in known]
-        return {**inputs, "target": targets}, Ragged.single(labels)
+        return {"source": sources, "target": targets}, Ragged.single(labels)
 
     def labelled(self, labels: Ragged) -> NDArray[np.bool_]:
         """(n,) whether the example has a target."""
@@ -84,9 +88,11 @@ class SequenceReading(TextReading):
         keep_labels: bool,
     ) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """The altered sources, with their examples' targets or none."""
-        read, marks = super().altered(inputs, labels, variants, keep_labels=keep_labels)
+        (sources,) = altered_texts(self.fields, variants).values()
+        read, marks = self.read({self.roles[0]: Column(sources)}, "augment")
         if keep_labels:
-            read["target"] = [inputs["target"][one.row] for one in variants]
+            rows = [one.row for one in variants]
+            read["target"], marks = [inputs["target"][row] for row in rows], labels.take(np.array(rows))
         return read, marks
 
 
@@ -110,14 +116,15 @@ def _refuse_empty(
 
 @dataclass(frozen=True)
 class SequenceScoring:
-    """See `pipeline.tasks.task.Scoring`. Values are (n, C) texts, the model's answers first."""
+    """See `pipeline.tasks.task.Scoring`. Values are (n, C) texts, the model's answers first. metrics: of the kind."""
 
     metric: str
+    metrics: tuple[Metric, ...]
 
     def scores(self, values: NDArray[Any], examples: Examples) -> dict[str, float]:
-        """``chrf``, ``bleu``, ``rouge_l`` and ``exact_match``, as shares of 1."""
+        """Every one of `metrics`, as shares of 1."""
         sums = self._statistics(values, examples, rouge=True).sum(axis=0)
-        return {metric.name: float(_score(metric.name, sums)) for metric in KIND.metrics}
+        return {metric.name: float(_score(metric.name, sums)) for metric in self.metrics}
 
     def statistics(self, values: NDArray[Any], examples: Examples) -> NDArray[np.float64]:
         """(n, WIDTH) see `pipeline.tasks.text_scores.text_statistics`; ROUGE-L only where it is the task's metric."""

@@ -125,6 +125,10 @@ class Head(Protocol):
         """Most tokens per sequence, special tokens included."""
         ...
 
+    def positions(self, max_length: int | None) -> int:
+        """The positions that a model of the task needs for sequences of `max_length` tokens, by default the task's."""
+        ...
+
     @property
     def row_weight(self) -> float:
         """Weight of one row in the loss: 1, or less where an example has several rows."""

@@ -28,14 +28,17 @@ def loops(text: str) -> bool:
 
 
 def text_faults(
-    texts: Sequence[str], sources: Sequence[str], sample: tuple[Sequence[str], Sequence[str]]
+    texts: Sequence[str], sources: Sequence[str], sample: tuple[Sequence[str], Sequence[str]] | None
 ) -> dict[str, NDArray[np.bool_]]:
     """By fault, (n,) whether each text has it; at most one fault a text.
 
-    sample: sources and references, from which the usual length of a text is known.
+    sample: sources and references, from which the usual length of a text is known; None where a text's length does not
+    follow that of its source.
     """
     lengths, read = _characters(texts), _characters(sources)
-    usual = np.median(_characters(sample[1]) / np.maximum(_characters(sample[0]), 1)) * read
+    usual = lengths
+    if sample is not None:
+        usual = np.median(_characters(sample[1]) / np.maximum(_characters(sample[0]), 1)) * read
     apart = np.abs(lengths - usual) > SHORT
     faults = {
         "empty": np.array([not text.strip() for text in texts], dtype=bool),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded
+from pipeline.batch import Encoded, TargetTokens
 from pipeline.config.generation import GenerationConfig
 from pipeline.errors import TeacherError
 from pipeline.losses import TEXT_LOSSES, LossTerm
@@ -35,6 +35,10 @@ class WritingHead:
     target_length: int
     prefix: str = ""
     generation: GenerationConfig = GenerationConfig()  # noqa: RUF009 - immutable
+
+    def positions(self, max_length: int | None) -> int:
+        """See `pipeline.tasks.task.Head`: those of a source; a target has its own."""
+        return max_length or self.max_length
 
     @property
     def decoding(self) -> Mapping[str, Any]:
@@ -67,11 +71,19 @@ class WritingHead:
                 "Give its losses no weight on hidden.",
             )
         sources = [self.prefix + text for text in inputs["source"]]
-        encoded = encode_texts(tokenizer, {"text": sources}, max_length or self.max_length)
+        encoded = self.read_sources(tokenizer, sources, max_length or self.max_length)
         if "target" not in inputs:
             return encoded
-        targets = target_tokens(tokenizer, inputs["target"], self.target_length)
+        targets = self.targets(tokenizer, inputs["target"])
         return replace(encoded, targets=targets, units=targets.counts)
+
+    def read_sources(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
+        """Token ids of n sources, cut to `max_length`."""
+        return encode_texts(tokenizer, {"text": sources}, max_length)
+
+    def targets(self, tokenizer: Any, texts: Sequence[str]) -> TargetTokens:
+        """Token ids of n texts that a model learns to write, cut to `target_length`; none of an empty text."""
+        return target_tokens(tokenizer, texts, self.target_length)
 
     def truncatable(self, counts: NDArray[np.int64]) -> int:
         """The number of sources. Targets are cut at a length of their own and counted by themselves."""

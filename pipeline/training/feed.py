@@ -23,7 +23,6 @@ from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
 from pipeline.tasks.pairs import pairs
-from pipeline.tasks.target_tokens import target_tokens
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.writing import writing_head
 from pipeline.training.encoded import content_of, encoded
@@ -132,9 +131,9 @@ def drawn_texts(
 ) -> DrawnTexts:
     """The references of the encoded examples and their teachers' texts. written, keyed: as of `TaskSet.of`."""
     assert train.targets is not None, "encoded with targets"
-    length = writing_head(task).target_length
+    head = writing_head(task)
     others, shares = [texts.tolist() for texts in written.texts], written.shares
-    tokens = [train.targets, *(target_tokens(tokenizer, texts, length) for texts in others)]
+    tokens = [train.targets, *(head.targets(tokenizer, texts) for texts in others)]
     keys = None
     if keyed:
         texts = [*examples.inputs["target"], *chain(*others)]

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pipeline import errors
 from pipeline.batch import Encoded
 from pipeline.cluster import cpus_per_worker
-from pipeline.config.kinds import TOKEN_ACCURACY
 from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss
 from pipeline.config.resolved import (
     Job,
@@ -60,7 +59,7 @@ from pipeline.training.loop import Report, StopWatch, Trainer
 from pipeline.training.result import read_facts, read_predictions, write_result
 from pipeline.training.shared_baseline import schedules_of
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
-from pipeline.training.step import Aggregation, Workers, predict, token_accuracy
+from pipeline.training.step import Aggregation, Workers, forced_scores, predict
 from pipeline.training.written import written_texts
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
@@ -318,7 +317,7 @@ def _test(
         for name, own in data.items()
     }
     forced = {
-        name: {TOKEN_ACCURACY.name: token_accuracy(student, own.task, texts[name], tokens, workers)}
+        name: forced_scores(student, own.task, texts[name], tokens, workers)
         for name, own in data.items()
         if own.task.kind.writes
     }

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.arithmetic import autocast
-from pipeline.config.kinds import SKILL, TOKEN_ACCURACY
+from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import WorkerStrategy
 from pipeline.errors import DivergedError, ExhaustedError
@@ -37,7 +37,7 @@ from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.replica import Replica
 from pipeline.training.stage import Stage
-from pipeline.training.step import Workers, accumulate, hidden_error, predict, token_accuracy
+from pipeline.training.step import Workers, accumulate, forced_scores, hidden_error, predict
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
@@ -329,9 +329,7 @@ class Trainer:
             scores[SKILL] = skill(relative_losses(task_set.task, given, task_set.gold))
             if task_set.task.kind.writes:
                 encoded, tokens = task_set.validation, self.config.tokens_per_forward
-                scores[TOKEN_ACCURACY.name] = token_accuracy(
-                    self.student, task_set.task, encoded, tokens, self.workers
-                )
+                scores |= forced_scores(self.student, task_set.task, encoded, tokens, self.workers)
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
             main.append(scores[task_set.task.scoring.metric])
             skills.append(scores[SKILL])

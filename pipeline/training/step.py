@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.batch import (
@@ -28,6 +30,7 @@ from pipeline.batch import (
     pad_targets,
     token_budget_batches,
 )
+from pipeline.config.kinds import PERPLEXITY, TOKEN_ACCURACY
 from pipeline.config.schema import Strategy
 from pipeline.events import event_ids, student_events, teacher_events
 from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, mean_surprise, needs_of, task_loss
@@ -309,17 +312,18 @@ def _written(
 
 
 @torch.inference_mode()
-def token_accuracy(
+def forced_scores(
     student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers
-) -> float:
-    """The share of the tokens of n gold texts that the student has as the most likely next one, after the gold tokens before;
-    several workers share the batches.
+) -> dict[str, float]:
+    """Scores of a student that is forced along n gold texts, by metric (`Kind.forced`); several workers share the batches.
 
-    The student is left in evaluation mode. encoded: with targets, each text's end mark among its tokens.
+    ``token_accuracy``: the share of the tokens that it has as the most likely next one, after the gold tokens before ·
+    ``perplexity``: exp of the mean negative log-likelihood of a token of its own vocabulary. The student is left in evaluation
+    mode. encoded: with targets, each text's end mark among its tokens.
     """
     assert encoded.targets is not None, "of a kind that writes"
     student.eval()
-    sums = torch.zeros(2, dtype=torch.int64, device=workers.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=workers.device)
     order = np.argsort(encoded.lengths, kind="stable")
     targets = encoded.targets
 
@@ -328,12 +332,14 @@ def token_accuracy(
         batch = TensorBatch.of(encoded.pad(rows), workers.device)
         batch = replace(batch, target=torch.from_numpy(pad_targets(ids)).to(workers.device))
         logits = task.head.read_out(student(task.name, batch.inputs, target=batch.target), batch)
-        right = logits.argmax(dim=-1) == torch.from_numpy(ids.values).to(workers.device)
-        sums.add_(torch.stack([right.sum(), torch.tensor(len(right), device=workers.device)]))
+        gold = torch.from_numpy(ids.values).to(workers.device)
+        right, surprise = (logits.argmax(dim=-1) == gold).sum(), cross_entropy(logits, gold, reduction="sum")
+        sums.add_(torch.stack([one.double() for one in (right, surprise, gold.new_tensor(len(gold)))]))
 
     run_batches(token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world], work)
-    right_ones, every = workers.sum_(sums).tolist()
-    return float(right_ones / max(every, 1))
+    right_ones, surprise, every = workers.sum_(sums).tolist()
+    every = max(every, 1.0)
+    return {TOKEN_ACCURACY.name: right_ones / every, PERPLEXITY.name: math.exp(surprise / every)}
 
 
 @torch.inference_mode()

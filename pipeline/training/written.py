@@ -57,7 +57,7 @@ def written_texts(
 
 def _without_faults(data: TaskData, chosen: list[tuple[NDArray[Any], float]]) -> WrittenTexts:
     train, labelled = data.splits["train"], data.labelled_train()
-    sample = labelled.inputs["source"], labelled.inputs["target"]
+    sample = (labelled.inputs["source"], labelled.inputs["target"]) if data.task.kind.proportional else None
     texts, left_out = [], dict[str, int]()
     for own, _ in chosen:
         faults = text_faults(own.tolist(), train.inputs["source"], sample)

@@ -14,10 +14,11 @@ from pipeline.batch import NO_TOKEN, UNLABELLED
 from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.data.splits import read_examples
 from pipeline.errors import DataError, TeacherError
-from pipeline.models import decoder_inputs, open_model, open_tokenizer, vocabulary
+from pipeline.models import open_model, open_tokenizer, vocabulary
 from pipeline.predictor import Predictor
 from pipeline.soft import Sparse, Texts
 from pipeline.tasks import Task
+from pipeline.tasks.forced import decoder_inputs
 from pipeline.tasks.generation import generation_settings
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.writing import writing_head

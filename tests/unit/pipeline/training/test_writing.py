@@ -26,7 +26,7 @@ from pipeline.text_arrays import text_array
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.loop import Trainer
 from pipeline.training.stage import LossPlan, one_stage
-from pipeline.training.step import Aggregation, WithLoss, Workers, accumulate, token_accuracy
+from pipeline.training.step import Aggregation, WithLoss, Workers, accumulate, forced_scores
 from pipeline.training.written import WrittenTexts
 from students.student import MultiTaskStudent, build_student
 from tests.tiny_writers import SOURCES, TARGETS, writer, writing_task
@@ -107,13 +107,15 @@ def test_the_hard_loss_is_the_mean_cross_entropy_of_tokens(folder: Path) -> None
 
 
 @pytest.mark.parametrize("tokens", [1, 4096])
-def test_token_accuracy_is_the_share_of_gold_tokens_that_are_most_likely(folder: Path, tokens: int) -> None:
+def test_scores_along_gold_texts_are_those_of_their_tokens(folder: Path, tokens: int) -> None:
     task = writing_task()
     rows = [logits_of(folder, task, *pair) for pair in zip(SOURCES, TARGETS, strict=True)]
     right = torch.cat([logits.argmax(dim=-1) == ids for logits, ids in rows])
+    losses = torch.cat([cross_entropy(*row, reduction="none") for row in rows])
     encoded = TaskSet.of(data_of(task), open_tokenizer(folder)).validation
-    value = token_accuracy(student_of(folder, task), task, encoded, tokens, Workers())
-    assert value == pytest.approx(float(right.double().mean()))
+    scores = forced_scores(student_of(folder, task), task, encoded, tokens, Workers())
+    assert scores["token_accuracy"] == pytest.approx(float(right.double().mean()))
+    assert scores["perplexity"] == pytest.approx(float(losses.mean().exp()), rel=1e-5)
 
 
 def test_smoothed_labels_are_pytorchs_over_the_whole_vocabulary_with_token_targets_too(folder: Path) -> None:
@@ -251,7 +253,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(folder: Path, tmp_pa
     assert second.fit().status == whole.progress.status
     for name, tensor in whole.student.state_dict().items():
         assert torch.equal(tensor, second.student.state_dict()[name]), name
-    expected = {"translate/chrf", "translate/token_accuracy", "translate/skill", "macro/score"}
+    along = {"translate/token_accuracy", "translate/perplexity"}
+    expected = {"translate/chrf", "translate/skill", "macro/score", *along}
     assert expected <= whole.progress.kept.keys()
 
 

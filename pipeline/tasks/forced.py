@@ -1,0 +1,50 @@
+"""A model that writes is forced along texts: what it would write next at each of their positions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.batch import NO_TOKEN
+
+
+def output_along(model: Any, inputs: Mapping[str, Tensor], target: Tensor) -> Any:
+    """The output of a model that writes, forced along `target`: its logits are (S, length, V), those at a position of the token
+    that stands there.
+
+    inputs: ``input_ids`` and ``attention_mask``, (S, …) int64, padded on the right · target: (S, length) int64 token ids, padded by
+    `NO_TOKEN`.
+    """
+    if model.config.is_encoder_decoder:
+        return model(**inputs, decoder_input_ids=decoder_inputs(model, target), use_cache=False)
+    prompt, there = padded_on_the_left(inputs), target != NO_TOKEN
+    # the last token of a target is read by nothing
+    ids = torch.cat((prompt["input_ids"], target.masked_fill(~there, 0)[:, :-1]), dim=1)
+    mask = torch.cat((prompt["attention_mask"], there[:, :-1].long()), dim=1)
+    length, known = target.shape[1], inspect.signature(model.forward).parameters
+    more = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0), "logits_to_keep": length}
+    more = {name: value for name, value in more.items() if name in known}
+    output = model(input_ids=ids, attention_mask=mask, use_cache=False, **more)
+    output.logits = output.logits[:, -length:]
+    return output
+
+
+def padded_on_the_left(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same sequences, so padded that all end at the same place: what follows them begins there."""
+    order = inputs["attention_mask"].argsort(dim=1, stable=True)
+    return {name: values.gather(1, order) for name, values in inputs.items()}
+
+
+def decoder_inputs(model: Any, target: Tensor) -> Tensor:
+    """(S, length) what a decoder reads to be forced along `target`: the ids one position later."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted: Tensor = model.prepare_decoder_input_ids_from_labels(labels=target)
+        return shifted
+    start, pad = model.config.decoder_start_token_id, model.config.pad_token_id
+    first = torch.full_like(target[:, :1], start)
+    ids = torch.cat((first, target[:, :-1]), dim=1)
+    return ids.masked_fill(ids == NO_TOKEN, pad)
