@@ -31,8 +31,8 @@ TARGETS = [" ".join(WORDS[word] for word in source.split()) for source in SOURCE
 WIDTH, LAYERS = 16, 3
 
 
-def tokenizer() -> Any:
-    """A BPE tokenizer of the words, which ends each text with ``</s>``."""
+def tokenizer(*, ends: bool = True) -> Any:
+    """A BPE tokenizer of the words. ends: it ends each text with ``</s>``, as no language model's does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -42,7 +42,8 @@ def tokenizer() -> Any:
     bpe.train_from_iterator(
         [*SOURCES, *TARGETS], trainers.BpeTrainer(vocab_size=80, special_tokens=special, show_progress=False)
     )
-    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    if ends:
+        bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>"
     )
@@ -50,7 +51,7 @@ def tokenizer() -> Any:
 
 def writer(family: str, folder: Path, seed: int = 0) -> Path:
     """Saves a model and its tokenizer in `folder`; returns it."""
-    words = tokenizer()
+    words = tokenizer(ends=family not in DECODERS)
     torch.manual_seed(seed)
     model = _model(family, len(words))
     with torch.no_grad():  # far enough from uniform that ties do not decide what is written

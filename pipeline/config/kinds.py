@@ -48,7 +48,8 @@ class Kind:
     """The declaration of a task kind.
 
     name, problem: their values in a config · inputs: columns that make up an example's content · optional_inputs:
-    more of them, read where the config names a column · labels, optional_labels: columns of gold labels, in the same
+    more of them, read where the config names a column · whole: a column with inputs and labels in one, read in their place where the
+    config names it · labels, optional_labels: columns of gold labels, in the same
     way · metrics: its scores; the first is the default · forced: scores of a model that is forced along the gold texts, which
     its predictions do not tell: students and teachers in training have them · auto_class: the class of transformers whose head it uses ·
     outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
@@ -67,6 +68,7 @@ class Kind:
     outputs: tuple[str, ...] = ("logits",)
     optional_inputs: tuple[str, ...] = ()
     optional_labels: tuple[str, ...] = ()
+    whole: str | None = None
     pipeline: str | None = None
     truncates: Literal["texts", "words", "questions", "sources", "prompts"] = "texts"
     continuous: bool = False
@@ -84,6 +86,8 @@ class Kind:
 
     def content(self, named: Container[str]) -> tuple[str, ...]:
         """The input columns that are read where a config names columns for the roles `named`."""
+        if self.whole is not None and self.whole in named:
+            return (self.whole,)
         return (*self.inputs, *(role for role in self.optional_inputs if role in named))
 
     @property
@@ -97,7 +101,15 @@ class Kind:
 
     def truths(self, named: Container[str]) -> tuple[str, ...]:
         """The label columns that are read where a config names columns for the roles `named`."""
+        if self.whole is not None and self.whole in named:
+            return ()
         return (*self.labels, *(role for role in self.optional_labels if role in named))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """All columns that it may read."""
+        whole = () if self.whole is None else (self.whole,)
+        return (*self.inputs, *self.optional_inputs, *self.labels, *self.optional_labels, *whole)
 
 
 TEXT_CLASSIFICATION = Kind(
@@ -178,6 +190,7 @@ TEXT_GENERATION = Kind(
     "single_label",
     inputs=("prompt",),
     labels=("completion",),
+    whole="messages",
     metrics=(Metric("rouge_l"), Metric("exact_match"), Metric("chrf"), Metric("bleu")),
     auto_class="AutoModelForCausalLM",
     pipeline="text-generation",

@@ -179,9 +179,9 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
     if unknown:
         raise DataError(
             f"tasks.{name}.data.columns: {config.kind} has no {min(unknown)!r}",
-            f"It reads {', '.join((*kind.inputs, *kind.optional_inputs, *kind.labels, *kind.optional_labels))}.",
+            f"It reads {', '.join(kind.roles)}.",
         )
-    texts, labels = ([columns[role] for role in roles] for roles in (fields, kind.labels))
+    texts, labels = ([columns[role] for role in roles if role in columns] for roles in (fields, kind.labels))
     others = tuple(columns.values())
     source = Source(f"tasks.{name}.data", config.data, texts, labels, others, kind.text_labels)
     tables, notes = load_splits(source)
@@ -197,10 +197,9 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
         for role in kind.optional_inputs
         if role not in named and role in tables["train"].column_names and role not in columns.values()
     ]
-    label = read["train"][kind.labels[0]]
-    if task.reading.labels and config.data.labels is None and label.names is None:
+    label = read["train"].get(kind.labels[0])
+    if task.reading.labels and config.data.labels is None and label is not None and label.names is None:
         notes += check_inferred(name, "train", label.values)
-    if task.reading.labels and config.data.labels is None and label.names is None:
         _check_alike(name, {split: columns[kind.labels[0]].values for split, columns in read.items()})
     splits = {split: read_examples(task, split, read[split]) for split in tables}
     splits = _with_labels(task, splits, notes)

@@ -109,7 +109,7 @@ def converted(source: TaskData, reading: Reading) -> Mapping[str, Sequence[Any]]
     """The training texts of `source` as inputs of another task: as they are where both have the same fields; of pairs,
     where single texts are wanted, the sentences of both sides."""
     theirs, inputs = source.task.reading, source.splits["train"].inputs
-    if theirs.fields == reading.fields:
+    if theirs.fields == reading.fields and type(theirs) is type(reading):
         return {role: inputs[role] for role in reading.fields}
     texts = theirs.plain(inputs)
     if len(texts) > len(reading.fields):

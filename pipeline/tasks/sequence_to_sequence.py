@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.task import Task
-from pipeline.tasks.text import TextReading, altered_texts, texts_of
+from pipeline.tasks.text import TextReading, texts_of
 from pipeline.tasks.text_scores import (
     EXACT,
     ROUGE_L,
@@ -60,6 +60,7 @@ class SequenceReading(TextReading):
     def read(self, columns: Mapping[str, Column], split: str) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """Sources and targets, and one int64 hash of its target per example, `UNLABELLED` for None."""
         read, written = self.roles
+        read = read if read in columns else self.fields[0]  # of texts that other tasks or variants gave
         sources = texts_of(self.task, split, columns, (read,))[read]
         _refuse_empty(self.task, split, read, sources)
         given = columns[written].values if written in columns else [None] * len(sources)
@@ -88,11 +89,9 @@ class SequenceReading(TextReading):
         keep_labels: bool,
     ) -> tuple[dict[str, Sequence[Any]], Ragged]:
         """The altered sources, with their examples' targets or none."""
-        (sources,) = altered_texts(self.fields, variants).values()
-        read, marks = self.read({self.roles[0]: Column(sources)}, "augment")
+        read, marks = super().altered(inputs, labels, variants, keep_labels=keep_labels)
         if keep_labels:
-            rows = [one.row for one in variants]
-            read["target"], marks = [inputs["target"][row] for row in rows], labels.take(np.array(rows))
+            read["target"] = [inputs["target"][one.row] for one in variants]
         return read, marks
 
 

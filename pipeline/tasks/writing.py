@@ -70,12 +70,16 @@ class WritingHead:
                 f"tasks.{self.task}: the hidden states of a model that writes are not read",
                 "Give its losses no weight on hidden.",
             )
-        sources = [self.prefix + text for text in inputs["source"]]
+        sources = self.prompts(tokenizer, inputs["source"])
         encoded = self.read_sources(tokenizer, sources, max_length or self.max_length)
         if "target" not in inputs:
             return encoded
         targets = self.targets(tokenizer, inputs["target"])
         return replace(encoded, targets=targets, units=targets.counts)
+
+    def prompts(self, tokenizer: Any, sources: Sequence[str]) -> list[str]:
+        """What a model reads of n sources."""
+        return [self.prefix + text for text in sources]
 
     def read_sources(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
         """Token ids of n sources, cut to `max_length`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,22 @@ import pytest
 import torch
 
 from pipeline.batch import pad_targets
+from pipeline.config.generation import GenerationConfig
 from pipeline.config.kinds import SEQUENCE_TO_SEQUENCE, TEXT_CLASSIFICATION, TEXT_GENERATION
 from pipeline.data.splits import read_examples
 from pipeline.errors import ConfigError, DataError, TeacherError
 from pipeline.models import check_length, open_model, open_tokenizer
 from pipeline.predictor import Predictor, check_model
 from pipeline.soft import Texts
+from pipeline.tasks import Task
 from pipeline.tasks.forced import output_along, padded_on_the_left
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_columns import Column
+from pipeline.tasks.sequence_to_sequence import SequenceScoring
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text_faults import text_faults
+from pipeline.tasks.text_generation import ROLES, ChatReading, PromptHead
 from pipeline.tasks.variants import Variant, side_of
 from pipeline.tasks.writing import writing_head
 from students.layer_init import check_kinds, check_layers, truncate
@@ -257,3 +262,64 @@ def test_lengths_of_texts_are_no_fault_where_they_do_not_follow_their_prompts() 
     texts = ["yes", "word " * 60, "", "no way no way no way no way no way no way"]
     faults = text_faults(texts, ["a long prompt " * 20] * 4, None)
     assert [name for name, has in faults.items() if has.any()] == ["empty", "repeating the same few words"]
+
+
+# ---------------------------------------------------------------- conversations
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}{% if add_generation_prompt %}<a> {% endif %}"
+
+
+def chat_task(prefix: str = "") -> Task:
+    head = PromptHead("talk", 24, 12, prefix, GenerationConfig(), chat=True)
+    reading = ChatReading("talk", (), ("source",), ROLES)
+    return Task("talk", TEXT_GENERATION, reading, head, SequenceScoring("rouge_l", TEXT_GENERATION.metrics))
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_the_last_answer_of_a_conversation_is_learnt() -> None:
+    turns = [message("user", "a dog"), message("assistant", "un chien"), message("user", "a cat")]
+    rows = [[*turns, message("assistant", "un chat")], turns]
+    examples = read_examples(chat_task(), "train", {"messages": Column(rows)})
+    assert [json.loads(text) for text in examples.inputs["source"]] == [turns, turns]
+    assert examples.inputs["target"] == ["un chat", ""]
+    assert chat_task().reading.labelled(examples.labels).tolist() == [True, False]
+    assert examples.keys[0] == examples.keys[1]
+    assert chat_task().reading.plain(examples.inputs)[0][0] == "a dog\nun chien\na cat"
+
+
+def test_a_chat_template_makes_the_prompt_and_a_prefix_is_the_system_s_message() -> None:
+    words = tokenizer(ends=False)
+    words.chat_template = TEMPLATE
+    examples = read_examples(chat_task(), "train", {"messages": Column([[message("user", "a dog")]])})
+    for prefix, text in (("", "<user> a dog<a> "), ("the cat", "<system> the cat<user> a dog<a> ")):
+        encoded = writing_head(chat_task(prefix)).encode(words, {"source": examples.inputs["source"]})
+        assert encoded.columns["input_ids"].tolist() == words(text)["input_ids"]
+    assert writing_head(chat_task()).decoding != writing_head(prompt_task()).decoding
+    assert "{'role': 'user'" in chat_task().head.snippet()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[], "a dog", [{"role": "user"}], [message("assistant", "x")], [{"role": "user", "content": 3}], None],
+)
+def test_what_is_no_conversation_is_refused(row: Any) -> None:
+    with pytest.raises(DataError, match=r"row 1 of train: messages is .*no conversation"):
+        read_examples(chat_task(), "train", {"messages": Column([[message("user", "a dog")], row])})
+
+
+def test_conversations_need_a_template_and_have_no_variants() -> None:
+    examples = read_examples(chat_task(), "train", {"messages": Column([[message("user", "a dog")]])})
+    with pytest.raises(TeacherError, match="no chat template for the messages of talk"):
+        chat_task().head.encode(tokenizer(), {"source": examples.inputs["source"]})
+    with pytest.raises(ConfigError, match=r"tasks\.talk\.augment: conversations have no variants"):
+        chat_task().reading.sides(examples.inputs, examples.labels, 0)
+
+
+def test_texts_of_other_tasks_are_asked_by_a_user() -> None:
+    inputs = chat_task().reading.from_plain(["a dog"])
+    assert [json.loads(text) for text in inputs["source"]] == [[message("user", "a dog")]]
+    read = read_examples(chat_task(), "transfer", {"source": Column(inputs["source"])})
+    assert read.inputs == {**inputs, "target": [""]}
