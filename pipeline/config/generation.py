@@ -10,7 +10,7 @@ from pipeline.config.fields import Positive, Strict
 
 
 class GenerationConfig(Strict):
-    """How a model writes the texts of a sequence-to-sequence task. What is not named here is as in the model's own generation_config.json."""
+    """How a model writes the texts of its task. What is not named here is as in the model's own generation_config.json."""
 
     beams: Annotated[int, Field(ge=1, le=64)] = 1
     """Beams of the search for the most probable text; 1: the most probable token at each step."""
@@ -35,7 +35,7 @@ class GenerationConfig(Strict):
 
 
 class TokenTargetsConfig(Strict):
-    """What is stored of a teacher's distribution at each position of a text, where the loss of a sequence-to-sequence task has `soft`."""
+    """What is stored of a teacher's distribution at each position of a text, where the loss of a task that writes has `soft`."""
 
     form: Literal["top", "sampled"] = "top"
     """`top`: the most probable token ids, and all others as one event · `sampled`: as many ids drawn at random by their probability, each with the share of the draws that it had (2503.16870)."""

@@ -48,7 +48,7 @@ T5_RATE_FACTOR = 13.0
 """Of the models of T5's family, whose attention is not scaled and whose rates are an order higher: FLAN-T5-small on 2,000 sentences
 has chrF 61.9 after three epochs with 5e-4, 64.1 with 1e-3, and a student cut from it 41.6 and 46.3 after its first."""
 TEXT_SHARE = 0.5
-"""Share of the examples of a sequence-to-sequence task that learn their teachers' text."""
+"""Share of the examples of a task that writes which learn their teachers' text."""
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
 LEAST_PATIENCE, PATIENCE_SHARE = 3, 2
 """Epochs of patience: one of `PATIENCE_SHARE` epochs, at least `LEAST_PATIENCE`."""

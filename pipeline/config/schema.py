@@ -56,7 +56,7 @@ class TaskConfig(Strict):
     """One task that the students learn."""
 
     kind: KindName
-    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none · a text written from a text (translation, summaries)."""
+    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none · a text written from a text (translation, summaries) · a text written on from a prompt, by a language model."""
     problem: Problem = DEFAULT_PROBLEM
     """For text-classification, what a text has: one label, a list of any number of labels, or a number."""
     data: DataConfig
@@ -66,13 +66,13 @@ class TaskConfig(Strict):
     augment: AugmentConfig | None = None
     """Variants of its training texts as more examples: words replaced or left out, labelled by the teachers."""
     prefix: str = ""
-    """Of sequence-to-sequence: text that every model of the task reads before the source, e.g. T5's `"translate English to French: "`."""
+    """Of kinds that write: text that every model of the task reads before the source, e.g. T5's `"translate English to French: "`; of conversations the system's message."""
     generation: GenerationConfig = GenerationConfig()
-    """Of sequence-to-sequence: how the students write, and the teachers but for their own `generation`."""
+    """Of kinds that write: how the students write, and the teachers but for their own `generation`."""
     token_targets: TokenTargetsConfig = TokenTargetsConfig()
-    """Of sequence-to-sequence: what is stored of the teachers' distributions, where a loss has `soft`."""
+    """Of kinds that write: what is stored of the teachers' distributions, where a loss has `soft`."""
     metric: str | None = None
-    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them) · sequence-to-sequence: `chrf`, `bleu` (as sacrebleu has them), `rouge_l`, `exact_match`."""
+    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them) · sequence-to-sequence: `chrf`, `bleu` (as sacrebleu has them), `rouge_l`, `exact_match` · text-generation: `rouge_l`, `exact_match`, `chrf`, `bleu`."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
     """Keys of `aggregation` that differ for this task."""
 
@@ -187,9 +187,9 @@ class TeacherConfig(Strict):
     max_length: Annotated[int, Field(ge=4)] | None = None
     """Tokens a sequence for this teacher; null: the task's."""
     prefix: str | None = None
-    """Of sequence-to-sequence: as `prefix` of the task, for this teacher; null: the task's."""
+    """Of kinds that write: as `prefix` of the task, for this teacher; null: the task's."""
     generation: dict[str, Any] = Field(default_factory=dict)
-    """Of sequence-to-sequence: keys of the task's `generation` that differ for this teacher."""
+    """Of kinds that write: keys of the task's `generation` that differ for this teacher."""
     hidden_layer: Count | None = None
     """The layer, counted from 1, whose hidden states students match where a loss has `hidden`; null: the middle one."""
     preflight: Literal["stop", "warn"] = "stop"
@@ -202,7 +202,7 @@ class AggregationConfig(Strict):
     """Several teachers' soft targets → one target."""
 
     strategy: Strategy | None = None
-    """null: `consensus` for sequence-to-sequence, else `mean` · `mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label. Of texts: `consensus`: of all teachers' candidates the one that is nearest to all (minimum Bayes risk by chrF) · `best`: the one nearest to the reference · `mean`: each teacher's first text, drawn anew each epoch by `teacher_weights`."""
+    """null: `consensus` for kinds that write, else `mean` · `mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label. Of texts: `consensus`: of all teachers' candidates the one that is nearest to all (minimum Bayes risk by chrF) · `best`: the one nearest to the reference · `mean`: each teacher's first text, drawn anew each epoch by `teacher_weights`."""
     teacher_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by teacher, 1 where none is given; normalised to sum to 1 within each task. They multiply the weights that a strategy finds for itself."""
 
@@ -219,7 +219,7 @@ class StageLossConfig(Strict):
     temperature: Positive | None = None
     """Temperature of the soft loss; null: each task's own, as `loss` has it."""
     text: Share | None = None
-    """Of sequence-to-sequence: as `loss.text`, where that is above 0. 0: references alone, each as often as the stage's steps allow, and no example without one. null: that of `loss`."""
+    """Of kinds that write: as `loss.text`, where that is above 0. 0: references alone, each as often as the stage's steps allow, and no example without one. null: that of `loss`."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
@@ -312,9 +312,9 @@ class LossConfig(Strict):
     task_temperatures: dict[str, Positive] = Field(default_factory=dict)
     """Temperature of a task that needs another, e.g. `{entities: 1}`: where nearly all words have one label, a high one spends the loss on telling apart labels that are all wrong."""
     text: Share | None = None
-    """Of sequence-to-sequence: the share of examples, drawn anew each epoch, that learn to write their teachers' text in place of the reference (sequence-level distillation, Kim & Rush 2016). An example without reference always does. null: derived."""
+    """Of kinds that write: the share of examples, drawn anew each epoch, that learn to write their teachers' text in place of the reference (sequence-level distillation, Kim & Rush 2016). An example without reference always does. null: derived."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Of sequence-to-sequence: the part of a token's hard label that all tokens of the vocabulary share, of the supervised baseline too."""
+    """Of kinds that write: the part of a token's hard label that all tokens of the vocabulary share, of the supervised baseline too."""
     annealing: Literal["constant", "linear"] = "constant"
     """`linear`: the soft weight falls to 0 over training and the hard weight takes what it loses (teacher annealing)."""
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
