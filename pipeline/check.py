@@ -149,6 +149,7 @@ def _stage(stage: StudentStage) -> list[str]:
     for task, loss in stage.loss.tasks.items():
         terms = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
         shown = " + ".join(f"{value:.3g} {term}" for term, value in terms.items() if value)
+        shown += f", beta {loss.beta:.3g}" if loss.beta else ""
         shown += f", text {loss.text:.3g}" if loss.text else ""
         weights.setdefault(shown, []).append(task)
     losses = [

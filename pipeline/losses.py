@@ -14,6 +14,7 @@ Not here: how several teachers become one target (`teachers.aggregation`) and ho
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from pipeline.batch import UNLABELLED
+from pipeline.batch import ABSENT, UNLABELLED
 
 Needs = Literal["labels", "targets", "hidden"]
 """What a term compares the student with: labels, soft targets or hidden targets."""
@@ -34,13 +35,14 @@ class LossWeights:
 
     terms: weight by term; the config normalises their sum to 1, and `annealed` keeps it; a term that is not named
     has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task ·
-    label_smoothing: ε < 1 of the hard term of texts.
+    label_smoothing: ε < 1 of the hard term of texts · beta: of the soft term, see `soft_divergence`.
     """
 
     terms: Mapping[str, float]
     temperature: float
     task: float = 1.0
     label_smoothing: float = 0.0
+    beta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,29 @@ def soft_kl(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return temperature**2 * divergence.sum(dim=-1)
 
 
+def soft_divergence(logits: Tensor, target: Tensor, temperature: float, beta: float) -> Tensor:
+    """(N,) float32 T² times the generalised Jensen-Shannon divergence in nats of target P and student Q = softmax(logits / T) (GKD,
+    arXiv:2306.13649, section 2): β · KL(P ‖ M) + (1 − β) · KL(Q ‖ M) with M = β · P + (1 − β) · Q; for β = 0 KL(P ‖ Q), and for β = 1
+    KL(Q ‖ P), to which the divergence tends when it is divided by β, or by 1 − β.
+
+    Arguments as of `soft_kl` · beta: β in [0, 1].
+    """
+    if beta == 0:
+        return soft_kl(logits, target, temperature)
+    target, log_student = target.float(), log_softmax(logits.float() / temperature, dim=-1)
+    log_target = target.log().clamp(
+        min=ABSENT
+    )  # a student's weight on what no teacher knows costs much, and not infinitely
+    if beta == 1:
+        divergence = log_student.exp() * (log_student - log_target)
+        return temperature**2 * divergence.sum(dim=-1)
+    shares = (math.log(beta) + log_target, math.log1p(-beta) + log_student)
+    log_middle = torch.logaddexp(*shares)
+    divergence = beta * target * (log_target - log_middle)
+    divergence = divergence + (1 - beta) * log_student.exp() * (log_student - log_middle)
+    return temperature**2 * divergence.sum(dim=-1)
+
+
 def hard_squared_error(values: Tensor, labels: Tensor) -> Tensor:
     """(N,) float32 squared error of values (N, 1) to labels (N,) float; NaN, no label, gives 0."""
     known = ~labels.isnan()
@@ -171,7 +196,11 @@ def hidden_squared_error(hidden: HiddenInputs) -> Tensor:
 HIDDEN_LOSS = LossTerm("hidden", "hidden", lambda inputs, _: hidden_squared_error(_hidden(inputs)))
 DISTRIBUTION_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, _: hard_cross_entropy(inputs.logits, inputs.labels)),
-    LossTerm("soft", "targets", lambda inputs, own: soft_kl(inputs.logits, _target(inputs), own.temperature)),
+    LossTerm(
+        "soft",
+        "targets",
+        lambda inputs, own: soft_divergence(inputs.logits, _target(inputs), own.temperature, own.beta),
+    ),
     HIDDEN_LOSS,
 )
 NUMBER_LOSSES = (

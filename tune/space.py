@@ -276,7 +276,11 @@ def _unset(config: RunConfig, keys: Sequence[str], facts: Facts) -> Any:
     match keys:
         case [*_, "task_temperatures", task]:
             return settings.loss.tasks[task].temperature
-        case [*_, "loss", "hard" | "soft" | "hidden" | "temperature" | "text" | "label_smoothing" as key]:
+        case [
+            *_,
+            "loss",
+            "hard" | "soft" | "hidden" | "temperature" | "text" | "label_smoothing" | "beta" as key,
+        ]:
             values = {getattr(loss, key) for loss in settings.loss.tasks.values()}
             return values.pop() if len(values) == 1 else None
         case [*where, "aggregation", "strategy"]:

@@ -138,7 +138,8 @@ class TeacherRecipe(Recipe, FineTuneConfig):
 @dataclass(frozen=True)
 class TaskLoss:
     """The loss of one task. hard, soft, hidden: their weights, whose sum is 1 · weight: of the task among the student's
-    tasks · text: share of the examples that learn their teachers' text in place of the reference · label_smoothing: of the hard loss of texts."""
+    tasks · text: share of the examples that learn their teachers' text in place of the reference · label_smoothing: of the hard loss of texts · beta: of
+    the soft loss of distributions."""
 
     hard: float
     soft: float
@@ -147,6 +148,7 @@ class TaskLoss:
     hidden: float = 0.0
     text: float = 0.0
     label_smoothing: float = 0.0
+    beta: float = 0.0
 
 
 Reasons = Mapping[str, str]
@@ -198,6 +200,7 @@ def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -
         given.hidden / total,
         (text or 0.0) if writes else 0.0,
         given.label_smoothing if writes else 0.0,
+        0.0 if task in facts.tasks and facts.tasks[task].continuous else given.beta,
     )
     return loss, reasons
 
@@ -213,6 +216,7 @@ def stage_loss(given: StageLossConfig, own: TaskLoss) -> TaskLoss:
         given.hidden / total,
         own.text if given.text is None or not own.text else given.text,
         own.label_smoothing,
+        own.beta,
     )
 
 

@@ -360,6 +360,25 @@ def _check_text_keys(config: RunConfig, name: str, given: LossConfig) -> None:
             )
 
 
+def _check_beta(config: RunConfig, name: str, given: LossConfig) -> None:
+    """Raises `ConfigError` where a `beta` above 0 meets tasks of numbers alone, or stored draws."""
+    tasks = {task: config.tasks[task] for task in config.tasks_of(name)}
+    if not given.beta:
+        return
+    if "beta" in config.students[name].loss and all(own.declared.continuous for own in tasks.values()):
+        raise ConfigError(
+            f"loss.beta: the tasks of {name} are of numbers, not of distributions", "Drop the key."
+        )
+    drawn = [
+        task for task, own in tasks.items() if own.declared.writes and own.token_targets.form == "sampled"
+    ]
+    if drawn and given.soft:
+        raise ConfigError(
+            f"loss.beta: tasks.{drawn[0]}.token_targets.form sampled has no probability of what was not drawn",
+            "Set form to top, or beta to 0.",
+        )
+
+
 def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, ...]]:
     """A student's `loss` as given, its own keys over the run's, and notes on what was normalised.
 
@@ -369,6 +388,7 @@ def student_loss(config: RunConfig, name: str) -> tuple[LossConfig, tuple[str, .
     given: LossConfig = overlay(config.loss, config.students[name].loss, ("students", name, "loss"))
     learnt = config.tasks_of(name)
     _check_text_keys(config, name, given)
+    _check_beta(config, name, given)
     weights, notes = {task: given.task_weights.get(task, 1.0) for task in learnt}, tuple[str, ...]()
     whole = sum(weights.values())
     if not whole:

@@ -299,7 +299,7 @@ class StudentConfig(Strict):
 
 
 class LossConfig(Strict):
-    """Hard loss against labels + T² · KL soft loss against the aggregated target + hidden loss against hidden states."""
+    """Hard loss against labels + T² · KL (or what `beta` says) soft loss against the aggregated target + hidden loss against hidden states."""
 
     hard: NonNegative | None = None
     """Weight of the hard loss; null: derived for each task from its labels."""
@@ -311,6 +311,8 @@ class LossConfig(Strict):
     """Temperature of teachers and student in the soft loss; null: derived for each task from its labels."""
     task_temperatures: dict[str, Positive] = Field(default_factory=dict)
     """Temperature of a task that needs another, e.g. `{entities: 1}`: where nearly all words have one label, a high one spends the loss on telling apart labels that are all wrong."""
+    beta: Share = 0
+    """β of the soft loss between distributions, the generalised Jensen-Shannon divergence (GKD, 2306.13649): 0: KL of the teachers from the student · 1: KL of the student from the teachers, by which a student leaves out what it has no room for · between: between both."""
     text: Share | None = None
     """Of kinds that write: the share of examples, drawn anew each epoch, that learn to write their teachers' text in place of the reference (sequence-level distillation, Kim & Rush 2016). An example without reference always does. null: derived."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0

@@ -490,6 +490,7 @@ def loss_in_words(loss: LossRecord | TaskLoss) -> str:
     weights = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
     terms = " + ".join(f"{weight:.2g} {term}" for term, weight in weights.items() if weight)
     words = f"{terms} at temperature {loss.temperature:g}" if loss.soft else terms
+    words += f" with β {loss.beta:g}" if loss.soft and loss.beta else ""
     words += f", {percent(loss.text)} of the texts the teachers' own" if loss.text else ""
     return f"{words}, labels smoothed by {loss.label_smoothing:g}" if loss.label_smoothing else words
 

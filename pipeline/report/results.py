@@ -217,6 +217,7 @@ def _loss_records(loss: StudentLoss, reasons: Mapping[str, Reasons]) -> dict[str
             hidden=one.hidden,
             text=one.text,
             label_smoothing=one.label_smoothing,
+            beta=one.beta,
             temperature=one.temperature,
             derived=dict(reasons.get(task, {})),
         )

@@ -282,6 +282,8 @@ class LossRecord(Record):
     """Share of the examples that learn their teachers' text in place of the reference."""
     label_smoothing: float = 0.0
     """Part of a token's hard label that the vocabulary shares."""
+    beta: float = 0.0
+    """Of the soft loss: β of the generalised Jensen-Shannon divergence; 0: KL of the teachers from the student."""
     temperature: float
     derived: Mapping[str, str]
     """The reason for each value that the config does not give, by its key."""

@@ -466,7 +466,7 @@ def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
         }
         return LossPlan(alone)
     weights = {
-        task: LossWeights(_terms(one), one.temperature, one.weight, one.label_smoothing)
+        task: LossWeights(_terms(one), one.temperature, one.weight, one.label_smoothing, one.beta)
         for task, one in loss.tasks.items()
     }
     return LossPlan(weights, loss.annealing)

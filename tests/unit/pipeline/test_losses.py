@@ -29,6 +29,7 @@ from pipeline.losses import (
     hard_squared_error,
     hidden_squared_error,
     needs_of,
+    soft_divergence,
     soft_kl,
     soft_squared_error,
     task_loss,
@@ -397,3 +398,50 @@ def test_numbers_bring_their_own_losses() -> None:
     weights = LossWeights({"hard": 0.5, "soft": 0.5}, 1.0)
     total, _ = task_loss(inputs, weights, 2, NUMBER_LOSSES)
     assert float(total) == 0.5 * (1 + 4) / 2 + 0.5 * (4 + 0) / 2
+
+
+# ---------------------------------------------------------------- beta
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) of rows, by PyTorch."""
+    return torch.nn.functional.kl_div(q.log(), p, reduction="none").sum(dim=-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_generalised_divergence_is_the_mixture_of_two(beta: float, temperature: float) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(6, 5), softmax(torch.randn(6, 5), dim=-1)
+    own = softmax(logits / temperature, dim=-1)
+    middle = beta * target + (1 - beta) * own
+    expected = beta * divergence(target, middle) + (1 - beta) * divergence(own, middle)
+    if beta in (0.0, 1.0):
+        expected = divergence(target, own) if beta == 0 else divergence(own, target)
+    got = soft_divergence(logits, target, temperature, beta)
+    torch.testing.assert_close(got, temperature**2 * expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_absent_columns_leave_the_divergence_and_its_gradient_finite(beta: float) -> None:
+    logits = torch.tensor([[1.0, 0.5, ABSENT], [0.2, -1.0, 0.3]], requires_grad=True)
+    target = torch.tensor([[0.7, 0.3, 0.0], [0.5, 0.5, 0.0]])
+    loss = soft_divergence(logits, target, 1.0, beta)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert bool(torch.isfinite(loss).all())
+    assert bool(torch.isfinite(gradient).all())
+    without = soft_divergence(logits[:1, :2], target[:1, :2], 1.0, beta)
+    torch.testing.assert_close(loss[:1], without)
+
+
+def test_beta_of_a_student_that_equals_its_teacher_is_zero_and_it_is_a_term_of_the_loss() -> None:
+    logits = torch.tensor([[1.0, 0.5, -2.0]])
+    for beta in (0.2, 1.0):
+        assert float(soft_divergence(logits, softmax(logits / 3, -1), 3.0, beta)) == pytest.approx(
+            0, abs=1e-6
+        )
+    target = torch.tensor([[0.1, 0.2, 0.7]])
+    inputs = LossInputs(logits, torch.tensor([0]), target, torch.ones(1))
+    total, terms = task_loss(inputs, LossWeights({"soft": 1.0}, 2.0, beta=0.5), 1.0)
+    assert float(terms["soft"]) == pytest.approx(float(soft_divergence(logits, target, 2.0, 0.5)))
+    assert float(total) == float(terms["soft"])

@@ -119,3 +119,16 @@ def test_a_loss_of_texts_needs_a_task_that_writes(key: str) -> None:
     with pytest.raises(ConfigError, match=f"loss.{key}: no task of s writes texts"):
         parse_config(config(**plain, students={"s": {**student, "loss": {key: 0.1}}}))
     parse_config(config(loss={key: 0.1}))
+
+
+def test_beta_needs_distributions_and_no_draws() -> None:
+    parse_config(config(loss={"beta": 0.5, "soft": 0.5, "hard": 0.5}))
+    drawn = task(token_targets={"form": "sampled"})
+    with pytest.raises(ConfigError, match=r"loss\.beta: tasks\.translate\.token_targets\.form sampled"):
+        parse_config(config(tasks=drawn, loss={"beta": 0.5, "soft": 0.5, "hard": 0.5}))
+    parse_config(config(tasks=drawn, loss={"beta": 0.5}))
+    stars = {"stars": {"kind": "text-classification", "problem": "regression", "data": DATA}}
+    numbers = {"tasks": stars, "teachers": {"a": {"task": "stars", "model": "org/a"}}}
+    with pytest.raises(ConfigError, match=r"loss\.beta: the tasks of s are of numbers"):
+        parse_config(config(**numbers, students={"s": {"model": "org/s", "loss": {"beta": 0.5}}}))
+    parse_config(config(**numbers, students={"s": {"model": "org/s"}}, loss={"beta": 0.5}))
