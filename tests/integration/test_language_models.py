@@ -29,7 +29,8 @@ def write_data(folder: Path) -> dict[str, dict[str, str]]:
         " ".join(words) for words in product(articles, ("red", "big"), nouns, ("sees",), articles, nouns)
     ]
     files: dict[str, dict[str, str]] = {"plain": {}, "talk": {}}
-    for split, rows in {"train": texts[::2], "validation": texts[1::4], "test": texts[3::4]}.items():
+    splits = {"train": texts[::4], "more": texts[2::4], "validation": texts[1::4], "test": texts[3::4]}
+    for split, rows in splits.items():
         pairs = [(text, " ".join(WORDS[word] for word in text.split())) for text in rows]
         lines: dict[str, list[dict[str, Any]]] = {
             "plain": [{"prompt": text, "completion": f" {target}"} for text, target in pairs],
@@ -70,12 +71,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "language",
         "runs_dir": str(folder / "runs"),
         "tasks": {
-            "plain": {"kind": "text-generation", "data": {**data, "data_files": files["plain"]}},
+            "plain": {
+                "kind": "text-generation",
+                "data": {
+                    **data,
+                    "data_files": {split: files["plain"][split] for split in ("train", "validation", "test")},
+                    "unlabelled": {"path": "json", "data_files": files["plain"]["more"]},
+                },
+            },
             "talk": {
                 "kind": "text-generation",
                 "metric": "chrf",
                 "prefix": "the",
-                "data": {**data, "data_files": files["talk"], "columns": {"messages": "messages"}},
+                "data": {
+                    **data,
+                    "data_files": {split: files["talk"][split] for split in ("train", "validation", "test")},
+                    "columns": {"messages": "messages"},
+                    "unlabelled": {"path": "json", "data_files": files["talk"]["more"]},
+                },
             },
         },
         "teachers": {
@@ -109,6 +122,7 @@ def test_each_task_s_prompts_go_to_its_own_teachers_once(folder: Path) -> None:
         "talk": "chrf",
     }
     for task in report["tasks"].values():
+        assert task["examples"]["train"] == 16
         scores = task["metrics"]["students"]["small"]
         assert 0 < scores["token_accuracy"] <= 1
         assert scores["perplexity"] > 1
