@@ -37,7 +37,8 @@ from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.replica import Replica
 from pipeline.training.stage import Stage
-from pipeline.training.step import Workers, accumulate, forced_scores, hidden_error, predict
+from pipeline.training.step import accumulate, forced_scores, hidden_error, predict
+from pipeline.training.used_rows import UsedRowsReplica, used_ids
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
 
@@ -102,7 +103,7 @@ class Trainer:
         self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
-        self.replica = _replica_of(student, self.workers, strategy)
+        self.replica = _replica_of(student, feed, config, strategy)
         # a model may have frozen parameters of its own, such as DistilBERT's sinusoidal positions
         trained = self.replica.trained
         trainable = {parameter for parameter in trained.parameters() if parameter.requires_grad}
@@ -216,6 +217,7 @@ class Trainer:
         self.progress.step += 1
         if math.isfinite(values[0]) and math.isfinite(float(norm)):
             self.optimizer.step()
+            self.replica.stepped(self.optimizer)
             self.progress.skipped_in_a_row = 0
             for name, value in zip(sums, values[:-1], strict=True):
                 self._window["loss/total" if name == "total" else f"loss/{name}/{step.task}"].append(value)
@@ -411,6 +413,7 @@ class Trainer:
                     "progress": asdict(self.progress),
                     "window": window,
                     "threads": torch.get_num_threads(),
+                    "decay": self.replica.decay,
                 },
             )
         if status is not None:
@@ -447,6 +450,7 @@ class Trainer:
             index, key = name.split(".", 1)
             slots[int(index)][key] = tensor
         self.replica.scatter()
+        self.replica.decay = checkpoint.state.get("decay", 1.0)
         if (
             self.progress.step > self._begin
         ):  # at a stage's first step, the moments are those of the stage before it
@@ -498,13 +502,16 @@ class StopWatch:
         return self._stop
 
 
-def _replica_of(student: MultiTaskStudent, workers: Workers, strategy: WorkerStrategy) -> Replica:
+def _replica_of(student: MultiTaskStudent, feed: Feed, config: Recipe, strategy: WorkerStrategy) -> Replica:
     """The student as this worker trains it."""
-    if strategy == "ddp" or workers.world == 1:
-        return Replica(student, workers)
-    from pipeline.training.sharded import ShardedReplica  # importing FSDP2 takes most of a second
+    if strategy == "fsdp" and feed.workers.world > 1:
+        from pipeline.training.sharded import ShardedReplica  # importing FSDP2 takes most of a second
 
-    return ShardedReplica(student, workers)
+        return ShardedReplica(student, feed.workers)
+    used = used_ids(student, [one.train for one in feed.sets.values()])
+    if used is None or config.optimizer != "adamw":
+        return Replica(student, feed.workers)
+    return UsedRowsReplica(student, feed.workers, used)
 
 
 def _rng_state(device: torch.device) -> Tensor:

@@ -21,8 +21,10 @@ from students.student import MultiTaskStudent
 class Replica:
     """The student itself: of one worker, or of each of several in DDP.
 
-    student: has all weights · trained: its parameters are those of the optimiser · model: what `accumulate` calls.
+    student: has all weights · decay: see `pipeline.training.used_rows` · trained: its parameters are those of the optimiser · model: what `accumulate` calls.
     """
+
+    decay = 1.0
 
     def __init__(self, student: MultiTaskStudent, workers: Workers) -> None:
         self.student = self.trained = student
@@ -45,6 +47,9 @@ class Replica:
 
     def scatter(self) -> None:
         """Gives the trained parameters the student's weights. To be called on all workers."""
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes notice of a step that `optimizer` has taken."""
 
     def norm(self, norm: Tensor) -> Tensor:
         """The norm of all gradients, of what `clip_grad_norm_` returns for the trained parameters."""

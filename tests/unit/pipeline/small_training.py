@@ -154,13 +154,17 @@ def two_tasks(teachers: int = 2, strategy: Strategy = "confidence") -> list[Task
 # ---------------------------------------------------------------- training
 
 
+UNUSED = 20
+"""Ids of the students' vocabulary that no text has."""
+
+
 def student_of(
     sets: Sequence[TaskSet], *, dropout: float = 0.1, seed: int = 0, layers: int = 2
 ) -> MultiTaskStudent:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY + UNUSED,
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=2,

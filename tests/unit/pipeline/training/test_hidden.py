@@ -74,6 +74,7 @@ def test_a_student_learns_hidden_targets_and_leaves_its_heads_alone(tmp_path: Pa
     while trainer.progress.step < trainer.total_steps:
         epoch = trainer.progress.step // trainer.feed.steps_per_epoch
         trainer.progress.epoch_seconds.append(trainer.run_epoch(epoch))
+    trainer.replica.gather()
     errors = trainer._hidden_errors()
     assert set(errors) == {"validation/hidden/mood", "validation/hidden/tone.v2"}
     assert max(errors.values()) < 0.5  # 1 is the mean vector

@@ -360,6 +360,7 @@ def test_early_stopping_keeps_the_best_epochs_weights(
     validate = trainer._validate
 
     def watched(epoch: int) -> None:
+        trainer.replica.gather()
         at_epoch.append(weights_of(trainer.student))
         validate(epoch)
 
@@ -588,6 +589,7 @@ def test_gradual_unfreezing_trains_one_part_more_after_another(tmp_path: Path) -
 
     def watch(epoch: int) -> None:
         nonlocal before
+        trainer.replica.gather()
         after = {n: t.clone() for n, t in trainer.student.encoder.state_dict().items()}
         epochs.append([not torch.equal(before[n], after[n]) for n in (embeddings, first, last)])
         before = after
