@@ -216,3 +216,16 @@ def test_contexts_do_not_straddle_and_every_answer_is_at_its_offset(tmp_path: Pa
     train, validation, test = ({opening(row["context"]) for row in part} for part in splits.values())
     assert all((train, validation, test))
     assert not any((train & validation, train & test, validation & test))
+
+
+# ---- names -----------------------------------------------------------------------------------------
+
+
+def test_names_are_listed_in_their_order_with_their_kinds() -> None:
+    words = ["Paul", "Eales", ",", "Sweden", "Reuters"]
+    row = Tagged(words, ["B-PER", "I-PER", "O", "B-LOC", "B-ORG"])
+    prompt, completion = corpora_spans.listed_names(row)
+    assert prompt == "Paul Eales , Sweden Reuters\nNames:"
+    assert completion == " Paul Eales (person), Sweden (place), Reuters (organisation)"
+    nothing = Tagged(["No", "one", "."], ["O", "O", "O"])
+    assert corpora_spans.listed_names(nothing).completion == " none"
