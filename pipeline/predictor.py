@@ -24,7 +24,7 @@ from pipeline.memory import run_batches
 from pipeline.models import check_length, open_config, open_model, open_tokenizer, vocabulary
 from pipeline.soft import Dense, Layer, Sparse, Texts, join_soft
 from pipeline.tasks import Task
-from pipeline.tasks.forced import output_along
+from pipeline.tasks.forced import most_tokens, output_along
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_map import Groups
@@ -32,8 +32,6 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.words import word_means
 from pipeline.tasks.writing import writing_head
 
-MOST_LOGITS = 50_000_000
-"""Logits of a forward pass along texts, 200 MB: a vocabulary has tens of thousands of tokens at each position."""
 Labels = tuple[Dense | Texts | Sparse, Dense | None, int]
 """Predictions of n examples, or what the model writes, (W, H) float16 hidden vectors of their words where these are read, and how many of the
 examples were truncated."""
@@ -124,7 +122,7 @@ class Predictor:
         space = vocabulary(self.tokenizer)
         assert encoded.targets is not None, "encoded with targets"
         texts, lengths = encoded.targets, np.maximum(encoded.lengths, encoded.targets.counts)
-        tokens = max(1, min(self.tokens_per_forward, MOST_LOGITS // len(space)))
+        tokens = most_tokens(self.tokens_per_forward, len(space))
         parts, order = list[tuple[NDArray[np.int64], Sparse]](), np.argsort(lengths, kind="stable")[::-1]
 
         def work(rows: NDArray[np.int64]) -> None:

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from pipeline.batch import NO_TOKEN
 
+MOST_LOGITS = 50_000_000
+"""Logits of a forward pass along texts, 200 MB: a vocabulary has tens of thousands of tokens at each position."""
+MOST_TRAINED = 4 * MOST_LOGITS
+"""Of a forward pass with gradients, about three times as much memory a logit: as many as 4,096 tokens of most vocabularies have."""
+
 
 def output_along(model: Any, inputs: Mapping[str, Tensor], target: Tensor) -> Any:
     """The output of a model that writes, forced along `target`: its logits are (S, length, V), those at a position of the token
@@ -31,6 +36,11 @@ def output_along(model: Any, inputs: Mapping[str, Tensor], target: Tensor) -> An
     output = model(input_ids=ids, attention_mask=mask, use_cache=False, **more)
     output.logits = output.logits[:, -length:]
     return output
+
+
+def most_tokens(tokens: int, vocabulary: int, logits: int = MOST_LOGITS) -> int:
+    """The padded tokens of a forward pass along texts: `tokens`, or fewer where they would have more than `logits` logits."""
+    return max(1, min(tokens, logits // vocabulary))
 
 
 def padded_on_the_left(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

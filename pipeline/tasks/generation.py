@@ -32,7 +32,8 @@ def write_texts(
 ) -> Texts:
     """What a model writes for n encoded sources, in their order.
 
-    tokens: most padded tokens of the sources of a forward pass, beams counted · share: (rank, world) of the batches that
+    tokens: most padded tokens of the sources of a forward pass, beams counted; of a language model, which keeps what it has read, also of
+    what it may write · share: (rank, world) of the batches that
     this process writes; the other examples have empty texts. Greedy and beam search do not depend on the batches but for
     rounding.
     """
@@ -55,7 +56,8 @@ def write_texts(
         scores[rows] = own.reshape(len(rows), count)
         lengths[rows] = _lengths(ids, model).reshape(len(rows), count)
 
-    run_batches(token_budget_batches(encoded.lengths, order, max(1, tokens // wide))[rank::world], work)
+    held = encoded.lengths if model.config.is_encoder_decoder else encoded.lengths + target_length
+    run_batches(token_budget_batches(held, order, max(1, tokens // wide))[rank::world], work)
     return Texts(texts, scores, lengths)
 
 

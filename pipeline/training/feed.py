@@ -182,6 +182,10 @@ class Feed:
         self._schedule = Schedule(self._lengths, batch_size, sampling, seed, paired)
         self.steps_per_epoch = self._schedule.steps_per_epoch
 
+    def limit(self, tokens: int) -> None:
+        """Has no more padded tokens in a micro-batch."""
+        self._tokens = min(self._tokens, tokens)
+
     def epoch(
         self,
         epoch: int,

@@ -27,6 +27,7 @@ from pipeline.config.schema import WorkerStrategy
 from pipeline.errors import DivergedError, ExhaustedError
 from pipeline.losses import LossWeights, Needs, needs_of
 from pipeline.memory import trim_memory
+from pipeline.tasks.forced import MOST_TRAINED, most_tokens
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.text_arrays import is_text
 from pipeline.training import first_stage
@@ -101,6 +102,9 @@ class Trainer:
         self._first_stage: Path | None = None
         self.workers = feed.workers
         self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
+        if any(one.task.kind.writes for one in feed.sets.values()):
+            vocabulary = len(student.encoder.get_output_embeddings().weight)
+            feed.limit(most_tokens(config.tokens_per_forward, vocabulary, MOST_TRAINED))
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
         self.replica = _replica_of(student, feed, config, strategy)

@@ -36,6 +36,7 @@ from pipeline.events import event_ids, student_events, teacher_events
 from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, mean_surprise, needs_of, task_loss
 from pipeline.memory import run_batches
 from pipeline.tasks import Task
+from pipeline.tasks.forced import most_tokens
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.writing import writing_head
@@ -324,8 +325,9 @@ def forced_scores(
     assert encoded.targets is not None, "of a kind that writes"
     student.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=workers.device)
-    order = np.argsort(encoded.lengths, kind="stable")
-    targets = encoded.targets
+    targets, lengths = encoded.targets, encoded.lengths + encoded.targets.counts
+    order = np.argsort(lengths, kind="stable")
+    tokens = most_tokens(tokens, len(student.model(task.name).get_output_embeddings().weight))
 
     def work(rows: NDArray[np.int64]) -> None:
         ids = targets.take(rows)
@@ -336,7 +338,7 @@ def forced_scores(
         right, surprise = (logits.argmax(dim=-1) == gold).sum(), cross_entropy(logits, gold, reduction="sum")
         sums.add_(torch.stack([one.double() for one in (right, surprise, gold.new_tensor(len(gold)))]))
 
-    run_batches(token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world], work)
+    run_batches(token_budget_batches(lengths, order, tokens)[workers.rank :: workers.world], work)
     right_ones, surprise, every = workers.sum_(sums).tolist()
     every = max(every, 1.0)
     return {TOKEN_ACCURACY.name: right_ones / every, PERPLEXITY.name: math.exp(surprise / every)}

@@ -20,7 +20,7 @@ from pipeline.models import check_length, open_model, open_tokenizer
 from pipeline.predictor import Predictor, check_model
 from pipeline.soft import Texts
 from pipeline.tasks import Task
-from pipeline.tasks.forced import output_along, padded_on_the_left
+from pipeline.tasks.forced import MOST_TRAINED, most_tokens, output_along, padded_on_the_left
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_columns import Column
@@ -323,3 +323,34 @@ def test_texts_of_other_tasks_are_asked_by_a_user() -> None:
     assert [json.loads(text) for text in inputs["source"]] == [[message("user", "a dog")]]
     read = read_examples(chat_task(), "transfer", {"source": Column(inputs["source"])})
     assert read.inputs == {**inputs, "target": [""]}
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_a_large_vocabulary_makes_forward_passes_along_texts_smaller() -> None:
+    assert most_tokens(4096, 30_000, MOST_TRAINED) == 4096
+    assert most_tokens(4096, 152_000, MOST_TRAINED) == 1315
+    assert most_tokens(4096, 152_000) == 328
+    assert most_tokens(4096, 10**9) == 1
+
+
+def test_what_may_be_written_counts_for_the_size_of_a_batch(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, words = opened(gpt2)
+    head, sizes = writing_head(prompt_task()), list[int]()
+    generate = model.generate
+
+    def counted(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        return generate(**given)
+
+    monkeypatch.setattr(model, "generate", counted)
+    encoded = head.encode(words, {"source": SOURCES})
+    longest = int(encoded.lengths.max())
+    write_texts(
+        model, words, encoded, head.generation, target_length=12, tokens=2 * (longest + 12), device=DEVICE
+    )
+    assert len(sizes) > 1
+    assert max(sizes) <= 2 * (longest + 12) // (int(encoded.lengths.min()) + 12)
