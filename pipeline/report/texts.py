@@ -24,9 +24,10 @@ def written_examples(results: TaskResults, most: int = SHOWN) -> tuple[WrittenEx
         ]
     ).min(axis=0)
     rows = np.argsort(alike, kind="stable")[:most]
+    (sources,) = results.task.reading.plain(results.test.inputs)
     return tuple(
         WrittenExample(
-            source=results.test.inputs["source"][row],
+            source=sources[row],
             reference=results.test.inputs["target"][row],
             teachers={name: str(values[row, 0]) for name, values in results.teachers.items()},
             ensemble=together[row],

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from jinja2 import TemplateError
 
 from pipeline.batch import Encoded, Ragged, TargetTokens, offsets_of
 from pipeline.config.kinds import TEXT_GENERATION as KIND
@@ -115,9 +116,7 @@ class PromptHead(WritingHead):
         settings = {"add_special_tokens": not self.chat, "verbose": False}  # a chat template has them
         with _cut_on_the_left(tokenizer):
             ids = tokenizer(list(sources), truncation=True, max_length=max_length, **settings)["input_ids"]
-            full = [
-                row for row, own in enumerate(ids) if len(own) == max_length
-            ]  # the only ones that may be cut
+            full = [row for row, own in enumerate(ids) if len(own) == max_length]  # only these may be cut
             whole = tokenizer([sources[row] for row in full], **settings)["input_ids"] if full else []
         ids = [own[:-1] if len(own) > 1 and own[-1] == end else own for own in ids]
         lengths = np.array([len(own) for own in ids], dtype=np.int64)
@@ -130,7 +129,8 @@ class PromptHead(WritingHead):
         )
 
     def prompts(self, tokenizer: Any, sources: Sequence[str]) -> list[str]:
-        """What a model reads of n sources. Raises `TeacherError` where a conversation meets a tokenizer without a chat template."""
+        """What a model reads of n sources. Raises `TeacherError` where a conversation meets a tokenizer without a chat template, or
+        one that refuses it."""
         if not self.chat:
             return super().prompts(tokenizer, sources)
         if not tokenizer.chat_template:
@@ -138,11 +138,18 @@ class PromptHead(WritingHead):
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template for the messages of {self.task}",
                 "Take a model that was tuned for conversations, or give columns prompt and completion.",
             )
-        texts: list[str] = tokenizer.apply_chat_template(
-            [[*self._system(), *json.loads(text)] for text in sources],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        talks = [[*self._system(), *json.loads(text)] for text in sources]
+        try:
+            texts: list[str] = tokenizer.apply_chat_template(
+                talks, tokenize=False, add_generation_prompt=True
+            )
+        except (
+            TemplateError
+        ) as error:  # templates raise what they do not take: a system's message, two of one role
+            raise TeacherError(
+                f"{tokenizer.name_or_path}: its chat template refuses a conversation of {self.task}: {error}",
+                "Remove or mend such conversations; some templates know no system's message, nor a prefix.",
+            ) from None
         return texts
 
     def _system(self) -> list[dict[str, str]]:

@@ -318,6 +318,14 @@ def test_conversations_need_a_template_and_have_no_variants() -> None:
         chat_task().reading.sides(examples.inputs, examples.labels, 0)
 
 
+def test_a_template_that_refuses_a_conversation_is_a_teacher_s_fault() -> None:
+    words = tokenizer(ends=False)
+    words.chat_template = "{{ raise_exception('System role not supported') }}"
+    examples = read_examples(chat_task(), "train", {"messages": Column([[message("user", "a dog")]])})
+    with pytest.raises(TeacherError, match="refuses a conversation of talk: System role not supported"):
+        chat_task().head.encode(words, {"source": examples.inputs["source"]})
+
+
 def test_texts_of_other_tasks_are_asked_by_a_user() -> None:
     inputs = chat_task().reading.from_plain(["a dog"])
     assert [json.loads(text) for text in inputs["source"]] == [[message("user", "a dog")]]
