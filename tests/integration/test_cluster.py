@@ -14,9 +14,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from ray.util import get_node_ip_address
 from safetensors.torch import load_file
 from torch import equal
 
@@ -216,3 +217,90 @@ def test_no_cluster_at_the_address(workplace: Path) -> None:
     )
     assert "Traceback" not in done.output
     assert time.monotonic() - started_at < 60
+
+
+# ---------------------------------------------------------------- a cluster that grows
+
+
+@pytest.fixture
+def growing_head(tmp_path: Path) -> Iterator[Head]:
+    """A cluster of one node whose autoscaler starts a node for a teacher when one is asked for: processes of this machine."""
+    folder, port, ip = Path(tempfile.mkdtemp(prefix="ray-")), free_port(), get_node_ip_address()
+    lists = (
+        "setup_commands",
+        "initialization_commands",
+        "head_setup_commands",
+        "worker_setup_commands",
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+        "cluster_synced_files",
+        "rsync_exclude",
+        "rsync_filter",
+    )
+    config: dict[str, Any] = {
+        "cluster_name": "growing",
+        "max_workers": 1,
+        "idle_timeout_minutes": 10,
+        "upscaling_speed": 10,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"{ip}:{port}",
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+            "labeller": {"resources": {"CPU": 1, "teacher": 1}, "node_config": {}, "max_workers": 1},
+        },
+        **{name: [] for name in lists},
+    }
+    (tmp_path / "autoscaler.json").write_text(json.dumps(config))
+    options = {
+        "autoscaling-config": tmp_path / "autoscaler.json",
+        "port": port,
+        "num-cpus": 1,
+        "object-store-memory": 100_000_000,
+        "include-dashboard": "false",
+        "temp-dir": folder,
+    }
+    grows = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    try:
+        with started(
+            str(BIN / "ray"), "start", "--head", "--block", *arguments, cwd=folder, environment=grows
+        ) as command:
+            wait_until(lambda: "Ray runtime started" in command.output, lambda: command.output, 120)
+            yield Head(command, f"{ip}:{port}", "")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(600)
+def test_replicas_wait_for_nodes_that_an_autoscaler_starts(
+    growing_head: Head, workplace: Path, tmp_path: Path
+) -> None:
+    """Two replicas of a teacher on nodes that are not there, of which one comes: the run says what it waits for, and goes on."""
+    serving = {"teachers.only.serving.resources": "{teacher: 1}", "teachers.only.serving.replicas": "2"}
+    options = [f"{name}={value}" for name, value in serving.items()]
+    done = tutelage(
+        "train",
+        "run.yaml",
+        *options,
+        "train.epochs=1",
+        f"runs_dir={tmp_path / 'runs'}",
+        f"cluster.address={growing_head.address}",
+        cwd=workplace,
+        environment={"RAY_FAKE_CLUSTER": "1"},
+        timeout_s=500,
+    )
+    assert done.process.returncode == 0, done.output
+    assert re.search(
+        r"only: waiting for a node, no node has 1 CPU, 1 teacher; the cluster has 1 CPU", done.output
+    )
+    report = json.loads((tmp_path / "runs" / "first" / "report.json").read_text())
+    assert report["teacher_forwards"] == {"only": 48 + 24 + 24}
