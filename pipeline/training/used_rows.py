@@ -119,14 +119,21 @@ def used_ids(student: MultiTaskStudent, sets: Sequence[Encoded]) -> NDArray[np.i
     for encoded in sets:
         there[encoded.columns["input_ids"]] = True
         there[encoded.pads["input_ids"]] = True
-    if table.padding_idx is not None:
-        there[table.padding_idx] = True
+    own = getattr(
+        student.encoder.config, "pad_token_id", None
+    )  # some models pad once more: BigBird, Longformer
+    for padding in (table.padding_idx, own):
+        if padding is not None and 0 <= padding < len(there):
+            there[padding] = True
     return np.flatnonzero(there) if there.sum() <= MOST * len(there) else None
 
 
 def _table(student: MultiTaskStudent) -> nn.Embedding | None:
     """The student's token embeddings, where they are a plain table that trains and nothing else uses."""
-    table = student.encoder.get_input_embeddings()
+    try:
+        table = student.encoder.get_input_embeddings()
+    except NotImplementedError:  # of characters, as CANINE's
+        return None
     if type(table) is not nn.Embedding or not table.weight.requires_grad or table.max_norm is not None:
         return None
     if table.scale_grad_by_freq or table.sparse:

@@ -12,7 +12,7 @@ from pipeline.training import used_rows
 from pipeline.training.loop import Trainer
 from pipeline.training.replica import Replica
 from pipeline.training.used_rows import UsedRows, UsedRowsReplica, used_ids
-from students.student import build_student
+from students.student import MultiTaskStudent, build_student
 from tests.conftest import Architecture, TinyModel
 from tests.tiny_writers import prompt_task, writer
 from tests.unit.pipeline.small_training import (
@@ -116,6 +116,19 @@ def test_tables_that_train_as_a_whole(tmp_path: Path, tiny_model: TinyModel) -> 
         assert used is not None, architecture
         other.encoder.get_input_embeddings().weight.requires_grad_(False)
         assert used_ids(other, [few]) is None
+
+
+def test_models_that_pad_by_themselves_or_have_no_tokens() -> None:
+    from transformers import AutoModel, CanineConfig, LongformerConfig
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    pads = LongformerConfig(vocab_size=50, pad_token_id=3, attention_window=4, **shape)
+    student = MultiTaskStudent(AutoModel.from_config(pads), [task_of()])
+    used = used_ids(student, [encode([[4, 5, 6]])])
+    assert used is not None
+    assert {0, 3, 4, 5, 6} <= set(used.tolist())
+    characters = MultiTaskStudent(AutoModel.from_config(CanineConfig(**shape)), [task_of()])
+    assert used_ids(characters, [encode([[4, 5, 6]])]) is None
 
 
 def test_other_models_forward_alike(tiny_model: TinyModel) -> None:
