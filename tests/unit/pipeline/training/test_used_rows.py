@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,12 @@ def test_tables_that_train_as_a_whole(tmp_path: Path, tiny_model: TinyModel) -> 
 def test_models_that_pad_by_themselves_or_have_no_tokens() -> None:
     from transformers import AutoModel, CanineConfig, LongformerConfig
 
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     pads = LongformerConfig(vocab_size=50, pad_token_id=3, attention_window=4, **shape)
     student = MultiTaskStudent(AutoModel.from_config(pads), [task_of()])
     used = used_ids(student, [encode([[4, 5, 6]])])
