@@ -283,6 +283,7 @@ def train_with_tutelage(student: MultiTaskStudent, task_set: TaskSet, setting: S
         torch.manual_seed(seed)
         for epoch in range(config.epochs):
             trainer.run_epoch(epoch)
+        trainer.replica.gather()
 
 
 def train_with_transformers(
