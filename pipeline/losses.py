@@ -162,9 +162,8 @@ def soft_divergence(logits: Tensor, target: Tensor, temperature: float, beta: fl
     if beta == 0:
         return soft_kl(logits, target, temperature)
     target, log_student = target.float(), log_softmax(logits.float() / temperature, dim=-1)
-    log_target = target.log().clamp(
-        min=ABSENT
-    )  # a student's weight on what no teacher knows costs much, and not infinitely
+    # a student's weight on what no teacher knows costs much, and not infinitely
+    log_target = target.log().clamp(min=ABSENT)
     if beta == 1:
         divergence = log_student.exp() * (log_student - log_target)
         return temperature**2 * divergence.sum(dim=-1)

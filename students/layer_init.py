@@ -92,7 +92,7 @@ def _part_head(model: PreTrainedModel, student: PreTrainedModel) -> None:
 
 
 def check_kinds(folder: Path, kinds: Collection[Kind], where: str) -> None:
-    """Raises `ConfigError` where one model cannot learn tasks of these kinds, or the model in `folder` is none for them."""
+    """Raises `ConfigError` where one model cannot learn tasks of these kinds, and `TeacherError` where the one in `folder` is of another class."""
     if not any(kind.decoder_only for kind in kinds):
         return
     others = sorted({kind.name for kind in kinds if not kind.decoder_only})

@@ -32,9 +32,8 @@ def target_tokens(
         return TargetTokens(np.empty(0, dtype=np.int32), offsets_of(counts)[:-1], counts)
     if end is None:
         encoded = tokenizer(text_target=some, truncation=True, max_length=max_length)["input_ids"]
-        full = [
-            row for row, ids in enumerate(encoded) if len(ids) == max_length
-        ]  # only these can have lost any
+        # only these can have lost any
+        full = [row for row, ids in enumerate(encoded) if len(ids) == max_length]
         whole = tokenizer(text_target=[some[row] for row in full], verbose=False)["input_ids"] if full else []
         truncated = sum(len(one) > max_length for one in whole)
     else:

@@ -14,7 +14,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jinja2 import TemplateError
 
 from pipeline.batch import Encoded, Ragged, TargetTokens, offsets_of
 from pipeline.config.kinds import TEXT_GENERATION as KIND
@@ -138,14 +137,15 @@ class PromptHead(WritingHead):
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template for the messages of {self.task}",
                 "Take a model that was tuned for conversations, or give columns prompt and completion.",
             )
+        from jinja2 import TemplateError  # here: conversations alone need it
+
         talks = [[*self._system(), *json.loads(text)] for text in sources]
         try:
             texts: list[str] = tokenizer.apply_chat_template(
                 talks, tokenize=False, add_generation_prompt=True
             )
-        except (
-            TemplateError
-        ) as error:  # templates raise what they do not take: a system's message, two of one role
+        # templates raise what they do not take: a system's message, two of one role
+        except TemplateError as error:
             raise TeacherError(
                 f"{tokenizer.name_or_path}: its chat template refuses a conversation of {self.task}: {error}",
                 "Remove or mend such conversations; some templates know no system's message, nor a prefix.",

@@ -312,6 +312,10 @@ def _written(
     return functools.reduce(lambda a, b: np.where(a == "", b, a), parts)
 
 
+LARGEST = 700.0
+"""Nats a token, of which exp is still a number: a diverged model may have more."""
+
+
 @torch.inference_mode()
 def forced_scores(
     student: MultiTaskStudent, task: Task, encoded: Encoded, tokens: int, workers: Workers
@@ -341,7 +345,10 @@ def forced_scores(
     run_batches(token_budget_batches(lengths, order, tokens)[workers.rank :: workers.world], work)
     right_ones, surprise, every = workers.sum_(sums).tolist()
     every = max(every, 1.0)
-    return {TOKEN_ACCURACY.name: right_ones / every, PERPLEXITY.name: math.exp(surprise / every)}
+    return {
+        TOKEN_ACCURACY.name: right_ones / every,
+        PERPLEXITY.name: math.exp(min(surprise / every, LARGEST)),
+    }
 
 
 @torch.inference_mode()
