@@ -325,17 +325,19 @@ class Trainer:
         values: dict[str, float] = {}
         main, skills = list[float](), list[float]()
         for name, task_set in self.feed.sets.items():
-            given = predictions[name]
-            if not is_text(given) and not np.isfinite(given).all():
+            given, forced = predictions[name], dict[str, float]()
+            if task_set.task.kind.writes:
+                encoded, tokens = task_set.validation, self.config.tokens_per_forward
+                forced = forced_scores(self.student, task_set.task, encoded, tokens, self.workers)
+            numbers = list(forced.values()) if is_text(given) else given
+            if not np.isfinite(numbers).all():
                 raise DivergedError(
                     f"the student answers NaN or Inf on {name} after step {self.progress.step}",
                     DIVERGED,
                 )
             scores = task_set.task.scoring.scores(given, task_set.gold)
             scores[SKILL] = skill(relative_losses(task_set.task, given, task_set.gold))
-            if task_set.task.kind.writes:
-                encoded, tokens = task_set.validation, self.config.tokens_per_forward
-                scores |= forced_scores(self.student, task_set.task, encoded, tokens, self.workers)
+            scores |= forced
             values |= {f"{name}/{metric}": value for metric, value in scores.items()}
             main.append(scores[task_set.task.scoring.metric])
             skills.append(scores[SKILL])
