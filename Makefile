@@ -67,7 +67,7 @@ types: install ## Check types
 lock: ## Resolve all dependencies anew into requirements.lock (PYTHON=python3.11; minutes)
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/pip install --quiet $(TORCH) $(TORCH_FROM)
-	@build/lock/bin/pip install --quiet -e '.[dev,onnx,postgres]'
+	@build/lock/bin/pip install --quiet -e '.[dev,lora,onnx,postgres,speech]'
 	@build/lock/bin/pip check
 	@{ echo "# All that Tutelage, its tests, its ONNX export and its PostgreSQL server need, at the versions tested together (Python 3.11, Linux)."; \
 	   echo "# Made by 'make lock', which resolves anew; do not edit. 'make install' installs it."; \
