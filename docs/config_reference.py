@@ -54,8 +54,8 @@ so is a key that stands twice. `tutelage check --full RUN.yaml` prints the whole
   override wins over the file.
 - `${key.path}` stands for another key's value, `${oc.env:NAME}` for an environment variable, as text.
 - Relative paths start at the working directory; `~` is your home folder.
-- The keys of a task (`tasks`) are on [a page of their own](config-tasks.md), and so are [those of a search](config-search.md)
-  (`tune`).
+- The keys of a task (`tasks`) are on [a page of their own](config-tasks.md), and so are those of [a teacher](config-teachers.md)
+  (`teachers`) and of [a search](config-search.md) (`tune`).
 """
 INTRO_TASKS = """\
 <!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
@@ -64,6 +64,13 @@ INTRO_TASKS = """\
 The section `tasks` of a run's YAML file: what the tasks are, and which examples they have. All other keys are in the
 [config reference](config.md); [Data and task kinds](data.md) explains how examples are read.
 """
+INTRO_TEACHERS = """\
+<!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
+# Config reference: teachers
+
+The section `teachers` of a run's YAML file: the models that serve soft targets, how they are made and how they are hosted. All
+other keys are in the [config reference](config.md); [Teachers](teachers.md) explains what makes one.
+"""
 INTRO_SEARCH = """\
 <!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
 # Config reference: searching
@@ -71,7 +78,11 @@ INTRO_SEARCH = """\
 The section `tune` of a run's YAML file, which `tutelage tune` alone reads; all other keys are in the
 [config reference](config.md), how a search works in [Searching](search.md).
 """
-APART = {"tasks": ("config-tasks.md", INTRO_TASKS), "tune": ("config-search.md", INTRO_SEARCH)}
+APART = {
+    "tasks": ("config-tasks.md", INTRO_TASKS),
+    "teachers": ("config-teachers.md", INTRO_TEACHERS),
+    "tune": ("config-search.md", INTRO_SEARCH),
+}
 """The sections that have a page of their own: its name and how it begins."""
 
 

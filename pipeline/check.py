@@ -136,10 +136,13 @@ def _training(recipe: Recipe, reasons: Reasons) -> list[str]:
         "head_learning_rate": recipe.head_learning_rate,
         "early_stopping.patience": None if recipe.early_stopping is None else recipe.early_stopping.patience,
     }
-    return [
+    cells = [
         f"{key} {'none' if value is None else f'{value:g}'}{f': {reasons[key]}' if key in reasons else ''}"
         for key, value in values.items()
     ]
+    if recipe.lora is not None:
+        cells[-1] += f", lora of rank {recipe.lora.rank}"
+    return cells
 
 
 def _stage(stage: StudentStage) -> list[str]:

@@ -17,6 +17,7 @@ from pipeline.augment.fill_mask import check_fill_mask
 from pipeline.augment.make import Progress, expected_variants, with_variants
 from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.cluster import check_gpus
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.explain import overlay
 from pipeline.config.recipe import T5_RATE_FACTOR, Facts, ModelFacts, TaskFacts, teacher_recipe
 from pipeline.config.resolved import (
@@ -25,6 +26,7 @@ from pipeline.config.resolved import (
     absolute_model,
     resolve_config,
     student_start,
+    student_train,
     task_aggregation,
 )
 from pipeline.config.schema import RunConfig, ServingConfig, needs_labels, strategies
@@ -48,6 +50,7 @@ from pipeline.tasks import Task
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder
+from students.adapters import check_adapters
 from students.layer_init import check_kinds, check_layers
 from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
 from teachers.store import Store
@@ -146,7 +149,10 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
         if starts.get(name) in tokenizers:
             with errors:
                 _check_student(
-                    student, starts[name], [data[task].task for task in student.lengths if task in data]
+                    student,
+                    starts[name],
+                    [data[task].task for task in student.lengths if task in data],
+                    student_train(config, name).lora,
                 )
                 for task, length in student.lengths.items():
                     if task in data:
@@ -261,6 +267,8 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts
         check_model(base, data.task, where, max_length=teacher.max_length, labels=teacher.labels)
         return base
     check_kinds(base, [data.task.kind], where)
+    if teacher.fine_tune.lora is not None:
+        check_adapters(base, teacher.fine_tune.lora, [data.task.kind], f"{where}.fine_tune.lora")
     check_length(base, data.task.head.positions(teacher.max_length), where)
     if teacher.labels is not None:
         raise ConfigError(
@@ -272,14 +280,18 @@ def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts
     return folder / TEACHER
 
 
-def _check_student(student: StudentStart, start: Path, tasks: Sequence[Task]) -> None:
-    """Raises `TutelageError` unless the model that the student starts from is one for its tasks, with its layers and positions."""
+def _check_student(
+    student: StudentStart, start: Path, tasks: Sequence[Task], lora: LoraConfig | None
+) -> None:
+    """Raises `TutelageError` unless the model that the student starts from is one for its tasks, with its layers, adapters and positions."""
     kinds, where = [task.kind for task in tasks], f"students.{student.name}"
     check_kinds(start, kinds, where)
     try:
         check_layers(open_config(start), student.layers, kinds)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error.cause}", error.remedy) from None
+    if lora is not None:
+        check_adapters(start, lora, kinds, f"{where}: train.lora")
     for task in tasks:
         check_length(start, task.head.positions(student.lengths[task.name]), where)
 

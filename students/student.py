@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.schema import StackLayersConfig
 from pipeline.models import open_config, open_model, open_tokenizer
 from pipeline.tasks import Task
 from pipeline.tasks.forced import output_along
 from pipeline.tasks.tensors import TensorWords
 from pipeline.tasks.words import word_means
+from students.adapters import add_adapters
 from students.decoder import with_decoder
 from students.layer_init import truncate
 
@@ -84,12 +86,14 @@ def build_student(
     dropout: float | None = None,
     seed: int = 0,
     hidden: Mapping[str, int] = MappingProxyType({}),
+    lora: LoraConfig | None = None,
 ) -> MultiTaskStudent:
     """A student with the model in `folder`, cut to `layers`, and new heads drawn at random from `seed`. Where a task's kind writes
     and the model has no decoder it gets one. A language model has tasks of its own kind alone (`students.layer_init.check_kinds`).
 
     layers: see `students.layer_init.truncate` · dropout: of every dropout module, None for the model's own ·
-    hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them.
+    hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them ·
+    lora: adapters that train in place of the model's own weights, drawn after all else (`students.adapters`).
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -108,7 +112,10 @@ def build_student(
             trunk = with_decoder(open_model(AutoModel, folder, config=config), folder, open_tokenizer(folder))
         if layers is not None:
             trunk = truncate(trunk, layers)
-        return MultiTaskStudent(trunk, tasks, hidden)
+        student = MultiTaskStudent(trunk, tasks, hidden)
+        if lora is not None:
+            add_adapters(student.encoder, lora)
+        return student
 
 
 def set_dropout(config: Any, dropout: float) -> None:

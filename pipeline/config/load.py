@@ -203,6 +203,11 @@ def _check_sharding(student: str, config: RunConfig) -> None:
         raise ConfigError(
             "train.strategy: fsdp shares a student among workers, there is one", "Raise train.workers."
         )
+    if student_train(config, student).lora is not None:
+        raise ConfigError(
+            f"students.{student}: its train has lora, which train.strategy: fsdp cannot do",
+            "Drop one of the two.",
+        )
     for number, stage in enumerate(student_stages(config, student) or ()):
         if stage.unfreeze is not None:
             raise ConfigError(

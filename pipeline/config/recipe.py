@@ -47,6 +47,8 @@ LOWEST_RATE, HIGHEST_RATE = 1e-5, 1e-3
 T5_RATE_FACTOR = 13.0
 """Of the models of T5's family, whose attention is not scaled and whose rates are an order higher: FLAN-T5-small on 2,000 sentences
 has chrF 61.9 after three epochs with 5e-4, 64.1 with 1e-3, and a student cut from it 41.6 and 46.3 after its first."""
+LORA_RATE_FACTOR = 10.0
+"""Rates of adapters ÷ rates of whole models (Schulman, "LoRA Without Regret", 2025: ten, whatever the rank)."""
 TEXT_SHARE = 0.5
 """Share of the examples of a task that writes which learn their teachers' text."""
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
@@ -255,9 +257,10 @@ def _derived(
             steps_of_pass(examples, given.batch_size), len(examples), length
         )
     if rate is None:
-        rate, reasons["learning_rate"] = learning_rate_of(models[name])
+        rate, reasons["learning_rate"] = learning_rate_of(models[name], adapters=given.lora is not None)
     if head_rate is None:
-        head_rate, why = head_rate_of(rate) if heads else (rate, "a model that writes has no new head")
+        whole = rate / LORA_RATE_FACTOR if given.lora is not None else rate
+        head_rate, why = head_rate_of(whole) if heads else (rate, "a model that writes has no new head")
         reasons["head_learning_rate"] = why
     if stopping is not None:
         patience = stopping.patience
@@ -293,10 +296,12 @@ def epochs_of(steps: int, tasks: int, length: Length) -> tuple[int, str]:
     return epochs, f"{total:,} steps{roots} at {steps:,} a pass{bound}"
 
 
-def learning_rate_of(model: ModelFacts) -> tuple[float, str]:
-    """Peak learning rate of the encoder, two digits, and why."""
+def learning_rate_of(model: ModelFacts, *, adapters: bool = False) -> tuple[float, str]:
+    """Peak learning rate of the encoder, or of its adapters, two digits, and why."""
     rate = model.rate_factor * RATE * RATE_WIDTH / model.width
     why = f"width {model.width}" + (f" × {model.rate_factor:g}" if model.rate_factor != 1 else "")
+    if adapters:
+        rate, why = rate * LORA_RATE_FACTOR, f"{why} × {LORA_RATE_FACTOR:g} for adapters"
     return _rounded(min(max(rate, LOWEST_RATE), HIGHEST_RATE)), why
 
 

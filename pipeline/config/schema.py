@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_serializer, model_validator
 
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.data import AugmentConfig, DataConfig, TransferConfig
 from pipeline.config.fields import (
     Count,
@@ -131,6 +132,8 @@ class OptimizationConfig(Strict):
     """Early stopping; null: train every epoch and keep the last weights."""
     max_skipped_steps: Count = 5
     """Updates in a row that may be skipped for a NaN or Inf loss before the run stops with exit code 3."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the model's own weights; null: train these."""
     checkpoint_steps: Count = 200
     """Optimiser steps between checkpoints; there is one at the end of each epoch as well."""
 

@@ -251,6 +251,10 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
         notes.append(
             f"{job.name}: as run {result[TRAINED_BY]} trained it, from the same start, data, settings and seed"
         )
+    if "trained" in result:
+        notes.append(
+            f"{job.name}: {result['trained']:,} parameters trained, heads and adapters, which were then added to the {result['parameters']:,} of its models"
+        )
     if result.get("halved"):
         notes.append(
             f"{job.name}: out of the device's memory {result['halved']} times; steps were taken in smaller forward passes: "

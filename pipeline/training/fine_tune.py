@@ -36,6 +36,7 @@ from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.loop import Progress, StopWatch, Trainer
 from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Workers
+from students.adapters import merge_adapters
 from students.export import save_task
 from students.student import build_student
 from teachers.spec import requested
@@ -59,7 +60,7 @@ def teacher_folder(
     max_length: int | None = None,
 ) -> Path:
     """The folder of the teacher that `config` makes of `base` on `data`: `root`/<name>-<hash of all three>."""
-    settings = config.model_dump(mode="json", exclude=FREE)
+    settings = config.model_dump(mode="json", exclude=FREE, exclude_none=True)
     facts = [
         RECIPE,
         fingerprint(base),
@@ -131,13 +132,15 @@ def fine_tune(
     task = data.task
     _set_aside(folder)
     tokenizer = open_tokenizer(base)
-    student = build_student(base, [task], dropout=config.dropout, seed=config.seed)
+    student = build_student(base, [task], dropout=config.dropout, seed=config.seed, lora=config.lora)
     task_set = TaskSet.of(data.without_variants(), tokenizer, max_length)
     feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=config.seed, workers=workers)
     progress = Trainer(
         student, feed, config, one_stage(config, LossPlan()), folder / WORK, should_stop=should_stop
     ).fit()
     if progress.status != "interrupted":
+        if config.lora is not None:
+            merge_adapters(student.encoder)
         save_task(student, task.name, tokenizer, folder / TEACHER)
         facts = {
             "validation_score": progress.best_score,

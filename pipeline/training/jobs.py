@@ -61,6 +61,7 @@ from pipeline.training.shared_baseline import schedules_of
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
 from pipeline.training.step import Aggregation, Workers, forced_scores, predict
 from pipeline.training.written import written_texts
+from students.adapters import merge_adapters
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from teachers.ensemble import ensemble_values, stored_predictions
@@ -263,6 +264,7 @@ def _fit(
         dropout=train.dropout,
         seed=plan.seed,
         hidden={one.task.name: sum(one.hidden.widths) for one in sets if one.hidden is not None},
+        lora=train.lora,
     )
     feed = Feed(
         sets,
@@ -307,6 +309,9 @@ def _test(
     """Predicts the test splits with a trained student; writes the predictions and the job's result."""
     settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
     tokens = settings.train.tokens_per_forward
+    if settings.train.lora is not None:
+        facts = {**facts, "trained": trained_count(student)}
+        merge_adapters(student.encoder)  # before anything is scored: the saved folder answers with the sums
     data = {name: plan.data[name] for name in settings.lengths}
     texts = {
         name: encoded(own.task.head, tokenizer, own.splits["test"], settings.lengths[name])
@@ -481,6 +486,11 @@ def _terms(loss: TaskLoss) -> dict[str, float]:
 def parameter_count(student: MultiTaskStudent) -> int:
     """Number of parameters of the tasks' models, which are exported; a shared one counts once."""
     return sum(parameter.numel() for parameter in student.models.parameters())
+
+
+def trained_count(student: MultiTaskStudent) -> int:
+    """Number of parameters that train: adapters, heads and projections where the student has adapters."""
+    return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
 
 
 def start_folder(settings: StudentStart, teacher_folders: Mapping[str, str | Path]) -> Path:

@@ -107,6 +107,7 @@ class Trainer:
             feed.limit(most_tokens(config.tokens_per_forward, vocabulary, MOST_TRAINED))
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch
         self.student.to(self.workers.device)
+        self._fixed = {id(one) for one in student.parameters() if not one.requires_grad}
         self.replica = _replica_of(student, feed, config, strategy)
         # a model may have frozen parameters of its own, such as DistilBERT's sinusoidal positions
         trained = self.replica.trained
@@ -386,8 +387,8 @@ class Trainer:
     # ---- checkpoints
 
     def _weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, each shared tensor once."""
-        seen: set[int] = set()
+        """Parameters that train and buffers, each shared tensor once: the others are as in the folder that the student starts from."""
+        seen = set(self._fixed)
         state = self.student.state_dict(keep_vars=True)
         return {n: t for n, t in state.items() if id(t) not in seen and not seen.add(id(t))}  # type: ignore[func-returns-value]
 

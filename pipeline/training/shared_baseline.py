@@ -58,7 +58,7 @@ def baseline_folder(
         name: {
             key: value
             for key, value in one.model_dump(mode="json").items()
-            if changes_results(f"train.{key}")
+            if value is not None and changes_results(f"train.{key}")
         }
         for name, one in schedules_of(settings, list(own.values())).items()
     }

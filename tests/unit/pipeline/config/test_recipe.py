@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import (
     STUDENT,
@@ -146,6 +147,16 @@ def test_more_tasks_have_more_steps_but_not_in_proportion() -> None:
 )
 def test_wider_models_have_lower_rates(width: int, rate: float) -> None:
     assert learning_rate_of(ModelFacts(width)) == (rate, f"width {width}")
+
+
+def test_adapters_have_a_higher_rate_and_heads_the_same_one() -> None:
+    assert learning_rate_of(ModelFacts(768), adapters=True) == (5e-4, "width 768 × 10 for adapters")
+    facts = Facts({"mood": TaskFacts(2, False, 320, 320, 0.5)}, {"tiny": ModelFacts(768)})
+    whole, adapters = (
+        student_recipe(TrainConfig(lora=lora), "tiny", facts)[0] for lora in (None, LoraConfig())
+    )
+    assert adapters.learning_rate == 10 * whole.learning_rate
+    assert adapters.head_learning_rate == whole.head_learning_rate
 
 
 @pytest.mark.parametrize(("rate", "heads"), [(1e-5, 3e-4), (2.9e-4, 8.7e-3), (1e-3, 2e-2), (5e-2, 5e-2)])

@@ -638,6 +638,8 @@ def test_a_student_is_sharded_over_several_workers_without_frozen_parts() -> Non
     assert "there is one" in refusal(changed({"train.strategy": "fsdp"})).cause
     stages = [{"unfreeze": "gradual", "epochs": 2}]
     assert "stage 0 has unfreeze" in refusal(changed({**fsdp, "stages": stages})).cause
+    adapters = {**fsdp, "students.tiny.train.lora": {"rank": 4}}
+    assert "students.tiny: its train has lora" in refusal(changed(adapters)).cause
     error = refusal(changed({"students.tiny.train.strategy": "fsdp"}))
     assert error.cause == "students.tiny.train.strategy: one worker group trains all students"
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.batch import UNLABELLED, Ragged
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.recipe import Patience, TeacherRecipe
 from pipeline.config.schema import TaskConfig
 from pipeline.data.splits import TaskData, load_task
@@ -67,6 +68,7 @@ def test_the_name_is_the_same_for_the_same(tiny_model: TinyModel, data: TaskData
         ({"early_stopping": None}, True),
         ({"dropout": None}, True),
         ({"batch_size": 8}, True),
+        ({"lora": LoraConfig(rank=2)}, True),
         ({"checkpoint_steps": 7}, False),
     ],
 )
@@ -195,6 +197,28 @@ def test_a_teacher_is_a_plain_folder_that_has_learnt(
     assert facts["validation_score"] == progress.best_score
     assert facts["steps"] == progress.step
     assert facts["config"] == config.model_dump(mode="json")
+
+
+def test_a_teacher_made_by_adapters_is_a_plain_folder(
+    tiny_model: TinyModel, data: TaskData, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    changes = {"epochs": 40, "learning_rate": 3e-3, "dropout": 0.0, "batch_size": 8, "early_stopping": None}
+    config = CONFIG.model_copy(update={**changes, "lora": LoraConfig(rank=16)})
+    progress = fine_tune(tiny_model("bert"), data, config, tmp_path)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / TEACHER, output_loading_info=True
+    )
+    assert not any(info.values())
+    assert progress.best_score > 0.8
+    before = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert")).bert
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, before.embeddings.word_embeddings.weight)
+    query = "encoder.layer.0.attention.self.query"
+    assert not torch.equal(model.bert.get_submodule(query).weight, before.get_submodule(query).weight)
+    validation = data.splits["validation"]
+    logits, _ = Predictor(tmp_path / TEACHER, data.task).predict(validation.inputs)
+    assert (logits.values.argmax(1) == validation.labels.values).mean() == progress.best_score
 
 
 def test_only_what_is_needed_stays(tiny_model: TinyModel, data: TaskData, tmp_path: Path) -> None:

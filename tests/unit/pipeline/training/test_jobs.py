@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipeline.batch import Drawn, Ragged
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job, jobs_of, student_settings
 from pipeline.config.schema import RunConfig, StageConfig, StageLossConfig
@@ -28,6 +29,7 @@ from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
 from pipeline.soft import Dense, SoftTargets
 from pipeline.tasks.text_classification import ClassHead
 from pipeline.training import jobs as training
+from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.jobs import (
     Plan,
     check_results,
@@ -266,6 +268,38 @@ def test_all_trainings_end_with_results(config: RunConfig) -> None:
             folder = plan.run_dir / "students" / job.student / name
             found, _ = Predictor(folder, plan.data[name].task).predict(plan.data[name].splits["test"].inputs)
             np.testing.assert_allclose(found.values, logits, atol=1e-5, rtol=0)
+
+
+def test_adapters_train_resume_and_are_saved_as_plain_weights(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = config.train.model_copy(update={"lora": LoraConfig(rank=2), "checkpoint_steps": 2})
+    plans = []
+    for name in ("at once", "in parts"):
+        plan = plan_of(config.model_copy(update={"train": train, "runs_dir": str(tmp_path / name)}))
+        plans.append(replace(plan, jobs=[CUT]))
+    train_jobs(plans[0], Workers())
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StopWatch", lambda file: StopAfter(4))
+        train_jobs(plans[1], Workers())
+    folder = job_folder(plans[1].run_dir, CUT)
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    kept = load_file(newest / "model.safetensors")
+    assert kept
+    assert all("lora_" in name or "pooler" in name or "classifier" in name for name in kept)
+    train_jobs(plans[1], Workers())
+    assert same_predictions(*(predictions(plan, CUT) for plan in plans))
+    facts, predicted = read_result(plans[0].run_dir, CUT)
+    assert 0 < facts["trained"] < facts["parameters"]
+    for task, values in predicted.items():
+        saved = student_folder(plans[0].run_dir, "cut", task)
+        assert not any(
+            "lora" in name or "base_layer" in name for name in load_file(saved / "model.safetensors")
+        )
+        data = plans[0].data[task]
+        answers, _ = Predictor(saved, data.task).predict(data.splits["test"].inputs)
+        np.testing.assert_allclose(answers.values, values, atol=1e-5)
 
 
 def test_damage_to_a_finished_training_is_seen_before_another_begins(config: RunConfig) -> None:
