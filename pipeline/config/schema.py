@@ -23,7 +23,7 @@ from pipeline.config.fields import (
     Share,
     Strict,
 )
-from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
+from pipeline.config.generation import GenerationConfig, SamplingConfig, TokenTargetsConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
 from pipeline.urls import cache_folder, is_url, join
 
@@ -45,6 +45,11 @@ def strategies(kind: Kind, *, labelled: bool) -> tuple[Strategy, ...]:
     elif kind.continuous:
         made_for = ("mean", "confidence", "best")
     return tuple(strategy for strategy in made_for if labelled or not needs_labels(strategy))
+
+
+def name_of_seed(group: str, seed: int) -> str:
+    """Name of a group's run under one of its seeds."""
+    return f"{group}-seed{seed}"
 
 
 def default_strategy(kind: Kind) -> Strategy:
@@ -344,6 +349,20 @@ class TrainConfig(OptimizationConfig):
     """Times the worker group is restarted from its last checkpoint after a worker died."""
 
 
+class RoundsConfig(Strict):
+    """Trainings one after another, each of which learns from the student of the round before as well. Round 0 is the run as it is without `rounds`; a student's rounds end
+    after the first one whose validation score is not above that of all before."""
+
+    count: Count = 3
+    """Most rounds after round 0."""
+    share: Share = 0.5
+    """Of a task that writes: the share of examples, drawn anew each epoch, that learn their teachers' distributions along the student's own text (on-policy distillation, GKD, 2306.13649) · of another: the weight of the student of the round before among its teachers (born-again networks, 1805.04770; 1: it alone)."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the student writes its own texts, one for each training source in each round."""
+    after: Name | None = None
+    """The run whose students are those of the round before: this config is then one later round. `tutelage train` sets it in the configs of the rounds that it makes."""
+
+
 class StoreConfig(Strict):
     """Soft targets on disk, shared by runs."""
 
@@ -502,6 +521,8 @@ class RunConfig(Strict):
     """The students' trainings in parts, one after another, e.g. `[{loss: {hidden: 1}}, {loss: {soft: 1}}, {loss: {hard: 1}}]`; `[]`: in one; null: derived, in a training of at least the derived length half of the epochs on the teachers' hidden states, then the student's loss. Early stopping and the choice of the best weights are the last one's. Baselines have no stages, and as many epochs as all of them."""
     baselines: tuple[Literal["supervised", "best_teacher"], ...] = ("supervised",)
     """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept · `best_teacher`: each student again as it is, but of each task from the one teacher that is best on validation: what several teachers are worth. Only tasks of several teachers have one."""
+    rounds: RoundsConfig | None = None
+    """`tutelage train` trains in rounds, as runs `<name>-round0`, `-round1` …; rounds side by side are in the folder `<name>`."""
     store: StoreConfig = StoreConfig()
     """Where soft targets are kept."""
     tracking: TrackingConfig = TrackingConfig()
@@ -526,9 +547,18 @@ class RunConfig(Strict):
         """This run's folder, on this machine."""
         return self.runs_path / self.name
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it stands for several rounds, and not for one of them."""
+        return self.rounds is not None and self.rounds.after is None
+
     def name_of_seed(self, seed: int) -> str:
         """Name of the group's run under one of `seeds`."""
-        return f"{self.name}-seed{seed}"
+        return name_of_seed(self.name, seed)
+
+    def name_of_round(self, number: int) -> str:
+        """Name of the run, or group, of one of `rounds`."""
+        return f"{self.name}-round{number}"
 
     @property
     def teachers_dir(self) -> Path:
