@@ -55,7 +55,7 @@ so is a key that stands twice. `tutelage check --full RUN.yaml` prints the whole
 - `${key.path}` stands for another key's value, `${oc.env:NAME}` for an environment variable, as text.
 - Relative paths start at the working directory; `~` is your home folder.
 - The keys of a task (`tasks`) are on [a page of their own](config-tasks.md), and so are [those of a search](config-search.md)
-  (`tune`).
+  (`tune`) and of rounds (`rounds`).
 """
 INTRO_TASKS = """\
 <!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
@@ -66,12 +66,16 @@ The section `tasks` of a run's YAML file: what the tasks are, and which examples
 """
 INTRO_SEARCH = """\
 <!-- Made by `python docs/config_reference.py` from pipeline/config/; do not edit. -->
-# Config reference: searching
+# Config reference: searching, rounds
 
-The section `tune` of a run's YAML file, which `tutelage tune` alone reads; all other keys are in the
-[config reference](config.md), how a search works in [Searching](search.md).
+The section `tune` of a run's YAML file, which `tutelage tune` alone reads, and the section `rounds`; all other keys are in the
+[config reference](config.md), how a search works in [Searching](search.md), how rounds work in [Rounds](rounds.md).
 """
-APART = {"tasks": ("config-tasks.md", INTRO_TASKS), "tune": ("config-search.md", INTRO_SEARCH)}
+APART = {
+    "tasks": ("config-tasks.md", INTRO_TASKS),
+    "tune": ("config-search.md", INTRO_SEARCH),
+    "rounds": ("config-search.md", INTRO_SEARCH),
+}
 """The sections that have a page of their own: its name and how it begins."""
 
 

@@ -56,6 +56,8 @@ def distil_rounds(config: RunConfig, display: Display) -> RoundsReport:
     with held(config, display.line), StopSignals(folder) as stop:
         refuse_changes(config)  # the rounds' own folders guard data and models
         write_settings(config)
+        for note in reports.round_notes(config):
+            display.line(note)
         made, students = list[Made](), list(config.students)
         # with all rounds there, probably none needs Ray
         with nullcontext() if (folder / ROUNDS).exists() else connected(config):

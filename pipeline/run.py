@@ -36,6 +36,7 @@ from pipeline.report.advice import advise
 from pipeline.report.evidence import evidence_of
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import ensemble_scores, run_facts, task_results
+from pipeline.report.rounds import round_notes
 from pipeline.report.schema import Report
 from pipeline.round_before import (
     Folders,
@@ -185,7 +186,7 @@ def running(
         refuse_changes(config, fingerprints, derived)
         if tracked or (config.run_dir / CONFIG).exists():
             write_settings(config, fingerprints, derived)
-        for note in [*config_view.notes(inputs.resolved), *_data_notes(inputs)]:
+        for note in [*round_notes(config), *config_view.notes(inputs.resolved), *_data_notes(inputs)]:
             display.line(note)
         if tracked and config.tracking.enabled and config.runs_url and config.tracking.uri is None:
             display.line(
@@ -571,7 +572,7 @@ def _report(run: Run, register: str | None = None) -> Report:
     scored = f"{_count(len(run.config.students), 'student')} on {_count(len(run.config.tasks), 'task')}"
     run.begin("evaluate", scored)
     config, tracker = run.config, run.tracker
-    notes = [*config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
+    notes = [*round_notes(config), *config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
     run.stop.check()
     validation = ensemble_scores(config, run.inputs.data, run.keys, "validation")

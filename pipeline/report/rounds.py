@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.config.schema import RunConfig
 from pipeline.report.group import spread_record
 from pipeline.report.schema import VERSION, DeltaRecord, Record, Report, SpreadRecord, Version
 from pipeline.shown import NOTHING, markdown_table, p_value, plus_minus, points, signed
@@ -207,6 +208,21 @@ def _notes(report: RoundsReport) -> list[str]:
         ),
         "Seconds are of all students of the round: writing (and predicting) what they learn from themselves, scoring it by the teachers, "
         "training (in round 0 with the baselines).",
+    ]
+
+
+def round_notes(config: RunConfig) -> list[str]:
+    """What a config in rounds comes to, or which round it is; nothing where there are none."""
+    rounds = config.rounds
+    if rounds is None:
+        return []
+    if rounds.after is not None:
+        return [
+            f"a round after {rounds.after}: each student learns from itself there as well, share {rounds.share:g}"
+        ]
+    runs = "groups" if config.seeds else "runs"
+    return [
+        f"rounds: {runs} {config.name_of_round(0)} to {config.name_of_round(rounds.count)}, fewer where validation no longer rises"
     ]
 
 

@@ -840,7 +840,8 @@ def test_only_a_later_round_of_texts_learns_on_policy() -> None:
     config = parse_config(changed({**WRITING, "rounds": {"share": 0.25}}))
     assert config.in_rounds
     assert on_policy_share(config, "movies") == 0
-    later = parse_config(changed({**WRITING, "rounds": {"share": 0.25, "after": "some-round0"}}))
+    own = {**WRITING, "loss": {"hard": 1, "soft": 0}, "rounds": {"share": 0.25, "after": "some-round0"}}
+    later = parse_config(changed(own))
     assert not later.in_rounds
     assert on_policy_share(later, "movies") == 0.25
     settings = student_settings(later, next(iter(later.students)), facts_of(later))

@@ -7,9 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.config.load import parse_config
 from pipeline.report.build import build as build_report
 from pipeline.report.json_file import to_json
-from pipeline.report.rounds import Made, RoundsReport, best_round, build, markdown, still_rising, verdict
+from pipeline.report.rounds import (
+    Made,
+    RoundsReport,
+    best_round,
+    build,
+    markdown,
+    round_notes,
+    still_rising,
+    verdict,
+)
+from tests.conftest import TinyRun
 from tests.unit.pipeline.hand_results import hand_task, some_facts
 
 
@@ -68,6 +79,17 @@ def test_the_page_says_where_rounds_gave_nothing() -> None:
         in page
     )
     assert "| 60.0 | 70.0 | −10.0 | – | 20 | 5 | 60 |" in page
+
+
+def test_notes_say_what_a_config_comes_to(tiny_run: TinyRun) -> None:
+    run = {**tiny_run(), "rounds": {"count": 2}}
+    (line,) = round_notes(parse_config(run))
+    assert line == "rounds: runs tiny-round0 to tiny-round2, fewer where validation no longer rises"
+    (line,) = round_notes(parse_config({**run, "seeds": [0, 1]}))
+    assert line.startswith("rounds: groups tiny-round0")
+    (line,) = round_notes(parse_config({**run, "rounds": {"after": "tiny-round0"}}))
+    assert "a round after tiny-round0" in line
+    assert round_notes(parse_config(tiny_run())) == []
 
 
 def test_one_seed_has_the_error_of_the_examples() -> None:
