@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -72,18 +72,26 @@ def main() -> None:
             print(f"seed {seed} round {number}: {shown(one)}", flush=True)
         print(f"seed {seed}: kept {kept([one.validation for one in rounds])}", flush=True)
         every.append(rounds)
-    for number, rounds in enumerate(zip(*every, strict=True)):
-        macro = [mean(one.test.values()) for one in rounds]
-        gains = [score - mean(first[0].test.values()) for score, first in zip(macro, every, strict=True)]
-        tests = {task: [one.test[task] for one in rounds] for task in rounds[0].test}
-        cells = [
-            spread(values) for values in ([one.validation for one in rounds], macro, gains, *tests.values())
+    table(every)
+
+
+def table(every: Sequence[Sequence[Round]]) -> None:
+    """One line a round, mean ± standard deviation over seeds: validation, test, its gain over round 0, test by task, CPU seconds;
+    then the gain of the round that is kept. every: the rounds of each seed."""
+    firsts = [mean(rounds[0].test.values()) for rounds in every]
+    for number in range(len(every[0])):
+        made = [rounds[number] for rounds in every]
+        macro = [mean(one.test.values()) for one in made]
+        gains = [score - first for score, first in zip(macro, firsts, strict=True)]
+        tests = [[one.test[task] for one in made] for task in made[0].test]
+        cells = [spread(values) for values in ([one.validation for one in made], macro, gains, *tests)]
+        cells += [
+            f"{mean(one.seconds.get(name, 0.0) for one in made):.0f}" for name in ("write", "score", "train")
         ]
-        seconds = {
-            name: mean(one.seconds.get(name, 0.0) for one in rounds) for name in ("write", "score", "train")
-        }
-        cells += [f"{value:.0f}" for value in seconds.values()]
         print(f"| {number} | {' | '.join(cells)} |", flush=True)
+    best = [rounds[kept([one.validation for one in rounds])] for rounds in every]
+    gains = [mean(one.test.values()) - first for one, first in zip(best, firsts, strict=True)]
+    print(f"kept: {spread(gains)} ({', '.join(f'{100 * gain:+.1f}' for gain in gains)})", flush=True)
 
 
 def spread(values: Iterable[float]) -> str:

@@ -178,7 +178,7 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
 def test_the_student_of_the_round_before_is_one_more_teacher_of_its_own_student(config: RunConfig) -> None:
     plan, store = plan_of(config), Store(config.store_path)
     train = plan.data["mood"].splits["train"]
-    said = Dense(Ragged.single(np.tile(np.float32([3, -3]), (len(train), 1))), LABELS["mood"])
+    said = Dense(Ragged.single(np.tile(np.array([3, -3], dtype=np.float32), (len(train), 1))), LABELS["mood"])
     store.append("ab", SoftTargets(train.keys, said))
     plan = replace(plan, before={"cut": Before(None, 0.4, {"mood": "ab"})})
     folder = Path(plan.teacher_folders["mood-bert"])
