@@ -82,6 +82,9 @@ def check(
         with errors:
             _check_space(config)
         inputs = prepare(config, errors)
+        from pipeline.round_before import folders_before
+
+        folders_before(config)
         if config.tune is not None:
             from tune.space import check_derived
 
