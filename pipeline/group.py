@@ -15,7 +15,8 @@ from types import MappingProxyType
 from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config.resolved import Job
-from pipeline.config.schema import RoundsConfig, RunConfig, name_of_seed
+from pipeline.config.rounds import RoundsConfig
+from pipeline.config.schema import RunConfig, name_of_seed
 from pipeline.display.display import Display
 from pipeline.files import write_atomically
 from pipeline.report import group as reports

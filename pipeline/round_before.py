@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.arithmetic import Dtype
 from pipeline.cluster import cpus_per_worker
-from pipeline.config.generation import GenerationConfig, SamplingConfig
+from pipeline.config.generation import GenerationConfig
+from pipeline.config.rounds import SamplingConfig
 from pipeline.config.schema import RunConfig, ServingConfig
 from pipeline.errors import ConfigError
 from pipeline.models import fingerprint

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Count, Positive, Strict
+from pipeline.config.fields import Positive, Strict
 
 
 class GenerationConfig(Strict):
@@ -41,12 +41,3 @@ class TokenTargetsConfig(Strict):
     """`top`: the most probable token ids, and all others as one event · `sampled`: as many ids drawn at random by their probability, each with the share of the draws that it had (2503.16870)."""
     ids: Annotated[int, Field(ge=1, le=1000)] = 8
     """Ids a position, or draws."""
-
-
-class SamplingConfig(Strict):
-    """How a student writes the texts of a round."""
-
-    temperature: Positive = 1.0
-    """Tokens are drawn at random at this temperature."""
-    max_new_tokens: Count | None = None
-    """Most tokens of a text; null: the task's `target_length`."""

@@ -23,8 +23,9 @@ from pipeline.config.fields import (
     Share,
     Strict,
 )
-from pipeline.config.generation import GenerationConfig, SamplingConfig, TokenTargetsConfig
+from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
+from pipeline.config.rounds import RoundsConfig
 from pipeline.urls import cache_folder, is_url, join
 
 Aim = Literal["max", "min"]
@@ -347,20 +348,6 @@ class TrainConfig(OptimizationConfig):
     """Custom Ray resources a worker, e.g. `{student: 1}`."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Times the worker group is restarted from its last checkpoint after a worker died."""
-
-
-class RoundsConfig(Strict):
-    """Trainings one after another, each of which learns from the student of the round before as well. Round 0 is the run as it is without `rounds`; a student's rounds end
-    after the first one whose validation score is not above that of all before."""
-
-    count: Count = 3
-    """Most rounds after round 0."""
-    share: Share = 0.5
-    """Of a task that writes: the share of examples, drawn anew each epoch, that learn their teachers' distributions along the student's own text (on-policy distillation, GKD, 2306.13649) · of another: the weight of the student of the round before among its teachers (born-again networks, 1805.04770; 1: it alone)."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How the student writes its own texts, one for each training source in each round."""
-    after: Name | None = None
-    """The run whose students are those of the round before: this config is then one later round. `tutelage train` sets it in the configs of the rounds that it makes."""
 
 
 class StoreConfig(Strict):
