@@ -1,4 +1,4 @@
-"""Writes docs/report.schema.json: the JSON schema of report.json, group.json and study.json, out of pipeline/report/schema.py.
+"""Writes docs/report.schema.json: the JSON schema of report.json, group.json, rounds.json and study.json, out of pipeline/report/.
 
 ::
 
@@ -14,11 +14,12 @@ from pathlib import Path
 
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from pipeline.report.rounds import RoundsReport
 from pipeline.report.schema import GroupReport, Record, Report, StudyReport
 
 PAGE = Path(__file__).with_name("report.schema.json")
 WRITTEN: JsonSchemaMode = "serialization"  # every key is required: each is in every file
-MODELS: tuple[type[Record], ...] = (Report, GroupReport, StudyReport)
+MODELS: tuple[type[Record], ...] = (Report, GroupReport, RoundsReport, StudyReport)
 
 
 def render() -> str:

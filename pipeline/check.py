@@ -17,6 +17,7 @@ from pipeline.data.identity import is_read
 from pipeline.errors import Errors
 from pipeline.models import resolve
 from pipeline.report.group import seed_notes
+from pipeline.report.rounds import round_notes
 from pipeline.urls import open_url
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
     lines += [f"note: {note}" for data in inputs.data.values() for note in data.notes]
     lines += [f"note: {note}" for note in _expected_variants(config, inputs)]
     lines += [f"note: {note}" for note in _weaknesses(config, inputs)]
-    return lines + [f"note: {note}" for note in [*seed_notes(config), *notes(inputs.resolved)]]
+    return lines + [
+        f"note: {note}" for note in [*seed_notes(config), *round_notes(config), *notes(inputs.resolved)]
+    ]
 
 
 def _derived(resolved: Resolved) -> tuple[Sequence[Sequence[str]], ...]:

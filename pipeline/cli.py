@@ -82,6 +82,9 @@ def check(
         with errors:
             _check_space(config)
         inputs = prepare(config, errors)
+        from pipeline.round_before import folders_before
+
+        folders_before(config)
         if config.tune is not None:
             from tune.space import check_derived
 
@@ -137,17 +140,21 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     """Teachers, soft targets, students, report; goes on where a run of the same config stopped."""
     config = load_config(run, overrides or [])
     lock_private_ray(config)  # before Ray is imported
-    from pipeline import group
+    from pipeline import group, rounds
     from pipeline import run as runs
     from pipeline.compare.rows import load
     from pipeline.compare.show import students
     from pipeline.display.display import Display
     from pipeline.report import group as group_report
     from pipeline.report import page as report_page
-    from pipeline.run_folder import GROUP_PAGE, REPORT_PAGE
+    from pipeline.report import rounds as rounds_report
+    from pipeline.run_folder import GROUP_PAGE, REPORT_PAGE, ROUNDS_PAGE
 
+    advice: list[str] = []
     with Display(out) as display:
-        if config.seeds:
+        if config.in_rounds:
+            verdict = "\n".join(rounds_report.verdict(rounds.distil_rounds(config, display)))
+        elif config.seeds:
             made = group.distil_seeds(config, display)
             verdict, advice = "\n".join(group_report.verdict(made)), group_report.advice_lines(made)
         else:
@@ -158,6 +165,8 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     for line in advice:
         out.print(f"\nadvice: {line.replace('`', '')}", markup=False)
     page, runs_of = (GROUP_PAGE, "-seed*") if config.seeds else (REPORT_PAGE, "")
+    if config.in_rounds:
+        page, runs_of = ROUNDS_PAGE, f"-round*{runs_of}"
     out.print(f"\nreport    {config.run_dir / page}", markup=False)
     out.print(f"students  {config.run_dir}{runs_of}/students", markup=False)
     if config.runs_url is not None:

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from pipeline import run as runs
 from pipeline.cluster import connected
 from pipeline.config.resolved import Job
-from pipeline.config.schema import RunConfig
+from pipeline.config.rounds import RoundsConfig
+from pipeline.config.schema import RunConfig, name_of_seed
 from pipeline.display.display import Display
 from pipeline.files import write_atomically
 from pipeline.report import group as reports
@@ -27,13 +28,27 @@ from pipeline.stop import StopSignals
 
 
 def seed_configs(config: RunConfig) -> dict[int, RunConfig]:
-    """The config of each seed's run, by seed: the group's, with its own name and seed."""
+    """The config of each seed's run, by seed: the group's, with its own name and seed; of a later round, each after its own seed's run."""
     tracking = config.tracking.model_copy(update={"experiment": config.experiment})
     shared = {"seeds": (), "tracking": tracking}
     return {
-        seed: config.model_copy(update={**shared, "name": config.name_of_seed(seed), "seed": seed})
+        seed: config.model_copy(
+            update={
+                **shared,
+                "name": name_of_seed(config.name, seed),
+                "seed": seed,
+                "rounds": _after_seed(config.rounds, seed),
+            }
+        )
         for seed in config.seeds
     }
+
+
+def _after_seed(rounds: RoundsConfig | None, seed: int) -> RoundsConfig | None:
+    """The rounds of a seed's run: after the run of that seed, where they are after a group."""
+    if rounds is None or rounds.after is None:
+        return rounds
+    return rounds.model_copy(update={"after": name_of_seed(rounds.after, seed)})
 
 
 def distil_seeds(

@@ -33,8 +33,8 @@ Needs = Literal["labels", "targets", "hidden"]
 class LossWeights:
     """The weight of each term of a task's loss at one step.
 
-    terms: weight by term; the config normalises their sum to 1, and `annealed` keeps it; a term that is not named
-    has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task ·
+    terms: weight by term; the config normalises their sum to 1, and `annealed` keeps it, but for `ON_POLICY`, whose rows are others;
+    a term that is not named has weight 0 · temperature: of teachers and student in the soft term, > 0 · task: weight of the whole task ·
     label_smoothing: ε < 1 of the hard term of texts · beta: of the soft term, see `soft_divergence`.
     """
 
@@ -99,7 +99,7 @@ def annealed(
 ) -> dict[str, float]:
     """The terms' weights when `progress` of the training, in [0, 1], is done; their sum does not change.
 
-    ``linear``: every weight but the hard one falls in a straight line to 0, and the hard one takes what they lose.
+    ``linear``: every weight but the hard one and `ON_POLICY` falls in a straight line to 0, and the hard one takes what they lose.
     From hard = 0, soft = 1 this is teacher annealing (BAM, arXiv:1907.04829): λ·CE(y) + (1 − λ)·soft loss, with
     λ = progress, which at temperature 1 has the gradient of the cross-entropy to BAM's target
     λ·y + (1 − λ)·p_T.
@@ -110,9 +110,10 @@ def annealed(
         raise ValueError(f"progress {progress} is outside [0, 1]")
     if annealing == "constant":
         return dict(weights)
-    others = {name: weight for name, weight in weights.items() if name != "hard"}
+    others = {name: weight for name, weight in weights.items() if name not in ("hard", ON_POLICY)}
     hard = weights.get("hard", 0.0) + sum(others.values()) * progress
-    return {"hard": hard} | {name: weight * (1 - progress) for name, weight in others.items()}
+    own = {ON_POLICY: weights[ON_POLICY]} if ON_POLICY in weights else {}
+    return {"hard": hard} | {name: weight * (1 - progress) for name, weight in others.items()} | own
 
 
 def hard_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -192,14 +193,18 @@ def hidden_squared_error(hidden: HiddenInputs) -> Tensor:
     return ((errors @ hidden.weights) * hidden.counted).sum(dim=-1)
 
 
+def _divergence(inputs: LossInputs, own: LossWeights) -> Tensor:
+    return soft_divergence(inputs.logits, _target(inputs), own.temperature, own.beta)
+
+
+def _has_label(inputs: LossInputs) -> Tensor:
+    return inputs.labels != UNLABELLED
+
+
 HIDDEN_LOSS = LossTerm("hidden", "hidden", lambda inputs, _: hidden_squared_error(_hidden(inputs)))
 DISTRIBUTION_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, _: hard_cross_entropy(inputs.logits, inputs.labels)),
-    LossTerm(
-        "soft",
-        "targets",
-        lambda inputs, own: soft_divergence(inputs.logits, _target(inputs), own.temperature, own.beta),
-    ),
+    LossTerm("soft", "targets", _divergence),
     HIDDEN_LOSS,
 )
 NUMBER_LOSSES = (
@@ -211,12 +216,15 @@ NUMBER_LOSSES = (
     ),
     HIDDEN_LOSS,
 )
+ON_POLICY = "on_policy"
+"""The name of the term that reads the positions of a student's own texts."""
 TEXT_LOSSES = (
     LossTerm("hard", "labels", lambda inputs, own: smoothed_cross_entropy(inputs, own.label_smoothing)),
-    DISTRIBUTION_LOSSES[1],
+    LossTerm("soft", "targets", lambda inputs, own: _divergence(inputs, own) * _has_label(inputs)),
+    LossTerm(ON_POLICY, "targets", lambda inputs, own: _divergence(inputs, own) * ~_has_label(inputs)),
 )
-"""Of the positions of a text. What a text is, the reference or a teacher's, is decided where it is drawn
-(`pipeline.training.texts`)."""
+"""Of the positions of a text. What a text is, the reference, a teacher's or the student's own, is decided where it is drawn
+(`pipeline.training.texts`); a position of an own text has no label."""
 
 
 def needs_of(terms: Sequence[LossTerm], weights: LossWeights) -> frozenset[Needs]:

@@ -306,18 +306,23 @@ def _check_vocabularies(
     tokenizers: Mapping[Path, Any],
     errors: Errors,
 ) -> None:
-    """Adds an error where a student has a soft loss on texts of a teacher with another vocabulary."""
+    """Adds an error where a student has a soft loss, or rounds, on texts of a teacher with another vocabulary."""
+    in_rounds = config.rounds is not None and config.rounds.share > 0
     for name, student in resolved.students.items():
-        for task in sorted(student.soft):
+        for task in student.lengths if in_rounds else sorted(student.soft):
             if task not in data or not data[task].task.kind.writes:
                 continue
             own = vocabulary(tokenizers[starts[name]])
             others = [one for one in config.teachers_of(task) if vocabulary(tokenizers[bases[one]]) != own]
             with errors:
                 if others:
+                    what = "a soft loss" if task in student.soft else "rounds"
+                    drop = "Drop rounds, or give the task a student of the teachers' vocabulary (init_from)."
                     raise ConfigError(
-                        f"students.{name}: its vocabulary is not that of {', '.join(others)}: a soft loss on {task} needs one vocabulary",
-                        f"Set students.{name}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever the vocabulary (loss.text).",
+                        f"students.{name}: its vocabulary is not that of {', '.join(others)}: {what} on {task} needs one vocabulary",
+                        f"Set students.{name}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever the vocabulary (loss.text)."
+                        if task in student.soft
+                        else drop,
                     )
 
 
@@ -371,7 +376,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         task, folder = teacher_task(config, name, inputs.data[teacher.task].task), inputs.teachers[name]
         tuned = teacher.fine_tune is not None
         key_of = partial(store_key, folder, task, max_length=teacher.max_length, labels=teacher.labels)
-        dtype = _dtype(teacher.serving, task.kind.continuous, lambda dtype: store.holds(key_of(dtype)))  # noqa: B023 - called at once
+        dtype = served_dtype(teacher.serving, task.kind.continuous, lambda dtype: store.holds(key_of(dtype)))  # noqa: B023 - called at once
         key = key_of(dtype)
         hidden = None
         if teacher.task in wanted:
@@ -402,7 +407,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
     return specs
 
 
-def _dtype(serving: ServingConfig, continuous: bool, stored: Callable[[Dtype], bool]) -> Dtype:
+def served_dtype(serving: ServingConfig, continuous: bool, stored: Callable[[Dtype], bool]) -> Dtype:
     """The arithmetic of a teacher's forward. stored: whether the store has targets of the teacher in an arithmetic · continuous:
     whether it predicts numbers: of the years around 2000 bf16 knows every eighth.
 

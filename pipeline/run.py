@@ -36,7 +36,15 @@ from pipeline.report.advice import advise
 from pipeline.report.evidence import evidence_of
 from pipeline.report.model_card import write_model_card
 from pipeline.report.results import ensemble_scores, run_facts, task_results
+from pipeline.report.rounds import round_notes
 from pipeline.report.schema import Report
+from pipeline.round_before import (
+    Folders,
+    fingerprints_before,
+    folders_before,
+    own_specs,
+    students_before,
+)
 from pipeline.run_folder import (
     CONFIG,
     TIMINGS,
@@ -56,6 +64,7 @@ from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.own import Before
 from pipeline.training.shared_baseline import baseline_folder, publish, take
 from pipeline.training.threads import faster_threads
 from pipeline.training.worker_group import run_worker_group, worker_resources
@@ -85,6 +94,8 @@ class Run:
     keys: dict[str, str] = field(default_factory=dict)
     hidden: dict[str, HiddenTargets] = field(default_factory=dict)
     tokens: dict[str, TokenTargets] = field(default_factory=dict)
+    folders_before: Folders = field(default_factory=dict)
+    before: dict[str, Before] = field(default_factory=dict)
     labelled: dict[str, Labelling] = field(default_factory=dict)
     findings: list[Findings] = field(default_factory=list)
     group: str | None = None
@@ -163,18 +174,19 @@ def running(
     check: raises where the inputs do not fit, before anything is written.
     """
     stages = Stages()
-    inputs = prepare(config)
+    inputs, folders = prepare(config), folders_before(config)
     check(inputs)
     with held(config, display.line) as sync, StopSignals(config.run_dir) as stop:
         if any(task.augment is not None for task in config.tasks.values()):
             refuse_changes(config)  # before hours of a masked language model's work
             inputs = _with_variants(config, inputs, display, stages, stop)
             check(inputs)
-        fingerprints, derived = inputs.fingerprints(config), inputs.resolved.derived()
+        fingerprints = {**inputs.fingerprints(config), **fingerprints_before(folders)}
+        derived = inputs.resolved.derived()
         refuse_changes(config, fingerprints, derived)
         if tracked or (config.run_dir / CONFIG).exists():
             write_settings(config, fingerprints, derived)
-        for note in [*config_view.notes(inputs.resolved), *_data_notes(inputs)]:
+        for note in [*round_notes(config), *config_view.notes(inputs.resolved), *_data_notes(inputs)]:
             display.line(note)
         if tracked and config.tracking.enabled and config.runs_url and config.tracking.uri is None:
             display.line(
@@ -188,7 +200,17 @@ def running(
             if tracked:
                 stages.keep(config.run_dir / TIMINGS)
             try:
-                yield Run(config, inputs, display, stop, tracker, stages, group=group, sync=sync)
+                yield Run(
+                    config,
+                    inputs,
+                    display,
+                    stop,
+                    tracker,
+                    stages,
+                    folders_before=folders,
+                    group=group,
+                    sync=sync,
+                )
             finally:
                 stages.end()
 
@@ -243,7 +265,8 @@ def make_targets(run: Run) -> None:
     """Makes and checks the teachers and stores all their soft targets. Ray must be up."""
     run.stop.listen()
     check_room(run.config)
-    send_models(run.config, [*run.inputs.bases.values(), *run.inputs.starts.values()])
+    own = [folder for by_task in run.folders_before.values() for folder in by_task.values()]
+    send_models(run.config, [*run.inputs.bases.values(), *run.inputs.starts.values(), *own])
     _fine_tune(run)
     _preflight(run, on_ray=True)
     _label(run)
@@ -349,6 +372,7 @@ def _label(run: Run) -> None:
     forwards = sum(done.forwards for done in run.labelled.values())
     needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
     run.display.line(f"soft targets: {needed - forwards} from the store, {forwards} computed")
+    _ask_students_before(run, store)
     _force(run, store, specs)
 
 
@@ -362,6 +386,36 @@ def _describe(run: Run, store: Store, key: str, facts: Mapping[str, object]) -> 
         store.use(key, without_secrets(join(url, run.config.name)), "")
 
 
+def _ask_students_before(run: Run, store: Store) -> None:
+    """Stores what the students of the round before write for the sources of train, or predict on train."""
+    config, data = run.config, run.inputs.data
+    own = own_specs(config, run.inputs, run.folders_before)
+    run.before = students_before(config, run.inputs, run.folders_before, own)
+    specs = [spec for by_task in own.values() for spec in by_task.values()]
+    if not specs:
+        return
+    run.stages.begin("write")
+    for spec in specs:
+        facts = {
+            "teacher": spec.name,
+            "model": spec.model,
+            "task": spec.task.name,
+            "kind": spec.task.kind.name,
+        }
+        _describe(run, store, spec.key, facts)
+
+    def progress(student: str, done: int, total: int) -> None:
+        run.stages.tick()
+        run.display.bar(f"round before: {student}", done, total)
+
+    train = {name: [one.splits["train"]] for name, one in data.items()}
+    done = fill_store(specs, train, store, progress, run.stop, patience=_patience(run))
+    run.stop.check()
+    computed = sum(one.forwards for one in done.values())
+    needed = sum(len(np.unique(data[spec.task.name].splits["train"].keys)) for spec in specs)
+    run.display.line(f"of the round before: {needed - computed} from the store, {computed} computed")
+
+
 def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
     """Stores the token targets of teachers from which a student learns them, along the texts that it may learn."""
     forced = [spec.along_texts() for spec in specs if spec.tokens is not None]
@@ -369,8 +423,13 @@ def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
     if not forced:
         return
     pairs = {}
+    if run.before:
+        run.stages.begin("score")
     for name in dict.fromkeys(spec.task.name for spec in forced):
         keys = {spec.name: spec.key for spec in specs if spec.task.name == name}
+        keys |= {
+            f"{student} before": one.keys[name] for student, one in run.before.items() if name in one.keys
+        }
         pairs[name] = [forced_pairs(run.inputs.data[name], keys, store)]
     for spec in forced:
         facts = {
@@ -410,7 +469,7 @@ def _train_students(run: Run) -> None:
             run.tracker.tags(job.name, {"trained_by": name})
     folders = teacher_sources(config, run.inputs.teachers)
     plan = training.new_plan(
-        config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden, run.tokens
+        config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden, run.tokens, run.before
     )
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
@@ -513,7 +572,7 @@ def _report(run: Run, register: str | None = None) -> Report:
     scored = f"{_count(len(run.config.students), 'student')} on {_count(len(run.config.tasks), 'task')}"
     run.begin("evaluate", scored)
     config, tracker = run.config, run.tracker
-    notes = [*config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
+    notes = [*round_notes(config), *config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
     tasks = task_results(config, run.inputs.data, run.keys)
     run.stop.check()
     validation = ensemble_scores(config, run.inputs.data, run.keys, "validation")

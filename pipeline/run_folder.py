@@ -21,6 +21,7 @@ DERIVED = "derived"
 """The key of inputs.json with the derived values."""
 REPORT, REPORT_PAGE = "report.json", "report.md"
 GROUP, GROUP_PAGE = "group.json", "group.md"
+ROUNDS, ROUNDS_PAGE = "rounds.json", "rounds.md"
 STUDY, STUDY_PAGE, BEST_CONFIG = "study.json", "study.md", "best.yaml"
 FIGURES = "figures"
 TRIAL = "trial.json"
@@ -144,7 +145,8 @@ def _refuse(config: RunConfig, changed: Sequence[str], way: str = "put it back a
     if not changed:
         return
     more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-    folders = f"{config.run_dir} and {config.run_dir}-seed…" if config.seeds else str(config.run_dir)
+    parts = "-round…" if config.in_rounds else "-seed…" if config.seeds else ""
+    folders = f"{config.run_dir} and {config.run_dir}{parts}" if parts else str(config.run_dir)
     raise ConfigError(
         f"{config.run_dir} was begun with something else: {'; '.join(changed[:3])}{more}",
         f"Give this one another name (name=…), {way}, or remove {folders}.",

@@ -30,6 +30,7 @@ from pipeline.run_folder import (
     RAY,
     REPORT,
     RESULT,
+    ROUNDS,
     STUDENTS,
     STUDY,
     TRIAL,
@@ -114,7 +115,7 @@ def send_models(config: RunConfig, folders: Iterable[Path]) -> None:
 
 def pull_reports(url: str) -> Path:
     """This machine's copy of the reports and configs of all runs behind a URL, and of nothing else."""
-    names = {CONFIG_FILE, REPORT, GROUP, STUDY}
+    names = {CONFIG_FILE, REPORT, GROUP, STUDY, ROUNDS}
     copy = cache_folder(url) / "reports"  # not the driver's copies: it may be about to send one
     Synced(url, copy, lambda name: name.count("/") == 1 and name.split("/")[1] in names).pull()
     return copy

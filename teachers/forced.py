@@ -1,4 +1,4 @@
-"""Which texts a task's teachers are forced along: the references of train, and all that any of them wrote for train."""
+"""Which texts a task's teachers are forced along: the references of train, and all that any of them, or a student, wrote for train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from teachers.store import Store
 
 
 def forced_pairs(data: TaskData, keys: Mapping[str, str], store: Store) -> Examples:
-    """The pairs of source and text, each once. keys: name in the store by teacher.
+    """The pairs of source and text, each once. keys: name in the store by the model that wrote.
 
     All candidates, not only those that one strategy would choose, so that strategies can be compared and searched without a
     teacher. Raises `CorruptError` where the store lacks what a teacher wrote.

@@ -19,8 +19,9 @@ import yaml
 from pipeline.errors import DataError
 from pipeline.report.group import outcome_of
 from pipeline.report.json_file import read
+from pipeline.report.rounds import RoundsReport
 from pipeline.report.schema import GroupReport, Report, Size, StudyReport
-from pipeline.run_folder import CONFIG, GROUP, REPORT, STUDY
+from pipeline.run_folder import CONFIG, GROUP, REPORT, ROUNDS, STUDY
 from pipeline.significance import Outcome, Spread
 
 RUNS_DIR = Path("runs")
@@ -151,9 +152,13 @@ def _files(name: str | Path, runs_dir: Path) -> list[Path]:
 
 
 def _within(folder: Path) -> list[Path]:
-    """The report.json and study.json files of a folder; none where it is not a run, group or search."""
+    """The report.json and study.json files of a folder; none where it is not a run, group, search, or what stands for rounds."""
     if (folder / STUDY).exists():
         return [folder / STUDY]
+    if (folder / ROUNDS).exists():
+        students = read(folder / ROUNDS, RoundsReport).students.values()
+        runs = dict.fromkeys(run for own in students for one in own.rounds for run in one.runs)
+        return [folder.absolute().parent / run / REPORT for run in runs]
     if (folder / GROUP).exists():
         return _members(folder / GROUP)
     return [folder / REPORT] if (folder / REPORT).exists() else []

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from pipeline.config.explain import explain
 from pipeline.config.fields import LONGEST_NAME, Strict
+from pipeline.config.kinds import writes
 from pipeline.config.resolved import (
     student_loss,
     student_stages,
@@ -105,6 +106,8 @@ def parse_config(data: Any, errors: Errors | None = None) -> RunConfig:
         _check_student(student, config, errors)
     with errors:
         _check_seeds(config)
+    with errors:
+        _check_rounds(config)
     errors.stop()
     for task in config.tasks:  # which reads what the other tasks are
         with errors:
@@ -228,6 +231,35 @@ def _check_seeds(config: RunConfig) -> None:
     if len(longest) > LONGEST_NAME:
         raise ConfigError(
             f"name: {longest} has more than {LONGEST_NAME} characters", "Give the group a shorter name."
+        )
+
+
+def _check_rounds(config: RunConfig) -> None:
+    """Raises `ConfigError` for rounds beside a search, rounds that would change nothing or write more than is learnt, and long run names."""
+    rounds = config.rounds
+    if rounds is None:
+        return
+    if config.tune is not None:
+        raise ConfigError(
+            "tune and rounds are both given: each trial of a search is one training",
+            "Search without rounds (rounds=null), then add rounds to best.yaml.",
+        )
+    writing = {name: task for name, task in config.tasks.items() if writes(task.kind)}
+    if not rounds.share and not writing:
+        raise ConfigError(
+            "rounds.share: 0 would train the same student again in each round", "Raise it, or drop rounds."
+        )
+    for name, task in writing.items():
+        if (most := rounds.sampling.max_new_tokens or 0) > task.data.target_length:
+            raise ConfigError(
+                f"rounds.sampling.max_new_tokens: {most}, a text of {name} is cut to {task.data.target_length} tokens",
+                f"Lower it, or raise tasks.{name}.data.target_length.",
+            )
+    last = config.model_copy(update={"name": config.name_of_round(rounds.count)})
+    longest = max([last.name, *map(last.name_of_seed, config.seeds)], key=len)
+    if rounds.after is None and len(longest) > LONGEST_NAME:
+        raise ConfigError(
+            f"name: {longest} has more than {LONGEST_NAME} characters", "Give the rounds a shorter name."
         )
 
 

@@ -141,7 +141,7 @@ class TeacherRecipe(Recipe, FineTuneConfig):
 class TaskLoss:
     """The loss of one task. hard, soft, hidden: their weights, whose sum is 1 · weight: of the task among the student's
     tasks · text: share of the examples that learn their teachers' text in place of the reference · label_smoothing: of the hard loss of texts · beta: of
-    the soft loss of distributions."""
+    the soft loss of distributions · on_policy: share of the examples that learn the student's own text of the round before."""
 
     hard: float
     soft: float
@@ -151,6 +151,7 @@ class TaskLoss:
     text: float = 0.0
     label_smoothing: float = 0.0
     beta: float = 0.0
+    on_policy: float = 0.0
 
 
 Reasons = Mapping[str, str]
@@ -219,6 +220,7 @@ def stage_loss(given: StageLossConfig, own: TaskLoss) -> TaskLoss:
         own.text if given.text is None or not own.text else given.text,
         own.label_smoothing,
         own.beta,
+        own.on_policy,
     )
 
 

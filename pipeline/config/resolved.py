@@ -122,8 +122,10 @@ class StudentSettings(StudentStart):
 
     @property
     def soft(self) -> frozenset[str]:
-        """The tasks of which it has a soft loss."""
-        return frozenset(name for loss in self._losses for name, task in loss.tasks.items() if task.soft)
+        """The tasks of which it has a soft loss, or learns its own texts by its teachers' distributions."""
+        return frozenset(
+            name for loss in self._losses for name, task in loss.tasks.items() if task.soft or task.on_policy
+        )
 
     @property
     def _losses(self) -> list[StudentLoss]:
@@ -214,7 +216,10 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
     train, reasons = student_recipe(student_train(config, name), name, facts)
     given, notes = student_loss(config, name)
     losses = {task: task_loss(given, task, facts, given.task_weights[task]) for task in learnt}
-    loss = StudentLoss({task: loss for task, (loss, _) in losses.items()}, given.annealing)
+    loss = StudentLoss(
+        {task: replace(loss, on_policy=on_policy_share(config, task)) for task, (loss, _) in losses.items()},
+        given.annealing,
+    )
     if (own := student_stages(config, name)) is not None:
         stages, why = _resolved_stages(own, train, loss), None
     else:
@@ -233,6 +238,13 @@ def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSetti
         loss_reasons={task: why for task, (_, why) in losses.items()},
         notes=notes,
     )
+
+
+def on_policy_share(config: RunConfig, task: str) -> float:
+    """The share of a task's examples that learn the student's own text of the round before; 0 where there is none."""
+    rounds = config.rounds
+    later = rounds is not None and rounds.after is not None
+    return rounds.share if rounds is not None and later and writes(config.tasks[task].kind) else 0.0
 
 
 def student_stages(config: RunConfig, name: str) -> tuple[StageConfig, ...] | None:
@@ -372,7 +384,7 @@ def _check_beta(config: RunConfig, name: str, given: LossConfig) -> None:
     drawn = [
         task for task, own in tasks.items() if own.declared.writes and own.token_targets.form == "sampled"
     ]
-    if drawn and given.soft:
+    if drawn and (given.soft or config.rounds is not None):
         raise ConfigError(
             f"loss.beta: tasks.{drawn[0]}.token_targets.form sampled has no probability of what was not drawn",
             "Set form to top, or beta to 0.",

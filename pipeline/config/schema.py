@@ -26,6 +26,7 @@ from pipeline.config.fields import (
 )
 from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM, Kind, KindName, Problem, kind_of
+from pipeline.config.rounds import RoundsConfig
 from pipeline.urls import cache_folder, is_url, join
 
 Aim = Literal["max", "min"]
@@ -46,6 +47,11 @@ def strategies(kind: Kind, *, labelled: bool) -> tuple[Strategy, ...]:
     elif kind.continuous:
         made_for = ("mean", "confidence", "best")
     return tuple(strategy for strategy in made_for if labelled or not needs_labels(strategy))
+
+
+def name_of_seed(group: str, seed: int) -> str:
+    """Name of a group's run under one of its seeds."""
+    return f"{group}-seed{seed}"
 
 
 def default_strategy(kind: Kind) -> Strategy:
@@ -505,6 +511,8 @@ class RunConfig(Strict):
     """The students' trainings in parts, one after another, e.g. `[{loss: {hidden: 1}}, {loss: {soft: 1}}, {loss: {hard: 1}}]`; `[]`: in one; null: derived, in a training of at least the derived length half of the epochs on the teachers' hidden states, then the student's loss. Early stopping and the choice of the best weights are the last one's. Baselines have no stages, and as many epochs as all of them."""
     baselines: tuple[Literal["supervised", "best_teacher"], ...] = ("supervised",)
     """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept · `best_teacher`: each student again as it is, but of each task from the one teacher that is best on validation: what several teachers are worth. Only tasks of several teachers have one."""
+    rounds: RoundsConfig | None = None
+    """`tutelage train` trains in rounds, as runs `<name>-round0`, `-round1` …; rounds side by side are in the folder `<name>`."""
     store: StoreConfig = StoreConfig()
     """Where soft targets are kept."""
     tracking: TrackingConfig = TrackingConfig()
@@ -529,9 +537,18 @@ class RunConfig(Strict):
         """This run's folder, on this machine."""
         return self.runs_path / self.name
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it stands for several rounds, and not for one of them."""
+        return self.rounds is not None and self.rounds.after is None
+
     def name_of_seed(self, seed: int) -> str:
         """Name of the group's run under one of `seeds`."""
-        return f"{self.name}-seed{seed}"
+        return name_of_seed(self.name, seed)
+
+    def name_of_round(self, number: int) -> str:
+        """Name of the run, or group, of one of `rounds`."""
+        return f"{self.name}-round{number}"
 
     @property
     def teachers_dir(self) -> Path:

@@ -19,6 +19,7 @@ RESULT_FREE = (  # keys that change how and where a run is executed, not its res
     "cluster.*",
     "tune",
     "tune.*",
+    "rounds.count",  # each round is a run of its own
     "teachers.*.serving.replicas",
     "teachers.*.serving.cpus",
     "teachers.*.serving.gpus",

@@ -38,7 +38,7 @@ def build(name: str, reports: Sequence[Report]) -> GroupReport:
         tasks[task] = GroupTask(
             metric=first.metric,
             teachers={
-                teacher: _spread(Spread(tuple(section.teachers[teacher] for section in sections)))
+                teacher: spread_record(Spread(tuple(section.teachers[teacher] for section in sections)))
                 for teacher in first.teachers
             },
             **dict(_section(sections)),
@@ -80,12 +80,13 @@ def outcome_of(sections: Sequence[Section], student: str) -> Outcome:
 def _section(sections: Sequence[Section]) -> GroupSection:
     """One section (a task's, or macro) over seeds."""
     return GroupSection(
-        ensemble=_spread(Spread(tuple(section.ensemble for section in sections))),
+        ensemble=spread_record(Spread(tuple(section.ensemble for section in sections))),
         students={name: _outcome(outcome_of(sections, name)) for name in sections[0].students},
     )
 
 
-def _spread(spread: Spread) -> SpreadRecord:
+def spread_record(spread: Spread) -> SpreadRecord:
+    """One number under several seeds, in the layout of the JSON files."""
     return SpreadRecord(
         mean=spread.mean,
         sd=spread.sd,
@@ -99,10 +100,10 @@ def _outcome(outcome: Outcome) -> OutcomeRecord:
     delta = outcome.delta
     assert outcome.ensemble is not None, "a report has one"
     return OutcomeRecord(
-        score=_spread(outcome.score),
-        ensemble=_spread(outcome.ensemble),
-        supervised=None if outcome.supervised is None else _spread(outcome.supervised),
-        delta=None if delta is None else DeltaRecord(**dict(_spread(delta)), p=outcome.p),
+        score=spread_record(outcome.score),
+        ensemble=spread_record(outcome.ensemble),
+        supervised=None if outcome.supervised is None else spread_record(outcome.supervised),
+        delta=None if delta is None else DeltaRecord(**dict(spread_record(delta)), p=outcome.p),
         retention=outcome.retention,
         gap_recovered=outcome.gap_recovered,
     )

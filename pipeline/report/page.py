@@ -489,9 +489,12 @@ def loss_in_words(loss: LossRecord | TaskLoss) -> str:
     """One task's loss: `0.3 hard + 0.7 soft at temperature 2`."""
     weights = {"hard": loss.hard, "soft": loss.soft, "hidden": loss.hidden}
     terms = " + ".join(f"{weight:.2g} {term}" for term, weight in weights.items() if weight)
-    words = f"{terms} at temperature {loss.temperature:g}" if loss.soft else terms
-    words += f" with β {loss.beta:g}" if loss.soft and loss.beta else ""
+    words = f"{terms} at temperature {loss.temperature:g}" if loss.soft or loss.on_policy else terms
+    words += f" with β {loss.beta:g}" if (loss.soft or loss.on_policy) and loss.beta else ""
     words += f", {percent(loss.text)} of the texts the teachers' own" if loss.text else ""
+    words += (
+        f", {percent(loss.on_policy)} of the texts its own, of the round before" if loss.on_policy else ""
+    )
     return f"{words}, labels smoothed by {loss.label_smoothing:g}" if loss.label_smoothing else words
 
 

@@ -218,6 +218,7 @@ def _loss_records(loss: StudentLoss, reasons: Mapping[str, Reasons]) -> dict[str
             text=one.text,
             label_smoothing=one.label_smoothing,
             beta=one.beta,
+            on_policy=one.on_policy,
             temperature=one.temperature,
             derived=dict(reasons.get(task, {})),
         )

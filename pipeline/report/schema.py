@@ -284,6 +284,8 @@ class LossRecord(Record):
     """Part of a token's hard label that the vocabulary shares."""
     beta: float = 0.0
     """Of the soft loss: β of the generalised Jensen-Shannon divergence; 0: KL of the teachers from the student."""
+    on_policy: float = 0.0
+    """Share of the examples that learn the student's own text of the round before, by their teachers' distributions."""
     temperature: float
     derived: Mapping[str, str]
     """The reason for each value that the config does not give, by its key."""

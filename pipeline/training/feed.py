@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Drawn, Encoded, Examples, pad_targets, token_budget_batches
+from pipeline.batch import UNLABELLED, Drawn, Encoded, Examples, pad_targets, token_budget_batches
 from pipeline.data.splits import TaskData
 from pipeline.losses import Needs
 from pipeline.memory import too_large
@@ -138,7 +138,7 @@ def drawn_texts(
     if keyed:
         texts = [*examples.inputs["target"], *chain(*others)]
         keys = pairs(task, list(examples.inputs["source"]) * len(tokens), texts).keys
-    return DrawnTexts.of(tokens, [1 - sum(shares), *shares], keys)
+    return DrawnTexts.of(tokens, [1 - sum(shares), *shares], keys, written.own)
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,9 @@ class Feed:
         if texts is not None:
             labels = texts.tokens.take(rows)
             tokens = replace(tokens, target=torch.from_numpy(pad_targets(labels)).to(device))
+            if texts.own is not None:  # no reference, and no teacher's text: its tokens are no labels
+                own = np.repeat(texts.own[rows], labels.counts)
+                labels = replace(labels, values=np.where(own, UNLABELLED, labels.values))
         return MicroBatch(
             tokens,
             torch.from_numpy(labels.values).to(device),

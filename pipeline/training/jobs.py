@@ -37,7 +37,7 @@ from pipeline.config.resolved import (
 from pipeline.config.schema import RunConfig, Strategy, TrainConfig
 from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
-from pipeline.losses import LossWeights
+from pipeline.losses import ON_POLICY, LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
 from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
 from pipeline.shared_runs import Behind, behind, model_source
@@ -56,6 +56,7 @@ from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
+from pipeline.training.own import OWN, Before, goes_on, with_own_teacher, with_own_texts
 from pipeline.training.result import read_facts, read_predictions, write_result
 from pipeline.training.shared_baseline import schedules_of
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
@@ -79,7 +80,8 @@ class Plan:
     and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · tokens: their token targets, likewise · trial: true for a trial
     of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
     epochs to the search · threads: threads per worker; None: one per CPU · first_stages: as of
-    `pipeline.training.loop.Trainer` · urls: of the run's folder, where that is behind a URL: each worker then has paths of its own.
+    `pipeline.training.loop.Trainer` · urls: of the run's folder, where that is behind a URL: each worker then has paths of its own ·
+    before: each student in the round before, where there is one.
     """
 
     run_dir: Path
@@ -101,6 +103,7 @@ class Plan:
     threads: int | None = None
     first_stages: Path | None = None
     urls: Behind | None = None
+    before: Mapping[str, Before] = field(default_factory=dict)
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
@@ -143,15 +146,16 @@ def train_jobs(
             continue
         if should_stop() and workers.world == 1:
             return
-        settings = plan.students[job.student]
-        folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
-        supervised = job.mode == "supervised"
         own_plan = of_best_teachers(plan, job.student, store) if job.mode == "best_teacher" else plan
+        if not (supervised := job.mode == "supervised"):
+            own_plan = after_round(own_plan, job.student)
+        settings = own_plan.students[job.student]
+        folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
         job_sets = task_sets(own_plan, folder, job.student, None if supervised else store, kept)
         if supervised:
             schedules = schedules_of(settings, [plan.data[task] for task in settings.lengths])
         status = train_job(
-            plan,
+            own_plan,
             job,
             folder,
             job_sets,
@@ -162,6 +166,12 @@ def train_jobs(
         )
         if status == "interrupted":
             return
+
+
+def after_round(plan: Plan, student: str) -> Plan:
+    """The plan in which the student starts from its model of the round before, where it goes on with its weights."""
+    settings = goes_on(plan.students[student], plan.before.get(student))
+    return replace(plan, students={**plan.students, student: settings})
 
 
 def of_best_teachers(plan: Plan, student: str, store: Store) -> Plan:
@@ -375,7 +385,7 @@ def task_sets(
 
     kept: what earlier calls encoded is taken from it.
     """
-    settings, kept = plan.students[student], kept or Kept()
+    settings, kept, own = plan.students[student], kept or Kept(), plan.before.get(student)
     tokenizer = kept.get(("tokenizer", folder), lambda: open_tokenizer(folder))
     sets = []
     for name, length in settings.lengths.items():
@@ -387,20 +397,25 @@ def task_sets(
         if data.task.kind.writes:
             keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
             written = written_texts(data, keys, resolved, settings.loss.tasks[name].text, store)
+            if own is not None and name in own.keys:
+                written = with_own_texts(written, data, own.keys[name], own.share, store)
             soft = name in settings.soft
             one = TaskSet.of(data, tokenizer, length, kept=kept, written=written, keyed=soft)
             sets.append(with_tokens(one, plan, store) if soft else one)
             continue
         counts = data.task.reading.counts(train.inputs)
+        keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
+        with_own, all_keys = resolved, keys
+        if own is not None and name in own.keys:
+            with_own, all_keys = with_own_teacher(resolved, own.share), {**keys, OWN: own.keys[name]}
         stored = [
-            store.view(plan.teacher_keys[teacher], train.keys, data.task.head.columns, counts)
-            for teacher in resolved.weights
+            store.view(all_keys[teacher], train.keys, data.task.head.columns, counts)
+            for teacher in with_own.weights
         ]
-        aggregation = Aggregation(resolved.strategy, torch.tensor(list(resolved.weights.values())))
+        aggregation = Aggregation(with_own.strategy, torch.tensor(list(with_own.weights.values())))
         hidden = settings.hidden
         one = TaskSet.of(data, tokenizer, length, stored, aggregation, words=hidden, kept=kept)
         if settings.train.task_focus is not None:
-            keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
             one = replace(one, ensemble_skill=ensemble_skill(data, keys, resolved, store))
         sets.append(with_hidden(one, plan, store) if hidden else one)
     return sets
@@ -417,7 +432,8 @@ def with_tokens(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
         store.view(plan.tokens[teacher].key, texts.keys[there], space, texts.tokens.counts[there])
         for teacher in resolved.weights
     ]
-    strategy: Strategy = "mean" if resolved.strategy == "consensus" else resolved.strategy
+    # of distributions there is no consensus, and an own text is none of which a teacher could be the best
+    strategy: Strategy = "mean" if resolved.strategy == "consensus" or texts.own else resolved.strategy
     weights = torch.tensor(list(resolved.weights.values()))
     return replace(task_set, sources=sources, aggregation=Aggregation(strategy, weights))
 
@@ -478,9 +494,11 @@ def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
 
 
 def _terms(loss: TaskLoss) -> dict[str, float]:
-    """The weights of the loss's terms; hidden only where it has any."""
+    """The weights of the loss's terms; hidden only where it has any. A position of an own text has one term, of weight 1."""
     terms = {"hard": loss.hard, "soft": loss.soft}
-    return {**terms, "hidden": loss.hidden} if loss.hidden else terms
+    if loss.hidden:
+        terms["hidden"] = loss.hidden
+    return {**terms, ON_POLICY: 1.0} if loss.on_policy else terms
 
 
 def parameter_count(student: MultiTaskStudent) -> int:
@@ -509,6 +527,7 @@ def new_plan(
     teacher_folders: Mapping[str, str],
     hidden: Mapping[str, HiddenTargets] = MappingProxyType({}),
     tokens: Mapping[str, TokenTargets] = MappingProxyType({}),
+    before: Mapping[str, Before] = MappingProxyType({}),
 ) -> Plan:
     """A plan for one launch of the worker group.
 
@@ -539,6 +558,7 @@ def new_plan(
         dict(hidden),  # a proxy cannot be pickled
         dict(tokens),
         urls=behind(config, config.name),
+        before=dict(before),
     )
 
 

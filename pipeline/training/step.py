@@ -243,15 +243,17 @@ def _text_inputs(
     """The inputs of the loss at the N positions of the batch's texts. logits: (N, V).
 
     With token targets the rows are over few events, of which the position's own token is one, so that the hard loss is the
-    same (`pipeline.events`).
+    same (`pipeline.events`). A position of the student's own text has no label.
     """
     labels, teachers = batch.labels, batch.teachers
     valid = logits.new_full((len(logits),), 0.0 if batch.filler else 1.0)
     spread = mean_surprise(logits) if weights.label_smoothing else None
     if not isinstance(teachers, SparseTargets) or aggregation is None:
         return LossInputs(logits, labels, None, valid, spread=spread)
-    events = event_ids(teachers.ids, labels)
-    own = (events == labels.unsqueeze(-1)).long().argmax(dim=-1)
+    assert batch.tokens.target is not None, "a batch of pairs"
+    written = batch.tokens.target[batch.tokens.target_mask]
+    events = event_ids(teachers.ids, written)
+    own = (events == written.unsqueeze(-1)).long().argmax(dim=-1)
     target = aggregate(
         teacher_events(teachers.ids, teachers.log_probabilities, teachers.rest, events, teachers.size),
         strategy=aggregation.strategy,
@@ -259,7 +261,10 @@ def _text_inputs(
         temperature=weights.temperature,
         labels=own,
     )
-    return LossInputs(student_events(logits[:, : teachers.size], events), own, target, valid, spread=spread)
+    labels = own.masked_fill(labels == UNLABELLED, UNLABELLED)
+    return LossInputs(
+        student_events(logits[:, : teachers.size], events), labels, target, valid, spread=spread
+    )
 
 
 @torch.inference_mode()

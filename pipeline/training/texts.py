@@ -13,10 +13,12 @@ from pipeline.batch import TargetTokens
 
 
 class Draw(NamedTuple):
-    """The texts of n examples in one epoch. keys: (n,) of their pairs of source and text, where there are any."""
+    """The texts of n examples in one epoch. keys: (n,) of their pairs of source and text, where there are any · own: (n,) whether a text
+    is the student's own, where any is."""
 
     tokens: TargetTokens
     keys: NDArray[np.uint64] | None
+    own: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +26,14 @@ class DrawnTexts:
     """A texts for each of n examples, and the chance of each.
 
     tokens: of all texts; text a of example i is its number a · n + i · chances: (A, n) float64, whose sum over the texts is
-    1; 0 for a text that is not there · keys: (A · n,) uint64 of the pairs of source and text, where token targets are read.
+    1; 0 for a text that is not there · keys: (A · n,) uint64 of the pairs of source and text, where token targets are read · own: whether
+    the last text of each is the student's own, of the round before.
     """
 
     tokens: TargetTokens
     chances: NDArray[np.float64]
     keys: NDArray[np.uint64] | None = None
+    own: bool = False
 
     @classmethod
     def of(
@@ -37,6 +41,7 @@ class DrawnTexts:
         texts: Sequence[TargetTokens],
         weights: Sequence[float],
         keys: NDArray[np.uint64] | None = None,
+        own: bool = False,
     ) -> DrawnTexts:
         """texts: A of the same n examples, empty for an example without · weights: (A,) ≥ 0, in whose ratio an example's
         texts are drawn; those that it lacks do not count. A text of weight 0 is drawn where there is no other.
@@ -55,7 +60,7 @@ class DrawnTexts:
             raise ValueError(f"{int((~there.any(axis=0)).sum())} examples have no text to learn")
         chances = there * np.asarray(weights, dtype=np.float64)[:, None]
         chances = np.where(chances.sum(axis=0) > 0, chances, there)
-        return cls(tokens, chances / chances.sum(axis=0), keys)
+        return cls(tokens, chances / chances.sum(axis=0), keys, own)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -71,11 +76,18 @@ class DrawnTexts:
         return there
 
     def at(self, share: float) -> DrawnTexts:
-        """The same texts with another chance, `share`, of an example with a reference to be one of the others, in their ratio."""
-        others = self.chances[1:].sum(axis=0)
-        ratio = np.divide(self.chances[1:], others, out=np.zeros_like(self.chances[1:]), where=others > 0)
-        of_others = np.where(self.referenced, np.where(others > 0, share, 0.0), 1.0)
-        return replace(self, chances=np.concatenate([1 - of_others[None], ratio * of_others]))
+        """The same texts with another chance, `share`, of an example with a reference to be one of its teachers', in their ratio. A student's
+        own text keeps its chance before these, and has none where `share` is 0: references are then alone."""
+        teachers = self.chances[1 : len(self.chances) - self.own]
+        all_teachers = teachers.sum(axis=0)
+        ratio = np.divide(teachers, all_teachers, out=np.zeros_like(teachers), where=all_teachers > 0)
+        of_teachers = np.where(self.referenced, np.where(all_teachers > 0, share, 0.0), 1.0)
+        chances = np.concatenate([1 - of_teachers[None], ratio * of_teachers])
+        if self.own:
+            others = self.referenced | (all_teachers > 0)
+            own = np.where(others, self.chances[-1] if share else 0.0, 1.0)
+            chances = np.concatenate([chances * (1 - own), own[None]])
+        return replace(self, chances=chances)
 
     def draw(self, seed: int, epoch: int) -> Draw:
         """The n texts of an epoch: a pure function of (seed, epoch)."""
@@ -84,4 +96,5 @@ class DrawnTexts:
         chosen = (draws >= np.cumsum(self.chances, axis=0)[:-1]).sum(axis=0)
         numbers = chosen * count + np.arange(count)
         tokens = TargetTokens(self.tokens.ids, self.tokens.starts[numbers], self.tokens.counts[numbers])
-        return Draw(tokens, None if self.keys is None else self.keys[numbers])
+        own = chosen == len(self.chances) - 1 if self.own else None
+        return Draw(tokens, None if self.keys is None else self.keys[numbers], own)

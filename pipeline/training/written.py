@@ -22,12 +22,14 @@ class WrittenTexts:
     """The teachers' texts that a student may learn.
 
     texts: each (n,), empty where there is none to learn · shares: the chance of each to be learnt in place of the reference,
-    whose sum is at most 1 · left_out: how many texts no student learns, by their fault.
+    whose sum is at most 1 · left_out: how many texts no student learns, by their fault · own: whether the last ones are the student's
+    own, of the round before.
     """
 
     texts: tuple[NDArray[Any], ...] = ()
     shares: tuple[float, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    own: bool = False
 
 
 def written_texts(

@@ -20,6 +20,8 @@ from pipeline.batch import ABSENT, UNLABELLED
 from pipeline.losses import (
     DISTRIBUTION_LOSSES,
     NUMBER_LOSSES,
+    ON_POLICY,
+    TEXT_LOSSES,
     HiddenInputs,
     LossInputs,
     LossTerm,
@@ -154,6 +156,8 @@ def test_linear_annealing_hands_every_other_term_over_to_the_labels() -> None:
     weights = {"soft": 0.5, "hard": 0.2, "hidden": 0.3}
     assert annealed(weights, 0.5, "linear") == pytest.approx({"hard": 0.6, "soft": 0.25, "hidden": 0.15})
     assert annealed({"soft": 1.0}, 0.25, "linear") == {"hard": 0.25, "soft": 0.75}
+    own = {"hard": 0.0, "soft": 1.0, ON_POLICY: 1.0}  # of other rows: nothing can take what it would lose
+    assert annealed(own, 0.25, "linear") == {"hard": 0.25, "soft": 0.75, ON_POLICY: 1.0}
 
 
 def test_linear_annealing_from_soft_alone_is_bam() -> None:
@@ -445,3 +449,30 @@ def test_beta_of_a_student_that_equals_its_teacher_is_zero_and_it_is_a_term_of_t
     total, terms = task_loss(inputs, LossWeights({"soft": 1.0}, 2.0, beta=0.5), 1.0)
     assert float(terms["soft"]) == pytest.approx(float(soft_divergence(logits, target, 2.0, 0.5)))
     assert float(total) == float(terms["soft"])
+
+
+# ---------------------------------------------------------------- texts
+
+
+def test_own_texts_have_the_divergence_alone_and_the_others_never() -> None:
+    inputs = replace(some_inputs(), valid=torch.ones(12))
+    own = inputs.labels == UNLABELLED
+    weights = LossWeights({"hard": 0.4, "soft": 0.6, ON_POLICY: 1.0}, 2.0, beta=0.5)
+    total, terms = task_loss(inputs, weights, 12.0, TEXT_LOSSES)
+    divergence = soft_divergence(inputs.logits, inputs.target, 2.0, 0.5)  # type: ignore[arg-type]
+    hard = hard_cross_entropy(inputs.logits, inputs.labels)
+    assert float(terms[ON_POLICY]) == pytest.approx(float(divergence[own].sum()) / 12)
+    assert float(terms["soft"]) == pytest.approx(float(divergence[~own].sum()) / 12)
+    expected = 0.4 * hard.sum() + 0.6 * divergence[~own].sum() + divergence[own].sum()
+    assert float(total) == pytest.approx(float(expected) / 12, rel=1e-6)
+
+
+def test_without_own_texts_the_loss_of_texts_is_that_of_distributions() -> None:
+    inputs = replace(some_inputs(), labels=torch.arange(12) % 4)
+    for weights in (BOTH, {"hard": 0.0, "soft": 1.0}):
+        one, other = (
+            task_loss(inputs, LossWeights(weights, 2.0), 12.0, terms)
+            for terms in (TEXT_LOSSES, DISTRIBUTION_LOSSES)
+        )
+        assert torch.equal(one[0], other[0])
+        assert one[1].keys() == other[1].keys()

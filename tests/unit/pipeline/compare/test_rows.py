@@ -13,6 +13,9 @@ import pytest
 from pipeline.compare.rows import Row, load
 from pipeline.errors import DataError
 from pipeline.report.build import build
+from pipeline.report.json_file import to_json
+from pipeline.report.rounds import Made
+from pipeline.report.rounds import build as build_rounds
 from pipeline.report.schema import Report
 from tests.unit.pipeline.hand_results import (
     hand_task,
@@ -142,6 +145,18 @@ def test_a_group_by_its_folder(group: Path, name: str) -> None:
         ("several", "tiny", 3),
     ]
     assert load([group, *group.parent.glob("several-seed*")]) == rows  # none counts twice
+
+
+def test_rounds_by_their_folder_are_rows_of_their_own(runs: Path) -> None:
+    made = []
+    for number, right in enumerate((80, 85)):
+        facts = replace(some_facts(["large"], ["half"]), name=f"r-round{number}")
+        report = build({"movies": hand_task(right, 70, 90, 100)}, facts)
+        save_run(runs / report.name, report)
+        made.append(Made([report], {"half": [{"macro/score": right / 100, "movies/accuracy": right / 100}]}))
+    (runs / "r").mkdir()
+    (runs / "r" / "rounds.json").write_text(to_json(build_rounds("r", made)))
+    assert [row.run for row in load([runs / "r"])] == ["r-round1", "r-round0"]
 
 
 def test_one_seed_alone_is_a_run(group: Path) -> None:

@@ -20,8 +20,10 @@ from pipeline.config.load import load_config, parse_config
 from pipeline.config.redact import redact
 from pipeline.config.resolved import (
     Resolved,
+    on_policy_share,
     resolve_config,
     student_loss,
+    student_settings,
     student_train,
     task_aggregation,
     transfer_sources,
@@ -811,6 +813,43 @@ def test_a_search_changes_no_run(tmp_path: Path) -> None:
 )
 def test_seeds_that_cannot_be(values: dict[str, Any], cause: str) -> None:
     assert refusal(changed(values)).cause == cause
+
+
+TEXTS = {"kind": "sequence-to-sequence", "data": {"path": "json", "target_length": 32}}
+WRITING = {"tasks.movies": TEXTS}
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        (
+            {"rounds": {}, "tune": {"space": {"loss.hard": {"uniform": [0, 1]}}}},
+            "tune and rounds are both given",
+        ),
+        ({"rounds": {"share": 0}}, "rounds.share: 0 would train the same student again"),
+        ({"rounds": {}, "name": "x" * 58}, f"name: {'x' * 58}-round3 has more than 64 characters"),
+        ({"rounds": {}, "seeds": [1], "name": "x" * 55}, f"{'x' * 55}-round3-seed1 has more than 64"),
+        ({**WRITING, "rounds": {"sampling": {"max_new_tokens": 33}}}, "a text of movies is cut to 32 tokens"),
+        ({"rounds": {"sampling": {"beams": 2}}}, "rounds.sampling.beams"),
+    ],
+)
+def test_rounds_that_cannot_be(values: dict[str, Any], cause: str) -> None:
+    error = refusal(changed(values))
+    assert cause in f"{error.cause} {error.remedy}"
+
+
+def test_only_a_later_round_of_texts_learns_on_policy() -> None:
+    config = parse_config(changed({**WRITING, "rounds": {"share": 0.25}}))
+    assert config.in_rounds
+    assert on_policy_share(config, "movies") == 0
+    own = {**WRITING, "loss": {"hard": 1, "soft": 0}, "rounds": {"share": 0.25, "after": "some-round0"}}
+    later = parse_config(changed(own))
+    assert not later.in_rounds
+    assert on_policy_share(later, "movies") == 0.25
+    settings = student_settings(later, next(iter(later.students)), facts_of(later))
+    assert settings.soft == {"movies"}, "its own texts need the teachers' distributions"
+    labels = parse_config({**RUN, "rounds": {"after": "some-round0"}})
+    assert on_policy_share(labels, "movies") == 0
 
 
 def test_seeds_from_the_command_line(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.training import jobs as training
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.jobs import (
     Plan,
+    after_round,
     check_results,
     loss_plan,
     new_plan,
@@ -44,6 +45,7 @@ from pipeline.training.jobs import (
 )
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.own import Before
 from pipeline.training.stage import LossPlan
 from pipeline.training.step import Workers
 from students.student import build_student
@@ -173,6 +175,44 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
     assert [(each.sources, each.aggregation) for each in alone] == [((), None)] * 2
     assert np.array_equal(alone[0].examples.labels.values, plan.data["mood"].splits["train"].labels.values)
     assert len(alone[0].validation) == 16
+
+
+def test_the_student_of_the_round_before_is_one_more_teacher_of_its_own_student(config: RunConfig) -> None:
+    plan, store = plan_of(config), Store(config.store_path)
+    train = plan.data["mood"].splits["train"]
+    said = Dense(Ragged.single(np.tile(np.array([3, -3], dtype=np.float32), (len(train), 1))), LABELS["mood"])
+    store.append("ab", SoftTargets(train.keys, said))
+    plan = replace(plan, before={"cut": Before(None, 0.4, {"mood": "ab"})})
+    folder = Path(plan.teacher_folders["mood-bert"])
+    mood, tone = task_sets(plan, folder, "cut", store)
+    assert mood.aggregation is not None
+    assert mood.aggregation.weights.tolist() == pytest.approx([0.45, 0.15, 0.4])
+    own = mood.sources[-1].targets(Drawn(mood.examples, np.array([5, 1])))
+    np.testing.assert_allclose(own.values, [[3, -3]] * 2)
+    assert len(tone.sources) == 1, "of a task of which it said nothing"
+    assert len(task_sets(plan, folder, "bare", store)[0].sources) == 2, "of another student"
+    assert not task_sets(plan, folder, "cut", None)[0].sources, "a baseline has labels alone"
+
+
+def test_a_student_goes_on_with_its_weights_and_its_baseline_does_not(
+    config: RunConfig, tiny_model: TinyModel
+) -> None:
+    plan = plan_of(config)
+    start = str(tiny_model("bert", layers=1, seed=5))
+    plan = replace(plan, before={"cut": Before(start, 0.5)}, jobs=[CUT, Job("cut", "supervised")])
+    own = after_round(plan, "cut").students["cut"]
+    assert (own.model, own.init_from, own.layers) == (start, None, None)
+    assert after_round(plan, "bare").students["bare"] == plan.students["bare"]
+    seen = dict[str, Path]()
+
+    def fit(_: Plan, job: Job, folder: Path, *args: Any, **more: Any) -> str:
+        seen[job.name] = folder
+        return "done"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_job", fit)
+        train_jobs(plan, Workers())
+    assert seen == {"cut-distilled": Path(start), "cut-supervised": Path(plan.teacher_folders["mood-bert"])}
 
 
 def with_hidden_targets(plan: Plan) -> Plan:

@@ -62,3 +62,24 @@ def test_another_share_keeps_the_ratio_of_the_teachers_and_what_has_no_reference
         np.testing.assert_allclose(chances[:, 2], [0, 0.75, 0.25])  # no reference
     np.testing.assert_allclose(made.at(0.6).chances, made.chances)
     assert made.referenced.tolist() == [True, True, False]
+
+
+def test_an_own_text_keeps_its_share_and_is_known_as_such() -> None:
+    made = DrawnTexts.of(
+        [tokens(1, 1, 0, 0), tokens(2, 0, 2, 0, first=50), tokens(3, 3, 3, 3, first=99)],
+        [0.4, 0.2, 0.4],
+        own=True,
+    )
+    half = made.at(0.5).chances
+    np.testing.assert_allclose(half[:, 0], [0.3, 0.3, 0.4])
+    np.testing.assert_allclose(half[:, 1], made.chances[:, 1])
+    np.testing.assert_allclose(half[:, 2], made.chances[:, 2])  # no reference: its teachers' text, or its own
+    np.testing.assert_allclose(half[:, 3], [0, 0, 1])
+    alone = made.at(0.0).chances
+    np.testing.assert_allclose(alone[:, 0], [1, 0, 0])  # references alone
+    np.testing.assert_allclose(alone[:, 3], [0, 0, 1])
+    for epoch in range(8):
+        draw = made.draw(0, epoch)
+        assert draw.own is not None
+        assert (draw.own == (draw.tokens.counts == 3)).all()
+    assert DrawnTexts.of([tokens(1)], [1.0]).draw(0, 0).own is None

@@ -15,7 +15,7 @@ from pipeline.batch import Drawn
 from pipeline.config.generation import TokenTargetsConfig
 from pipeline.config.recipe import Patience, StudentRecipe
 from pipeline.data.splits import TaskData, read_examples
-from pipeline.losses import LossWeights
+from pipeline.losses import ON_POLICY, LossWeights
 from pipeline.models import open_tokenizer, vocabulary
 from pipeline.predictor import Predictor
 from pipeline.soft import Soft, Sparse
@@ -207,6 +207,71 @@ def test_vocabularies_are_told_apart(folder: Path, tmp_path: Path) -> None:
     assert vocabulary(open_tokenizer(writer("bart", tmp_path / "bart"))) == same
     other.add_tokens(["neu"])
     assert vocabulary(other) != same
+
+
+# ---------------------------------------------------------------- texts of its own
+
+
+def with_own_texts(folder: Path, teachers: Sequence[Path], share: float, ids: int) -> TaskSet:
+    """References and, for all sources but the third, the student's own texts, with the teachers' targets along both."""
+    task, own = writing_task(), [*OTHERS[:2], "", *OTHERS[3:]]
+    written = WrittenTexts((text_array(own),), (share,), own=True)
+    sets = TaskSet.of(data_of(task), open_tokenizer(folder), written=written, keyed=True)
+
+    class Both:
+        def __init__(self, teacher: Path) -> None:
+            inputs = {"source": SOURCES * 2, "text": [*TARGETS, *(text or "le" for text in own)]}
+            self.keys = pairs(task, inputs["source"], inputs["text"]).keys
+            self.soft, *_ = Predictor(teacher, task).force(inputs, TokenTargetsConfig(ids=ids))
+
+        def targets(self, batch: Drawn) -> Soft:
+            rows = np.array([int(np.flatnonzero(self.keys == key)[0]) for key in batch.keys])
+            return self.soft.take(rows)
+
+    sources = [Both(one) for one in teachers]
+    weights = torch.full((len(teachers),), 1 / len(teachers))
+    return TaskSet(**{**vars(sets), "sources": sources, "aggregation": Aggregation("mean", weights)})
+
+
+ALONG = LossWeights({"hard": 1.0, "soft": 0.0, ON_POLICY: 1.0}, 1.0)
+
+
+def test_along_its_own_text_a_student_learns_the_teachers_divergence_and_no_label(
+    folder: Path, tmp_path: Path
+) -> None:
+    task, teacher = writing_task(), writer("t5", tmp_path / "teacher", 1)
+    sets = with_own_texts(folder, [teacher], 1.0, ids=len(open_tokenizer(folder)))
+    terms = step_of(sets, student_of(folder, task), ALONG)
+    apart, hard, count = 0.0, 0.0, 0
+    for row, source in enumerate(SOURCES):
+        text = TARGETS[row] if row == 2 else OTHERS[row]
+        own, ids = logits_of(folder, task, source, text)
+        count += len(ids)
+        if row == 2:  # it wrote nothing there: the reference, by its label
+            hard = float(cross_entropy(own, ids, reduction="sum"))
+        else:
+            target = logits_of(teacher, task, source, text)[0].softmax(-1)
+            apart += float(kl_div(own.log_softmax(-1), target, reduction="sum"))
+    assert terms[ON_POLICY] == pytest.approx(apart / count, rel=1e-3)
+    assert terms["hard"] == pytest.approx(hard / count, rel=1e-4)
+    assert terms["total"] == pytest.approx((apart + hard) / count, rel=1e-3)
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn_of_its_own_text(folder: Path) -> None:
+    sets = with_own_texts(folder, [folder], 1.0, ids=4)
+    terms = step_of(sets, student_of(folder, writing_task()), ALONG)
+    assert terms[ON_POLICY] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_share_of_own_texts_leaves_references_their_hard_loss(folder: Path, tmp_path: Path) -> None:
+    task, teacher = writing_task(), writer("t5", tmp_path / "teacher", 1)
+    none = step_of(with_own_texts(folder, [teacher], 0.0, ids=4), student_of(folder, task), ALONG)
+    alone = step_of(TaskSet.of(data_of(task), open_tokenizer(folder)), student_of(folder, task), ALONG_LABELS)
+    assert none["hard"] == pytest.approx(alone["hard"], rel=1e-5)
+    assert none[ON_POLICY] == 0
+
+
+ALONG_LABELS = LossWeights({"hard": 1.0}, 1.0)
 
 
 # ---------------------------------------------------------------- the loop
