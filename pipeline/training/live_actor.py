@@ -25,24 +25,23 @@ from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.places import POLL_S, Patience, Place, Wait
 from pipeline.training.jobs import Plan
 from pipeline.training.live import Host, LiveTargets
+from pipeline.training.live_teacher import LiveTeacher
 from teachers.spec import TeacherSpec, requested
 
 Value = TypeVar("Value")
 
 
 class LiveTeacherActor:
-    """Hosts one teacher that is trained on."""
+    """Hosts one teacher that is trained on. It is opened by the first call, whose error then says what is wrong with it."""
 
     def __init__(self, plan: Plan, name: str) -> None:
-        assert plan.live is not None, "its student is trained by this plan"
-        spec = plan.live.specs[name]
-        torch.set_num_threads(max(1, int(spec.serving.cpus)))
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._teacher = plan.live.open(name, plan.data[spec.task.name], plan.seed, device)
+        self._plan, self._name = plan, name
+        self._teacher: LiveTeacher | None = None
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of `LiveTeacher`. Raises `ExhaustedError` where the disk is full."""
         try:
+            self._teacher = self._teacher or self._opened()
             return getattr(self._teacher, method)(*arguments)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -50,6 +49,14 @@ class LiveTeacherActor:
             raise ExhaustedError(
                 f"the disk is full: {error}", "Free some space and run the same command again; it resumes."
             ) from None
+
+    def _opened(self) -> LiveTeacher:
+        live = self._plan.live
+        assert live is not None, "its student is trained by this plan"
+        spec = live.specs[self._name]
+        torch.set_num_threads(max(1, int(spec.serving.cpus)))
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        return live.open(self._name, self._plan.data[spec.task.name], self._plan.seed, device)
 
 
 @dataclass(eq=False)
