@@ -329,14 +329,15 @@ def _label_at_the_end(run: Run) -> None:
     """Stores the predictions on validation and test of the teachers that were trained on: the report compares with them."""
     run.inputs = co_trained.at_the_end(run.config, run.inputs)
     specs = teacher_specs(run.config, run.inputs, run.config.co_trained)
-    _label_by(run, specs, f"{_count(len(specs), 'teacher')} as trained on, on validation and test")
+    what = f"{_count(len(specs), 'teacher')} as they are now, on validation and test"
+    _label_by(run, specs, what, "evaluate")
 
 
-def _label_by(run: Run, specs: Sequence[TeacherSpec], what: str) -> None:
+def _label_by(run: Run, specs: Sequence[TeacherSpec], what: str, stage: str = "label") -> None:
     config, data = run.config, run.inputs.data
     needed = {spec.name: co_trained.stored_count(config, data[spec.task.name]) for spec in specs}
     lengths = {f"labelling {name}": count for name, count in needed.items()}
-    run.begin("label", what, "teachers", "examples", lengths)
+    run.begin(stage, what, "teachers", "examples", lengths)
     store = Store(config.store_path)
     run.keys |= {spec.name: spec.key for spec in specs}
     run.hidden |= {spec.name: spec.hidden for spec in specs if spec.hidden is not None}

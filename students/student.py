@@ -114,7 +114,7 @@ def build_student(
 
 def open_trained(folder: Path, task: Task) -> MultiTaskStudent:
     """The model in `folder`, which has a head for the task, as a student of this task alone. Raises `TeacherError` where weights are missing."""
-    model = open_model(model_class(task.kind), folder, complete=True)
+    model: Any = open_model(model_class(task.kind), folder, complete=True)
     with torch.random.fork_rng():  # the head that is drawn is not used
         student = MultiTaskStudent(model.base_model, [task])
     student.models[0] = model

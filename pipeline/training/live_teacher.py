@@ -110,9 +110,10 @@ class LiveTeacher:
         groups = check_model(folder, data.task, where, max_length=spec.max_length, labels=spec.labels)
         self._name, self._settings, self._seed = spec.name, settings, seed
         self._workers, self._tokenizer = Workers(device=device), open_tokenizer(folder)
-        aligned = (
-            data.task if groups is None else replace(data.task, head=AlignedHead(data.task.head, groups))
-        )
+        aligned = data.task
+        if groups is not None:
+            head: Any = AlignedHead(data.task.head, groups)
+            aligned = replace(data.task, head=head)
         self._student = open_trained(folder, aligned)
         train, validation = data.splits["train"], data.splits["validation"]
         texts, gold = (
@@ -270,7 +271,8 @@ class LocalTeacher:
 
     def save(self, file: Path) -> Done[None]:
         """See `Host`."""
-        return Done(self._teacher.save(file))
+        self._teacher.save(file)
+        return Done(None)
 
     def saved(self, file: Path) -> None:
         """See `Host`."""
@@ -281,7 +283,8 @@ class LocalTeacher:
 
     def export(self, folder: Path) -> Done[None]:
         """See `Host`."""
-        return Done(self._teacher.export(folder))
+        self._teacher.export(folder)
+        return Done(None)
 
     def close(self) -> None:
         """See `Host`."""

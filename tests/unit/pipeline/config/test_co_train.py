@@ -102,7 +102,8 @@ def test_optimisers_may_differ(tiny_run: TinyRun) -> None:
 def test_no_stage_on_hidden_states_is_derived(tiny_run: TinyRun) -> None:
     """Their targets would be stored ones, of teachers as they no longer are."""
     long = {"epochs": 400}
-    for co_train in (None, {}):
+    sections: list[dict[str, Any] | None] = [None, {}]
+    for co_train in sections:
         config = parse_config(tiny_run(students=STUDENT, train=long, loss={}, co_train=co_train))
         facts = facts_of(config)
         tasks = {name: task.__class__(**{**vars(task), "words": 1000}) for name, task in facts.tasks.items()}
