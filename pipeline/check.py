@@ -128,7 +128,27 @@ def _derived(resolved: Resolved) -> tuple[Sequence[Sequence[str]], ...]:
         ("loss", task if len(names) == len(students) else f"{task} of {', '.join(names)}", *cells)
         for (task, *cells), names in losses.items()
     ]
-    return fine_tunings, trainings, stages, rows
+    return fine_tunings, trainings, stages, rows, _co_training(resolved)
+
+
+def _co_training(resolved: Resolved) -> Sequence[Sequence[str]]:
+    """A row for each teacher that is trained on."""
+    together = resolved.co_training
+    if together is None:
+        return []
+    how = "synchronous" if together.max_age == 0 else f"targets at most {together.max_age} steps old"
+    return [
+        (
+            "co-train",
+            name,
+            f"beside {together.student}",
+            how,
+            recipe.optimizer,
+            f"learning_rate {recipe.learning_rate:g}"
+            + "".join(f": {why}" for why in together.reasons[name].values()),
+        )
+        for name, recipe in together.recipes.items()
+    ]
 
 
 def _training(recipe: Recipe, reasons: Reasons) -> list[str]:

@@ -235,7 +235,15 @@ def check_room(config: RunConfig) -> None:
         _check_fits(f"teachers.{name}.serving", needed, available)
     train = config.train
     needed = {"CPU": cpus_per_worker(config), "GPU": train.gpus_per_worker, **train.resources_per_worker}
-    _check_fits("train", {key: amount * train.workers for key, amount in needed.items()}, available)
+    together = {key: amount * train.workers for key, amount in needed.items()}
+    _check_fits("train", together, available)
+    for (
+        name
+    ) in config.co_trained:  # of CPUs they reserve none: see `pipeline.training.live_actor.remote_teacher`
+        serving = config.teachers[name].serving
+        for key, amount in {"GPU": serving.gpus, **serving.resources}.items():
+            together[key] = together.get(key, 0) + amount
+        _check_fits(f"co_train: the student and the teachers up to {name}", together, available)
 
 
 def _check_fits(path: str, needed: dict[str, float], available: dict[str, float]) -> None:

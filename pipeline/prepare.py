@@ -374,7 +374,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
     for name in config.teachers if names is None else names:
         teacher = config.teachers[name]
         task, folder = teacher_task(config, name, inputs.data[teacher.task].task), inputs.teachers[name]
-        tuned = teacher.fine_tune is not None
+        made = folder != inputs.bases[name]  # fine-tuned, or trained on
         key_of = partial(store_key, folder, task, max_length=teacher.max_length, labels=teacher.labels)
         dtype = served_dtype(teacher.serving, task.kind.continuous, lambda dtype: store.holds(key_of(dtype)))  # noqa: B023 - called at once
         key = key_of(dtype)
@@ -391,8 +391,8 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         specs.append(
             TeacherSpec(
                 name=name,
-                model=str(folder) if tuned else absolute_model(teacher.model),
-                revision=None if tuned else teacher.revision,
+                model=str(folder) if made else absolute_model(teacher.model),
+                revision=None if made else teacher.revision,
                 task=task,
                 serving=teacher.serving,
                 key=key,

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from pipeline import co_trained
 from pipeline.cluster import check_room, connected
 from pipeline.config import view as config_view
 from pipeline.config.resolved import Job, jobs_of
@@ -141,10 +142,13 @@ def distil(
             with connected(config):
                 make_targets(run)
                 _train_students(run)
+                if config.co_trained:
+                    _label_at_the_end(run)
         else:
-            run.keys = _store_keys(run)
             run.labelled = {name: Labelling() for name in config.teachers}
             _preflight(run, on_ray=False)
+            run.inputs = co_trained.at_the_end(config, run.inputs)
+            run.keys = _store_keys(config, run.inputs)
             display.line("nothing left to train; evaluating again")
             for job in jobs_of(config):
                 _record_job(run, job)
@@ -243,19 +247,19 @@ def _is_trained(run: Run) -> bool:
         training.is_finished(run.config.run_dir, job) for job in jobs_of(run.config)
     ):
         return False
-    store, keys = Store(run.config.store_path), _store_keys(run)
+    config, inputs = run.config, co_trained.at_the_end(run.config, run.inputs)
+    store, keys = Store(config.store_path), _store_keys(config, inputs)
+    wanted = {
+        name: np.concatenate([one.keys for one in co_trained.stored_examples(config, data)])
+        for name, data in inputs.data.items()
+    }
     return not any(
-        len(
-            store.missing(
-                keys[name], np.concatenate([e.keys for e in run.inputs.data[teacher.task].all_examples()])
-            )
-        )
-        for name, teacher in run.config.teachers.items()
+        len(store.missing(keys[name], wanted[teacher.task])) for name, teacher in config.teachers.items()
     )
 
 
-def _store_keys(run: Run) -> dict[str, str]:
-    return {spec.name: spec.key for spec in teacher_specs(run.config, run.inputs)}
+def _store_keys(config: RunConfig, inputs: Inputs) -> dict[str, str]:
+    return {spec.name: spec.key for spec in teacher_specs(config, inputs)}
 
 
 # ---------------------------------------------------------------- stages
@@ -335,14 +339,31 @@ def _preflight(run: Run, *, on_ray: bool) -> None:
 
 
 def _label(run: Run) -> None:
+    """Stores the targets of all teachers but those that are trained on, which answer in the training itself."""
+    trained_on = set(run.config.co_trained)
+    specs = [spec for spec in teacher_specs(run.config, run.inputs) if spec.name not in trained_on]
+    if specs:
+        _label_by(run, specs, _count(len(specs), "teacher"))
+    else:
+        run.stages.begin("label")
+
+
+def _label_at_the_end(run: Run) -> None:
+    """Stores the predictions on validation and test of the teachers that were trained on: the report compares with them."""
+    run.inputs = co_trained.at_the_end(run.config, run.inputs)
+    specs = teacher_specs(run.config, run.inputs, run.config.co_trained)
+    what = f"{_count(len(specs), 'teacher')} as they are now, on validation and test"
+    _label_by(run, specs, what, "evaluate")
+
+
+def _label_by(run: Run, specs: Sequence[TeacherSpec], what: str, stage: str = "label") -> None:
     config, data = run.config, run.inputs.data
-    lengths = {
-        f"labelling {name}": data[teacher.task].distinct() for name, teacher in config.teachers.items()
-    }
-    run.begin("label", _count(len(lengths), "teacher"), "teachers", "examples", lengths)
-    store, specs = Store(config.store_path), teacher_specs(config, run.inputs)
-    run.keys = {spec.name: spec.key for spec in specs}
-    run.hidden = {spec.name: spec.hidden for spec in specs if spec.hidden is not None}
+    needed = {spec.name: co_trained.stored_count(config, data[spec.task.name]) for spec in specs}
+    lengths = {f"labelling {name}": count for name, count in needed.items()}
+    run.begin(stage, what, "teachers", "examples", lengths)
+    store = Store(config.store_path)
+    run.keys |= {spec.name: spec.key for spec in specs}
+    run.hidden |= {spec.name: spec.hidden for spec in specs if spec.hidden is not None}
     for spec in specs:
         task = spec.task
         facts = {
@@ -363,15 +384,15 @@ def _label(run: Run) -> None:
         run.stages.tick()
         run.display.bar(f"labelling {teacher}", done, total)
 
-    examples = {name: task_data.all_examples() for name, task_data in data.items()}
+    examples = {name: co_trained.stored_examples(config, task_data) for name, task_data in data.items()}
     trained_on = {
         name: [one.splits[split] for split in ("train", "validation")] for name, one in data.items()
     }
-    run.labelled = fill_store(specs, examples, store, progress, run.stop, trained_on, _patience(run))
+    done = fill_store(specs, examples, store, progress, run.stop, trained_on, _patience(run))
+    run.labelled |= done
     run.stop.check()
-    forwards = sum(done.forwards for done in run.labelled.values())
-    needed = sum(data[teacher.task].distinct() for teacher in config.teachers.values())
-    run.display.line(f"soft targets: {needed - forwards} from the store, {forwards} computed")
+    forwards = sum(one.forwards for one in done.values())
+    run.display.line(f"soft targets: {sum(needed.values()) - forwards} from the store, {forwards} computed")
     _ask_students_before(run, store)
     _force(run, store, specs)
 
@@ -468,8 +489,17 @@ def _train_students(run: Run) -> None:
             run.display.line(f"{job.name}: run {name} has trained the same baseline; it is taken over")
             run.tracker.tags(job.name, {"trained_by": name})
     folders = teacher_sources(config, run.inputs.teachers)
+    live = {spec.name: spec for spec in teacher_specs(config, run.inputs, config.co_trained)}
     plan = training.new_plan(
-        config, run.inputs.facts, run.inputs.data, run.keys, folders, run.hidden, run.tokens, run.before
+        config,
+        run.inputs.facts,
+        run.inputs.data,
+        run.keys,
+        folders,
+        run.hidden,
+        run.tokens,
+        run.before,
+        live,
     )
     if jobs:
         plan = replace(plan, threads=_threads(run, plan.cpus))
@@ -572,7 +602,12 @@ def _report(run: Run, register: str | None = None) -> Report:
     scored = f"{_count(len(run.config.students), 'student')} on {_count(len(run.config.tasks), 'task')}"
     run.begin("evaluate", scored)
     config, tracker = run.config, run.tracker
-    notes = [*round_notes(config), *config_view.notes(run.inputs.resolved), *_data_notes(run.inputs)]
+    notes = [
+        *round_notes(config),
+        *config_view.notes(run.inputs.resolved),
+        *_data_notes(run.inputs),
+        *co_trained.notes(config),
+    ]
     tasks = task_results(config, run.inputs.data, run.keys)
     run.stop.check()
     validation = ensemble_scores(config, run.inputs.data, run.keys, "validation")

@@ -26,7 +26,7 @@ STUDY, STUDY_PAGE, BEST_CONFIG = "study.json", "study.md", "best.yaml"
 FIGURES = "figures"
 TRIAL = "trial.json"
 TIMINGS = "timings.json"
-CHECKPOINTS, STUDENTS = "checkpoints", "students"
+CHECKPOINTS, STUDENTS, TEACHERS = "checkpoints", "students", "teachers"
 RESULT = "result.json"
 LEDGER = "mlflow.json"
 RAY = "ray"
@@ -42,6 +42,11 @@ def job_folder(run_dir: Path, job: Job) -> Path:
 def student_folder(run_dir: Path, student: str, task: str) -> Path:
     """The exported Hugging Face folder of one of a student's tasks."""
     return run_dir / STUDENTS / student / task
+
+
+def live_teacher_folder(run_dir: Path, teacher: str) -> Path:
+    """The folder of a teacher that the run has trained on, in the layout of a fine-tuned teacher's."""
+    return run_dir / TEACHERS / teacher
 
 
 def trials_folder(run_dir: Path) -> Path:

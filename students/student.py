@@ -15,6 +15,7 @@ from pipeline.config.schema import StackLayersConfig
 from pipeline.models import open_config, open_model, open_tokenizer
 from pipeline.tasks import Task
 from pipeline.tasks.forced import output_along
+from pipeline.tasks.heads import model_class
 from pipeline.tasks.tensors import TensorWords
 from pipeline.tasks.words import word_means
 from students.adapters import add_adapters
@@ -116,6 +117,15 @@ def build_student(
         if lora is not None:
             add_adapters(student.encoder, lora)
         return student
+
+
+def open_trained(folder: Path, task: Task) -> MultiTaskStudent:
+    """The model in `folder`, which has a head for the task, as a student of this task alone. Raises `TeacherError` where weights are missing."""
+    model: Any = open_model(model_class(task.kind), folder, complete=True)
+    with torch.random.fork_rng():  # the head that is drawn is not used
+        student = MultiTaskStudent(model.base_model, [task])
+    student.models[0] = model
+    return student
 
 
 def set_dropout(config: Any, dropout: float) -> None:

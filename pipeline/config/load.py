@@ -109,6 +109,7 @@ def parse_config(data: Any, errors: Errors | None = None) -> RunConfig:
     with errors:
         _check_rounds(config)
     errors.stop()
+    _check_co_train(config, errors)
     for task in config.tasks:  # which reads what the other tasks are
         with errors:
             _check_transfer(task, config)
@@ -158,6 +159,8 @@ def _references(config: RunConfig) -> Iterator[tuple[str, str, Iterable[str]]]:
     for key in ("task_weights", "task_temperatures"):
         for task in getattr(config.loss, key):
             yield f"loss.{key}.{task}", task, config.tasks
+    for task in (config.co_train.tasks or ()) if config.co_train is not None else ():
+        yield "co_train.tasks", task, config.tasks
     for name, student in config.students.items():
         if student.init_from is not None:
             yield f"students.{name}.init_from", student.init_from, config.teachers
@@ -260,6 +263,76 @@ def _check_rounds(config: RunConfig) -> None:
     if rounds.after is None and len(longest) > LONGEST_NAME:
         raise ConfigError(
             f"name: {longest} has more than {LONGEST_NAME} characters", "Give the rounds a shorter name."
+        )
+
+
+def _check_co_train(config: RunConfig, errors: Errors) -> None:
+    """Adds an error for each thing that needs stored targets of teachers that are trained on, or a second place where they are trained."""
+    if config.co_train is None:
+        return
+    stored = "the targets of teachers that are trained on are not stored"
+    given = {
+        "train.workers": (config.train.workers > 1, "teachers are trained beside one worker"),
+        "runs_dir": (config.runs_url is not None, "teachers save their state into the student's checkpoints"),
+        "baselines": ("best_teacher" in config.baselines, f"best_teacher needs stored targets; {stored}"),
+        "tune": (config.tune is not None, f"trials share stored targets; {stored}"),
+        "rounds": (config.rounds is not None, f"a round goes on from stored targets; {stored}"),
+    }
+    for key, (refused, why) in given.items():
+        with errors:
+            if refused:
+                raise ConfigError(f"co_train and {key}: {why}", f"Drop co_train, or change {key}.")
+    learners = dict.fromkeys(
+        name for task in config.co_trained_tasks for name in config.students if task in config.tasks_of(name)
+    )
+    for task in config.co_trained_tasks:
+        kind, learnt = config.tasks[task].kind, any(task in config.tasks_of(name) for name in learners)
+        with errors:
+            if config.tasks[task].declared.writes:
+                raise ConfigError(
+                    f"co_train: a {kind} teacher writes its texts once, before the training (task {task})",
+                    _other_tasks(config, task),
+                )
+            if not learnt:
+                raise ConfigError(f"co_train: no student learns {task}", _other_tasks(config, task))
+    with errors:
+        if len(learners) > 1:
+            raise ConfigError(
+                f"co_train: teachers are trained on beside one student, not {len(learners)}: {', '.join(learners)}",
+                "Give each student a run of its own, or name its tasks (students.<student>.tasks).",
+            )
+        for name in learners:
+            _check_learner(name, config)
+
+
+def _other_tasks(config: RunConfig, without: str) -> str:
+    """The remedy that leaves a task out of `co_train`."""
+    left = [task for task in config.co_trained_tasks if task != without]
+    return f"Set co_train.tasks to [{', '.join(left)}]." if left else "Drop co_train."
+
+
+def _check_learner(name: str, config: RunConfig) -> None:
+    """Raises `ConfigError` unless the student learns from its teachers' predictions, and from nothing of theirs that is stored."""
+    (loss, _), train, own = student_loss(config, name), student_train(config, name), config.co_train
+    terms = [stage.loss or loss for stage in student_stages(config, name) or ()] or [loss]
+    if any(one.hidden for one in terms):
+        raise ConfigError(
+            f"co_train: {name} has a hidden loss, whose targets are stored", "Set the weight of hidden to 0."
+        )
+    if not any(one.soft != 0 for one in terms):  # None is derived, and above 0
+        raise ConfigError(
+            f"co_train: {name} has no soft loss, so that it asks no teacher",
+            "Give loss.soft a weight above 0.",
+        )
+    if train.task_focus is not None:
+        raise ConfigError(
+            f"co_train: task_focus of {name} needs the teachers' stored predictions on validation",
+            "Drop train.task_focus.",
+        )
+    if own is not None and own.learning_rate is None and (own.optimizer or train.optimizer) == "sgd":
+        raise ConfigError(
+            "co_train.learning_rate is missing: only that of adamw can be derived",
+            "Give the teachers a rate.",
         )
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pipeline.config.co_train import CoTrainConfig
 from pipeline.config.fields import Count, Epochs, Positive
 from pipeline.config.schema import (
     EarlyStoppingConfig,
@@ -52,6 +53,8 @@ LORA_RATE_FACTOR = 10.0
 TEXT_SHARE = 0.5
 """Share of the examples of a task that writes which learn their teachers' text."""
 HEAD_FACTOR, HIGHEST_HEAD_RATE = 30, 2e-2
+CO_TRAIN_SHARE = 0.1
+"""Learning rate of a teacher that is trained on ÷ that of its fine-tuning: it is a teacher already, and its student follows it."""
 LEAST_PATIENCE, PATIENCE_SHARE = 3, 2
 """Epochs of patience: one of `PATIENCE_SHARE` epochs, at least `LEAST_PATIENCE`."""
 MOST_HIDDEN_BYTES = 8e9
@@ -176,6 +179,28 @@ def teacher_recipe(
     length, heads = TEACHER_OF_MANY if many else TEACHER, own is None or not own.writes
     values, reasons = _derived(given, name, facts.teachers, examples, length, heads=heads)
     return TeacherRecipe.model_validate({**dict(given), **values}), reasons
+
+
+def co_train_recipe(
+    given: CoTrainConfig, student: StudentRecipe, name: str, facts: Facts
+) -> tuple[StudentRecipe, Reasons]:
+    """How a teacher is trained on beside its student, and the reasons for what is derived. student: how that is trained."""
+    rate, reasons = given.learning_rate, dict[str, str]()
+    if rate is None:
+        own, why = learning_rate_of(facts.teachers[name])
+        rate, reasons["learning_rate"] = (
+            _rounded(CO_TRAIN_SHARE * own),
+            f"{CO_TRAIN_SHARE:g} × that of its {why}",
+        )
+    changes = {
+        "optimizer": given.optimizer or student.optimizer,
+        "learning_rate": rate,
+        "head_learning_rate": rate,
+        "dropout": None,
+        "early_stopping": None,
+        "lora": None,
+    }
+    return student.model_copy(update=changes), reasons
 
 
 def task_loss(given: LossConfig, task: str, facts: Facts, weight: float = 1.0) -> tuple[TaskLoss, Reasons]:

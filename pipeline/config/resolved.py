@@ -22,6 +22,7 @@ from pipeline.config.recipe import (
     StudentRecipe,
     TaskLoss,
     TeacherRecipe,
+    co_train_recipe,
     hidden_epochs,
     long_enough_for_hidden,
     patience_of,
@@ -150,17 +151,36 @@ class FineTuning:
     reasons: Reasons = field(default_factory=dict, compare=False)
 
 
+@dataclass(frozen=True)
+class CoTraining:
+    """How teachers are trained on beside their student.
+
+    student: its name · recipes: by teacher, with the student's epochs · temperatures: of the mutual loss, by teacher · every, max_age, mutual: see
+    `CoTrainConfig` · reasons: why each derived value is what it is, by teacher and key.
+    """
+
+    student: str
+    recipes: Mapping[str, StudentRecipe]
+    temperatures: Mapping[str, float]
+    every: int
+    max_age: int
+    mutual: float
+    reasons: Mapping[str, Reasons] = field(default_factory=dict, compare=False)
+
+
 HIDDEN_BYTES = 2
 """Of one dimension of a hidden target: they are stored in half precision."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Every student's settings and every fine-tuning by name, and every task's aggregation by task."""
+    """Every student's settings and every fine-tuning by name, every task's aggregation by task, and how teachers are trained on, if
+    any are."""
 
     students: Mapping[str, StudentSettings]
     fine_tunings: Mapping[str, FineTuning]
     aggregations: Mapping[str, TaskAggregation]
+    co_training: CoTraining | None = None
 
     @property
     def hidden(self) -> frozenset[str]:
@@ -185,6 +205,9 @@ class Resolved:
                 values |= _derived(f"students.{name}.loss.{task}", student.loss.tasks[task], reasons)
             for number, stage in enumerate(student.stages):
                 values |= _derived(f"students.{name}.stages.{number}", stage, stage.reasons)
+        if (together := self.co_training) is not None:
+            for name, reasons in together.reasons.items():
+                values |= _derived(f"co_train.{name}", together.recipes[name], reasons)
         return values
 
 
@@ -194,15 +217,33 @@ def _derived(path: str, values: object, reasons: Reasons) -> dict[str, float]:
 
 def resolve_config(config: RunConfig, facts: Facts) -> Resolved:
     """The whole config resolved. Raises `ConfigError` where an overlay is not valid or weights are all 0."""
+    students = {name: student_settings(config, name, facts) for name in config.students}
     return Resolved(
-        {name: student_settings(config, name, facts) for name in config.students},
+        students,
         {
             name: FineTuning(*teacher_recipe(teacher.fine_tune, name, teacher.task, facts))
             for name, teacher in config.teachers.items()
             if teacher.fine_tune is not None
         },
         {task: task_aggregation(config, task) for task in config.tasks},
+        co_training(config, students, facts),
     )
+
+
+def co_training(
+    config: RunConfig, students: Mapping[str, StudentSettings], facts: Facts
+) -> CoTraining | None:
+    """How the config's teachers are trained on; None where none is. students: their settings."""
+    own = config.co_train
+    if own is None:
+        return None
+    task = config.co_trained_tasks[0]
+    student = next(one for name, one in students.items() if task in config.tasks_of(name))
+    recipes, reasons = {}, dict[str, Reasons]()
+    for name in config.co_trained:
+        recipes[name], reasons[name] = co_train_recipe(own, student.train, name, facts)
+    temperatures = {name: student.loss.tasks[config.teachers[name].task].temperature for name in recipes}
+    return CoTraining(student.name, recipes, temperatures, own.every, own.max_age, own.mutual, reasons)
 
 
 def student_settings(config: RunConfig, name: str, facts: Facts) -> StudentSettings:
@@ -269,6 +310,8 @@ def _derived_stages(
     learnt = config.tasks_of(name)
     if (references := _references_last(train, loss, facts)) is not None:
         return references
+    if set(config.co_trained_tasks) & set(learnt):
+        return (), None
     if any(task.hidden for task in loss.tasks.values()) or not all(
         task in facts.tasks and facts.tasks[task].words and not facts.tasks[task].writes for task in learnt
     ):

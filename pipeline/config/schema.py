@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_serializer, model_validator
 
 from pipeline.config.adapters import LoraConfig
+from pipeline.config.co_train import CoTrainConfig
 from pipeline.config.data import AugmentConfig, DataConfig, TransferConfig
 from pipeline.config.fields import (
     Count,
@@ -513,6 +514,8 @@ class RunConfig(Strict):
     """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept · `best_teacher`: each student again as it is, but of each task from the one teacher that is best on validation: what several teachers are worth. Only tasks of several teachers have one."""
     rounds: RoundsConfig | None = None
     """`tutelage train` trains in rounds, as runs `<name>-round0`, `-round1` …; rounds side by side are in the folder `<name>`."""
+    co_train: CoTrainConfig | None = None
+    """Teachers that are trained on beside their student; null: teachers stay as they are, and label each example once."""
     store: StoreConfig = StoreConfig()
     """Where soft targets are kept."""
     tracking: TrackingConfig = TrackingConfig()
@@ -596,3 +599,16 @@ class RunConfig(Strict):
     def teachers_of(self, task: str) -> tuple[str, ...]:
         """Names of a task's teachers, in the config's order."""
         return tuple(name for name, teacher in self.teachers.items() if teacher.task == task)
+
+    @property
+    def co_trained_tasks(self) -> tuple[str, ...]:
+        """The tasks whose teachers are trained on beside a student, in the config's order."""
+        own = self.co_train
+        return tuple(
+            task for task in self.tasks if own is not None and (own.tasks is None or task in own.tasks)
+        )
+
+    @property
+    def co_trained(self) -> tuple[str, ...]:
+        """The names of the teachers that are trained on beside a student, in the config's order."""
+        return tuple(name for name, own in self.teachers.items() if own.task in self.co_trained_tasks)

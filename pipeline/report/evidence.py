@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.co_trained import at_the_end, have_ended
 from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
 from pipeline.curve import Curve
@@ -88,6 +89,12 @@ def checked_keys(config: RunConfig, inputs: Inputs) -> dict[str, str]:
     remedy = "Run `tutelage train RUN.yaml` first, or `tutelage label RUN.yaml`, which trains no student."
     for name in inputs.to_fine_tune():
         raise ConfigError(f"teachers.{name} is not fine-tuned yet", remedy)
+    if not have_ended(config):
+        raise ConfigError(
+            f"the run is yet to train {', '.join(config.co_trained)} on",
+            "Run `tutelage train RUN.yaml` first.",
+        )
+    inputs = at_the_end(config, inputs)
     keys, store = {spec.name: spec.key for spec in teacher_specs(config, inputs)}, Store(config.store_path)
     for name, teacher in config.teachers.items():
         wanted = inputs.data[teacher.task].splits["validation"].keys

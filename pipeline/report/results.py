@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from numpy.typing import NDArray
 
+from pipeline.co_trained import stored_count
 from pipeline.config.fields import SPLITS, Split
 from pipeline.config.kinds import SKILL
 from pipeline.config.recipe import Reasons, Recipe
@@ -164,7 +165,7 @@ def run_facts(
         seed=config.seed,
         teacher_forwards={name: done.forwards for name, done in labelled.items()},
         soft_targets={
-            name: inputs.data[teacher.task].distinct() for name, teacher in config.teachers.items()
+            name: stored_count(config, inputs.data[teacher.task]) for name, teacher in config.teachers.items()
         },
         timings_s=stages.seconds(),
         launches=stages.launches,

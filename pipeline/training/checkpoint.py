@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``step-00000200``. It is written under a hidden name, synced, then renamed, so that
 one with its proper name is whole; ``checkpoint.json`` holds the state, every file's size and checksum, and a
-checksum of its own.
+checksum of its own. Where teachers are trained on beside a student, its checkpoints have their states in a folder of their own,
+so that both are always of the same step.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -28,21 +29,33 @@ from pipeline.files import sync
 
 logger = logging.getLogger(__name__)
 INDEX = "checkpoint.json"
+BESIDE = "teachers"
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: groups of named tensors, and the JSON state."""
+    """A loaded checkpoint: groups of named tensors, and the JSON state.
+
+    beside: the folder with the states of its teachers, checked and not loaded; empty where there are none.
+    """
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
+    beside: Path = Path()
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Writes `folder`/step-<step>, then drops all but the last `KEEP`. Raises `ExhaustedError` if the disk is full."""
+    """Writes `folder`/step-<step>, then drops all but the last `KEEP`. Raises `ExhaustedError` if the disk is full.
+
+    beside: writes the states of the teachers into the folder that it is given.
+    """
     final = folder / f"step-{step:08d}"
     part = folder / f".part-{step:08d}"
     needed = sum(t.nbytes for group in tensors.values() for t in group.values())
@@ -54,11 +67,15 @@ def save_checkpoint(
                 {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()},
                 part / f"{name}.safetensors",
             )
-        files = {file.name: _checksum(file) for file in sorted(part.iterdir())}
+        if beside is not None:
+            (part / BESIDE).mkdir()
+            beside(part / BESIDE)
+        written = sorted(path for path in part.rglob("*") if path.is_file())
+        files = {path.relative_to(part).as_posix(): _checksum(path) for path in written}
         index = {"state": dict(state), "files": files}
         (part / INDEX).write_text(json.dumps({**index, "checksum": _index_checksum(index)}))
-        for file in (*part.iterdir(), part):
-            sync(file)
+        for path in (*part.rglob("*"), part):
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         sync(folder)
@@ -88,8 +105,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             index = json.loads((path / INDEX).read_text())
             whole = index["checksum"] == _index_checksum(index)
             if whole and all(_checksum(path / name) == checksum for name, checksum in index["files"].items()):
-                tensors = {Path(name).stem: load_file(path / name) for name in index["files"]}
-                return Checkpoint(tensors, index["state"])
+                own = [name for name in index["files"] if not name.startswith(f"{BESIDE}/")]
+                tensors = {Path(name).stem: load_file(path / name) for name in own}
+                return Checkpoint(tensors, index["state"], path / BESIDE)
             reason = "checksum mismatch"
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"unreadable: {error}"

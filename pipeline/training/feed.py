@@ -29,6 +29,7 @@ from pipeline.training.encoded import content_of, encoded
 from pipeline.training.focus import Focus
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept
+from pipeline.training.live import LiveTeachers
 from pipeline.training.schedule import Schedule, Step
 from pipeline.training.step import Aggregation, MicroBatch, SparseTargets, Workers
 from pipeline.training.texts import Draw, DrawnTexts
@@ -159,7 +160,8 @@ class Feed:
     """The micro-batches of a training on several tasks, made one step at a time.
 
     batch_size: examples per step, over all workers · tokens: most padded tokens of a micro-batch; a worker's share of a
-    step is cut into as many micro-batches as that needs, their gradients add up · sampling: see `Schedule`.
+    step is cut into as many micro-batches as that needs, their gradients add up · sampling: see `Schedule` · live: the teachers that are
+    trained on meanwhile, which must know the steps that come; None without.
     """
 
     def __init__(
@@ -171,7 +173,9 @@ class Feed:
         seed: int = 0,
         sampling: float = 1.0,
         workers: Workers | None = None,
+        live: LiveTeachers | None = None,
     ) -> None:
+        self.live = live
         self.sets = {task_set.task.name: task_set for task_set in sets}
         self.seed, self.workers = seed, workers or Workers()
         self._tokens = tokens
@@ -211,11 +215,19 @@ class Feed:
                     )
                     counts = counts[rows]
                 self._units[name] = counts.mean()
-        for step in self._schedule.epoch(epoch, focus.factors(), focus.drawn)[done:]:
+        coming = self._schedule.epoch(epoch, focus.factors(), focus.drawn)[done:]
+        for place, step in enumerate(coming):
             if step.task in instead:
                 step = replace(step, rows=instead[step.task][step.rows])
-            normaliser = len(step.rows) * float(self._units[step.task])
-            yield FedStep(step.task, self._micro_batches(step, needs), normaliser, step)
+            if self.live is not None:
+                ahead = coming[place : place + 1 + self.live.max_age] if "targets" in needs else []
+                self.live.expect(epoch * self.steps_per_epoch + done + place, ahead)
+            yield self.fed(step, needs)
+
+    def fed(self, step: Step, needs: Set[Needs]) -> FedStep:
+        """One step of given rows."""
+        normaliser = len(step.rows) * float(self._units[step.task])
+        return FedStep(step.task, self._micro_batches(step, needs), normaliser, step)
 
     def halved(self, step: FedStep, needs: Set[Needs]) -> FedStep:
         """A step that does not fit into the device's memory once more, in more forward passes; those of later steps are as small.
@@ -284,6 +296,7 @@ class Feed:
             _stacked(targets, device) if targets else None,
             filler,
             None if match is None else match.targets(drawn).to(device),
+            rows,
         )
 
 

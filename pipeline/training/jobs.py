@@ -39,10 +39,12 @@ from pipeline.data.splits import TaskData
 from pipeline.files import write_atomically
 from pipeline.losses import ON_POLICY, LossWeights
 from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
-from pipeline.run_folder import RESULT, job_folder, stop_file, student_folder
+from pipeline.run_folder import RESULT, job_folder, live_teacher_folder, stop_file, student_folder
 from pipeline.shared_runs import Behind, behind, model_source
+from pipeline.soft import TargetSource
 from pipeline.tasks.scores import score_of
 from pipeline.tasks.skill import relative_losses, skill
+from pipeline.training import fine_tune
 from pipeline.training.baseline import PLAIN, best_schedule
 from pipeline.training.checkpoint import (
     adopt_checkpoint,
@@ -54,6 +56,8 @@ from pipeline.training.encoded import encoded
 from pipeline.training.feed import Feed, TaskSet
 from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept
+from pipeline.training.live import Host, LiveTeachers
+from pipeline.training.live_teacher import LivePlan, LocalTeacher
 from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
 from pipeline.training.own import OWN, Before, goes_on, with_own_teacher, with_own_texts
@@ -66,7 +70,7 @@ from students.adapters import merge_adapters
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
 from teachers.ensemble import ensemble_values, stored_predictions
-from teachers.spec import HiddenTargets, TokenTargets
+from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
 from teachers.store import Store
 
 
@@ -81,7 +85,7 @@ class Plan:
     of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
     epochs to the search · threads: threads per worker; None: one per CPU · first_stages: as of
     `pipeline.training.loop.Trainer` · urls: of the run's folder, where that is behind a URL: each worker then has paths of its own ·
-    before: each student in the round before, where there is one.
+    before: each student in the round before, where there is one · live: the teachers that are trained on, None without.
     """
 
     run_dir: Path
@@ -104,6 +108,7 @@ class Plan:
     first_stages: Path | None = None
     urls: Behind | None = None
     before: Mapping[str, Before] = field(default_factory=dict)
+    live: LivePlan | None = None
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
@@ -134,10 +139,12 @@ def train_jobs(
     workers: Workers,
     report: Report = lambda epochs, scores: None,
     kept: Kept | None = None,
+    host: Callable[[str], Host] | None = None,
 ) -> None:
     """Runs the unfinished jobs one after another; returns early once the stop file exists.
 
-    kept: encoded examples and stored targets of earlier calls in this process; of this call's jobs they are added.
+    kept: encoded examples and stored targets of earlier calls in this process; of this call's jobs they are added · host: gives a teacher that is
+    trained on by its name, by default one in this process.
     """
     should_stop, kept = StopWatch(plan.stop), kept or Kept()
     store = kept.get(("store", plan.store), lambda: Store(plan.store))
@@ -151,19 +158,25 @@ def train_jobs(
             own_plan = after_round(own_plan, job.student)
         settings = own_plan.students[job.student]
         folder, schedules = start_folder(settings, plan.teacher_folders), {PLAIN: settings.train}
-        job_sets = task_sets(own_plan, folder, job.student, None if supervised else store, kept)
+        live = _live_teachers(plan, job, host)
+        job_sets = task_sets(own_plan, folder, job.student, None if supervised else store, kept, live)
         if supervised:
             schedules = schedules_of(settings, [plan.data[task] for task in settings.lengths])
-        status = train_job(
-            own_plan,
-            job,
-            folder,
-            job_sets,
-            workers=workers,
-            should_stop=should_stop,
-            schedules=schedules,
-            report=report,
-        )
+        try:
+            status = train_job(
+                own_plan,
+                job,
+                folder,
+                job_sets,
+                workers=workers,
+                should_stop=should_stop,
+                schedules=schedules,
+                report=report,
+                live=live,
+            )
+        finally:
+            if live is not None:
+                live.close()
         if status == "interrupted":
             return
 
@@ -172,6 +185,18 @@ def after_round(plan: Plan, student: str) -> Plan:
     """The plan in which the student starts from its model of the round before, where it goes on with its weights."""
     settings = goes_on(plan.students[student], plan.before.get(student))
     return replace(plan, students={**plan.students, student: settings})
+
+
+def _live_teachers(plan: Plan, job: Job, host: Callable[[str], Host] | None) -> LiveTeachers | None:
+    """The teachers that are trained on beside a job; None where it has none."""
+    live = plan.live
+    if live is None or job != Job(live.together.student, "distilled"):
+        return None
+
+    def local(name: str) -> Host:
+        return LocalTeacher(live.open(name, plan.data[live.specs[name].task.name], plan.seed))
+
+    return live.teachers(host or local)
 
 
 def of_best_teachers(plan: Plan, student: str, store: Store) -> Plan:
@@ -199,11 +224,13 @@ def train_job(
     should_stop: Callable[[], bool],
     schedules: Mapping[str, StudentRecipe],
     report: Report,
+    live: LiveTeachers | None = None,
 ) -> str:
     """Trains one job from its last checkpoint and writes its result; returns the training's status.
 
     folder: the model that the student starts from · schedules: by name. Each of several schedules trains in its own
-    folder inside the job's, and the student with the best validation score is kept.
+    folder inside the job's, and the student with the best validation score is kept · live: teachers that are trained on meanwhile, which are
+    saved at the end.
     """
     target = job_folder(plan.run_dir, job)
     folders = {name: target / name if len(schedules) > 1 else target for name in schedules}
@@ -219,6 +246,7 @@ def train_job(
             train=schedules[name],
             report=report,
             target=folders[name],
+            live=live,
         )
 
     scores: dict[str, float] = {}
@@ -228,6 +256,8 @@ def train_job(
         if trainer.progress.status == "interrupted":
             return trainer.progress.status
         scores[name], trained[name] = trainer.progress.best_score, len(trainer.progress.epoch_seconds)
+    if live is not None:
+        live.export({teacher: live_teacher_folder(plan.run_dir, teacher) for teacher in live.hosts})
     kept = best_schedule(scores)
     if kept != name:
         trainer = fit(kept)  # loads its last checkpoint: nothing is trained
@@ -264,6 +294,7 @@ def _fit(
     train: StudentRecipe,
     report: Report,
     target: Path,
+    live: LiveTeachers | None,
 ) -> Trainer:
     """Trains one student by one schedule, from the last checkpoint in `target` if there is one."""
     settings, tasks = plan.students[job.student], [task_set.task for task_set in sets]
@@ -283,6 +314,7 @@ def _fit(
         seed=plan.seed,
         sampling=train.task_sampling,
         workers=workers,
+        live=live,
     )
     stages = stages_of(settings, job.mode, train)
     trainer = Trainer(
@@ -379,11 +411,17 @@ def _finish(
 
 
 def task_sets(
-    plan: Plan, folder: Path, student: str, store: Store | None, kept: Kept | None = None
+    plan: Plan,
+    folder: Path,
+    student: str,
+    store: Store | None,
+    kept: Kept | None = None,
+    live: LiveTeachers | None = None,
 ) -> list[TaskSet]:
     """Every task that the student learns, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples.
 
-    kept: what earlier calls encoded is taken from it.
+    kept: what earlier calls encoded is taken from it · live: teachers whose targets are not stored; a task has all or none of its teachers among
+    them.
     """
     settings, kept, own = plan.students[student], kept or Kept(), plan.before.get(student)
     tokenizer = kept.get(("tokenizer", folder), lambda: open_tokenizer(folder))
@@ -403,19 +441,23 @@ def task_sets(
             one = TaskSet.of(data, tokenizer, length, kept=kept, written=written, keyed=soft)
             sets.append(with_tokens(one, plan, store) if soft else one)
             continue
-        counts = data.task.reading.counts(train.inputs)
-        keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
-        with_own, all_keys = resolved, keys
-        if own is not None and name in own.keys:
-            with_own, all_keys = with_own_teacher(resolved, own.share), {**keys, OWN: own.keys[name]}
-        stored = [
-            store.view(all_keys[teacher], train.keys, data.task.head.columns, counts)
-            for teacher in with_own.weights
-        ]
-        aggregation = Aggregation(with_own.strategy, torch.tensor(list(with_own.weights.values())))
+        counts, sources = data.task.reading.counts(train.inputs), list[TargetSource]()
+        together = resolved
+        if live is not None and name in live.tasks:
+            sources += [live.sources[teacher] for teacher in resolved.weights]
+        else:
+            keys = dict(plan.teacher_keys)
+            if own is not None and name in own.keys:
+                together, keys[OWN] = with_own_teacher(resolved, own.share), own.keys[name]
+            sources += [
+                store.view(keys[teacher], train.keys, data.task.head.columns, counts)
+                for teacher in together.weights
+            ]
+        aggregation = Aggregation(together.strategy, torch.tensor(list(together.weights.values())))
         hidden = settings.hidden
-        one = TaskSet.of(data, tokenizer, length, stored, aggregation, words=hidden, kept=kept)
+        one = TaskSet.of(data, tokenizer, length, sources, aggregation, words=hidden, kept=kept)
         if settings.train.task_focus is not None:
+            keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
             one = replace(one, ensemble_skill=ensemble_skill(data, keys, resolved, store))
         sets.append(with_hidden(one, plan, store) if hidden else one)
     return sets
@@ -528,10 +570,11 @@ def new_plan(
     hidden: Mapping[str, HiddenTargets] = MappingProxyType({}),
     tokens: Mapping[str, TokenTargets] = MappingProxyType({}),
     before: Mapping[str, Before] = MappingProxyType({}),
+    live: Mapping[str, TeacherSpec] = MappingProxyType({}),
 ) -> Plan:
     """A plan for one launch of the worker group.
 
-    facts: what the values are derived from that the config leaves out · data: may have more texts of other tasks than the
+    live: the teachers that are trained on · facts: what the values are derived from that the config leaves out · data: may have more texts of other tasks than the
     config takes, as the data that the trials of a search share.
     """
     resolved = resolve_config(with_absolute_paths(config), facts)
@@ -559,6 +602,11 @@ def new_plan(
         dict(tokens),
         urls=behind(config, config.name),
         before=dict(before),
+        live=None
+        if resolved.co_training is None
+        else LivePlan(
+            resolved.co_training, dict(live), config.cluster.address is None, config.cluster.nodes_timeout_s
+        ),
     )
 
 
@@ -577,6 +625,13 @@ def check_results(config: RunConfig) -> None:
         if not is_finished(config.run_dir, job):
             continue
         facts, _ = read_result(config.run_dir, job)
+        beside = job.mode == "distilled" and set(config.tasks_of(job.student)) & set(config.co_trained_tasks)
+        for teacher in config.co_trained if beside else ():
+            if not fine_tune.is_finished(folder := live_teacher_folder(config.run_dir, teacher)):
+                raise errors.CorruptError(
+                    f"{folder}: a file is missing or its checksum does not match",
+                    f"Remove {job_folder(config.run_dir, job)}: `tutelage train` trains student and teachers again.",
+                )
         for task in facts.get("saved", {}):
             check_saved(config.run_dir, job, task)
 

@@ -31,14 +31,20 @@ from pipeline.tasks.forced import MOST_TRAINED, most_tokens
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.text_arrays import is_text
 from pipeline.training import first_stage
-from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import (
+    BESIDE,
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from pipeline.training.feed import FedStep, Feed
 from pipeline.training.focus import Focus
 from pipeline.training.log import METRICS, append_metrics, trim_metrics
 from pipeline.training.optimizer import learning_rate_factor, make_optimizer
 from pipeline.training.replica import Replica
 from pipeline.training.stage import Stage
-from pipeline.training.step import accumulate, forced_scores, hidden_error, predict
+from pipeline.training.step import MicroBatch, accumulate, forced_scores, hidden_error, predict
 from pipeline.training.used_rows import UsedRowsReplica, used_ids
 from students.layer_init import parts_from_top
 from students.student import MultiTaskStudent
@@ -124,6 +130,7 @@ class Trainer:
         self.kept_predictions: dict[str, NDArray[Any]] = {}
         """Validation predictions of the weights kept so far, by task; empty until this process has made them."""
         self._window: dict[str, list[float]] = defaultdict(list)
+        self._predicted: list[tuple[MicroBatch, Tensor]] = []
 
     def fit(self) -> Progress:
         """Trains to the end, from the last checkpoint in `folder` if there is one.
@@ -134,6 +141,8 @@ class Trainer:
         where validation gives NaN or Inf.
         """
         torch.manual_seed(1_000_003 * (self.feed.seed + 1) + self.workers.rank)  # dropout differs by worker
+        if self.feed.live is not None:
+            self.feed.live.begin(self.total_steps)
         self._resume()
         while self.progress.status == "running":
             epoch = self.progress.step // self.feed.steps_per_epoch
@@ -181,7 +190,7 @@ class Trainer:
         self.replica.trained.train()
         steps = self.feed.epoch(epoch, done, self.needs, self.progress.focus, self.stage.texts)
         for position, step in enumerate(steps, done + 1):
-            stop = self._step(step)
+            stop = self.take(step)
             last = position == self.feed.steps_per_epoch
             if self.progress.step % LOG_STEPS == 0 or self.progress.step == 1 or last:
                 self._log_losses(epoch)
@@ -203,7 +212,7 @@ class Trainer:
             self.replica.wrap()
             self._frozen = count
 
-    def _step(self, step: FedStep) -> bool:
+    def take(self, step: FedStep) -> bool:
         """Takes one optimiser step; returns whether `should_stop` was true on any worker."""
         self._set_learning_rate()
         weights = self.stage.losses.at(
@@ -228,6 +237,9 @@ class Trainer:
                 self._window["loss/total" if name == "total" else f"loss/{name}/{step.task}"].append(value)
         else:
             self._skip(step)
+        if self.feed.live is not None:
+            for name, value in self.feed.live.taken(self._predicted).items():
+                self._window[name].append(value)
         return bool(values[-1] > 0)
 
     def _gradients(self, step: FedStep, weights: LossWeights) -> dict[str, Tensor]:
@@ -239,8 +251,9 @@ class Trainer:
         task_set = self.feed.sets[step.task]
         while True:
             self.optimizer.zero_grad(set_to_none=True)
+            values: list[Tensor] = []
             try:
-                return accumulate(
+                sums = accumulate(
                     self.replica.model,
                     task_set.task,
                     step.batches,
@@ -249,7 +262,10 @@ class Trainer:
                     normaliser=step.normaliser,
                     autocast=self.autocast,
                     match=task_set.hidden,
+                    values=values,
                 )
+                self._predicted = list(zip(step.batches, values, strict=False))
+                return sums
             except torch.OutOfMemoryError as error:
                 if self.workers.world > 1:
                     raise ExhaustedError(
@@ -399,32 +415,38 @@ class Trainer:
                 tensor.copy_(weights[name])
 
     def _save(self, status: Literal["interrupted"] | None = None) -> None:
-        """Writes a checkpoint: of a training that has ended, with nothing but the selected weights, a fourth of the size."""
+        """Writes a checkpoint, with the states of the teachers that are trained on beside this training."""
+        state, live = self.state(), self.feed.live
+        if self.workers.rank == 0:
+            final = save_checkpoint(
+                self.folder, self.progress.step, state.tensors, state.state, live.save if live else None
+            )
+            if live is not None:
+                live.saved(final / BESIDE)
+        if status is not None:
+            self.progress.status = status
+
+    def state(self) -> Checkpoint:
+        """All that decides the next step: of a training that has ended, nothing but the selected weights, a fourth of the size.
+
+        To be called on all workers.
+        """
         rng = {
-            str(rank): state
-            for rank, state in enumerate(self.workers.gather(_rng_state(self.workers.device)))
+            str(rank): state for rank, state in enumerate(self.workers.gather(rng_state(self.workers.device)))
         }
         self.replica.gather()
         slots = self.replica.optimizer_state(self.optimizer)
-        if self.workers.rank == 0:
-            optimizer = {f"{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
-            tensors = {"model": self._weights(), "optimizer": optimizer, "rng": rng, "best": self.best}
-            if self.progress.status in ("done", "early_stopped"):
-                tensors = {"model": self.best or self._weights(), "rng": rng}
-            window = dict(self._window)
-            save_checkpoint(
-                self.folder,
-                self.progress.step,
-                {name: group for name, group in tensors.items() if group},
-                {
-                    "progress": asdict(self.progress),
-                    "window": window,
-                    "threads": torch.get_num_threads(),
-                    "decay": self.replica.decay,
-                },
-            )
-        if status is not None:
-            self.progress.status = status
+        optimizer = {f"{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
+        tensors = {"model": self._weights(), "optimizer": optimizer, "rng": rng, "best": self.best}
+        if self.progress.status in ("done", "early_stopped"):
+            tensors = {"model": self.best or self._weights(), "rng": rng}
+        facts = {
+            "progress": asdict(self.progress),
+            "window": dict(self._window),
+            "threads": torch.get_num_threads(),
+            "decay": self.replica.decay,
+        }
+        return Checkpoint({name: group for name, group in tensors.items() if group}, facts)
 
     def _share_first_stage(self) -> None:
         """Begins with the first stage of another training with the same beginning, where there is one."""
@@ -444,6 +466,12 @@ class Trainer:
         self._trim_log(0 if checkpoint is None else checkpoint.state["progress"]["step"])
         if checkpoint is None:
             return
+        self.restore(checkpoint)
+        if self.feed.live is not None:
+            self.feed.live.load(checkpoint.beside)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from what `state` gave. To be called on all workers."""
         progress = checkpoint.state["progress"]
         self.progress = Progress(**{**progress, "focus": Focus(**progress["focus"])})
         self._enter(self._stage_of(self.progress.step))
@@ -462,7 +490,7 @@ class Trainer:
             self.progress.step > self._begin
         ):  # at a stage's first step, the moments are those of the stage before it
             self.replica.load_optimizer(self.optimizer, slots)
-        _set_rng_state(checkpoint.tensors["rng"][str(self.workers.rank)], self.workers.device)
+        set_rng_state(checkpoint.tensors["rng"][str(self.workers.rank)], self.workers.device)
 
     def _stage_of(self, step: int) -> int:
         """The stage of step number `step`, from 0; of the end of the training its last stage."""
@@ -471,10 +499,14 @@ class Trainer:
 
     # ---- log
 
-    def _log_losses(self, epoch: int) -> None:
+    def measured(self) -> dict[str, float]:
+        """The means of what the steps since the last call have measured, by name."""
         values = {name: sum(window) / len(window) for name, window in self._window.items()}
         self._window.clear()
-        self._log({**values, "train/learning_rate": self.optimizer.param_groups[0]["lr"]}, epoch)
+        return values
+
+    def _log_losses(self, epoch: int) -> None:
+        self._log({**self.measured(), "train/learning_rate": self.optimizer.param_groups[0]["lr"]}, epoch)
 
     def _log(self, values: Mapping[str, float], epoch: int) -> None:
         if self.workers.rank != 0:
@@ -521,7 +553,7 @@ def _replica_of(student: MultiTaskStudent, feed: Feed, config: Recipe, strategy:
     return UsedRowsReplica(student, feed.workers, used)
 
 
-def _rng_state(device: torch.device) -> Tensor:
+def rng_state(device: torch.device) -> Tensor:
     """The dropout generator's state as bytes, on `device` so that workers can exchange it."""
     state = torch.get_rng_state()
     if device.type == "cuda":
@@ -529,7 +561,8 @@ def _rng_state(device: torch.device) -> Tensor:
     return state.to(device)
 
 
-def _set_rng_state(state: Tensor, device: torch.device) -> None:
+def set_rng_state(state: Tensor, device: torch.device) -> None:
+    """The inverse of `rng_state`."""
     state = state.cpu()
     size = torch.get_rng_state().numel()
     torch.set_rng_state(state[:size])

@@ -101,7 +101,7 @@ class MicroBatch:
 
     tokens: the model's inputs · labels: of all examples, end to end, or the token ids of their drawn texts · teachers: (K, M, C) soft targets before
     aggregation, or token targets, or None · filler: true where the examples only fill the batch and do not count in the loss · hidden:
-    (W, D) stored hidden targets of the examples' words, or None.
+    (W, D) stored hidden targets of the examples' words, or None · rows: (m,) of the examples in their split.
     """
 
     tokens: TensorBatch
@@ -109,6 +109,7 @@ class MicroBatch:
     teachers: Tensor | SparseTargets | None
     filler: bool = False
     hidden: Tensor | None = None
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class WithLoss(nn.Module):
     def __init__(self, student: MultiTaskStudent) -> None:
         super().__init__()
         self.student = student
+        self.values: Tensor | None = None
+        """(M, C) the student's predictions for the latest micro-batch, detached; None of a kind that writes."""
 
     def forward(
         self,
@@ -145,7 +148,9 @@ class WithLoss(nn.Module):
         else:
             with autocast:
                 output = self.student(task.name, batch.tokens.inputs, target=batch.tokens.target)
-        inputs = loss_inputs(task, task.head.read_out(output, batch.tokens), batch, weights, aggregation)
+        values = task.head.read_out(output, batch.tokens)
+        self.values = None if task.kind.writes else values.detach()
+        inputs = loss_inputs(task, values, batch, weights, aggregation)
         return task_loss(replace(inputs, hidden=hidden), weights, normaliser, task.head.losses)
 
 
@@ -158,11 +163,13 @@ def accumulate(
     normaliser: float,
     autocast: torch.autocast,
     match: HiddenMatch | None = None,
+    values: list[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradient of a step to the trained parameters' gradients: of several workers the sum over them.
 
     model: `pipeline.training.replica.Replica.model` · normaliser: what the step's losses are divided by, over all workers (`FedStep.normaliser`) · match: how
-    the batches' hidden targets are matched, needed where the hidden term has a weight. Returns detached scalars: this
+    the batches' hidden targets are matched, needed where the hidden term has a weight · values: gets the student's predictions of each batch, where one
+    worker trains alone. Returns detached scalars: this
     worker's share of ``total`` and of each term by name (see `task_loss`). Their sums over the workers are the
     step's losses.
     """
@@ -171,6 +178,8 @@ def accumulate(
         with _synchronized(model, last=number == len(batches)):
             total, terms = model(task, batch, weights, aggregation, normaliser, autocast, match)
             total.backward()
+        if values is not None and isinstance(model, WithLoss) and model.values is not None:
+            values.append(model.values)
         for name, value in {"total": total.detach(), **terms}.items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
@@ -275,26 +284,30 @@ def predict(
     tokens: int,
     workers: Workers | None = None,
     tokenizer: Any = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> NDArray[Any]:
     """(M, C) float32 predictions for n examples, computed in fp32, or (n, 1) what the student writes; several workers
     share the batches.
 
-    The student is left in evaluation mode. tokenizer: needed where the task's kind writes.
+    The student is left in evaluation mode. tokenizer: needed where the task's kind writes · rows: (n,) of `encoded` where not all are
+    asked for, of kinds that do not write.
     """
     workers = workers or Workers()
     student.eval()
     if task.kind.writes:
         return _written(student, task, encoded, tokens, workers, tokenizer)
-    starts = np.concatenate(([0], np.cumsum(encoded.counts)))
+    rows = np.arange(len(encoded)) if rows is None else rows
+    counts, lengths = encoded.counts[rows], encoded.lengths[rows]
+    starts = np.concatenate(([0], np.cumsum(counts)))
     values = torch.zeros(int(starts[-1]), len(task.head.columns), device=workers.device)
-    order = np.argsort(encoded.lengths, kind="stable")
+    order = np.argsort(lengths, kind="stable")
 
-    def work(rows: NDArray[np.int64]) -> None:
-        batch = TensorBatch.of(encoded.pad(rows), workers.device)
-        items = torch.from_numpy(flat_index(starts[rows], encoded.counts[rows])).to(workers.device)
+    def work(some: NDArray[np.int64]) -> None:
+        batch = TensorBatch.of(encoded.pad(rows[some]), workers.device)
+        items = torch.from_numpy(flat_index(starts[some], counts[some])).to(workers.device)
         values[items] = task.head.read_out(student(task.name, batch.inputs), batch)
 
-    run_batches(token_budget_batches(encoded.lengths, order, tokens)[workers.rank :: workers.world], work)
+    run_batches(token_budget_batches(lengths, order, tokens)[workers.rank :: workers.world], work)
     return workers.sum_(values).cpu().numpy()
 
 

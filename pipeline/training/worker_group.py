@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,9 +48,14 @@ def run_worker(payload: dict[str, Any]) -> None:
             return
         if plan.urls is not None:
             remove_unsent(run_dir)
+        host = None
+        if plan.live is not None:
+            from pipeline.training.live_actor import remote_teacher
+
+            host = partial(remote_teacher, plan, payload["plan"][0])
         try:
             own = replace(plan, run_dir=run_dir, stop=stop)
-            train_jobs(own, workers, report or (lambda epochs, scores: None))
+            train_jobs(own, workers, report or (lambda epochs, scores: None), host=host)
         except errors.TutelageError as error:
             write_atomically(failure, json.dumps([type(error).__name__, error.cause, error.remedy]))
             if workers.world > 1:
