@@ -74,7 +74,8 @@ def draw(report: Report, tasks: Mapping[str, TaskResults], facts: RunFacts) -> d
         figures["retention.png"] = _retention(report, colours)
         if curves := _curves(tasks, facts, colours):
             figures["curves.png"] = curves
-        for task, results in tasks.items():
+        learnt = {task: results for task, results in tasks.items() if results.students}
+        for task, results in learnt.items():
             if results.task.scoring.classified(results.ensemble, results.test) is not None:
                 figures[f"reliability-{task}.png"] = _reliability(task, results, report, colours)
                 for name in results.students:

@@ -146,9 +146,10 @@ def markdown(report: RoundsReport) -> str:
     metrics = ", ".join(f"{task}: {metric}" for task, metric in report.metrics.items())
     blocks = [f"# {report.name}", *verdict(report)]
     for student, own in report.students.items():
+        folders = [f"{run}/students/{student}" for run in own.rounds[own.kept].runs]
         blocks += [
             f"## {student}",
-            f"Scores in points ({metrics}).",
+            f"Kept: {', '.join(f'[{one}](../{one})' for one in folders)}. Scores in points ({metrics}).",
             markdown_table(_head(own), [_row(number, own) for number in range(len(own.rounds))]),
         ]
     return "\n\n".join([*blocks, *_notes(report)]) + "\n"

@@ -97,6 +97,14 @@ def test_curves_by_step_where_epochs_are_missing() -> None:
     assert ink(png["curves.png"]) > 0.01
 
 
+def test_a_task_that_no_student_learns_has_no_figures() -> None:
+    tasks, facts = some_run()
+    report = build(tasks, facts)
+    drawn = draw(report, {**tasks, "tweets": replace(tasks["tweets"], students={}, supervised={})}, facts)
+    assert not [name for name in drawn if "tweets" in name]
+    assert "reliability-movies.png" in drawn
+
+
 def test_one_student_without_baseline_on_one_task() -> None:
     task = some_task(students=("solo",), supervised=False)
     figures = drawn({"movies": task}, some_facts(list(task.teachers), ["solo"]))

@@ -78,6 +78,7 @@ def test_the_page_says_where_rounds_gave_nothing() -> None:
         "| **0 ([r-round0-seed0](../r-round0-seed0/report.md))**, kept | 70.0 | 80.0 | – | – | – | – | 60 |"
         in page
     )
+    assert "Kept: [r-round0-seed0/students/half](../r-round0-seed0/students/half)." in page
     assert "| 60.0 | 70.0 | −10.0 | – | 20 | 5 | 60 |" in page
 
 
