@@ -344,8 +344,10 @@ def _label(run: Run) -> None:
     specs = [spec for spec in teacher_specs(run.config, run.inputs) if spec.name not in trained_on]
     if specs:
         _label_by(run, specs, _count(len(specs), "teacher"))
-    else:
-        run.stages.begin("label")
+    if trained_on:
+        run.display.line(
+            f"not stored, but answered in the training: targets of {', '.join(run.config.co_trained)}"
+        )
 
 
 def _label_at_the_end(run: Run) -> None:

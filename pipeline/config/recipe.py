@@ -190,7 +190,7 @@ def co_train_recipe(
         own, why = learning_rate_of(facts.teachers[name])
         rate, reasons["learning_rate"] = (
             _rounded(CO_TRAIN_SHARE * own),
-            f"{CO_TRAIN_SHARE:g} × that of its {why}",
+            f"{CO_TRAIN_SHARE:g} × the rate of {why}",
         )
     changes = {
         "optimizer": given.optimizer or student.optimizer,

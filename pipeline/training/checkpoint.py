@@ -81,7 +81,7 @@ def save_checkpoint(
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
+        if errno_of(error) in (errno.ENOSPC, errno.EDQUOT):
             raise ExhaustedError(
                 f"the disk is full: a checkpoint in {folder} needs {needed} bytes; the previous one is intact",
                 "Free some space and run the same command again; it resumes.",
@@ -170,7 +170,7 @@ def _index_checksum(index: Mapping[str, Any]) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _errno(error: OSError | SafetensorError) -> int | None:
+def errno_of(error: OSError | SafetensorError) -> int | None:
     """The operating system's number for an error; safetensors only mentions it."""
     if isinstance(error, OSError):
         return error.errno

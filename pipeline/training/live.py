@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.batch import Drawn, Ragged, offsets_of
-from pipeline.errors import CorruptError
+from pipeline.errors import BadTargetsError, CorruptError
 from pipeline.soft import Dense, SoftTargets
 from pipeline.training.schedule import Step
 from pipeline.training.step import MicroBatch
@@ -88,7 +88,12 @@ class Live:
         self._targets: SoftTargets | None = None
 
     def receive(self, rows: NDArray[np.int64], targets: SoftTargets) -> None:
-        """Takes the targets of a step's rows (m,)."""
+        """Takes the targets of a step's rows (m,). Raises `BadTargetsError` for NaN or Inf."""
+        if not np.isfinite(targets.soft.numbers).all():
+            raise BadTargetsError(
+                f"teacher {self._name}, which is trained on, answers NaN or Inf",
+                "Lower co_train.learning_rate, or clip gradients (train.gradient_clip); the last checkpoint is intact.",
+            )
         order = np.argsort(rows, kind="stable")
         self._rows = rows[order]
         self._targets = SoftTargets(targets.keys[order], targets.soft.take(order))

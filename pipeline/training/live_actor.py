@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from safetensors import SafetensorError
 
 from pipeline.batch import Ragged
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.places import POLL_S, Patience, Place, Wait
+from pipeline.training.checkpoint import errno_of
 from pipeline.training.jobs import Plan
 from pipeline.training.live import Host, LiveTargets
 from pipeline.training.live_teacher import LiveTeacher
@@ -43,8 +45,8 @@ class LiveTeacherActor:
         try:
             self._teacher = self._teacher or self._opened()
             return getattr(self._teacher, method)(*arguments)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            if errno_of(error) not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise ExhaustedError(
                 f"the disk is full: {error}", "Free some space and run the same command again; it resumes."

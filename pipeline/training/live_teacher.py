@@ -22,7 +22,7 @@ from pipeline.batch import Drawn, Ragged, offsets_of
 from pipeline.config.recipe import Recipe
 from pipeline.config.resolved import CoTraining
 from pipeline.data.splits import TaskData
-from pipeline.errors import CorruptError, DivergedError, TutelageError
+from pipeline.errors import CorruptError, DivergedError
 from pipeline.files import write_atomically
 from pipeline.losses import LossWeights, Needs
 from pipeline.models import fingerprint, open_tokenizer, resolve
@@ -132,7 +132,7 @@ class LiveTeacher:
         )
         self._labelled = data.task.reading.labelled(train.labels)
         self._batches, self._loss = 0, float("nan")
-        self._failed: TutelageError | None = None
+        self._failed: Exception | None = None
         with torch.random.fork_rng():
             torch.manual_seed(1_000_003 * (seed + 1))
             self._random = rng_state(device)
@@ -165,10 +165,20 @@ class LiveTeacher:
     def learn(self, step: int, rows: NDArray[np.int64], predictions: Ragged | None = None) -> None:
         """Takes one optimiser step on rows (m,) of a batch, or none: on every n-th batch alone, and on one with labels, or with predictions.
 
-        step: number of the student's step, from 0 · predictions: the student's, in the order of `rows`. After a `DivergedError` every call
-        raises it.
+        step: number of the student's step, from 0 · predictions: the student's, in the order of `rows`. Raises `DivergedError`. After an error
+        every call raises it: nobody waits for this one.
         """
         self._check()
+        try:
+            self._learn(step, rows, predictions)
+        except DivergedError as error:
+            self._failed = DivergedError(f"teacher {self._name}: {error.cause}", error.remedy)
+            raise self._failed from None
+        except Exception as error:
+            self._failed = error
+            raise
+
+    def _learn(self, step: int, rows: NDArray[np.int64], predictions: Ragged | None) -> None:
         self._batches += 1
         if self._batches % self._settings.every:
             return
@@ -180,15 +190,9 @@ class LiveTeacher:
         trainer.progress.step = step
         self._followed.receive(rows, predictions, self._task)
         trainer.replica.trained.train()
+        needs = LABELS if predictions is None else LABELS_AND_STUDENT
         with self._own_random_numbers():
-            fed = trainer.feed.fed(
-                Step(self._task.name, rows), LABELS if predictions is None else LABELS_AND_STUDENT
-            )
-            try:
-                trainer.take(fed)
-            except DivergedError as error:
-                self._failed = DivergedError(f"teacher {self._name}: {error.cause}", error.remedy)
-                raise self._failed from None
+            trainer.take(trainer.feed.fed(Step(self._task.name, rows), needs))
         self._loss = trainer.measured().get("loss/total", self._loss)
 
     def save(self, file: Path) -> None:

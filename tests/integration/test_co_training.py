@@ -26,7 +26,7 @@ from tests.conftest import TinyModel
 from tests.integration.command import TUTELAGE, Command, processes_of, started, tutelage, wait_until
 from tests.integration.conftest import MakeRun
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 JOB = Job("bare", "distilled")
 
 
@@ -78,7 +78,7 @@ def test_a_killed_teacher_goes_on_and_no_weight_depends_on_it(
     whole, killed = (load_config(file, [f"name={name}"]) for name in ("whole", "killed"))
     in_this_process(whole)
     with started(TUTELAGE, "train", file.name, "name=killed", cwd=tmp_path) as command:
-        wait_until(at_step(killed.run_dir, 20), lambda: command.output, 240)
+        wait_until(at_step(killed.run_dir, 20), lambda: command.output, 400)
         kill_a_teacher(command)
         assert command.wait() == 0, command.output
     assert len(weights(whole.run_dir)) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.resolved import Job
 from pipeline.config.schema import RunConfig
 from pipeline.data.transfer import load_tasks
-from pipeline.errors import CorruptError, DivergedError
+from pipeline.errors import BadTargetsError, CorruptError, DivergedError, TeacherError
 from pipeline.predictor import Predictor
 from pipeline.run_folder import job_folder, live_teacher_folder
 from pipeline.soft import Dense, SoftTargets
@@ -25,11 +26,13 @@ from pipeline.training import jobs as training
 from pipeline.training.checkpoint import BESIDE, newest_checkpoint
 from pipeline.training.fine_tune import TEACHER, is_finished
 from pipeline.training.jobs import Plan, new_plan, train_jobs
-from pipeline.training.live import Live, LiveTeachers
-from pipeline.training.live_teacher import LiveTeacher, LocalTeacher
+from pipeline.training.live import Live, LiveTargets, LiveTeachers
+from pipeline.training.live_teacher import Done, LiveTeacher, LocalTeacher
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.loop import Trainer
 from pipeline.training.schedule import Step
 from pipeline.training.step import Workers
+from students.student import open_trained
 from teachers.spec import TeacherSpec
 from tests.conftest import TinyModel, TinyRun
 from tests.unit.pipeline.facts import facts_of
@@ -210,6 +213,23 @@ def test_a_teacher_that_diverges_answers_no_more(make_plan: Callable[..., Plan])
         teacher.targets(ROWS)
 
 
+def test_any_failure_to_learn_is_met_again(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a batch to be learnt, so its error must not be lost."""
+    teacher = teacher_of(make_plan())
+
+    def fail(self: Trainer, step: object) -> bool:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "take", fail)
+        with pytest.raises(RuntimeError, match="gone"):
+            teacher.learn(0, ROWS)
+    with pytest.raises(RuntimeError, match="gone"):
+        teacher.targets(ROWS)
+
+
 # ---------------------------------------------------------------- beside a student
 
 
@@ -221,9 +241,6 @@ class Told:
         self.batches = 0
 
     def targets(self, rows: np.ndarray[Any, Any]) -> Any:
-        from pipeline.training.live import LiveTargets
-        from pipeline.training.live_teacher import Done
-
         self.calls.append(("targets", int(rows[0])))
         values = np.full((len(rows), 1), self.batches, dtype=np.float32)
         soft = Dense(Ragged.single(values), ("value",))
@@ -269,6 +286,12 @@ def test_targets_of_other_examples_are_refused(make_plan: Callable[..., Plan]) -
     source.receive(np.array([3, 1]), SoftTargets(examples.keys[[3, 2]], soft))
     with pytest.raises(CorruptError, match="one"):
         source.targets(Drawn(examples, np.array([3, 1])))
+
+
+def test_targets_that_are_no_numbers_end_the_training() -> None:
+    soft = Dense(Ragged.single(np.array([[0.0], [np.inf]], dtype=np.float16)), ("value",))
+    with pytest.raises(BadTargetsError, match="teacher one"):
+        Live("one").receive(np.array([3, 1]), SoftTargets(np.array([3, 1], dtype=np.uint64), soft))
 
 
 def test_the_same_seed_gives_the_same_student_and_teachers(make_plan: Callable[..., Plan]) -> None:
@@ -332,11 +355,6 @@ def test_a_lost_local_file_of_a_teacher_is_no_silent_start(make_plan: Callable[.
 
 def test_weights_that_are_missing_are_refused(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
     """A head that was never saved would be a random teacher."""
-    import shutil
-
-    from pipeline.errors import TeacherError
-    from students.student import open_trained
-
     plan = make_plan()
     folder = Path(shutil.copytree(plan.teacher_folders["mood-bert"], tmp_path / "headless"))
     weights = load_file(folder / "model.safetensors")
