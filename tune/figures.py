@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.config.schema import Distribution, TuneConfig
+from pipeline.config.search import Distribution, TuneConfig
 from pipeline.report.figures import GRID, INK, PALETTE, SOFT, STYLE, WIDTH, blank, pale, png, short
 from pipeline.shown import in_points, measured, points
 from tune.study import Trial, pareto_front

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.schema import TuneConfig
+from pipeline.config.search import TuneConfig
 from tune.space import distributions
 from tune.study import Trial
 

@@ -31,7 +31,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.config.recipe import Facts
 from pipeline.config.resolved import student_settings
-from pipeline.config.schema import RunConfig, TuneConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.search import TuneConfig
 from pipeline.errors import ExhaustedError
 from pipeline.run_folder import RAY, RESULT, job_folder, ray_folder, stop_file
 from pipeline.shared_runs import remove_weights_behind

@@ -26,7 +26,8 @@ from pipeline.config.resolved import (
     student_train,
     task_aggregation,
 )
-from pipeline.config.schema import Distribution, RunConfig, TuneConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.search import Distribution, TuneConfig
 from pipeline.config.view import RESULT_FREE
 from pipeline.errors import ConfigError
 

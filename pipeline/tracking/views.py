@@ -17,7 +17,8 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 from pipeline.config.kinds import METRICS
-from pipeline.config.schema import RunConfig, TuneConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.search import TuneConfig
 from pipeline.tracking.names import Part, metrics_of, shown_name
 
 FOLDED = (

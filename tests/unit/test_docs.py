@@ -21,7 +21,8 @@ from docs import config_reference, report_schema
 from pipeline import errors
 from pipeline.cli import app
 from pipeline.config.load import load_config, parse_config
-from pipeline.config.schema import Strategy, TuneConfig
+from pipeline.config.schema import Strategy
+from pipeline.config.search import TuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from pipeline.config.schema import TuneConfig
+from pipeline.config.search import TuneConfig
 from pipeline.report.figures import DPI, WIDTH
 from pipeline.report.schema import TrialStatus
 from tests.unit.tune.studies import search_of, trial_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import TuneConfig
+from pipeline.config.search import TuneConfig
 from tests.unit.tune.studies import search_of, trial_of, with_facts
 from tune.importance import FEWEST, importance
 from tune.space import points

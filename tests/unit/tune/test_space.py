@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.recipe import ModelFacts
 from pipeline.config.resolved import student_settings, student_train
-from pipeline.config.schema import Distribution, RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.search import Distribution
 from pipeline.errors import ConfigError
 from tests.unit.pipeline.facts import facts_of
 from tests.unit.tune.studies import SPACE, search_of, with_facts

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.data import DataConfig
 from pipeline.config.load import parse_config
 from pipeline.config.resolved import jobs_of, student_settings
-from pipeline.config.schema import TuneConfig
+from pipeline.config.search import TuneConfig
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import StoppedError
 from pipeline.report.page import overview, verdict
