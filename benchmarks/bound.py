@@ -40,8 +40,8 @@ from pipeline.report.schema import Report
 from pipeline.run_folder import job_folder
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.feed import FedStep, Feed, TaskSet
-from pipeline.training.jobs import start_folder
 from pipeline.training.optimizer import make_optimizer
+from pipeline.training.plan import start_folder
 from pipeline.training.result import read_facts
 from students.student import MultiTaskStudent, build_student
 

@@ -32,8 +32,9 @@ from pipeline.run_folder import live_teacher_folder
 from pipeline.soft import SoftTargets
 from pipeline.tasks.scores import score_of
 from pipeline.training.fine_tune import TEACHER, fine_tune
-from pipeline.training.jobs import new_plan, read_result, train_jobs
+from pipeline.training.jobs import read_result, train_jobs
 from pipeline.training.live_actor import remote_teacher
+from pipeline.training.plan import new_plan
 from pipeline.training.step import Workers
 from teachers.ensemble import ensemble_values
 from teachers.store import Store

@@ -33,7 +33,8 @@ from pipeline.soft import Dense
 from pipeline.training.baseline import PLAIN
 from pipeline.training.feed import TaskSet
 from pipeline.training.hidden import HiddenMatch
-from pipeline.training.jobs import new_plan, start_folder, train_job
+from pipeline.training.jobs import train_job
+from pipeline.training.plan import new_plan, start_folder
 from pipeline.training.step import Aggregation, Workers
 from teachers.spec import TeacherSpec
 

@@ -32,7 +32,8 @@ from pipeline.report.rounds import best_round
 from pipeline.round_before import folders_before, own_specs, students_before
 from pipeline.rounds import round_config
 from pipeline.soft import SoftTargets
-from pipeline.training.jobs import is_finished, new_plan, read_result, train_jobs
+from pipeline.training.jobs import is_finished, read_result, train_jobs
+from pipeline.training.plan import new_plan
 from pipeline.training.step import Workers
 from teachers.forced import forced_pairs
 from teachers.spec import TeacherSpec

@@ -49,7 +49,7 @@ from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
-from pipeline.training.jobs import start_folder
+from pipeline.training.plan import start_folder
 from students.adapters import check_adapters
 from students.layer_init import check_kinds, check_layers
 from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets

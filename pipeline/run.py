@@ -66,6 +66,7 @@ from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.own import Before
+from pipeline.training.plan import new_plan, start_folder
 from pipeline.training.shared_baseline import baseline_folder, publish, take
 from pipeline.training.threads import faster_threads
 from pipeline.training.worker_group import run_worker_group, worker_resources
@@ -492,7 +493,7 @@ def _train_students(run: Run) -> None:
             run.tracker.tags(job.name, {"trained_by": name})
     folders = teacher_sources(config, run.inputs.teachers)
     live = {spec.name: spec for spec in teacher_specs(config, run.inputs, config.co_trained)}
-    plan = training.new_plan(
+    plan = new_plan(
         config,
         run.inputs.facts,
         run.inputs.data,
@@ -522,7 +523,7 @@ def _baseline_folders(run: Run) -> dict[Job, Path]:
         job: baseline_folder(
             config.baselines_dir,
             settings := inputs.resolved.students[job.student],
-            training.start_folder(settings, inputs.teachers),
+            start_folder(settings, inputs.teachers),
             inputs.data,
             config.seed,
         )

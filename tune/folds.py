@@ -27,7 +27,7 @@ from teachers.spec import HiddenTargets, TokenTargets
 
 @dataclass(frozen=True)
 class Fold:
-    """What the trainings of one fold read; the fields are those of `pipeline.training.jobs.Plan`."""
+    """What the trainings of one fold read; the fields are those of `pipeline.training.plan.Plan`."""
 
     data: Mapping[str, TaskData]
     teacher_keys: Mapping[str, str]

@@ -27,10 +27,11 @@ from pipeline.training.checkpoint import (
     remove_checkpoints,
     remove_unsent,
 )
-from pipeline.training.jobs import is_finished, new_plan, train_jobs
+from pipeline.training.jobs import is_finished, train_jobs
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.loop import Report
+from pipeline.training.plan import new_plan
 from pipeline.training.result import read_facts
 from pipeline.training.step import Workers
 from pipeline.training.worker_group import run_worker_group
@@ -53,7 +54,7 @@ class Shared:
 
     config: the study's, with absolute local paths · facts: what trials derive values from · folder: of all trials' folders, on the driver's machine where
     they lie behind a URL · cpus: of each worker ·
-    teacher_keys, hidden, tokens and teacher_folders: as in `pipeline.training.jobs.Plan` · folds: of `tune.folds`; a trial trains once for each.
+    teacher_keys, hidden, tokens and teacher_folders: as in `pipeline.training.plan.Plan` · folds: of `tune.folds`; a trial trains once for each.
     """
 
     config: RunConfig

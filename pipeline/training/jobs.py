@@ -7,43 +7,29 @@ is skipped when the worker group, or the whole command, starts again.
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline import errors
 from pipeline.batch import Encoded
-from pipeline.cluster import cpus_per_worker
-from pipeline.config.recipe import Facts, StudentRecipe, TaskLoss
+from pipeline.config.recipe import StudentRecipe, TaskLoss
 from pipeline.config.resolved import (
     Job,
     Mode,
     StudentLoss,
     StudentSettings,
-    StudentStart,
-    TaskAggregation,
     jobs_of,
-    resolve_config,
-    transfer_limits,
-    with_absolute_paths,
 )
-from pipeline.config.schema import RunConfig, Strategy, TrainConfig
-from pipeline.data.splits import TaskData
+from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
 from pipeline.losses import ON_POLICY, LossWeights
-from pipeline.models import fingerprint, open_tokenizer, resolve, vocabulary
-from pipeline.run_folder import RESULT, job_folder, live_teacher_folder, stop_file, student_folder
-from pipeline.shared_runs import Behind, behind, model_source
-from pipeline.soft import TargetSource
+from pipeline.models import fingerprint, open_tokenizer
+from pipeline.run_folder import RESULT, job_folder, live_teacher_folder, student_folder
 from pipeline.tasks.scores import score_of
-from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training import fine_tune
 from pipeline.training.baseline import PLAIN, best_schedule
 from pipeline.training.checkpoint import (
@@ -54,61 +40,23 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.encoded import encoded
 from pipeline.training.feed import Feed, TaskSet
-from pipeline.training.hidden import HiddenMatch
 from pipeline.training.kept import Kept
 from pipeline.training.live import Host, LiveTeachers
-from pipeline.training.live_teacher import LivePlan, LocalTeacher
+from pipeline.training.live_teacher import LocalTeacher
 from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
-from pipeline.training.own import OWN, Before, goes_on, with_own_teacher, with_own_texts
+from pipeline.training.own import goes_on
+from pipeline.training.plan import Plan, start_folder
 from pipeline.training.result import read_facts, read_predictions, write_result
+from pipeline.training.sets import task_sets
 from pipeline.training.shared_baseline import schedules_of
 from pipeline.training.stage import LABELS_ALONE, LossPlan, Stage, one_stage
-from pipeline.training.step import Aggregation, Workers, forced_scores, predict
-from pipeline.training.written import written_texts
+from pipeline.training.step import Workers, forced_scores, predict
 from students.adapters import merge_adapters
 from students.export import save_task
 from students.student import MultiTaskStudent, build_student
-from teachers.ensemble import ensemble_values, stored_predictions
-from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
+from teachers.ensemble import stored_predictions
 from teachers.store import Store
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that the worker group needs, by value; its paths are absolute.
-
-    store: folder or URL · teacher_keys: name in the store by teacher · teacher_folders: model folder by teacher, for
-    `init_from` · launch_id: identifies this start of the worker group · group: the run's `train`, with the number of
-    workers and their resources · cpus: CPUs per worker · stop: while this file exists, trainings write a checkpoint
-    and end · hidden: each teacher's hidden targets, by teacher, where a student learns from them · tokens: their token targets, likewise · trial: true for a trial
-    of a search, which is scored on validation only: it makes no test predictions, exports no student, and reports its
-    epochs to the search · threads: threads per worker; None: one per CPU · first_stages: as of
-    `pipeline.training.loop.Trainer` · urls: of the run's folder, where that is behind a URL: each worker then has paths of its own ·
-    before: each student in the round before, where there is one · live: the teachers that are trained on, None without.
-    """
-
-    run_dir: Path
-    jobs: Sequence[Job]
-    seed: int
-    students: Mapping[str, StudentSettings]
-    aggregations: Mapping[str, TaskAggregation]
-    data: Mapping[str, TaskData]
-    store: str
-    teacher_keys: Mapping[str, str]
-    teacher_folders: Mapping[str, str]
-    launch_id: str
-    group: TrainConfig
-    cpus: float
-    stop: Path
-    hidden: Mapping[str, HiddenTargets] = field(default_factory=dict)
-    tokens: Mapping[str, TokenTargets] = field(default_factory=dict)
-    trial: bool = False
-    threads: int | None = None
-    first_stages: Path | None = None
-    urls: Behind | None = None
-    before: Mapping[str, Before] = field(default_factory=dict)
-    live: LivePlan | None = None
 
 
 def is_finished(run_dir: Path, job: Job) -> bool:
@@ -410,99 +358,6 @@ def _finish(
     write_result(folder, result, predictions)
 
 
-def task_sets(
-    plan: Plan,
-    folder: Path,
-    student: str,
-    store: Store | None,
-    kept: Kept | None = None,
-    live: LiveTeachers | None = None,
-) -> list[TaskSet]:
-    """Every task that the student learns, encoded by the tokenizer in `folder`; with a store also its soft targets and unlabelled examples.
-
-    kept: what earlier calls encoded is taken from it · live: teachers whose targets are not stored; a task has all or none of its teachers among
-    them.
-    """
-    settings, kept, own = plan.students[student], kept or Kept(), plan.before.get(student)
-    tokenizer = kept.get(("tokenizer", folder), lambda: open_tokenizer(folder))
-    sets = []
-    for name, length in settings.lengths.items():
-        data = plan.data[name]
-        if store is None:
-            sets.append(TaskSet.of(data, tokenizer, length, kept=kept))
-            continue
-        train, resolved = data.splits["train"], plan.aggregations[name]
-        if data.task.kind.writes:
-            keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
-            written = written_texts(data, keys, resolved, settings.loss.tasks[name].text, store)
-            if own is not None and name in own.keys:
-                written = with_own_texts(written, data, own.keys[name], own.share, store)
-            soft = name in settings.soft
-            one = TaskSet.of(data, tokenizer, length, kept=kept, written=written, keyed=soft)
-            sets.append(with_tokens(one, plan, store) if soft else one)
-            continue
-        counts, sources = data.task.reading.counts(train.inputs), list[TargetSource]()
-        together = resolved
-        if live is not None and name in live.tasks:
-            sources += [live.sources[teacher] for teacher in resolved.weights]
-        else:
-            keys = dict(plan.teacher_keys)
-            if own is not None and name in own.keys:
-                together, keys[OWN] = with_own_teacher(resolved, own.share), own.keys[name]
-            sources += [
-                store.view(keys[teacher], train.keys, data.task.head.columns, counts)
-                for teacher in together.weights
-            ]
-        aggregation = Aggregation(together.strategy, torch.tensor(list(together.weights.values())))
-        hidden = settings.hidden
-        one = TaskSet.of(data, tokenizer, length, sources, aggregation, words=hidden, kept=kept)
-        if settings.train.task_focus is not None:
-            keys = {teacher: plan.teacher_keys[teacher] for teacher in resolved.weights}
-            one = replace(one, ensemble_skill=ensemble_skill(data, keys, resolved, store))
-        sets.append(with_hidden(one, plan, store) if hidden else one)
-    return sets
-
-
-def with_tokens(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
-    """The task with the token targets of its teachers along the texts that it may draw."""
-    texts = task_set.texts
-    assert texts is not None, "of a kind that writes"
-    assert texts.keys is not None, "made with keys"
-    resolved, there = plan.aggregations[task_set.task.name], texts.tokens.counts > 0
-    space = vocabulary(task_set.tokenizer)
-    sources = [
-        store.view(plan.tokens[teacher].key, texts.keys[there], space, texts.tokens.counts[there])
-        for teacher in resolved.weights
-    ]
-    # of distributions there is no consensus, and an own text is none of which a teacher could be the best
-    strategy: Strategy = "mean" if resolved.strategy == "consensus" or texts.own else resolved.strategy
-    weights = torch.tensor(list(resolved.weights.values()))
-    return replace(task_set, sources=sources, aggregation=Aggregation(strategy, weights))
-
-
-def ensemble_skill(data: TaskData, keys: Mapping[str, str], together: TaskAggregation, store: Store) -> float:
-    """The skill of a task's teachers together on validation. keys: name in the store by teacher."""
-    task, examples = data.task, data.splits["validation"]
-    teachers = list(stored_predictions(task, examples, keys, store).values())
-    counts = task.reading.counts(examples.inputs)
-    values = ensemble_values(task, teachers, counts, together.strategy, together.weights)
-    return skill(relative_losses(task, values, examples))
-
-
-def with_hidden(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
-    """The task with the hidden targets of its teachers for train and validation."""
-    train, validation = task_set.train.words, task_set.validation.words
-    assert train is not None, "encoded with words"
-    assert validation is not None, "encoded with words"
-    keys = np.concatenate([task_set.examples.keys, task_set.gold.keys])
-    counts = np.concatenate([train.counts, validation.counts])
-    weights = plan.aggregations[task_set.task.name].weights
-    targets = [plan.hidden[teacher] for teacher in weights]
-    sources = [store.view(one.key, keys, one.layer, counts) for one in targets]
-    match = HiddenMatch.over(sources, list(weights.values()), task_set.train, task_set.examples)
-    return replace(task_set, hidden=match)
-
-
 def stages_of(settings: StudentSettings, mode: Mode, train: StudentRecipe) -> Sequence[Stage]:
     """The stages of a training; a baseline has one."""
     if mode == "supervised" or not settings.stages:
@@ -551,63 +406,6 @@ def parameter_count(student: MultiTaskStudent) -> int:
 def trained_count(student: MultiTaskStudent) -> int:
     """Number of parameters that train: adapters, heads and projections where the student has adapters."""
     return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-
-
-def start_folder(settings: StudentStart, teacher_folders: Mapping[str, str | Path]) -> Path:
-    """The folder of the model that a student starts from."""
-    if settings.init_from is not None:
-        return resolve(str(teacher_folders[settings.init_from]), None, f"students.{settings.name}")
-    assert settings.model is not None, "the config has checked it"
-    return resolve(settings.model, settings.revision, f"students.{settings.name}")
-
-
-def new_plan(
-    config: RunConfig,
-    facts: Facts,
-    data: Mapping[str, TaskData],
-    teacher_keys: Mapping[str, str],
-    teacher_folders: Mapping[str, str],
-    hidden: Mapping[str, HiddenTargets] = MappingProxyType({}),
-    tokens: Mapping[str, TokenTargets] = MappingProxyType({}),
-    before: Mapping[str, Before] = MappingProxyType({}),
-    live: Mapping[str, TeacherSpec] = MappingProxyType({}),
-) -> Plan:
-    """A plan for one launch of the worker group.
-
-    live: the teachers that are trained on · facts: what the values are derived from that the config leaves out · data: may have more texts of other tasks than the
-    config takes, as the data that the trials of a search share.
-    """
-    resolved = resolve_config(with_absolute_paths(config), facts)
-    run_dir = config.run_dir.absolute()
-    limits = transfer_limits(config)
-    students = {
-        name: replace(own, model=own.model and (model_source(config, Path(own.model)) or own.model))
-        for name, own in resolved.students.items()
-    }
-    return Plan(
-        run_dir,
-        jobs_of(config),
-        config.seed,
-        students,
-        resolved.aggregations,
-        {name: own.within(limits.get(name)) for name, own in data.items()},
-        config.store_path,
-        teacher_keys,
-        teacher_folders,
-        f"{config.name}-{uuid.uuid4().hex[:8]}",
-        config.train,
-        cpus_per_worker(config),
-        stop_file(run_dir),
-        dict(hidden),  # a proxy cannot be pickled
-        dict(tokens),
-        urls=behind(config, config.name),
-        before=dict(before),
-        live=None
-        if resolved.co_training is None
-        else LivePlan(
-            resolved.co_training, dict(live), config.cluster.address is None, config.cluster.nodes_timeout_s
-        ),
-    )
 
 
 def read_result(run_dir: Path, job: Job) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -25,9 +25,9 @@ from pipeline.batch import Ragged
 from pipeline.errors import ExhaustedError, TutelageError
 from pipeline.places import POLL_S, Patience, Place, Wait
 from pipeline.training.checkpoint import errno_of
-from pipeline.training.jobs import Plan
 from pipeline.training.live import Host, LiveTargets
 from pipeline.training.live_teacher import LiveTeacher
+from pipeline.training.plan import Plan
 from teachers.spec import TeacherSpec, requested
 
 Value = TypeVar("Value")

@@ -21,8 +21,9 @@ from pipeline.run_folder import failure_file, ray_folder
 from pipeline.shared_runs import of_worker, worked_on
 from pipeline.synced import UrlFolder
 from pipeline.training.checkpoint import remove_unsent
-from pipeline.training.jobs import Plan, train_jobs
+from pipeline.training.jobs import train_jobs
 from pipeline.training.loop import Report
+from pipeline.training.plan import Plan
 from pipeline.training.step import Workers
 
 

@@ -19,8 +19,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.prepare import prepare, teacher_specs
 from pipeline.report.evidence import checked_keys
 from pipeline.run_folder import job_folder
-from pipeline.training.jobs import new_plan, train_jobs
+from pipeline.training.jobs import train_jobs
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.plan import new_plan
 from pipeline.training.step import Workers
 from tests.conftest import TinyModel
 from tests.integration.command import TUTELAGE, Command, processes_of, started, tutelage, wait_until

@@ -24,8 +24,8 @@ from pipeline.predictor import Predictor
 from pipeline.run_folder import FAILURE, job_folder
 from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
-from pipeline.training.jobs import Plan, new_plan
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.plan import Plan, new_plan
 from pipeline.training.result import PREDICTIONS
 from pipeline.training.step import Workers
 from pipeline.training.worker_group import run_worker_group

@@ -32,8 +32,10 @@ from pipeline.soft import SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.baseline import LONGER, PLAIN, SHORTER
 from pipeline.training.fine_tune import TEACHER, fine_tune
-from pipeline.training.jobs import Plan, is_finished, new_plan, read_result, task_sets, train_jobs
+from pipeline.training.jobs import is_finished, read_result, train_jobs
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.plan import Plan, new_plan
+from pipeline.training.sets import task_sets
 from pipeline.training.step import Workers
 from students.export import save_task
 from students.student import build_student

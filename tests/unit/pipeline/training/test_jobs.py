@@ -31,21 +31,19 @@ from pipeline.tasks.text_classification import ClassHead
 from pipeline.training import jobs as training
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.jobs import (
-    Plan,
     after_round,
     check_results,
     loss_plan,
-    new_plan,
     parameter_count,
     read_result,
-    start_folder,
     take_over,
-    task_sets,
     train_jobs,
 )
 from pipeline.training.kept import Kept
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.own import Before
+from pipeline.training.plan import Plan, new_plan, start_folder
+from pipeline.training.sets import task_sets
 from pipeline.training.stage import LossPlan
 from pipeline.training.step import Workers
 from students.student import build_student

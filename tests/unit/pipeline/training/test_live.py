@@ -25,11 +25,12 @@ from pipeline.soft import Dense, SoftTargets
 from pipeline.training import jobs as training
 from pipeline.training.checkpoint import BESIDE, newest_checkpoint
 from pipeline.training.fine_tune import TEACHER, is_finished
-from pipeline.training.jobs import Plan, new_plan, train_jobs
+from pipeline.training.jobs import train_jobs
 from pipeline.training.live import Live, LiveTargets, LiveTeachers
 from pipeline.training.live_teacher import Done, LiveTeacher, LocalTeacher
 from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.loop import Trainer
+from pipeline.training.plan import Plan, new_plan
 from pipeline.training.schedule import Step
 from pipeline.training.step import Workers
 from students.student import open_trained

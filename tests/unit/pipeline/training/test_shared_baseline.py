@@ -19,8 +19,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.splits import TaskData
 from pipeline.data.transfer import load_tasks
 from pipeline.run_folder import RESULT, job_folder
-from pipeline.training.jobs import Plan, is_finished, new_plan, read_result, train_jobs
+from pipeline.training.jobs import is_finished, read_result, train_jobs
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.plan import Plan, new_plan
 from pipeline.training.result import PREDICTIONS
 from pipeline.training.shared_baseline import TRAINED_BY, baseline_folder, publish, take
 from pipeline.training.step import Workers
