@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import run as runs
 from pipeline.data.splits import TaskData, join
 from pipeline.prepare import fold_inputs
+from pipeline.running import Run
 from pipeline.shared_runs import teacher_sources
+from pipeline.targets import make_targets
 from pipeline.tracking.tracker import NullTracker
 from pipeline.training.result import read_facts, read_predictions, write_result
 from teachers.spec import HiddenTargets, TokenTargets
@@ -36,7 +37,7 @@ class Fold:
     tokens: Mapping[str, TokenTargets]
 
 
-def make_folds(run: runs.Run, of: int) -> list[Fold]:
+def make_folds(run: Run, of: int) -> list[Fold]:
     """Makes the teachers of every fold and stores their soft targets. Ray must be up. Adds what they labelled to the run."""
     folds = []
     for number in range(of):
@@ -45,7 +46,7 @@ def make_folds(run: runs.Run, of: int) -> list[Fold]:
         one = replace(
             run, inputs=inputs, tracker=NullTracker(), keys={}, hidden={}, tokens={}, labelled={}, findings=[]
         )
-        runs.make_targets(one)
+        make_targets(one)
         for teacher, done in one.labelled.items():
             run.labelled[teacher] = run.labelled[teacher] + done
         folders = teacher_sources(run.config, inputs.teachers)

@@ -36,7 +36,9 @@ from pipeline.run_folder import (
     finals_folder,
     trials_folder,
 )
+from pipeline.running import LABEL_STAGES, Run, running
 from pipeline.shared_runs import model_source, remove_weights_behind, teacher_sources
+from pipeline.targets import make_targets
 from pipeline.tracking.record import best_metrics, described_study, links, training_began, written_files
 from pipeline.tracking.tracker import Role, Status
 from pipeline.tracking.views import views_of_study
@@ -96,13 +98,11 @@ def tune(config: RunConfig, display: Display, register: str | None = None) -> St
     own, student = study_config(config), student_of(config)
     _refuse_another_search(own)
     with (
-        runs.running(
-            own, display, role="study", check=lambda inputs: check_derived(own, inputs.facts)
-        ) as run,
+        running(own, display, role="study", check=lambda inputs: check_derived(own, inputs.facts)) as run,
         connected(config, dashboard=config.train.workers > 1),
     ):
-        run.order = (*runs.LABEL_STAGES, "search", "finals")
-        runs.make_targets(run)
+        run.order = (*LABEL_STAGES, "search", "finals")
+        make_targets(run)
         study = _Study(config, run)
         run.stages.begin("search")
         try:
@@ -187,7 +187,7 @@ def _for_trials(config: RunConfig) -> RunConfig:
 class _Study:
     """A running study: shows and records its trials."""
 
-    def __init__(self, config: RunConfig, run: runs.Run) -> None:
+    def __init__(self, config: RunConfig, run: Run) -> None:
         assert config.tune is not None, "`checked` comes first"
         self.config, self.run = config, run
         self.metrics, self.modes = config.tune.metrics, modes(config)

@@ -14,7 +14,7 @@ from pipeline.config.load import parse_config
 from pipeline.display.display import Display
 from pipeline.errors import ConfigError
 from pipeline.prepare import Inputs
-from pipeline.run import running
+from pipeline.running import running
 from tests.conftest import TinyFillMask, TinyRun
 
 
