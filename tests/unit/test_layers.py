@@ -50,6 +50,7 @@ CORE = (
     "pipeline.events",
     "pipeline.predictor",
     "pipeline.training.step",
+    "pipeline.training.live_teacher",
     "pipeline.tasks",
     *(f"pipeline.tasks.{path.stem}" for path in sorted((ROOT / "pipeline" / "tasks").glob("[!_]*.py"))),
     "students.layer_init",
