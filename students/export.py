@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
 from pipeline.tasks.generation import generation_settings, know_ends
 from pipeline.tasks.heads import model_class
-from pipeline.tasks.writing import writing_head
+from pipeline.tasks.listening import is_multilingual, open_extractor
+from pipeline.tasks.writing import WritingHead, writing_head
 from students.student import MultiTaskStudent
 
 
@@ -30,8 +31,10 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
         head = writing_head(own)
         settings = generation_settings(head.generation, head.target_length)
         know_ends(model, tokenizer)
-        model.generation_config.update(**settings)
+        model.generation_config.update(**settings, **_spoken(model, head))
         model.save_pretrained(scratch)
+        if own.kind.audio:
+            open_extractor(Path(tokenizer.name_or_path)).save_pretrained(scratch)
     else:
         with torch.device("meta"):
             # the shared encoder may have a pooler that this class of models lacks
@@ -41,6 +44,13 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.replace(folder)
+
+
+def _spoken(model: Any, head: WritingHead) -> dict[str, Any]:
+    """The settings by which a model of speech of several languages writes down what is said, in its language."""
+    if head.generation.language is None or not is_multilingual(model.config):
+        return {}
+    return {"language": head.generation.language, "task": "transcribe"}
 
 
 def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:

@@ -43,8 +43,7 @@ class WritingHead:
     @property
     def decoding(self) -> Mapping[str, Any]:
         """What decides what a model writes, beside the model and `max_length`."""
-        settings = self.generation.model_dump(mode="json")
-        return {"prefix": self.prefix, "target_length": self.target_length, **settings}
+        return {"prefix": self.prefix, "target_length": self.target_length, **self.generation.settings}
 
     def of_model(self, prefix: str | None, generation: GenerationConfig) -> WritingHead:
         """The head of one model of the task. prefix: its own, None for the task's."""
@@ -66,16 +65,20 @@ class WritingHead:
         Raises `TeacherError` where words are asked for: hidden states of these models are not read.
         """
         if words:
-            raise TeacherError(
-                f"tasks.{self.task}: the hidden states of a model that writes are not read",
-                "Give its losses no weight on hidden.",
-            )
+            raise self.no_hidden_states()
         sources = self.prompts(tokenizer, inputs["source"])
         encoded = self.read_sources(tokenizer, sources, max_length or self.max_length)
         if "target" not in inputs:
             return encoded
         targets = self.targets(tokenizer, inputs["target"])
         return replace(encoded, targets=targets, units=targets.counts)
+
+    def no_hidden_states(self) -> TeacherError:
+        """The error of who asks for the words of a task that writes."""
+        return TeacherError(
+            f"tasks.{self.task}: the hidden states of a model that writes are not read",
+            "Give its losses no weight on hidden.",
+        )
 
     def prompts(self, tokenizer: Any, sources: Sequence[str]) -> list[str]:
         """What a model reads of n sources."""

@@ -1,0 +1,109 @@
+"""Teachers that hear and a student that learns to: a whole run by the command, on recordings of a toy language whose words are tones."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config.load import load_config
+from pipeline.data.splits import load_task
+from pipeline.tasks.recording import samples
+from pipeline.training.result import read_predictions
+from tests.integration.command import tutelage
+from tests.tiny_speech import RATE, TONES, ctc, record, whisper
+
+pytestmark = pytest.mark.integration
+LONG = "la ti do re la ti do re la"
+"""Longer than the models' window."""
+
+
+def write_data(folder: Path) -> dict[str, str]:
+    """Recordings in several formats, at several rates, and the files that name them; some of train have no text, and one is too long to be learnt."""
+    recordings = folder / "recordings"
+    recordings.mkdir()
+    texts = [" ".join(words) for words in product(TONES, TONES, TONES)]
+    splits = {"train": [*texts[::2], *texts[1::4], LONG], "validation": texts[3::8], "test": [*texts[7::8], LONG]}
+    files = {}
+    for split, own in splits.items():
+        lines = []
+        for number, text in enumerate(own):
+            name, rate = f"{split}-{number}.{('wav', 'flac', 'mp3')[number % 3]}", (RATE, 22_050)[number % 2]
+            record(recordings / name, text, rate=rate, channels=1 + number % 2)
+            known = split != "train" or number % 8
+            lines.append({"file": f"recordings/{name}", "said": text if known else None})
+        files[split] = str(folder / f"{split}.jsonl")
+        Path(files[split]).write_text("\n".join(map(json.dumps, lines)))
+    return files
+
+
+def write_run(folder: Path) -> Path:
+    rates = {"learning_rate": 5e-3, "head_learning_rate": 5e-3, "early_stopping": None, "precision": "fp32"}
+    tuned = {"epochs": 30, "batch_size": 8, **rates}
+    config = {
+        "name": "tones",
+        "runs_dir": str(folder / "runs"),
+        "tasks": {
+            "speech": {
+                "kind": "speech-recognition",
+                "data": {
+                    "path": "json",
+                    "data_files": write_data(folder),
+                    "columns": {"audio": "file", "text": "said"},
+                    "target_length": 32,
+                },
+            }
+        },
+        "teachers": {
+            "one": {"task": "speech", "model": str(whisper(folder / "one")), "fine_tune": tuned},
+            "two": {
+                "task": "speech",
+                "model": str(whisper(folder / "two", seed=1)),
+                "fine_tune": tuned,
+                "generation": {"beams": 2, "candidates": 2},
+            },
+            "frames": {"task": "speech", "model": str(ctc(folder / "frames")), "preflight": "warn"},
+        },
+        "aggregation": {"teacher_weights": {"frames": 0.0}, "max_word_error": 0.5},
+        "students": {"small": {"init_from": "one", "layers": {"encoder": 2, "decoder": 1}}},
+        "train": {**tuned, "epochs": 20, "cpus_per_worker": 1},
+        "tracking": {"enabled": False},
+    }
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("speech")
+    command = tutelage("train", str(write_run(folder)), cwd=folder, timeout_s=500)
+    assert command.process.returncode == 0, command.output
+    return folder
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "runs" / "tones" / "report.json").read_text())
+    return report
+
+
+def test_a_run_scores_words_and_counts_what_it_leaves_out(folder: Path) -> None:
+    report = report_of(folder)
+    task, notes = report["tasks"]["speech"], " ".join(report["notes"])
+    assert task["metric"] == "word_accuracy"
+    for name in ("one", "two", "frames"):
+        own = task["metrics"]["teachers"][name]
+        assert own["word_accuracy"] == pytest.approx(1 - own["wer"])
+    assert task["metrics"]["students"]["small"]["wer"] < 0.5, "it has learnt"
+    assert any("BasicTextNormalizer" in note for note in task["notes"]), "the normalisation is named"
+    assert "of a recording that is longer than the model's window" in notes
+    assert "they are resampled" in notes
+    assert "they are mixed to one" in notes
+    page = (folder / "runs" / "tones" / "report.md").read_text()
+    assert "| WER |" in page
+    assert "empty texts score" in page
