@@ -29,6 +29,8 @@ AT_ONCE = 1000
 """Rows whose bytes are in memory at once."""
 RATE = 16_000
 """Samples a second that nearly all models of speech read."""
+RESAMPLED = f"with another rate than {RATE:,} samples a second: they are resampled"
+MIXED = "with several channels: they are mixed to one"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,8 @@ def with_recordings(
         _refuse_faulty(task, split, places, probes)
         silent = np.array([one.silent for one in probes], dtype=bool)
         counts[f"of {split} left out: they are silent"] = int(silent.sum())
-        counts[f"of {split} with another rate than {RATE:,} samples a second: they are resampled"] = sum(
-            one.rate != RATE for one in probes
-        )
-        counts[f"of {split} with several channels: they are mixed to one"] = sum(
-            one.channels > 1 for one in probes
-        )
+        counts[RESAMPLED] += sum(one.rate != RATE for one in probes)
+        counts[MIXED] += sum(one.channels > 1 for one in probes)
         references = [
             Recording(one.digest, one.seconds, str(place.path)).reference
             for place, one in zip(places, probes, strict=True)
