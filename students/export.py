@@ -15,7 +15,8 @@ from pipeline.models import open_model, open_tokenizer
 from pipeline.tasks.generation import generation_settings, know_ends
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.listening import is_multilingual, open_extractor
-from pipeline.tasks.writing import WritingHead, writing_head
+from pipeline.tasks.speech_recognition import SpeechHead
+from pipeline.tasks.writing import writing_head
 from students.student import MultiTaskStudent
 
 
@@ -31,10 +32,12 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
         head = writing_head(own)
         settings = generation_settings(head.generation, head.target_length)
         know_ends(model, tokenizer)
-        model.generation_config.update(**settings, **_spoken(model, head))
-        model.save_pretrained(scratch)
-        if own.kind.audio:
+        model.generation_config.update(**settings)
+        if isinstance(head, SpeechHead):
+            for name, value in _spoken(model, head, tokenizer).items():  # `update` leaves out what only Whisper's have
+                setattr(model.generation_config, name, value)
             open_extractor(Path(tokenizer.name_or_path)).save_pretrained(scratch)
+        model.save_pretrained(scratch)
     else:
         with torch.device("meta"):
             # the shared encoder may have a pooler that this class of models lacks
@@ -46,11 +49,16 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
     scratch.replace(folder)
 
 
-def _spoken(model: Any, head: WritingHead) -> dict[str, Any]:
-    """The settings by which a model of speech of several languages writes down what is said, in its language."""
-    if head.generation.language is None or not is_multilingual(model.config):
-        return {}
-    return {"language": head.generation.language, "task": "transcribe"}
+def _spoken(model: Any, head: SpeechHead, tokenizer: Any) -> dict[str, Any]:
+    """The settings by which Whisper's own `generate` begins with the prompt by which the student was trained and scored."""
+    prompt, several = head.listener(tokenizer).prompt, is_multilingual(model.config)
+    settings = {
+        "_from_model_config": False,  # else transformers makes it anew, without what only Whisper's have
+        "no_timestamps_token_id": prompt[-1],
+        "return_timestamps": False,
+        "is_multilingual": several,
+    }
+    return {**settings, "language": head.generation.language, "task": "transcribe"} if several else settings
 
 
 def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:

@@ -77,9 +77,9 @@ def whisper(folder: Path, seed: int = 0) -> Path:
         begin_suppress_tokens=[],
     )
     model = WhisperForConditionalGeneration(config)
-    model.generation_config.update(
-        no_timestamps_token_id=WITHOUT_TIMES, is_multilingual=False, return_timestamps=False
-    )
+    own = {"no_timestamps_token_id": WITHOUT_TIMES, "is_multilingual": False, "return_timestamps": False}
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=20, chunk_length=WINDOW_S).save_pretrained(folder)

@@ -85,7 +85,7 @@ def probe(path: Path) -> Probe:
             rate, channels, length, frames, peak = file.samplerate, file.channels, file.frames, 0, 0.0
             for block in file.blocks(blocksize=BLOCK_S * rate, dtype="float32", always_2d=True):
                 frames += len(block)
-                peak = max(peak, float(np.abs(block).max(initial=0)))  # NaN where a sample is
+                peak = float(np.maximum(peak, np.abs(block).max(initial=0)))  # NaN where a sample is
     except (soundfile.SoundFileError, RuntimeError) as error:
         return Probe(digest, fault=f"it cannot be decoded ({str(error).splitlines()[0]})")
     if not frames:

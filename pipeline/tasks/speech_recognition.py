@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batch import Encoded, Examples, Ragged, TargetTokens
+from pipeline.config.generation import GenerationConfig
 from pipeline.config.kinds import SPEECH_RECOGNITION as KIND
 from pipeline.errors import ConfigError, TeacherError
 from pipeline.tasks import recording
@@ -77,6 +78,11 @@ class SpeechHead(WritingHead):
         """How the tokenizer's model reads recordings. Raises `TeacherError` where it cannot, or its decoder has too few positions."""
         listener = listener_of(str(tokenizer.name_or_path), self.generation.language)
         most = listener.positions - len(listener.prompt)
+        if listener.is_ctc and self.generation != GenerationConfig(language=self.generation.language):
+            raise TeacherError(
+                f"{listener.folder}: a CTC model labels frames, and has one text for each recording",
+                "Give its teacher no generation but language, or the settings to the other teachers alone.",
+            )
         if not listener.is_ctc and self.target_length > most:
             raise TeacherError(
                 f"{listener.folder}: target_length {self.target_length} is more than the {most} positions that its decoder has for a text",

@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config.load import load_config
-from pipeline.data.splits import load_task
-from pipeline.tasks.recording import samples
-from pipeline.training.result import read_predictions
 from tests.integration.command import tutelage
 from tests.tiny_speech import RATE, TONES, ctc, record, whisper
 
@@ -45,7 +41,7 @@ def write_data(folder: Path) -> dict[str, str]:
 
 def write_run(folder: Path) -> Path:
     rates = {"learning_rate": 5e-3, "head_learning_rate": 5e-3, "early_stopping": None, "precision": "fp32"}
-    tuned = {"epochs": 16, "batch_size": 8, **rates}
+    tuned = {"epochs": 12, "batch_size": 8, **rates}
     config = {
         "name": "tones",
         "runs_dir": str(folder / "runs"),
@@ -72,7 +68,7 @@ def write_run(folder: Path) -> Path:
         },
         "aggregation": {"teacher_weights": {"frames": 0.0}, "max_word_error": 0.5},
         "students": {"small": {"init_from": "one", "layers": {"encoder": 2, "decoder": 1}}},
-        "train": {**tuned, "epochs": 10, "cpus_per_worker": 1},
+        "train": {**tuned, "epochs": 8, "cpus_per_worker": 1},
         "tracking": {"enabled": False},
     }
     file = folder / "run.yaml"
