@@ -45,7 +45,7 @@ from pipeline.models import (
 from pipeline.predictor import check_model
 from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
-from pipeline.tasks.speech_recognition import speech_head
+from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.jobs import start_folder

@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
 from pipeline.tasks.generation import generation_settings, know_ends
 from pipeline.tasks.heads import model_class
+from pipeline.tasks.hearing import SpeechHead
 from pipeline.tasks.listening import is_multilingual, open_extractor
-from pipeline.tasks.speech_recognition import SpeechHead
 from pipeline.tasks.writing import writing_head
 from students.student import MultiTaskStudent
 
@@ -34,7 +34,9 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
         know_ends(model, tokenizer)
         model.generation_config.update(**settings)
         if isinstance(head, SpeechHead):
-            for name, value in _spoken(model, head, tokenizer).items():  # `update` leaves out what only Whisper's have
+            for name, value in _spoken(
+                model, head, tokenizer
+            ).items():  # `update` leaves out what only Whisper's have
                 setattr(model.generation_config, name, value)
             open_extractor(Path(tokenizer.name_or_path)).save_pretrained(scratch)
         model.save_pretrained(scratch)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pipeline.batch import ABSENT, Examples, is_present
 from pipeline.config.schema import Strategy
 from pipeline.tasks.consensus import consensus_texts
-from pipeline.tasks.sequence_to_sequence import writing_scoring
 from pipeline.tasks.task import Task
+from pipeline.tasks.writing import writing_scoring
 from teachers.aggregation import ensemble
 from teachers.store import Store
 

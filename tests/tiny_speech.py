@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pipeline.config.generation import GenerationConfig
 from pipeline.config.kinds import SPEECH_RECOGNITION
 from pipeline.tasks import Task
+from pipeline.tasks.hearing import SpeechHead
 from pipeline.tasks.recording import Recording, probe
-from pipeline.tasks.speech_recognition import ROLES, SpeechHead, SpeechReading, SpeechScoring
+from pipeline.tasks.speech_recognition import ROLES, SpeechReading, SpeechScoring
 
 RATE, WINDOW_S, WORD_S = 16_000, 2, 0.3
 TONES = {"la": 300, "ti": 700, "do": 1500, "re": 3000}

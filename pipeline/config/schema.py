@@ -258,9 +258,18 @@ class StackLayersConfig(Strict):
     """The layers of a student that reads with an encoder and writes with a decoder."""
 
     encoder: Layers | None = None
-    """How many, or which ones, of the encoder; null: all."""
+    """How many, or which ones, of the encoder; null or `all`: all."""
     decoder: Layers | None = None
-    """How many, or which ones, of the decoder; null: all."""
+    """How many, or which ones, of the decoder; null or `all`: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = {key: None if layers == "all" else layers for key, layers in given.items()}
+        # no JSON any more: strict
+        return {key: tuple(one) if isinstance(one, list) else one for key, one in own.items()}
 
 
 class StudentConfig(Strict):

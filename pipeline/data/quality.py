@@ -15,8 +15,8 @@ from pipeline.data.splits import TaskData
 from pipeline.shown import points
 from pipeline.tasks import Task
 from pipeline.tasks.label_counts import label_counts
-from pipeline.tasks.sequence_to_sequence import writing_reading
 from pipeline.tasks.text_faults import text_faults
+from pipeline.tasks.writing import writing_reading
 
 LARGE_ERROR = 0.03
 """Standard error of a validation score from which the split is too small to choose by: two settings must then differ by

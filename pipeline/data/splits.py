@@ -25,8 +25,9 @@ from pipeline.data.recordings import with_recordings
 from pipeline.disk_cache import cached
 from pipeline.errors import ConfigError, DataError
 from pipeline.strings import Strings, joined
-from pipeline.tasks import MAKERS, Task, recording
+from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
+from pipeline.tasks.recording import content as content_of
 from pipeline.tasks.spans import word_spans
 
 SHOWN_COLUMNS = 30
@@ -384,7 +385,7 @@ def _values(table: Any, column: str, text: bool) -> Sequence[Any]:
 def read_examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples:
     """Columns by role as the task's `Examples`, keyed by their content; `split` names them in errors."""
     inputs, labels = task.reading.read(columns, split)
-    content = recording.content({role: inputs[role] for role in task.reading.fields}, task.kind.audio)
+    content = content_of({role: inputs[role] for role in task.reading.fields}, task.kind.audio)
     return Examples(task.name, content_keys(task.kind.name, content), inputs, labels)
 
 

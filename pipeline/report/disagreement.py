@@ -13,8 +13,8 @@ from torch import Tensor
 from pipeline.batch import UNLABELLED, Ragged, is_present, offsets_of
 from pipeline.report.ensembles import TaskTeachers
 from pipeline.tasks.label_counts import label_counts
-from pipeline.tasks.sequence_to_sequence import writing_scoring
 from pipeline.tasks.skill import row_owners
+from pipeline.tasks.writing import writing_scoring
 
 SHOWN_EXAMPLES = 5
 

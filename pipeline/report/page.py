@@ -24,7 +24,6 @@ from pipeline.report.schema import (
 )
 from pipeline.shown import NOTHING, markdown_table, measured, millions, percent, points, recovered, signed
 from pipeline.significance import CLEAR_GAP
-from pipeline.tasks.word_errors import compared
 
 CLEAR_ERRORS = 2.0  # a difference within this many standard errors is called noise
 LONGEST_CELL = 240
@@ -341,6 +340,10 @@ def _variants_part(variants: Mapping[str, VariantsRecord]) -> list[str]:
 
 def _marked(text: str, reference: str) -> str:
     """A transcript for a cell of a table, with its errors marked."""
+    from pipeline.tasks.word_errors import (
+        compared,  # here: it imports torch, and a comparison of reports does not need it
+    )
+
     marks = {"equal": "", "delete": "~~"}
     parts = [(marks.get(kind, "**"), _cut(words)) for kind, words in compared(text, reference)]
     return " ".join(f"{mark}{words}{mark}" for mark, words in parts)

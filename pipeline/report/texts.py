@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.report.schema import WrittenExample
 from pipeline.report.types import TaskResults
-from pipeline.tasks.sequence_to_sequence import writing_scoring
+from pipeline.tasks.writing import writing_scoring
 
 SHOWN = 10
 

@@ -154,9 +154,9 @@ def listener_of(folder: str, language: str | None) -> Listener:
 
     Raises `TeacherError` for a model that is neither of Whisper's architecture nor CTC, and for one of several languages without a language.
     """
-    from pipeline.models import open_config, open_tokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    config: Any = open_config(Path(folder))
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     extractor, features = _extractor(folder), _name_of(folder)
     rate = int(extractor.sampling_rate)
     if config.model_type != "whisper":
@@ -173,7 +173,7 @@ def listener_of(folder: str, language: str | None) -> Listener:
             f"{folder}: its feature extractor gives {extractor.nb_max_frames} frames, its encoder has {config.max_source_positions} positions for two each",
             "Set chunk_length in preprocessor_config.json to max_source_positions ÷ 50.",
         )
-    tokenizer = open_tokenizer(Path(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if is_multilingual(config):
         if language is None:
             raise TeacherError(

@@ -186,20 +186,6 @@ class SequenceScoring:
         return None
 
 
-def writing_reading(task: Task) -> SequenceReading:
-    """The reading of a task whose kind writes. Raises TypeError for another."""
-    if not isinstance(task.reading, SequenceReading):
-        raise TypeError(f"{task.name} is of kind {task.kind.name}, which writes no texts")
-    return task.reading
-
-
-def writing_scoring(task: Task) -> SequenceScoring:
-    """The scoring of a task whose kind writes. Raises TypeError for another."""
-    if not isinstance(task.scoring, SequenceScoring):
-        raise TypeError(f"{task.name} is of kind {task.kind.name}, which writes no texts")
-    return task.scoring
-
-
 def _score(metric: str, sums: NDArray[np.float64]) -> NDArray[np.float64]:
     match metric:
         case "chrf":

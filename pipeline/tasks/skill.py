@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipeline.batch import UNLABELLED, Examples, is_present
-from pipeline.tasks.sequence_to_sequence import writing_scoring
 from pipeline.tasks.task import Task
+from pipeline.tasks.writing import writing_scoring
 
 LARGEST_LOG_TEMPERATURE = 5.0
 """The best temperature is looked for between e⁻⁵ and e⁵."""

@@ -74,7 +74,9 @@ def _normaliser() -> Any:
     return BasicTextNormalizer()
 
 
-def compared(text: str, reference: str) -> list[tuple[Literal["equal", "delete", "insert", "substitute"], str]]:
+def compared(
+    text: str, reference: str
+) -> list[tuple[Literal["equal", "delete", "insert", "substitute"], str]]:
     """A transcript beside its reference, both normalised, in parts: what was done to the reference's words, and the transcript's words, of deleted ones
     the reference's."""
     import jiwer

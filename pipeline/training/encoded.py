@@ -9,7 +9,7 @@ from pipeline.batch import Encoded, Examples
 from pipeline.disk_cache import cached
 from pipeline.models import vocabulary
 from pipeline.tasks.encoding import AT_ONCE, encode_examples
-from pipeline.tasks.speech_recognition import SpeechHead
+from pipeline.tasks.hearing import SpeechHead
 from pipeline.tasks.task import Head
 
 

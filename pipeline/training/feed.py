@@ -23,8 +23,8 @@ from pipeline.losses import Needs
 from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
+from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.pairs import pairs
-from pipeline.tasks.speech_recognition import speech_head
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.writing import writing_head
 from pipeline.training.encoded import content_of, encoded

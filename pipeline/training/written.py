@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pipeline.config.resolved import TaskAggregation
 from pipeline.data.splits import TaskData
 from pipeline.tasks.consensus import consensus_texts, nearest_texts
-from pipeline.tasks.sequence_to_sequence import writing_reading, writing_scoring
 from pipeline.tasks.text_faults import text_faults
 from pipeline.tasks.word_errors import word_error
+from pipeline.tasks.writing import writing_reading, writing_scoring
 from teachers.ensemble import stored_predictions
 from teachers.store import Store
 

@@ -19,11 +19,11 @@ from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from pipeline.soft import Texts
 from pipeline.tasks.forced import output_along
+from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.label_columns import Column
 from pipeline.tasks.listening import listener_of
 from pipeline.tasks.recording import samples
 from pipeline.tasks.skill import relative_losses
-from pipeline.tasks.speech_recognition import speech_head
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.transcribing import merged_texts
 from pipeline.text_arrays import text_array
