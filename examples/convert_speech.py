@@ -132,7 +132,12 @@ def _save(folder: Path, arrays: Weights, settings: dict[str, Any], heads: int, s
     vocabulary, width = state["model.decoder.embed_tokens.weight"].shape
     layers = len({name.split(".")[3] for name in state if name.startswith("model.encoder.layers.")})
     start, end = (tokenizer.convert_tokens_to_ids(one) for one in ("<|startoftranscript|>", "<|endoftext|>"))
-    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+    ids: dict[str, Any] = {
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "decoder_start_token_id": start,
+    }
     config = WhisperConfig(
         vocab_size=vocabulary,
         d_model=width,
@@ -153,7 +158,7 @@ def _save(folder: Path, arrays: Weights, settings: dict[str, Any], heads: int, s
     known = {
         token: number for token, number in tokenizer.get_vocab().items() if number in settings["lang_ids"]
     }
-    languages = {
+    languages: dict[str, Any] = {
         "lang_to_id": known,
         "task_to_id": {
             name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("transcribe", "translate")

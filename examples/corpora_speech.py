@@ -59,7 +59,8 @@ def _spoken(text: str) -> bool:
 def split_sentences(texts: Iterable[str]) -> dict[str, list[Sentence]]:
     """As many sentences a split as `COUNTS`, each with a voice and a pace; those that are the same when `masked` are in one split."""
     drawn: dict[str, list[Sentence]] = {name: [] for name in COUNTS}
-    for number, text in enumerate(shuffled(list(texts), lambda text: text)):
+    rows = [(text,) for text in texts]
+    for number, (text,) in enumerate(shuffled(rows, lambda row: row[0])):
         split = draw(masked(text), validation=0.1, test=0.2)
         if len(drawn[split]) < COUNTS[split]:
             voices = VOICES[split]

@@ -26,13 +26,10 @@ def output_along(model: Any, inputs: Mapping[str, Tensor], target: Tensor) -> An
     `NO_TOKEN`.
     """
     if "decoder_input_ids" in inputs:
-        prompt, there = inputs["decoder_input_ids"], target != NO_TOKEN
-        own = {
-            **readable(inputs, model),
-            "decoder_input_ids": torch.cat((prompt, target.masked_fill(~there, 0)[:, :-1]), dim=1),
-        }
-        output = model(**own, use_cache=False)
-        output.logits = output.logits[:, prompt.shape[1] - 1 :]
+        before = inputs["decoder_input_ids"]
+        ids = torch.cat((before, target.masked_fill(target == NO_TOKEN, 0)[:, :-1]), dim=1)
+        output = model(**{**readable(inputs, model), "decoder_input_ids": ids}, use_cache=False)
+        output.logits = output.logits[:, before.shape[1] - 1 :]
         return output
     if model.config.is_encoder_decoder:
         return model(**inputs, decoder_input_ids=decoder_inputs(model, target), use_cache=False)

@@ -99,7 +99,7 @@ class Listener:
                 self.bounds(float(one), int(number))[1] for one, number in zip(whole, numbers, strict=True)
             ]
             lengths = np.maximum(np.ceil(np.array(parts) / self.position), 1).astype(np.int64)
-        windows = Windows(self, [references[owner] for owner in owners], numbers)
+        windows = Windows(self, [references[owner] for owner in owners.tolist()], numbers)
         return Encoded({}, offsets_of(lengths), {}, 0, sequences=offsets_of(counts), audio=windows)
 
 

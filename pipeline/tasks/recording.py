@@ -136,8 +136,9 @@ def seconds(references: Sequence[str]) -> NDArray[np.float64]:
 
 
 def names(references: Sequence[str]) -> list[str]:
-    """The name of each recording's file, for people."""
-    return [Path(Recording.of(one).path).name for one in references]
+    """The name of each recording's file, for people, with its hash, since files in several folders may have one name."""
+    parts = ((Path(one.path).name, one.digest) for one in map(Recording.of, references))
+    return [name if digest in name else f"{name} ({digest})" for name, digest in parts]
 
 
 def content(inputs: Any, audio: bool) -> Any:

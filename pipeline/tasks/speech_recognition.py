@@ -47,7 +47,7 @@ class SpeechReading(SequenceReading):
     rewritable: ClassVar[tuple[bool, ...]] = (False,)
 
     def plain(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Sequence[str], ...]:
-        """The names of the files."""
+        """The names of the files, with their hashes."""
         return (names(inputs["source"]),)
 
     def from_plain(self, *columns: Sequence[str]) -> dict[str, Sequence[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +74,9 @@ def _normaliser() -> Any:
     return BasicTextNormalizer()
 
 
-def compared(
-    text: str, reference: str
-) -> list[tuple[Literal["equal", "delete", "insert", "substitute"], str]]:
-    """A transcript beside its reference, both normalised, in parts: what was done to the reference's words, and the transcript's words, of deleted ones
-    the reference's."""
+def compared(text: str, reference: str) -> list[tuple[str, str]]:
+    """A transcript beside its reference, both normalised, in parts: what was done to the reference's words (``equal``, ``delete``, ``insert``,
+    ``substitute``), and the transcript's words, of deleted ones the reference's."""
     import jiwer
 
     output = jiwer.process_words(normalised(reference), normalised(text))

@@ -49,7 +49,7 @@ def test_a_recording_is_named_by_its_bytes(tmp_path: Path) -> None:
     assert digests([one]) == digests([other])
     assert content({"source": [one]}, audio=True) == content({"source": [other]}, audio=True)
     assert Recording.of(one).path == str(tmp_path / "one with spaces.wav")
-    assert names([one]) == ["one with spaces.wav"]
+    assert names([one]) == [f"one with spaces.wav ({digests([one])[0]})"]
     assert seconds([one]) == pytest.approx([0.3], abs=1e-4)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline.tasks.label_columns import Column
 from pipeline.tasks.listening import listener_of
 from pipeline.tasks.recording import samples
 from pipeline.tasks.skill import relative_losses
+from pipeline.tasks.speech_recognition import SpeechScoring
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.transcribing import merged_texts
 from pipeline.text_arrays import text_array
@@ -123,7 +123,7 @@ def test_a_model_writes_what_the_pipeline_of_its_folder_does(model: Path, heard:
     predictor = Predictor(model, speech_task())
     texts = written(predictor, heard)[:, 0].tolist()
     assert texts[:3] == TEXTS, "it knows them by heart"
-    transcribe = pipeline("automatic-speech-recognition", str(model))
+    transcribe: Any = pipeline("automatic-speech-recognition", str(model))
     for reference, text in zip(heard[:3], texts, strict=False):
         sound = {"raw": samples(reference, RATE), "sampling_rate": RATE}
         assert transcribe(sound)["text"].strip() == text
@@ -183,7 +183,7 @@ def test_a_ctc_model_labels_frames_whatever_the_batch(tmp_path: Path, heard: lis
 
     folder = ctc(tmp_path)
     texts = written(Predictor(folder, speech_task()), heard)[:, 0].tolist()
-    transcribe = pipeline("automatic-speech-recognition", str(folder))
+    transcribe: Any = pipeline("automatic-speech-recognition", str(folder))
     sounds = [{"raw": samples(one, RATE), "sampling_rate": RATE} for one in heard]
     assert texts == [transcribe(sound)["text"].strip() for sound in sounds]
     with pytest.raises(TeacherError, match="labels frames, and has one text"):
@@ -215,7 +215,7 @@ def test_scores_are_one_minus_error_rates(heard: list[str]) -> None:
     assert relative_losses(task, empty, examples).tolist() == [1, 1, 1], (
         "a hallucination counts no more than nothing"
     )
-    selected = replace(task.scoring, metric="character_accuracy")
+    selected = SpeechScoring("character_accuracy", task.kind.metrics)
     assert float(selected.score_of(task.scoring.statistics(values, examples).sum(0))) == pytest.approx(
         1 - scores["cer"]
     )
