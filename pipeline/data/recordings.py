@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from pipeline.files import write_atomically
 from pipeline.tasks.recording import Probe, Recording, check_packages, digest_of, probe
 from pipeline.urls import cache_base, is_url
 
+SplitT = TypeVar("SplitT", bound=str)
 SHOWN = 3
 """Files with a fault that an error names."""
 AT_ONCE = 1000
@@ -43,15 +44,15 @@ class Place:
 
 
 def with_recordings(
-    task: str, data: DataConfig, tables: Mapping[str, Any], column: str
-) -> tuple[dict[str, Any], list[str]]:
+    task: str, data: DataConfig, tables: Mapping[SplitT, Any], column: str
+) -> tuple[dict[SplitT, Any], list[str]]:
     """The tables by split, with references in `column` and without silent recordings, and notes that count what was left out, and what is resampled
     or mixed when it is read.
 
     Raises `DataError` with the names of files that are missing, empty, damaged or have no samples.
     """
     check_packages()
-    read, counts = dict[str, Any](), Counter[str]()
+    read, counts = dict[SplitT, Any](), Counter[str]()
     for split, table in tables.items():
         places = list(_places(task, split, table, column, _folders(task, data, split)))
         probes = _probes(task, split, [place.path for place in places])

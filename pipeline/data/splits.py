@@ -193,8 +193,8 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
             raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
         _check_columns(name, split, table, columns)
     if kind.audio:
-        heard, more = with_recordings(name, config.data, dict(tables), columns[fields[0]])
-        tables, notes = {split: heard[split] for split in tables}, [*notes, *more]
+        tables, more = with_recordings(name, config.data, tables, columns[fields[0]])
+        notes += more
     read = {split: _columns(table, columns, fields) for split, table in tables.items()}
     task = MAKERS[kind](name, config, read["train"])
     notes += [
