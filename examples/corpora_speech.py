@@ -88,10 +88,10 @@ class Speaker:
             raise ValueError("eSpeak did not start")
         self._parts: list[bytes] = []
         form = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = form(self._heard)
+        self._callback = form(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _heard(self, wave: Any, count: int, _: Any) -> int:
+    def _collect(self, wave: Any, count: int, _: Any) -> int:
         if wave and count > 0:
             self._parts.append(ctypes.string_at(wave, 2 * count))
         return 0

@@ -37,7 +37,7 @@ def write_data(folder: Path) -> dict[str, str]:
             name, rate = f"{split}-{number}.{('wav', 'flac', 'mp3')[number % 3]}", (RATE, 22_050)[number % 2]
             record(recordings / name, text, rate=rate, channels=1 + number % 2)
             known = split != "train" or number % 8
-            lines.append({"file": f"recordings/{name}", "said": text if known else None})
+            lines.append({"file": f"recordings/{name}", "transcript": text if known else None})
         files[split] = str(folder / f"{split}.jsonl")
         Path(files[split]).write_text("\n".join(map(json.dumps, lines)))
     return files
@@ -55,7 +55,7 @@ def write_run(folder: Path) -> Path:
                 "data": {
                     "path": "json",
                     "data_files": write_data(folder),
-                    "columns": {"audio": "file", "text": "said"},
+                    "columns": {"audio": "file", "text": "transcript"},
                     "target_length": 32,
                 },
             }

@@ -53,7 +53,7 @@ def test_a_recording_is_named_by_its_bytes(tmp_path: Path) -> None:
     assert seconds([one]) == pytest.approx([0.3], abs=1e-4)
 
 
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("no sound")
     whole = record(tmp_path / "whole.flac", "la ti do re").read_bytes()

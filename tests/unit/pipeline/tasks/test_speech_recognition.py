@@ -1,4 +1,4 @@
-"""Kind speech-recognition: what is read, heard, written and scored."""
+"""Kind speech-recognition: what is read, written and scored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONG = "la ti do re la ti do re la"
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """References of recordings of the texts, and of one that is longer than the models' window."""
     return recorded(tmp_path_factory.mktemp("recordings"), [*TEXTS, LONG])
 
@@ -71,20 +71,20 @@ def written(predictor: Predictor, recordings: list[str]) -> NDArray[Any]:
     return texts.values
 
 
-def test_a_key_is_the_recordings_content(heard: list[str]) -> None:
+def test_a_key_is_the_recordings_content(clips: list[str]) -> None:
     task = speech_task()
-    columns = {"audio": Column(heard), "text": Column([*TEXTS, None])}
+    columns = {"audio": Column(clips), "text": Column([*TEXTS, None])}
     examples = read_examples(task, "train", columns)
-    moved = [one.replace("/recordings", "/elsewhere") for one in heard]
-    assert moved != heard
+    moved = [one.replace("/recordings", "/elsewhere") for one in clips]
+    assert moved != clips
     again = read_examples(task, "train", {**columns, "audio": Column(moved)})
     assert (examples.keys == again.keys).all()
     assert len(set(examples.keys.tolist())) == 4
     assert task.reading.labelled(examples.labels).tolist() == [True, True, True, False]
 
 
-def test_a_short_recording_is_one_window_and_a_long_one_several(model: Path, heard: list[str]) -> None:
-    encoded = speech_task().head.encode(open_tokenizer(model), {"source": heard})
+def test_a_short_recording_is_one_window_and_a_long_one_several(model: Path, clips: list[str]) -> None:
+    encoded = speech_task().head.encode(open_tokenizer(model), {"source": clips})
     assert np.diff(encoded.sequences).tolist() == [1, 1, 1, 2]
     assert encoded.lengths.tolist() == [100, 100, 100, 200]
     assert encoded.audio is not None
@@ -94,15 +94,15 @@ def test_a_short_recording_is_one_window_and_a_long_one_several(model: Path, hea
 
 
 def test_features_are_the_extractors_and_are_kept_by_content(
-    model: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Path, clips: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from transformers import WhisperFeatureExtractor
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    encoded = speech_task().head.encode(open_tokenizer(model), {"source": heard})
+    encoded = speech_task().head.encode(open_tokenizer(model), {"source": clips})
     read = encoded.pad(np.array([0, 3])).inputs["input_features"]
     extractor = WhisperFeatureExtractor.from_pretrained(model)
-    whole, long = samples(heard[0], RATE), samples(heard[3], RATE)
+    whole, long = samples(clips[0], RATE), samples(clips[3], RATE)
     starts = round(WINDOW_S * RATE * 2 / 3)
     windows = [whole, long[: WINDOW_S * RATE], long[starts:]]
     expected = extractor(windows, sampling_rate=RATE, return_tensors="np")["input_features"]
@@ -117,29 +117,29 @@ def test_features_are_the_extractors_and_are_kept_by_content(
     np.testing.assert_array_equal(encoded.pad(np.array([0, 3])).inputs["input_features"], read)
 
 
-def test_a_model_writes_what_the_pipeline_of_its_folder_does(model: Path, heard: list[str]) -> None:
+def test_a_model_writes_what_the_pipeline_of_its_folder_does(model: Path, clips: list[str]) -> None:
     from transformers import pipeline
 
     predictor = Predictor(model, speech_task())
-    texts = written(predictor, heard)[:, 0].tolist()
+    texts = written(predictor, clips)[:, 0].tolist()
     assert texts[:3] == TEXTS, "it knows them by heart"
     transcribe: Any = pipeline("automatic-speech-recognition", str(model))
-    for reference, text in zip(heard[:3], texts, strict=False):
+    for reference, text in zip(clips[:3], texts, strict=False):
         sound = {"raw": samples(reference, RATE), "sampling_rate": RATE}
         assert transcribe(sound)["text"].strip() == text
-    sound = {"raw": samples(heard[3], RATE), "sampling_rate": RATE}
+    sound = {"raw": samples(clips[3], RATE), "sampling_rate": RATE}
     merged = transcribe(sound, chunk_length_s=WINDOW_S, ignore_warning=True)["text"].strip()
     assert merged == texts[3], "cut and merged as the pipeline does it"
 
 
-def test_what_is_written_does_not_depend_on_the_batch(model: Path, heard: list[str]) -> None:
-    together = written(Predictor(model, speech_task()), heard)
-    alone = written(Predictor(model, speech_task(), tokens_per_forward=1), heard)
+def test_what_is_written_does_not_depend_on_the_batch(model: Path, clips: list[str]) -> None:
+    together = written(Predictor(model, speech_task()), clips)
+    alone = written(Predictor(model, speech_task(), tokens_per_forward=1), clips)
     assert together.tolist() == alone.tolist()
 
 
-def test_beams_give_several_candidates_with_scores(model: Path, heard: list[str]) -> None:
-    texts, _ = Predictor(model, speech_task(beams=3, candidates=2)).predict({"source": heard})
+def test_beams_give_several_candidates_with_scores(model: Path, clips: list[str]) -> None:
+    texts, _ = Predictor(model, speech_task(beams=3, candidates=2)).predict({"source": clips})
     assert isinstance(texts, Texts)
     assert texts.values.shape == texts.scores.shape == (4, 2)
     assert (texts.scores[:, 0] >= texts.scores[:, 1]).all()
@@ -160,9 +160,9 @@ def test_texts_of_windows_that_overlap_are_merged() -> None:
     assert merged_texts(tokenizer, padded, strides, np.array([0, 0, 1])) == ["la ti do re", "re"]
 
 
-def test_the_decoder_is_forced_from_its_prompt(model: Path, heard: list[str]) -> None:
+def test_the_decoder_is_forced_from_its_prompt(model: Path, clips: list[str]) -> None:
     predictor, task = Predictor(model, speech_task()), speech_task()
-    encoded = task.head.encode(predictor.tokenizer, {"source": heard[:3], "target": TEXTS})
+    encoded = task.head.encode(predictor.tokenizer, {"source": clips[:3], "target": TEXTS})
     assert encoded.targets is not None
     batch = TensorBatch.of(encoded.pad(np.arange(3)), torch.device("cpu"))
     target = torch.from_numpy(pad_targets(encoded.targets.take(np.arange(3))))
@@ -174,17 +174,17 @@ def test_the_decoder_is_forced_from_its_prompt(model: Path, heard: list[str]) ->
         expected = predictor.model(input_features=features, decoder_input_ids=whole).logits[:, 1:-1]
     assert logits.shape[:2] == target.shape
     torch.testing.assert_close(logits, expected)
-    forced, _, _ = predictor.force({"source": heard, "text": [*TEXTS, LONG]}, TokenTargetsConfig())
+    forced, _, _ = predictor.force({"source": clips, "text": [*TEXTS, LONG]}, TokenTargetsConfig())
     assert len(forced) == 4
 
 
-def test_a_ctc_model_labels_frames_whatever_the_batch(tmp_path: Path, heard: list[str]) -> None:
+def test_a_ctc_model_labels_frames_whatever_the_batch(tmp_path: Path, clips: list[str]) -> None:
     from transformers import pipeline
 
     folder = ctc(tmp_path)
-    texts = written(Predictor(folder, speech_task()), heard)[:, 0].tolist()
+    texts = written(Predictor(folder, speech_task()), clips)[:, 0].tolist()
     transcribe: Any = pipeline("automatic-speech-recognition", str(folder))
-    sounds = [{"raw": samples(one, RATE), "sampling_rate": RATE} for one in heard]
+    sounds = [{"raw": samples(one, RATE), "sampling_rate": RATE} for one in clips]
     assert texts == [transcribe(sound)["text"].strip() for sound in sounds]
     with pytest.raises(TeacherError, match="labels frames, and has one text"):
         speech_head(speech_task(beams=2, candidates=2)).listener(open_tokenizer(folder))
@@ -199,9 +199,9 @@ def test_models_that_do_not_fit_are_refused(model: Path, tmp_path: Path, tiny_mo
         listener_of(str(tiny_model("bert")), None)
 
 
-def test_scores_are_one_minus_error_rates(heard: list[str]) -> None:
+def test_scores_are_one_minus_error_rates(clips: list[str]) -> None:
     task = speech_task()
-    examples = read_examples(task, "test", {"audio": Column(heard[:3]), "text": Column(TEXTS)})
+    examples = read_examples(task, "test", {"audio": Column(clips[:3]), "text": Column(TEXTS)})
     values = text_array([["la ti do"], ["do"], ["do re la"]])
     scores = task.scoring.scores(values, examples)
     assert scores["wer"] == pytest.approx(2 / 8)

@@ -37,31 +37,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return recorded(tmp_path_factory.mktemp("recordings"), [*TEXTS, LONG])
 
 
-def data_of(heard: Sequence[str], texts: Sequence[str | None]) -> TaskData:
-    columns = {"audio": Column(list(heard)), "text": Column(list(texts))}
+def data_of(clips: Sequence[str], texts: Sequence[str | None]) -> TaskData:
+    columns = {"audio": Column(list(clips)), "text": Column(list(texts))}
     train = read_examples(speech_task(), "train", columns)
     return TaskData(speech_task(), {"train": train, "validation": train, "test": train})
 
 
-def test_recordings_beyond_the_window_are_left_out_and_counted(folder: Path, heard: list[str]) -> None:
+def test_recordings_beyond_the_window_are_left_out_and_counted(folder: Path, clips: list[str]) -> None:
     tokenizer = open_tokenizer(folder)
-    one = TaskSet.of(data_of(heard, [*TEXTS, LONG]), tokenizer)
+    one = TaskSet.of(data_of(clips, [*TEXTS, LONG]), tokenizer)
     assert len(one.examples) == 4
     assert one.left_out == {LONGER: 1}
     assert np.diff(one.validation.sequences).tolist() == [1, 1, 1, 1, 2], (
-        "those that are scored are heard whole"
+        "those that are scored are read whole"
     )
     with pytest.raises(DataError, match="all 1 recordings of train are longer than the 2 s"):
-        TaskSet.of(data_of(heard[4:], [LONG]), tokenizer)
+        TaskSet.of(data_of(clips[4:], [LONG]), tokenizer)
 
 
-def test_the_loss_is_that_of_the_text_after_the_prompt(folder: Path, heard: list[str]) -> None:
+def test_the_loss_is_that_of_the_text_after_the_prompt(folder: Path, clips: list[str]) -> None:
     task, tokenizer = speech_task(), open_tokenizer(folder)
-    one = TaskSet.of(data_of(heard, [*TEXTS, LONG]), tokenizer)
+    one = TaskSet.of(data_of(clips, [*TEXTS, LONG]), tokenizer)
     student = build_student(folder, [task]).eval()
     (step,) = Feed([one], 4, 10_000).epoch(0)
     weights = LossWeights({"hard": 1.0}, 1.0)
@@ -80,10 +80,10 @@ def test_the_loss_is_that_of_the_text_after_the_prompt(folder: Path, heard: list
     assert float(sums["total"]) == pytest.approx(sum(losses) / step.normaliser, rel=1e-5)
 
 
-def test_scores_along_texts_are_of_recordings_within_the_window(folder: Path, heard: list[str]) -> None:
+def test_scores_along_texts_are_of_recordings_within_the_window(folder: Path, clips: list[str]) -> None:
     task, tokenizer = speech_task(), open_tokenizer(folder)
     student = build_student(folder, [task])
-    inputs = {"source": heard, "target": [*TEXTS, LONG]}
+    inputs = {"source": clips, "target": [*TEXTS, LONG]}
     scores = forced_scores(student, task, task.head.encode(tokenizer, inputs), 10_000, Workers())
     short = {name: column[:4] for name, column in inputs.items()}
     assert scores == forced_scores(student, task, task.head.encode(tokenizer, short), 10_000, Workers())
@@ -116,8 +116,8 @@ def test_transcripts_far_from_the_reference_or_the_others_are_not_learnt() -> No
     )
 
 
-def test_the_limit_is_the_aggregations(heard: list[str], tmp_path: Path) -> None:
-    data, store = data_of(heard[:4], [*TEXTS[:3], None]), Store(str(tmp_path))
+def test_the_limit_is_the_aggregations(clips: list[str], tmp_path: Path) -> None:
+    data, store = data_of(clips[:4], [*TEXTS[:3], None]), Store(str(tmp_path))
     written = {"0a": ["la ti do", "re", "do re", "ti la"], "0b": ["la ti la", "re", "do la", "do do"]}
     for key, texts in written.items():
         ones = np.ones((4, 1))
