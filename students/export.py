@@ -14,6 +14,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import open_model, open_tokenizer
 from pipeline.tasks.generation import generation_settings, know_ends
 from pipeline.tasks.heads import model_class
+from pipeline.tasks.hearing import SpeechHead
+from pipeline.tasks.listening import is_multilingual, open_extractor
 from pipeline.tasks.writing import writing_head
 from students.student import MultiTaskStudent
 
@@ -31,6 +33,12 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
         settings = generation_settings(head.generation, head.target_length)
         know_ends(model, tokenizer)
         model.generation_config.update(**settings)
+        if isinstance(head, SpeechHead):
+            for name, value in _spoken(
+                model, head, tokenizer
+            ).items():  # `update` leaves out what only Whisper's have
+                setattr(model.generation_config, name, value)
+            open_extractor(Path(tokenizer.name_or_path)).save_pretrained(scratch)
         model.save_pretrained(scratch)
     else:
         with torch.device("meta"):
@@ -41,6 +49,18 @@ def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.replace(folder)
+
+
+def _spoken(model: Any, head: SpeechHead, tokenizer: Any) -> dict[str, Any]:
+    """The settings by which Whisper's own `generate` begins with the prompt by which the student was trained and scored."""
+    prompt, several = head.listener(tokenizer).prompt, is_multilingual(model.config)
+    settings = {
+        "_from_model_config": False,  # else transformers makes it anew, without what only Whisper's have
+        "no_timestamps_token_id": prompt[-1],
+        "return_timestamps": False,
+        "is_multilingual": several,
+    }
+    return {**settings, "language": head.generation.language, "task": "transcribe"} if several else settings
 
 
 def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.config.kinds import Kind
 from pipeline.config.schema import StackLayersConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TeacherError
+from pipeline.models import open_config
 from pipeline.predictor import check_head
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def truncate(
             config.layer_types = [config.layer_types[i] for i in paths[path]]
     student: PreTrainedModel = type(model)(config)
     _part_head(model, student)
+    if (
+        model.can_generate()
+    ):  # what it writes depends on more than its config, such as Whisper's tokens of no speech
+        student.generation_config = copy.deepcopy(model.generation_config)
     state = _kept_weights(model, paths)
     incomplete = student.load_state_dict(state, strict=False)
     if incomplete.missing_keys:
@@ -93,16 +98,22 @@ def _part_head(model: PreTrainedModel, student: PreTrainedModel) -> None:
 
 def check_kinds(folder: Path, kinds: Collection[Kind], where: str) -> None:
     """Raises `ConfigError` where one model cannot learn tasks of these kinds, and `TeacherError` where the one in `folder` is of another class."""
-    if not any(kind.decoder_only for kind in kinds):
+    own = next((kind for kind in kinds if kind.decoder_only or kind.audio), None)
+    if own is None:
         return
-    others = sorted({kind.name for kind in kinds if not kind.decoder_only})
-    own = next(kind for kind in kinds if kind.decoder_only)
+    others = sorted({kind.name for kind in kinds if kind != own})
     if others:
+        what = "model of speech" if own.audio else "language model"
         raise ConfigError(
-            f"{where}: a language model learns tasks of {own.name} alone, and no {' or '.join(others)}",
+            f"{where}: a {what} learns tasks of {own.name} alone, and no {' or '.join(others)}",
             "Give the tasks to students of their own (students.<student>.tasks).",
         )
     check_head(folder, own, where)
+    if own.audio and any(name.endswith("ForCTC") for name in open_config(folder).architectures or ()):
+        raise TeacherError(
+            f"{where}: {folder} is a CTC model, which is not trained here",
+            "Let it be a teacher as it is, without fine_tune; students are of Whisper's architecture.",
+        )
 
 
 def check_layers(

@@ -90,13 +90,13 @@ def build_student(
     lora: LoraConfig | None = None,
 ) -> MultiTaskStudent:
     """A student with the model in `folder`, cut to `layers`, and new heads drawn at random from `seed`. Where a task's kind writes
-    and the model has no decoder it gets one. A language model has tasks of its own kind alone (`students.layer_init.check_kinds`).
+    and the model has no decoder it gets one. A language model, and a model of speech, has tasks of its own kind alone (`students.layer_init.check_kinds`).
 
     layers: see `students.layer_init.truncate` · dropout: of every dropout module, None for the model's own ·
     hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them ·
     lora: adapters that train in place of the model's own weights, drawn after all else (`students.adapters`).
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -105,6 +105,8 @@ def build_student(
             set_dropout(config, dropout)
         if not any(task.kind.writes for task in tasks):
             trunk = open_model(AutoModel, folder, config=config)
+        elif any(task.kind.audio for task in tasks):
+            trunk = open_model(AutoModelForSpeechSeq2Seq, folder, config=config)
         elif any(task.kind.decoder_only for task in tasks):
             trunk = open_model(AutoModelForCausalLM, folder, config=config)
         elif config.is_encoder_decoder:

@@ -13,6 +13,7 @@ from pipeline.batch import ABSENT, Examples, is_present
 from pipeline.config.schema import Strategy
 from pipeline.tasks.consensus import consensus_texts
 from pipeline.tasks.task import Task
+from pipeline.tasks.writing import writing_scoring
 from teachers.aggregation import ensemble
 from teachers.store import Store
 
@@ -43,7 +44,7 @@ def ensemble_values(
     Of texts (n, 1) the teachers' consensus, whatever the strategy: `best` needs references, and a mean is none.
     """
     if task.kind.writes:
-        return consensus_texts(teachers, list(weights.values()))
+        return consensus_texts(teachers, list(weights.values()), writing_scoring(task).likeness)
     stacked, items = torch.from_numpy(np.stack(teachers)).float(), torch.from_numpy(counts)
     share = torch.tensor(list(weights.values()))
     rows = task.head.rows(stacked, items)

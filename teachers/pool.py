@@ -26,12 +26,14 @@ from pipeline.errors import BadTargetsError, ExhaustedError, TutelageError
 from pipeline.places import PATIENCE, POLL_S, Patience, Place, Wait
 from pipeline.soft import Soft, SoftTargets, join_soft
 from pipeline.strings import Strings, joined
+from pipeline.tasks.recording import seconds
 from teachers.actor import start
 from teachers.spec import TeacherSpec, requested
 from teachers.store import Store
 
 CHUNK = 512  # examples a call: 1 ms of overhead to more than a second of work
 HIDDEN_CHUNK = 64  # the same where hidden targets come back with it: hundreds of kilobytes an example
+AUDIO_CHUNK = 32  # recordings: a CPU writes down a window in about a second
 SHARD = 8192  # examples a shard of the store, or
 SHARD_VALUES = 8_000_000  # numbers, if that is sooner: 16 MB
 FLUSH_S = 60.0  # labelled examples are on disk after at most this long
@@ -290,7 +292,9 @@ def _fill_for_teacher(
     on_progress(spec.name, 0, len(rows))
     if not len(rows):
         return Labelling()
-    chunks = length_sorted_chunks(texts, rows, CHUNK if spec.hidden is None else min(CHUNK, HIDDEN_CHUNK))
+    audio = spec.task.kind.audio
+    size = CHUNK if spec.hidden is None else min(CHUNK, HIDDEN_CHUNK)
+    chunks = length_sorted_chunks(texts, rows, min(size, AUDIO_CHUNK) if audio else size, audio=audio)
     labelling = Labelling()
     shards = {key: _ShardWriter(store, key, spec.name, keys, texts) for key in lacking}
     pool = TeacherPool(spec, min(spec.serving.replicas, len(chunks)), patience)
@@ -330,11 +334,15 @@ class _Chunks(Sequence[Chunk]):
 
 
 def length_sorted_chunks(
-    texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64], size: int
+    texts: Mapping[str, Sequence[Any]], rows: NDArray[np.int64], size: int, *, audio: bool = False
 ) -> list[NDArray[np.int64]]:
     """`rows` (n,) by descending text length, cut into chunks of `size`: a chunk's texts are of similar length, and
-    the longest come first, so that the last calls are short. texts: by field, of all rows."""
-    lengths = np.sum([_characters(column, rows) for column in texts.values()], axis=0)
+    the longest come first, so that the last calls are short. texts: by field, of all rows · audio: whether they are recordings, whose
+    lengths are seconds."""
+    if audio:
+        lengths = seconds([texts["source"][row] for row in rows])
+    else:
+        lengths = np.sum([_characters(column, rows) for column in texts.values()], axis=0)
     ordered = rows[np.argsort(-lengths, kind="stable")]
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 

@@ -63,24 +63,26 @@ def judge_texts(name: str, task: Task, sample: Examples, predictions: Prediction
 
 def _text_flags(task: Task, sample: Examples, texts: list[str], findings: Findings) -> list[Flag]:
     """Faults that can be seen in single texts, each with the share of the texts that have it."""
-    sources, targets = sample.inputs["source"], sample.inputs["target"]
-    copies = [text_chrf(text, source) >= COPY for text, source in zip(texts, sources, strict=True)]
-    right = [text_chrf(text, target) >= COPY for text, target in zip(texts, targets, strict=True)]
-    nearer = [
-        text_chrf(text, source) > text_chrf(text, target)
-        for text, source, target in zip(texts, sources, targets, strict=True)
-    ]
     faults = {
         "are empty": np.mean([not text.strip() for text in texts]),
         "repeat the same few words": np.mean([loops(text) for text in texts]),
-        "copy the source": np.mean(np.array(copies) & ~np.array(right)),
     }
+    nearer = list[bool]()
+    if not task.kind.audio:
+        copied, nearer = _beside_sources(sample, texts)
+        faults["copy the source"] = np.mean(copied)
     flags = [
         Flag(f"{points(float(share))}% of its texts {what}", certain=bool(share > MANY))
         for what, share in faults.items()
         if share > SOME
     ]
-    if task.kind.proportional and np.mean(nearer) > MANY and findings.majority < ALIKE and not flags:
+    if (
+        nearer
+        and task.kind.proportional
+        and np.mean(nearer) > MANY
+        and findings.majority < ALIKE
+        and not flags
+    ):
         what = (
             f"{points(float(np.mean(nearer)))}% of its texts are nearer to the source than to the reference"
         )
@@ -89,20 +91,33 @@ def _text_flags(task: Task, sample: Examples, texts: list[str], findings: Findin
     return flags
 
 
+def _beside_sources(sample: Examples, texts: list[str]) -> tuple[list[bool], list[bool]]:
+    """Of each text whether it is a copy of its source, and not of its reference, and whether it is nearer to the source."""
+    sources, targets = sample.inputs["source"], sample.inputs["target"]
+    copies = [text_chrf(text, source) >= COPY for text, source in zip(texts, sources, strict=True)]
+    right = [text_chrf(text, target) >= COPY for text, target in zip(texts, targets, strict=True)]
+    nearer = [
+        text_chrf(text, source) > text_chrf(text, target)
+        for text, source, target in zip(texts, sources, targets, strict=True)
+    ]
+    return [copy and not own for copy, own in zip(copies, right, strict=True)], nearer
+
+
 def _score_flags(task: Task, sample: Examples, predictions: Predictions, findings: Findings) -> list[Flag]:
-    """A flag where the score is not above that of copies of the sources, or of its own texts in random order."""
+    """A flag where the score is not above that of {copies}, or of its own texts in random order."""
     measured = f"{findings.metric} {points(findings.score)} on {findings.examples} validation examples"
     assert findings.chance is not None, "judge_texts has drawn random orders"
+    copies = "empty texts" if task.kind.audio else "copies of the sources"
     if findings.score <= findings.chance:
         return [
             Flag(f"{measured} is not above the {points(findings.chance)} of its own texts in random order")
         ]
     if findings.score <= findings.majority:
-        return [Flag(f"{measured} is not above the {points(findings.majority)} of copies of the sources")]
+        return [Flag(f"{measured} is not above the {points(findings.majority)} of {copies}")]
     statistics = task.scoring.statistics(predictions.values, sample)
     error = float(bootstrap([statistics], task.scoring.score_of)[0].std())
     bound = max(findings.chance, findings.majority)
     if findings.score <= bound + 2 * error:
-        text = f"{measured} (± {points(error)}) is not clearly above the {points(bound)} of copies of the sources, or of its own texts in random order"
+        text = f"{measured} (± {points(error)}) is not clearly above the {points(bound)} of {copies}, or of its own texts in random order"
         return [Flag(text, certain=False)]
     return []

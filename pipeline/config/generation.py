@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,13 @@ class GenerationConfig(Strict):
     """No sequence of so many tokens stands twice in a text; 0: no such limit."""
     repetition_penalty: Positive = 1.0
     """Above 1, tokens that were written are less likely to be written again."""
+    language: str | None = None
+    """Of speech-recognition: the language of the recordings, as Whisper names it (`en`, `german`). A model of several languages needs it, one of English alone does not read it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings in JSON types, as they are part of the names of stored texts; `language` only where there is one."""
+        return self.model_dump(mode="json", exclude={"language"} if self.language is None else None)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

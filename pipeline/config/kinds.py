@@ -18,6 +18,7 @@ KindName = Literal[
     "question-answering",
     "sequence-to-sequence",
     "text-generation",
+    "speech-recognition",
 ]
 Problem = Literal["single_label", "multi_label", "regression"]
 Better = Literal["higher", "lower"]
@@ -41,6 +42,9 @@ NLL = Metric("nll", "lower", "decimals")
 TOKEN_ACCURACY = Metric("token_accuracy")
 PERPLEXITY = Metric("perplexity", "lower", "decimals")
 ECE = Metric("ece", "lower", "decimals")
+WORD_ACCURACY = Metric("word_accuracy")
+WER = Metric("wer", "lower")
+CER = Metric("cer", "lower")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Kind:
     outputs: the fields of that class's output that have the predictions · pipeline: the transformers pipeline that
     loads an exported folder, None where there is none · truncates: the unit that truncation loses and
     `Encoded.truncated` counts · continuous: whether predictions are numbers, not distributions · writes: whether they
-    are texts · decoder_only: whether one stack of layers reads the input and writes on from it · proportional: whether a long input has a
+    are texts · audio: whether the input is a recording · decoder_only: whether one stack of layers reads the input and writes on from it · proportional: whether a long input has a
     long text · text_labels: whether labels are texts, and no names or numbers · heads: endings of the names of the model classes that have its head.
     """
 
@@ -70,9 +74,10 @@ class Kind:
     optional_labels: tuple[str, ...] = ()
     whole: str | None = None
     pipeline: str | None = None
-    truncates: Literal["texts", "words", "questions", "sources", "prompts"] = "texts"
+    truncates: Literal["texts", "words", "questions", "sources", "prompts", "recordings"] = "texts"
     continuous: bool = False
     writes: bool = False
+    audio: bool = False
     decoder_only: bool = False
     proportional: bool = False
     text_labels: bool = False
@@ -201,6 +206,22 @@ TEXT_GENERATION = Kind(
     heads=("ForCausalLM", "LMHeadModel"),
     forced=(TOKEN_ACCURACY, PERPLEXITY),
 )
+SPEECH_RECOGNITION = Kind(
+    "speech-recognition",
+    "single_label",
+    inputs=("audio",),
+    labels=("text",),
+    metrics=(WORD_ACCURACY, Metric("character_accuracy"), WER, CER),
+    auto_class="AutoModelForSpeechSeq2Seq",
+    pipeline="automatic-speech-recognition",
+    truncates="recordings",
+    writes=True,
+    audio=True,
+    proportional=True,
+    text_labels=True,
+    heads=("WhisperForConditionalGeneration", "ForCTC"),
+    forced=(TOKEN_ACCURACY, PERPLEXITY),
+)
 
 KINDS = (
     TEXT_CLASSIFICATION,
@@ -210,6 +231,7 @@ KINDS = (
     QUESTION_ANSWERING,
     SEQUENCE_TO_SEQUENCE,
     TEXT_GENERATION,
+    SPEECH_RECOGNITION,
 )
 SKILL = "skill"
 """Name of the smooth score that every kind has beside its metrics (`pipeline.tasks.skill`)."""
@@ -220,6 +242,11 @@ METRICS = {metric.name: metric for kind in KINDS for metric in (*kind.metrics, *
 def writes(kind: str) -> bool:
     """Whether the models of a kind, by its name, write texts."""
     return any(one.writes for one in KINDS if one.name == kind)
+
+
+def hears(kind: str) -> bool:
+    """Whether the inputs of a kind, by its name, are recordings."""
+    return any(one.audio for one in KINDS if one.name == kind)
 
 
 def kind_of(name: KindName, problem: Problem) -> Kind:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from pipeline.config.explain import explain
 from pipeline.config.fields import LONGEST_NAME, Strict
-from pipeline.config.kinds import writes
+from pipeline.config.kinds import Kind, writes
 from pipeline.config.resolved import (
     student_loss,
     student_stages,
@@ -345,6 +345,7 @@ def _check_kind(task: str, config: RunConfig) -> None:
         raise ConfigError(f"tasks.{task}.{error.cause}", error.remedy) from None
     if not kind.writes:
         _check_writes_nothing(task, config)
+    _check_audio(task, config, kind)
     strategy, labelled = task_aggregation(config, task).strategy, own.without_labels is None
     others = f"Set tasks.{task}.aggregation.strategy to {one_of(strategies(kind, labelled=labelled))}."
     if strategy not in strategies(kind, labelled=True):
@@ -367,6 +368,31 @@ def _check_writes_nothing(task: str, config: RunConfig) -> None:
         raise ConfigError(f"{min(given)}: a {own.kind} writes no texts", "Drop the key.")
 
 
+def _check_audio(task: str, config: RunConfig, kind: Kind) -> None:
+    """Raises `ConfigError` for keys of texts at a task of recordings, and for a language at a task of texts."""
+    own, teachers = config.tasks[task], config.teachers_of(task)
+    if kind.audio:
+        given = _given(f"tasks.{task}", own, ("prefix", "augment"))
+        given |= _given(f"tasks.{task}.data", own.data, ("max_length",))
+        for name in teachers:
+            given |= _given(f"teachers.{name}", config.teachers[name], ("prefix", "max_length"))
+        for name, student in config.students.items():
+            given |= {f"students.{name}.max_length.{task}"} if task in student.max_length else set()
+        if given:
+            cause = (
+                f"{min(given)}: a {kind.name} reads recordings, in windows as long as its models have them"
+            )
+            raise ConfigError(cause, "Drop the key.")
+        return
+    languages = {f"tasks.{task}": own.generation.language}
+    languages |= {f"teachers.{name}": config.teachers[name].generation.get("language") for name in teachers}
+    for where, language in languages.items():
+        if language is not None:
+            raise ConfigError(
+                f"{where}.generation.language: a {kind.name} hears no language", "Drop the key."
+            )
+
+
 def _given(where: str, section: Strict, keys: Iterable[str]) -> set[str]:
     """The paths of the keys that differ from their defaults."""
     defaults = {key: type(section).model_fields[key].get_default(call_default_factory=True) for key in keys}
@@ -381,6 +407,10 @@ def _check_transfer(task: str, config: RunConfig) -> None:
     if task in transfer.tasks:
         raise ConfigError(f"{where}: {task} has its own texts already", f"Leave {task} out of the list.")
     _, unfit = transfer_sources(config, task)
+    if unfit and any(config.tasks[one].declared.audio for one in (task, *unfit)):
+        raise ConfigError(
+            f"{where}: {task} and {', '.join(unfit)} are recordings and texts", "Leave out what does not fit."
+        )
     if unfit:
         raise ConfigError(
             f"{where}: {task} takes pairs of texts, {', '.join(unfit)} {'have' if len(unfit) > 1 else 'has'} single ones",

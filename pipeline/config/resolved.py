@@ -136,11 +136,12 @@ class StudentSettings(StudentStart):
 @dataclass(frozen=True)
 class TaskAggregation:
     """The aggregation of a task's teachers into one target. weights: by teacher, in the config's order, sum 1 · notes:
-    the values that were normalised."""
+    the values that were normalised · max_word_error: above which a teacher's transcript is not learnt, None for no limit."""
 
     strategy: Strategy
     weights: Mapping[str, float]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    max_word_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -483,7 +484,9 @@ def task_aggregation(config: RunConfig, task: str) -> TaskAggregation:
     weights = {name: weight / total for name, weight in given.items()}
     if given.keys() & own.teacher_weights.keys() and abs(total - 1) > 1e-9:
         notes = (f"teacher weights of {task} normalised to sum to 1: {_shown(weights)}",)
-    return TaskAggregation(own.strategy or default_strategy(config.tasks[task].declared), weights, notes)
+    kind = config.tasks[task].declared
+    limit = own.max_word_error if kind.audio else None
+    return TaskAggregation(own.strategy or default_strategy(kind), weights, notes, limit)
 
 
 def transfer_limits(config: RunConfig) -> dict[str, int | None]:
@@ -494,14 +497,16 @@ def transfer_limits(config: RunConfig) -> dict[str, int | None]:
 def transfer_sources(config: RunConfig, task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tasks whose texts a task takes, and those that are named for it, or by `all`, and do not fit; both sorted.
 
-    A task of pairs takes pairs. A task of single texts takes any: a pair is cut into the sentences of its sides.
+    A task of pairs takes pairs. A task of single texts takes any: a pair is cut into the sentences of its sides. Recordings and texts
+    do not fit each other.
     """
     transfer = config.tasks[task].transfer
     if transfer is None:
         return (), ()
     sides = {name: own.declared.sides(own.data.columns) for name, own in config.tasks.items()}
+    audio = {name: own.declared.audio for name, own in config.tasks.items()}
     named = sorted(sides.keys() - {task} if transfer.tasks == "all" else set(transfer.tasks))
-    fitting = tuple(name for name in named if sides[name] >= sides[task])
+    fitting = tuple(name for name in named if sides[name] >= sides[task] and audio[name] == audio[task])
     return fitting, tuple(name for name in named if name not in fitting)
 
 

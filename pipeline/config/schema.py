@@ -63,7 +63,7 @@ class TaskConfig(Strict):
     """One task that the students learn."""
 
     kind: KindName
-    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none · a text written from a text (translation, summaries) · a text written on from a prompt, by a language model."""
+    """The task kind: one text or a pair (label, labels or a number) · a label a word (entities, parts of speech) · a span of a context that answers a question, or none · a text written from a text (translation, summaries) · a text written on from a prompt, by a language model · the text of a recording."""
     problem: Problem = DEFAULT_PROBLEM
     """For text-classification, what a text has: one label, a list of any number of labels, or a number."""
     data: DataConfig
@@ -79,7 +79,7 @@ class TaskConfig(Strict):
     token_targets: TokenTargetsConfig = TokenTargetsConfig()
     """Of kinds that write: what is stored of the teachers' distributions, where a loss has `soft`."""
     metric: str | None = None
-    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them) · sequence-to-sequence: `chrf`, `bleu` (as sacrebleu has them), `rouge_l`, `exact_match` · text-generation: `rouge_l`, `exact_match`, `chrf`, `bleu`."""
+    """The score by which models are selected on validation and compared on test; null: the first of its kind's. Single label: `accuracy`, `macro_f1` · multi-label: `micro_f1`, `macro_f1`, `subset_accuracy` · regression: `pearson`, `spearman` · token-classification: `f1` (of whole entities), `accuracy` (of words) · question-answering: `f1`, `exact_match` (as SQuAD has them) · sequence-to-sequence: `chrf`, `bleu` (as sacrebleu has them), `rouge_l`, `exact_match` · text-generation: `rouge_l`, `exact_match`, `chrf`, `bleu` · speech-recognition: `word_accuracy` (1 − word error rate), `character_accuracy`."""
     aggregation: dict[str, Any] = Field(default_factory=dict)
     """Keys of `aggregation` that differ for this task."""
 
@@ -211,9 +211,11 @@ class AggregationConfig(Strict):
     """Several teachers' soft targets → one target."""
 
     strategy: Strategy | None = None
-    """null: `consensus` for kinds that write, else `mean` · `mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label. Of texts: `consensus`: of all teachers' candidates the one that is nearest to all (minimum Bayes risk by chrF) · `best`: the one nearest to the reference · `mean`: each teacher's first text, drawn anew each epoch by `teacher_weights`."""
+    """null: `consensus` for kinds that write, else `mean` · `mean` of probabilities (with `teacher_weights`: the weighted mixture) · `log_mean`: of log-probabilities, renormalised · `confidence`: each example weighs its teachers by their loss on its label (CA-MKD) · `entropy`: by how sure they are, no labels needed · `best`: the teacher with the lowest loss on the label. Of texts: `consensus`: of all teachers' candidates the one that is nearest to all (minimum Bayes risk by chrF, of speech by word error) · `best`: the one nearest to the reference · `mean`: each teacher's first text, drawn anew each epoch by `teacher_weights`."""
     teacher_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight by teacher, 1 where none is given; normalised to sum to 1 within each task. They multiply the weights that a strategy finds for itself."""
+    max_word_error: Positive | None = 0.3
+    """Of speech-recognition: no student learns a teacher's text whose word error rate is above this share, to the reference or, where there is none, to the other teachers' texts (their mean); such texts are counted in the report. null: no limit."""
 
 
 class StageLossConfig(Strict):
@@ -265,9 +267,18 @@ class StackLayersConfig(Strict):
     """The layers of a student that reads with an encoder and writes with a decoder."""
 
     encoder: Layers | None = None
-    """How many, or which ones, of the encoder; null: all."""
+    """How many, or which ones, of the encoder; null or `all`: all."""
     decoder: Layers | None = None
-    """How many, or which ones, of the decoder; null: all."""
+    """How many, or which ones, of the decoder; null or `all`: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = {key: None if layers == "all" else layers for key, layers in given.items()}
+        # no JSON any more: strict
+        return {key: tuple(one) if isinstance(one, list) else one for key, one in own.items()}
 
 
 class StudentConfig(Strict):

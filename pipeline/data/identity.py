@@ -18,10 +18,13 @@ NO_PART = frozenset({"transfer", "augment", "aggregation", "token_targets"})
 
 
 def facts_of(name: str, config: TaskConfig) -> dict[str, Any] | None:
-    """The task's config and path, size and times of each of its files; None where it has data of the hub or behind a URL.
+    """The task's config and path, size and times of each of its files; None where it has data of the hub or behind a URL, or
+    recordings, which have files of their own.
 
     Raises `DataError` where a file does not exist.
     """
+    if config.declared.audio:
+        return None
     where, data = f"tasks.{name}.data", config.data
     sources = [(where, data)]
     if data.unlabelled is not None:

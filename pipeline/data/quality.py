@@ -16,6 +16,7 @@ from pipeline.shown import points
 from pipeline.tasks import Task
 from pipeline.tasks.label_counts import label_counts
 from pipeline.tasks.text_faults import text_faults
+from pipeline.tasks.writing import writing_reading
 
 LARGE_ERROR = 0.03
 """Standard error of a validation score from which the split is too small to choose by: two settings must then differ by
@@ -109,8 +110,9 @@ def _odd_pairs(data: TaskData) -> Iterator[str]:
     if not task.kind.writes:
         return
     sources, targets = train.inputs["source"], train.inputs["target"]
+    sizes = writing_reading(task).sizes(sources)
     same = sum(source.strip() == target.strip() for source, target in zip(sources, targets, strict=True))
-    faults = text_faults(targets, sources, (sources, targets) if task.kind.proportional else None)
+    faults = text_faults(targets, sizes, (sizes, targets) if task.kind.proportional else None)
     counts = {"are the same on both sides": same}
     counts |= {f"have a target that is {name}": int(has.sum()) for name, has in faults.items()}
     shown = [f"{count:,} {what}" for what, count in counts.items() if count]
@@ -129,6 +131,11 @@ def truncation_notes(data: TaskData, lengths: Mapping[str, tuple[Any, int]]) -> 
     for names in alike.values():
         tokenizer, length = lengths[names[0]]
         encoded = task.head.encode(tokenizer, sample.inputs, length)
+        if task.kind.audio and (longer := int((np.diff(encoded.sequences) > 1).sum())):
+            yield (
+                f"{task.name}: {points(longer / units)}% of the recordings are longer than the window of {_listed(names)}: none of them is "
+                "learnt; they are written down in windows that overlap"
+            )
         share = encoded.truncated / units
         if share > MUCH_TRUNCATED:
             yield (

@@ -21,11 +21,13 @@ from pipeline.config.schema import TaskConfig
 from pipeline.data.files import EMPTY, source_of
 from pipeline.data.identity import cache_name, facts_of
 from pipeline.data.load import Source, fields_of, load_splits, with_fields
+from pipeline.data.recordings import with_recordings
 from pipeline.disk_cache import cached
 from pipeline.errors import ConfigError, DataError
 from pipeline.strings import Strings, joined
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
+from pipeline.tasks.recording import content as content_of
 from pipeline.tasks.spans import word_spans
 
 SHOWN_COLUMNS = 30
@@ -190,6 +192,9 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
         if not len(table):
             raise DataError(f"tasks.{name}: split {split} is empty", EMPTY)
         _check_columns(name, split, table, columns)
+    if kind.audio:
+        tables, more = with_recordings(name, config.data, tables, columns[fields[0]])
+        notes += more
     read = {split: _columns(table, columns, fields) for split, table in tables.items()}
     task = MAKERS[kind](name, config, read["train"])
     notes += [
@@ -304,6 +309,11 @@ def _with_unlabelled(
     table = tables["train"]
     table = with_fields(table, mapping.values())
     _check_columns(task.name, "unlabelled", table, mapping, "data.unlabelled.columns")
+    if task.kind.audio:
+        read, more_notes = with_recordings(
+            task.name, source_of(more), {"unlabelled": table}, mapping[roles[0]]
+        )
+        table, notes[:] = read["unlabelled"], [*notes, *more_notes]
     extra = read_examples(task, "unlabelled", _columns(table, mapping, roles))
     _, first = np.unique(extra.keys, return_index=True)
     seen = np.concatenate([examples.keys for examples in splits.values()])
@@ -375,7 +385,7 @@ def _values(table: Any, column: str, text: bool) -> Sequence[Any]:
 def read_examples(task: Task, split: str, columns: Mapping[str, Column]) -> Examples:
     """Columns by role as the task's `Examples`, keyed by their content; `split` names them in errors."""
     inputs, labels = task.reading.read(columns, split)
-    content = {role: inputs[role] for role in task.reading.fields}
+    content = content_of({role: inputs[role] for role in task.reading.fields}, task.kind.audio)
     return Examples(task.name, content_keys(task.kind.name, content), inputs, labels)
 
 

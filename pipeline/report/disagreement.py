@@ -14,7 +14,7 @@ from pipeline.batch import UNLABELLED, Ragged, is_present, offsets_of
 from pipeline.report.ensembles import TaskTeachers
 from pipeline.tasks.label_counts import label_counts
 from pipeline.tasks.skill import row_owners
-from pipeline.tasks.text_scores import pairwise_chrf
+from pipeline.tasks.writing import writing_scoring
 
 SHOWN_EXAMPLES = 5
 
@@ -122,13 +122,14 @@ def divergences(teachers: TaskTeachers) -> tuple[NDArray[np.float64], NDArray[np
     """(n,) how far apart the teachers' predictions are on each example, and (n,) the item on which they are.
 
     Of distributions the Jensen-Shannon divergence, in nats, at temperature 1, of the row of the example where it is
-    largest; of numbers the largest absolute difference, in the labels' unit; of texts 1 − the lowest chrF of one teacher's
-    text with another's as reference.
+    largest; of numbers the largest absolute difference, in the labels' unit; of texts 1 − the lowest chrF, of transcripts the
+    highest word error rate, of one teacher's text with another's as reference.
     """
     task = teachers.task
     if task.kind.writes:
         texts = zip(*(values[:, 0].tolist() for values in teachers.predictions.values()), strict=True)
-        return np.array([1 - pairwise_chrf(own).min() for own in texts]), np.zeros(
+        pairwise = writing_scoring(task).likeness.pairwise
+        return np.array([1 - pairwise(own).min() for own in texts]), np.zeros(
             len(teachers.validation), dtype=np.int64
         )
     values = torch.from_numpy(np.stack(list(teachers.predictions.values()))).float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pipeline.config.kinds import writes
+from pipeline.config.kinds import hears, writes
 from pipeline.config.recipe import TaskLoss
 from pipeline.report.schema import (
     Advice,
@@ -252,16 +252,15 @@ def _macro_section(report: Report) -> list[str]:
 def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list[str]:
     splits = ", ".join(f"{count:,} {split}" for split, count in values.examples.items())
     labels = f"{len(values.labels)} labels; " if values.labels else ""
-    baseline = (
-        "copies of the sources score"
-        if writes(values.kind)
-        else "an answer that never changes scores at best"
-    )
+    baseline = "an answer that never changes scores at best"
+    if writes(values.kind):
+        baseline = "empty texts score" if hears(values.kind) else "copies of the sources score"
     metrics, blank = values.metrics, [NOTHING] * 5
     calibrated = "ece" in metrics.ensemble
+    errors = [name for name in ("ece", "wer", "cer") if name in metrics.ensemble]
 
     def ece(one: Mapping[str, float]) -> list[str]:
-        return [f"{one['ece']:.3f}"] if calibrated else []
+        return [measured(name, one[name]) for name in errors]
 
     rows = [
         [name, points(score), *blank, *ece(metrics.teachers[name])] for name, score in values.teachers.items()
@@ -279,7 +278,7 @@ def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list
         for stem in ("confusion", "scatter")
         for one in _picture(f"{stem}-{name}@{task}.png", f"{name} on {task}", figures)
     ]
-    head = ["model", values.metric, *COMPARED, "agreement", *(["ECE"] if calibrated else [])]
+    head = ["model", values.metric, *COMPARED, "agreement", *(name.upper() for name in errors)]
     calibration = " ECE: expected calibration error, 15 bins." if calibrated else ""
     blocks = [
         f"## {task}",
@@ -290,28 +289,32 @@ def _task_section(task: str, values: TaskReport, figures: Sequence[str]) -> list
         f"Agreement: share of answers in which the student agrees with the ensemble.{calibration}",
         *(f"Note: {note}" for note in values.notes),
         *_variants_part(values.variants),
-        *_texts_part(values.texts),
+        *_texts_part(values.texts, spoken=hears(values.kind)),
         _details(metrics),
         *_picture(f"reliability-{task}.png", f"Reliability on {task}", figures),
     ]
     return [*blocks, " ".join(pictures)] if pictures else blocks
 
 
-def _texts_part(texts: Sequence[WrittenExample]) -> list[str]:
-    """What every model wrote for a few test examples, in a collapsed block."""
+def _texts_part(texts: Sequence[WrittenExample], *, spoken: bool) -> list[str]:
+    """What every model wrote for a few test examples, in a collapsed block. spoken: with the errors of transcripts marked."""
     if not texts:
         return []
     blocks = []
     for one in texts:
-        rows = [["source", one.source], ["reference", one.reference]]
+        rows = [["recording" if spoken else "source", one.source], ["reference", one.reference]]
         rows += [[name, text] for name, text in one.teachers.items()]
         rows.append(["ensemble", one.ensemble])
         rows += [[f"**{name}**", text] for name, text in one.students.items()]
         rows += [[f"{name}, supervised", text] for name, text in one.supervised.items()]
-        blocks.append(markdown_table(["model", "text"], [[name, _cut(text)] for name, text in rows], words=2))
+        cells = [[name, _cut(text)] for name, text in rows]
+        if spoken:
+            cells[2:] = [[name, _marked(text, one.reference)] for name, text in rows[2:]]
+        blocks.append(markdown_table(["model", "text"], cells, words=2))
     shown = "\n\n".join(blocks)
+    how = "; **wrong or added** words, ~~missing~~ ones" if spoken else ""
     return [
-        f"<details><summary>Texts on which students and ensemble differ most</summary>\n\n{shown}\n\n</details>"
+        f"<details><summary>Texts on which students and ensemble differ most{how}</summary>\n\n{shown}\n\n</details>"
     ]
 
 
@@ -333,6 +336,17 @@ def _variants_part(variants: Mapping[str, VariantsRecord]) -> list[str]:
         "words asked: of the masked language model, 0 where all its answers were stored.",
         f"<details><summary>Some variants</summary>\n\n{examples}\n\n</details>",
     ]
+
+
+def _marked(text: str, reference: str) -> str:
+    """A transcript for a cell of a table, with its errors marked."""
+    from pipeline.tasks.word_errors import (
+        compared,  # here: it imports torch, and a comparison of reports does not need it
+    )
+
+    marks = {"equal": "", "delete": "~~"}
+    parts = [(marks.get(kind, "**"), _cut(words)) for kind, words in compared(text, reference)]
+    return " ".join(f"{mark}{words}{mark}" for mark, words in parts)
 
 
 def _cut(text: str) -> str:

@@ -269,7 +269,7 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
     for task, faults in result.get("left_out", {}).items():
         shown = ", ".join(f"{count:,} {fault}" for fault, count in faults.items() if count)
         if shown:
-            notes.append(f"{job.name}: texts of the teachers of {task} that are not learnt: {shown}")
+            notes.append(f"{job.name}: texts of {task} that are not learnt: {shown}")
     if "schedules" in result:
         notes.append(schedule_note(job.name, result["schedules"]["kept"], result["schedules"]["tried"]))
     if job.mode == "distilled":

@@ -6,20 +6,21 @@ import numpy as np
 
 from pipeline.report.schema import WrittenExample
 from pipeline.report.types import TaskResults
-from pipeline.tasks.text_scores import text_chrf, text_signatures
+from pipeline.tasks.writing import writing_scoring
 
 SHOWN = 10
 
 
 def written_examples(results: TaskResults, most: int = SHOWN) -> tuple[WrittenExample, ...]:
-    """The examples with the lowest chrF of a student's text, of the worst student, with the ensemble's as reference; none of
+    """The examples where a student's text, of the worst student, is least like the ensemble's; none of
     a kind that does not write, and none where all students write what the ensemble does."""
     if not results.task.kind.writes or not results.students:
         return ()
     together = results.ensemble[:, 0].tolist()
+    alike_as = writing_scoring(results.task).likeness.of
     alike = np.array(
         [
-            [text_chrf(own, other) for own, other in zip(values[:, 0].tolist(), together, strict=True)]
+            [alike_as(own, other) for own, other in zip(values[:, 0].tolist(), together, strict=True)]
             for values in results.students.values()
         ]
     ).min(axis=0)
@@ -39,7 +40,7 @@ def written_examples(results: TaskResults, most: int = SHOWN) -> tuple[WrittenEx
 
 
 def scoring_notes(results: TaskResults) -> list[str]:
-    """How the scores of texts are computed, in sacrebleu's notation; nothing of other kinds."""
+    """How the scores of texts are computed, nothing of other kinds."""
     if not results.task.kind.writes:
         return []
-    return [f"{name}: {signature}" for name, signature in text_signatures().items()]
+    return [f"{name}: {signature}" for name, signature in writing_scoring(results.task).signatures.items()]

@@ -15,6 +15,7 @@ from pipeline.tasks import (
     question_answering,
     regression,
     sequence_to_sequence,
+    speech_recognition,
     text_classification,
     text_generation,
     token_classification,
@@ -37,6 +38,7 @@ MAKERS: dict[Kind, Callable[[str, TaskConfig, Mapping[str, Column]], Task]] = {
         question_answering,
         sequence_to_sequence,
         text_generation,
+        speech_recognition,
     )
 }
 """By kind, the function (task name, its config, train's columns) → task. Raises `DataError`."""

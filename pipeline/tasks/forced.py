@@ -21,9 +21,16 @@ def output_along(model: Any, inputs: Mapping[str, Tensor], target: Tensor) -> An
     """The output of a model that writes, forced along `target`: its logits are (S, length, V), those at a position of the token
     that stands there.
 
-    inputs: ``input_ids`` and ``attention_mask``, (S, …) int64, padded on the right · target: (S, length) int64 token ids, padded by
+    inputs: ``input_ids`` and ``attention_mask``, (S, …) int64, padded on the right; or the features of recordings and, as ``decoder_input_ids``, the (S, p)
+    prompt that the decoder reads first · target: (S, length) int64 token ids, padded by
     `NO_TOKEN`.
     """
+    if "decoder_input_ids" in inputs:
+        before = inputs["decoder_input_ids"]
+        ids = torch.cat((before, target.masked_fill(target == NO_TOKEN, 0)[:, :-1]), dim=1)
+        output = model(**{**readable(inputs, model), "decoder_input_ids": ids}, use_cache=False)
+        output.logits = output.logits[:, before.shape[1] - 1 :]
+        return output
     if model.config.is_encoder_decoder:
         return model(**inputs, decoder_input_ids=decoder_inputs(model, target), use_cache=False)
     prompt, there = padded_on_the_left(inputs), target != NO_TOKEN
@@ -36,6 +43,11 @@ def output_along(model: Any, inputs: Mapping[str, Tensor], target: Tensor) -> An
     output = model(input_ids=ids, attention_mask=mask, use_cache=False, **more)
     output.logits = output.logits[:, -length:]
     return output
+
+
+def readable(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The inputs, features in the type of the model's weights."""
+    return {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in inputs.items()}
 
 
 def most_tokens(tokens: int, vocabulary: int, logits: int = MOST_LOGITS) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded, token_budget_batches
+from pipeline.batch import Encoded, rows_of, token_budget_batches
 from pipeline.config.generation import GenerationConfig
 from pipeline.memory import run_batches
 from pipeline.soft import Texts
-from pipeline.tasks.forced import padded_on_the_left
+from pipeline.tasks.forced import padded_on_the_left, readable
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.transcribing import Stride, frame_texts, merged_texts
 from pipeline.text_arrays import TEXT, text_array
 
 
@@ -44,11 +46,26 @@ def write_texts(
     # memory peaks in the first batch, not in the last
     order = np.argsort(encoded.lengths, kind="stable")[::-1]
     rank, world = share
-    know_ends(model, tokenizer)
+    if model.can_generate():
+        know_ends(model, tokenizer)
 
     def work(rows: NDArray[np.int64]) -> None:
         batch = TensorBatch.of(encoded.pad(rows), device)
+        if encoded.audio is not None and not model.can_generate():
+            own_texts, own_scores, frames = frame_texts(
+                model, tokenizer, batch, _strides(encoded, rows), batch.owners.cpu().numpy()
+            )
+            texts[rows, 0], scores[rows, 0], lengths[rows, 0] = own_texts, own_scores, frames
+            return
         ids, own = _generate(model, batch, generation, target_length)
+        if encoded.audio is not None:
+            owners, windows = batch.owners.cpu().numpy(), (len(batch.owners), count)
+            tokens, strides = ids.cpu().numpy().reshape(*windows, -1), _strides(encoded, rows)
+            for one in range(count):
+                texts[rows, one] = merged_texts(tokenizer, tokens[:, one], strides, owners)
+            np.add.at(scores, rows[owners], own.reshape(windows))
+            np.add.at(lengths, rows[owners], _lengths(ids, model).reshape(windows))
+            return
         written = tokenizer.batch_decode(ids, skip_special_tokens=True)
         if model.config.is_encoder_decoder:  # a language model's space is that between prompt and text
             written = [text.strip() for text in written]
@@ -59,6 +76,13 @@ def write_texts(
     held = encoded.lengths if model.config.is_encoder_decoder else encoded.lengths + target_length
     run_batches(token_budget_batches(held, order, max(1, tokens // wide))[rank::world], work)
     return Texts(texts, scores, lengths)
+
+
+def _strides(encoded: Encoded, rows: NDArray[np.int64]) -> list[Stride]:
+    """Those of the windows of the recordings `rows`."""
+    assert encoded.audio is not None, "of recordings"
+    windows, _ = rows_of(encoded.sequences, rows)
+    return encoded.audio.strides(windows)
 
 
 def generation_settings(generation: GenerationConfig, target_length: int) -> dict[str, Any]:
@@ -79,11 +103,17 @@ def _generate(
     model: Any, batch: TensorBatch, generation: GenerationConfig, target_length: int
 ) -> tuple[Tensor, NDArray[np.float32]]:
     """(m · C, length) token ids, without those that the decoder starts from, and (m · C,) their log-probabilities."""
+    from transformers import GenerationMixin
+
     keeper = _ScoreKeeper() if generation.beams == 1 else None
-    inputs, first = batch.inputs, 1
+    inputs, first, generate = readable(batch.inputs, model), 1, model.generate
+    if (
+        "decoder_input_ids" in inputs
+    ):  # Whisper's own generate makes prompts of its own, and reads what is longer than a window
+        first, generate = inputs["decoder_input_ids"].shape[1], partial(GenerationMixin.generate, model)
     if not model.config.is_encoder_decoder:
         inputs, first = padded_on_the_left(batch.inputs), batch.inputs["input_ids"].shape[1]
-    output = model.generate(
+    output = generate(
         **inputs,
         **generation_settings(generation, target_length),
         num_return_sequences=generation.candidates,

@@ -24,11 +24,16 @@ class ItemHead:
         return max_length or self.max_length
 
 
-def model_class(kind: Kind) -> Any:
-    """The `AutoModelFor…` of transformers whose head the kind uses."""
+CTC = "AutoModelForCTC"
+"""The class of models of speech that label frames."""
+
+
+def model_class(kind: Kind, architectures: Sequence[str] | None = None) -> Any:
+    """The `AutoModelFor…` of transformers whose head the kind uses. architectures: of a model of speech, which has one of two heads."""
     import transformers  # here: the import takes seconds, and most users of this package do not need it
 
-    return getattr(transformers, kind.auto_class)
+    ctc = kind.audio and any(name.endswith("ForCTC") for name in architectures or ())
+    return getattr(transformers, CTC if ctc else kind.auto_class)
 
 
 def label_settings(labels: Sequence[str]) -> dict[str, Any]:

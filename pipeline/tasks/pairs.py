@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.batch import UNLABELLED, Examples, Ragged, content_keys
+from pipeline.tasks.recording import content
 from pipeline.tasks.task import Task
 
 FORCED_FIELDS = ("source", "text")
@@ -16,5 +17,5 @@ FORCED_FIELDS = ("source", "text")
 def pairs(task: Task, sources: Sequence[str], texts: Sequence[str]) -> Examples:
     """n pairs as examples without labels, keyed by both sides."""
     inputs = {"source": list(sources), "text": list(texts)}
-    keys = content_keys(f"{task.kind.name}/forced", inputs)
+    keys = content_keys(f"{task.kind.name}/forced", content(inputs, task.kind.audio))
     return Examples(task.name, keys, inputs, Ragged.single(np.full(len(keys), UNLABELLED, dtype=np.int64)))

@@ -23,11 +23,14 @@ from pipeline.tasks.scores import refuse_unlabelled
 from pipeline.tasks.task import Task
 from pipeline.tasks.text import TextReading, texts_of
 from pipeline.tasks.text_scores import (
+    CHRF_LIKENESS,
     EXACT,
     ROUGE_L,
+    Likeness,
     bleu_of,
     chrf_of,
     mean_of,
+    text_signatures,
     text_statistics,
 )
 from pipeline.tasks.variants import Variant
@@ -94,6 +97,10 @@ class SequenceReading(TextReading):
             read["target"] = [inputs["target"][one.row] for one in variants]
         return read, marks
 
+    def sizes(self, sources: Sequence[str]) -> NDArray[np.float64]:
+        """(n,) how long each source is, in a unit that the lengths of texts follow: characters."""
+        return np.array([len(source) for source in sources], dtype=np.float64)
+
 
 def _hash(target: str) -> int:
     """A hash of a target in [0, 2⁶³)."""
@@ -120,6 +127,16 @@ class SequenceScoring:
     metric: str
     metrics: tuple[Metric, ...]
 
+    @property
+    def likeness(self) -> Likeness:
+        """How alike two texts of the task are."""
+        return CHRF_LIKENESS
+
+    @property
+    def signatures(self) -> Mapping[str, str]:
+        """How scores are computed, by metric, for reports."""
+        return text_signatures()
+
     def scores(self, values: NDArray[Any], examples: Examples) -> dict[str, float]:
         """Every one of `metrics`, as shares of 1."""
         sums = self._statistics(values, examples, rouge=True).sum(axis=0)
@@ -142,6 +159,10 @@ class SequenceScoring:
         rouge = self.metric == "rouge_l"
         copies = text_statistics(examples.inputs["source"], examples.inputs["target"], rouge=rouge)
         return float(self.score_of(copies.sum(axis=0)))
+
+    def text_losses(self, values: NDArray[Any], examples: Examples) -> NDArray[np.float64]:
+        """(n,) of single texts 1 − chrF, which is 1 of an empty one."""
+        return 1 - chrf_of(self.statistics(values, examples))
 
     def agreement(self, a: NDArray[Any], b: NDArray[Any], examples: Examples) -> float:
         """chrF of the texts of `a` with those of `b` as references."""

@@ -6,8 +6,8 @@ calibration, which no metric of ours needs: a student of soft targets would win 
 is that at the model's best temperature, its refinement (Berta et al. 2025, "Rethinking Early Stopping: Refine, Then
 Calibrate", arXiv 2501.19195). As a skill score it is a share of the loss of the best constant prediction, 0 for a model
 that is no better and 1 for one without loss, so that tasks with few and many labels can be averaged. Of numbers it is
-the coefficient of determination at the best rising line through the predictions. Of texts the loss is 1 − chrF, which is 1
-of an empty text.
+the coefficient of determination at the best rising line through the predictions. Of texts the loss is 1 − chrF, of transcripts the character error
+rate, both 1 of an empty text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.batch import UNLABELLED, Examples, is_present
 from pipeline.tasks.task import Task
-from pipeline.tasks.text_scores import chrf_of
+from pipeline.tasks.writing import writing_scoring
 
 LARGEST_LOG_TEMPERATURE = 5.0
 """The best temperature is looked for between e⁻⁵ and e⁵."""
@@ -43,7 +43,7 @@ def example_losses(task: Task, values: NDArray[Any], examples: Examples) -> tupl
     with several rows (words, an answer's two ends) is the sum of theirs.
     """
     if task.kind.writes:
-        return 1 - chrf_of(task.scoring.statistics(values, examples)), float(len(examples))
+        return writing_scoring(task).text_losses(values, examples), float(len(examples))
     counts = torch.from_numpy(np.asarray(task.reading.counts(examples.inputs), dtype=np.int64))
     rows = task.head.rows(torch.from_numpy(np.asarray(values, dtype=np.float32)), counts)
     labels = task.head.row_labels(

@@ -21,7 +21,7 @@ class TensorWords:
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """`Padded` on a device; the same names, shapes and int64.
+    """`Padded` on a device; the same names, shapes and types.
 
     target: (m, longest) token ids that the model learns to write, padded by `NO_TOKEN`, where there are any.
     """

@@ -16,6 +16,9 @@ LENGTH_RATIO, SHORT = 4.0, 20
 """A text is too long, or too short, where it has more than so many times the characters that references have for a source
 of its length, or fewer than one part of so many; differences of up to so many characters do not count."""
 
+SMALLEST = 1e-3
+"""Smallest size of a source, in characters or seconds, that a text's length is compared with."""
+
 
 def loops(text: str) -> bool:
     """Whether a text is mostly one short sequence of words, again and again."""
@@ -28,17 +31,19 @@ def loops(text: str) -> bool:
 
 
 def text_faults(
-    texts: Sequence[str], sources: Sequence[str], sample: tuple[Sequence[str], Sequence[str]] | None
+    texts: Sequence[str],
+    sizes: NDArray[np.float64],
+    sample: tuple[NDArray[np.float64], Sequence[str]] | None,
 ) -> dict[str, NDArray[np.bool_]]:
     """By fault, (n,) whether each text has it; at most one fault a text.
 
-    sample: sources and references, from which the usual length of a text is known; None where a text's length does not
-    follow that of its source.
+    sizes: (n,) of their sources, in any unit · sample: sizes of sources and their references, from which the usual length of a text is
+    known; None where a text's length does not follow that of its source.
     """
-    lengths, read = _characters(texts), _characters(sources)
+    lengths = _characters(texts)
     usual = lengths
     if sample is not None:
-        usual = np.median(_characters(sample[1]) / np.maximum(_characters(sample[0]), 1)) * read
+        usual = np.median(_characters(sample[1]) / np.maximum(sample[0], SMALLEST)) * sizes
     apart = np.abs(lengths - usual) > SHORT
     faults = {
         "empty": np.array([not text.strip() for text in texts], dtype=bool),

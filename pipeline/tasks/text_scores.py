@@ -6,7 +6,8 @@ exact match: of the examples' own scores), so that a bootstrap over examples nee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -149,3 +150,18 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"])
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike texts are: 1 where they are the same, 0 or less where nothing is.
+
+    of: of a text and its reference · pairwise: (n, n) of each text, the row, with each as its reference.
+    """
+
+    of: Callable[[str, str], float]
+    pairwise: Callable[[Sequence[str]], NDArray[np.float64]]
+
+
+CHRF_LIKENESS = Likeness(text_chrf, pairwise_chrf)
+"""By chrF."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.batch import Encoded, TargetTokens
+from pipeline.batch import Encoded, Examples, TargetTokens
 from pipeline.config.generation import GenerationConfig
 from pipeline.errors import TeacherError
 from pipeline.losses import TEXT_LOSSES, LossTerm
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.target_tokens import target_tokens
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Reading, Scoring, Task
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.text import encode_texts
+from pipeline.tasks.text_scores import Likeness
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class WritingHead:
     @property
     def decoding(self) -> Mapping[str, Any]:
         """What decides what a model writes, beside the model and `max_length`."""
-        settings = self.generation.model_dump(mode="json")
-        return {"prefix": self.prefix, "target_length": self.target_length, **settings}
+        return {"prefix": self.prefix, "target_length": self.target_length, **self.generation.settings}
 
     def of_model(self, prefix: str | None, generation: GenerationConfig) -> WritingHead:
         """The head of one model of the task. prefix: its own, None for the task's."""
@@ -66,16 +66,20 @@ class WritingHead:
         Raises `TeacherError` where words are asked for: hidden states of these models are not read.
         """
         if words:
-            raise TeacherError(
-                f"tasks.{self.task}: the hidden states of a model that writes are not read",
-                "Give its losses no weight on hidden.",
-            )
+            raise self.no_hidden_states()
         sources = self.prompts(tokenizer, inputs["source"])
         encoded = self.read_sources(tokenizer, sources, max_length or self.max_length)
         if "target" not in inputs:
             return encoded
         targets = self.targets(tokenizer, inputs["target"])
         return replace(encoded, targets=targets, units=targets.counts)
+
+    def no_hidden_states(self) -> TeacherError:
+        """The error of who asks for the words of a task that writes."""
+        return TeacherError(
+            f"tasks.{self.task}: the hidden states of a model that writes are not read",
+            "Give its losses no weight on hidden.",
+        )
 
     def prompts(self, tokenizer: Any, sources: Sequence[str]) -> list[str]:
         """What a model reads of n sources."""
@@ -132,6 +136,49 @@ class WritingHead:
             f'batch = tokenizer([{self.prefix + "Some text."!r}], return_tensors="pt")\n'
             "print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))"
         )
+
+
+class WritingReading(Reading, Protocol):
+    """The reading of a kind that writes."""
+
+    def sizes(self, sources: Sequence[str]) -> NDArray[np.float64]:
+        """(n,) how long each source is, in a unit that the lengths of texts follow: characters, or seconds."""
+        ...
+
+
+class WritingScoring(Scoring, Protocol):
+    """The scoring of a kind that writes."""
+
+    @property
+    def likeness(self) -> Likeness:
+        """How alike two texts of the task are."""
+        ...
+
+    @property
+    def signatures(self) -> Mapping[str, str]:
+        """How scores are computed, by metric, for reports."""
+        ...
+
+    def text_losses(self, values: NDArray[Any], examples: Examples) -> NDArray[np.float64]:
+        """(n,) a smooth loss of single texts, 1 of an empty one."""
+        ...
+
+
+def writing_reading(task: Task) -> WritingReading:
+    """The reading of a task whose kind writes. Raises TypeError for another."""
+    _check_writes(task)
+    return cast("WritingReading", task.reading)
+
+
+def writing_scoring(task: Task) -> WritingScoring:
+    """The scoring of a task whose kind writes. Raises TypeError for another."""
+    _check_writes(task)
+    return cast("WritingScoring", task.scoring)
+
+
+def _check_writes(task: Task) -> None:
+    if not task.kind.writes:
+        raise TypeError(f"{task.name} is of kind {task.kind.name}, which writes no texts")
 
 
 def writing_head(task: Task) -> WritingHead:

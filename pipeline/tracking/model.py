@@ -26,11 +26,14 @@ def describe_model(target: Path, folder: Path, name: str, task: str, run_id: str
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    tokenizer = target / "components" / "tokenizer"
-    tokenizer.mkdir(parents=True)
-    for file in folder.iterdir():
-        if file.is_file() and file.suffix not in WEIGHTS:
-            shutil.copyfile(file, tokenizer / file.name)
+    components = {"tokenizer": "AutoTokenizer"}
+    if (folder / "preprocessor_config.json").is_file():  # of a model of speech
+        components["feature_extractor"] = "AutoFeatureExtractor"
+    for component in components:
+        (target / "components" / component).mkdir(parents=True)
+        for file in folder.iterdir():
+            if file.is_file() and file.suffix not in WEIGHTS:
+                shutil.copyfile(file, target / "components" / component / file.name)
     packages = {package: version(package).split("+")[0] for package in ("mlflow", "torch", "transformers")}
     (target / "requirements.txt").write_text(
         "".join(f"{package}=={number}\n" for package, number in packages.items())
@@ -46,8 +49,8 @@ def describe_model(target: Path, folder: Path, name: str, task: str, run_id: str
         pipeline_model_type=json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0],
         source_model_name=name,
         model_binary="model",
-        components=["tokenizer"],
-        tokenizer_type="AutoTokenizer",
+        components=list(components),
+        **{f"{component}_type": name for component, name in components.items()},
         transformers_version=packages["transformers"],
         code=None,
     )

@@ -9,6 +9,7 @@ from pipeline.batch import Encoded, Examples
 from pipeline.disk_cache import cached
 from pipeline.models import vocabulary
 from pipeline.tasks.encoding import AT_ONCE, encode_examples
+from pipeline.tasks.hearing import SpeechHead
 from pipeline.tasks.task import Head
 
 
@@ -17,7 +18,8 @@ def encoded(
 ) -> Encoded:
     """As `Head.encode`. What takes long is kept on disk by the content of the examples and all that decides their token ids: later
     launches and other processes of the machine map it into their memory."""
-    if len(examples) < AT_ONCE:
+    # recordings are read later; on disk would be where they were
+    if len(examples) < AT_ONCE or isinstance(head, SpeechHead):
         return encode_examples(head, tokenizer, examples.inputs, max_length, words)
     settings = (repr(head), max_length, words)
     tokens = (

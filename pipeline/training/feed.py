@@ -18,10 +18,12 @@ from torch import Tensor
 
 from pipeline.batch import UNLABELLED, Drawn, Encoded, Examples, pad_targets, token_budget_batches
 from pipeline.data.splits import TaskData
+from pipeline.errors import DataError
 from pipeline.losses import Needs
 from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
+from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.pairs import pairs
 from pipeline.tasks.tensors import TensorBatch
 from pipeline.tasks.writing import writing_head
@@ -50,7 +52,7 @@ class TaskSet:
     sources: one for each teacher, in the order of `aggregation`'s weights; empty for training on labels alone ·
     hidden: hidden targets of the teachers and how they are matched, None without · ensemble_skill: the teachers' skill on
     validation together, None where nothing needs it · texts: what the student learns to write, where the task's kind
-    writes · tokenizer: that encoded the examples · left_out: texts of teachers that are not learnt, by their fault.
+    writes · tokenizer: that encoded the examples · left_out: texts of teachers, and recordings, that are not learnt, by their fault.
     """
 
     task: Task
@@ -86,6 +88,10 @@ class TaskSet:
         encoded before are taken from it.
         """
         train = data.splits["train"] if sources or written is not None else data.labelled_train()
+        left_out = dict(written.left_out) if written is not None else {}
+        if data.task.kind.audio:
+            train, written, longer = _within_window(data.task, tokenizer, train, written)
+            left_out[LONGER] = longer
         if written is not None:
             train, written = _with_texts(data.task, train, written)
         validation, head, memory = data.splits["validation"], data.task.head, kept or Kept()
@@ -107,8 +113,32 @@ class TaskSet:
             aggregation,
             texts=texts,
             tokenizer=tokenizer,
-            left_out=dict(written.left_out) if written is not None else {},
+            left_out=left_out,
         )
+
+
+LONGER = "of a recording that is longer than the model's window"
+"""Why a text is not learnt: only a part of it is spoken in each window."""
+
+
+def _within_window(
+    task: Task, tokenizer: Any, train: Examples, written: WrittenTexts | None
+) -> tuple[Examples, WrittenTexts | None, int]:
+    """The recordings that are within one window of the tokenizer's model, with what was written for them, and how many others there are.
+
+    Raises `DataError` where there is none.
+    """
+    listener = speech_head(task).listener(tokenizer)
+    rows = np.flatnonzero(listener.fits(train.inputs["source"]))
+    longer = len(train) - len(rows)
+    if not len(rows):
+        raise DataError(
+            f"tasks.{task.name}: all {longer:,} recordings of train are longer than the {listener.window:g} s of {listener.folder}",
+            "Cut them where nothing is said, or take a model with a longer window.",
+        )
+    if written is not None:
+        written = replace(written, texts=tuple(texts[rows] for texts in written.texts))
+    return train.take(rows), written, longer
 
 
 def _with_texts(task: Task, train: Examples, written: WrittenTexts) -> tuple[Examples, WrittenTexts]:

@@ -349,6 +349,8 @@ def forced_scores(
     sums = torch.zeros(3, dtype=torch.float64, device=workers.device)
     targets, lengths = encoded.targets, encoded.lengths + encoded.targets.counts
     order = np.argsort(lengths, kind="stable")
+    if encoded.audio is not None:  # no text is forced along several windows
+        order = order[np.diff(encoded.sequences)[order] == 1]
     tokens = most_tokens(tokens, len(student.model(task.name).get_output_embeddings().weight))
 
     def work(rows: NDArray[np.int64]) -> None:

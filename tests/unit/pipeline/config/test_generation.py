@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.generation import GenerationConfig
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import Facts, ModelFacts, TaskFacts
-from pipeline.config.resolved import resolve_config, task_aggregation
+from pipeline.config.resolved import resolve_config, task_aggregation, transfer_sources
 from pipeline.errors import ConfigError
 
 DATA = {"path": "json", "data_files": {"train": "t.jsonl", "test": "t.jsonl"}}
@@ -132,3 +133,52 @@ def test_beta_needs_distributions_and_no_draws() -> None:
     with pytest.raises(ConfigError, match=r"loss\.beta: the tasks of s are of numbers"):
         parse_config(config(**numbers, students={"s": {"model": "org/s", "loss": {"beta": 0.5}}}))
     parse_config(config(**numbers, students={"s": {"model": "org/s"}}, loss={"beta": 0.5}))
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def speech(**changes: Any) -> dict[str, Any]:
+    return {"translate": {"kind": "speech-recognition", "data": DATA, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"tasks": speech(prefix="x")}, "prefix: a speech-recognition reads recordings"),
+        ({"tasks": speech(data={**DATA, "max_length": 64})}, "max_length: a speech-recognition reads"),
+        ({"tasks": speech(augment={"dropout": {}})}, "augment: a speech-recognition reads recordings"),
+        (
+            {"tasks": speech(), "students": {"s": {"init_from": "a", "max_length": {"translate": 64}}}},
+            "students.s.max_length.translate: a speech-recognition reads",
+        ),
+        ({"tasks": task(generation={"language": "en"})}, "generation.language: a sequence-to-sequence hears"),
+    ],
+)
+def test_keys_of_texts_and_of_recordings_are_told_apart(changes: dict[str, Any], cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        parse_config(config(**changes))
+
+
+def test_recordings_and_texts_do_not_fit_each_other() -> None:
+    texts = {"kind": "text-classification", "data": DATA}
+    teachers = {**config()["teachers"], "c": {"task": "movies", "model": "org/c"}}
+    students = {"s": {"init_from": "a", "tasks": ["translate"]}, "t": {"init_from": "c", "tasks": ["movies"]}}
+    given = {"teachers": teachers, "students": students}
+    tasks = {**speech(transfer=["movies"]), "movies": texts}
+    with pytest.raises(ConfigError, match="translate and movies are recordings and texts"):
+        parse_config(config(tasks=tasks, **given))
+    tasks = {**speech(), "movies": {**texts, "transfer": "all"}}
+    assert transfer_sources(parse_config(config(tasks=tasks, **given)), "movies") == ((), ("translate",))
+
+
+def test_the_limit_of_word_errors_is_of_speech_alone() -> None:
+    assert task_aggregation(parse_config(config()), "translate").max_word_error is None
+    assert task_aggregation(parse_config(config(tasks=speech())), "translate").max_word_error == 0.3
+    given = speech(aggregation={"max_word_error": None})
+    assert task_aggregation(parse_config(config(tasks=given)), "translate").max_word_error is None
+
+
+def test_a_language_is_part_of_stored_texts_names_only_where_there_is_one() -> None:
+    assert "language" not in GenerationConfig().settings
+    assert GenerationConfig(language="en").settings["language"] == "en"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.config.schema import RunConfig
+from pipeline.tracking.model import describe_model
+from tests.tiny_speech import RATE, tone, whisper
 from tests.unit.pipeline.tracked import Launch, Stored, close
 
 if TYPE_CHECKING:
@@ -49,6 +52,19 @@ def test_a_model_loads_as_pipeline_and_pyfunc(launch: Launch, settings: RunConfi
     frame = mlflow.pyfunc.load_model(str(location)).predict(["good film"])
     assert frame.to_dict("records") == [pytest.approx(expected[0])]
     assert str(tmp_path) not in (location / "MLmodel").read_text()
+
+
+def test_a_model_of_speech_loads_with_its_feature_extractor(tmp_path: Path) -> None:
+    import mlflow.transformers
+    from transformers import pipeline
+
+    folder, target = whisper(tmp_path / "half"), tmp_path / "described"
+    describe_model(target, folder, "half/speech", "automatic-speech-recognition", "0" * 32, "m-" + "0" * 32)
+    shutil.copytree(folder, target / "model")
+    sound = {"raw": tone("la ti"), "sampling_rate": RATE}
+    plain = pipeline("automatic-speech-recognition", str(folder))
+    few = {"generate_kwargs": {"max_new_tokens": 20}}
+    assert mlflow.transformers.load_model(str(target))(dict(sound), **few) == plain(dict(sound), **few)
 
 
 def save_tiny_model(folder: Path) -> Path:

@@ -1,0 +1,81 @@
+"""The head of models that hear: windows of recordings, token ids of their texts after the model's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.batch import Encoded, TargetTokens
+from pipeline.config.generation import GenerationConfig
+from pipeline.errors import TeacherError
+from pipeline.tasks.listening import WITHOUT_SPACES, Listener, listener_of
+from pipeline.tasks.target_tokens import target_tokens
+from pipeline.tasks.task import Task
+from pipeline.tasks.writing import WritingHead
+
+
+@dataclass(frozen=True)
+class SpeechHead(WritingHead):
+    """See `pipeline.tasks.task.Head`. `max_length` is not read: a model has its own window."""
+
+    def positions(self, max_length: int | None) -> int:
+        """1: how a model of speech counts its positions, its feature extractor knows."""
+        return 1
+
+    def listener(self, tokenizer: Any) -> Listener:
+        """How the tokenizer's model reads recordings. Raises `TeacherError` where it cannot, or its decoder has too few positions."""
+        listener = listener_of(str(tokenizer.name_or_path), self.generation.language)
+        most = listener.positions - len(listener.prompt)
+        if listener.is_ctc and self.generation != GenerationConfig(language=self.generation.language):
+            raise TeacherError(
+                f"{listener.folder}: a CTC model labels frames, and has one text for each recording",
+                "Give its teacher no generation but language, or the settings to the other teachers alone.",
+            )
+        if not listener.is_ctc and self.target_length > most:
+            raise TeacherError(
+                f"{listener.folder}: target_length {self.target_length} is more than the {most} positions that its decoder has for a text",
+                f"Set tasks.{self.task}.data.target_length to {most} or less.",
+            )
+        return listener
+
+    def encode(
+        self,
+        tokenizer: Any,
+        inputs: Mapping[str, Sequence[Any]],
+        max_length: int | None = None,
+        words: bool = False,
+    ) -> Encoded:
+        """The windows of n recordings, and token ids of their texts, cut to `target_length`, where `inputs` has them.
+
+        Raises `TeacherError` where words are asked for: hidden states of these models are not read.
+        """
+        if words:
+            raise self.no_hidden_states()
+        encoded = self.listener(tokenizer).encoded(inputs["source"])
+        if "target" not in inputs:
+            return encoded
+        targets = self.targets(tokenizer, inputs["target"])
+        return replace(encoded, targets=targets, units=targets.counts)
+
+    def targets(self, tokenizer: Any, texts: Sequence[str]) -> TargetTokens:
+        """Token ids of n texts that a model learns to write, each with the tokenizer's end mark, but for those that are cut to
+        `target_length`; as Whisper writes them, with a space first."""
+        space = "" if (self.generation.language or "").lower() in WITHOUT_SPACES else " "
+        written = [space + text.strip() if text else text for text in texts]
+        return target_tokens(tokenizer, written, self.target_length, tokenizer.eos_token_id)
+
+    def snippet(self) -> str:
+        """See `pipeline.tasks.task.Head`."""
+        return (
+            "from transformers import pipeline\n"
+            'transcribe = pipeline("automatic-speech-recognition", "path/to/this/folder")\n'
+            'print(transcribe("recording.wav"))'
+        )
+
+
+def speech_head(task: Task) -> SpeechHead:
+    """The head of a task of recordings. Raises TypeError for another."""
+    if not isinstance(task.head, SpeechHead):
+        raise TypeError(f"{task.name} is of kind {task.kind.name}, which hears nothing")
+    return task.head

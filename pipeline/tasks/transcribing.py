@@ -1,0 +1,73 @@
+"""The texts of recordings out of what a model makes of their windows: tokens that overlap merged, or frames end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.tasks.forced import readable
+from pipeline.tasks.tensors import TensorBatch
+
+Stride = tuple[float, float, float]
+"""Of a window its length and how much of it its neighbours have, at the left and at the right, in seconds."""
+
+
+def merged_texts(
+    tokenizer: Any, ids: NDArray[np.int64], strides: Sequence[Stride], owners: NDArray[np.int64]
+) -> list[str]:
+    """The text of each of m recordings. ids: (S, length) token ids of their windows · owners: (S,) the recording of each.
+
+    Where a recording has several windows, the tokens that stand at the end of one and at the beginning of the next are matched, as transformers' pipeline
+    does it with ``chunk_length_s``.
+    """
+    texts = []
+    for rows in np.split(np.arange(len(owners)), np.flatnonzero(np.diff(owners)) + 1):
+        if len(rows) == 1:
+            text = tokenizer.decode(ids[rows[0]], skip_special_tokens=True)
+        else:
+            parts = [{"tokens": ids[row][None], "stride": strides[row]} for row in rows]
+            text, _ = tokenizer._decode_asr(
+                parts, return_timestamps=None, return_language=None, time_precision=0.02
+            )
+        texts.append(str(text).strip())
+    return texts
+
+
+def frame_texts(
+    model: Any, tokenizer: Any, batch: TensorBatch, strides: Sequence[Stride], owners: NDArray[np.int64]
+) -> tuple[list[str], NDArray[np.float32], NDArray[np.int32]]:
+    """Of a CTC model, for each of m recordings: its text, by the likeliest label of each frame, the sum of their log-probabilities, and its frames.
+
+    Of windows that overlap each gives the frames up to the middle of what it has in common with its neighbour.
+    """
+    parts: list[list[Tensor]] = [[] for _ in range(int(owners[-1]) + 1)]
+    for window, logits in enumerate(_frames(model, readable(batch.inputs, model))):
+        length, left, right = strides[window]
+        first, last = round(len(logits) * left / length), len(logits) - round(len(logits) * right / length)
+        parts[owners[window]].append(logits[first:last].float().log_softmax(dim=-1))
+    texts, scores, lengths = [], [], []
+    for own in parts:
+        best, ids = torch.cat(own).max(dim=-1)
+        texts.append(str(tokenizer.decode(ids.cpu())).strip())
+        scores.append(float(best.sum()))
+        lengths.append(len(ids))
+    return texts, np.array(scores, dtype=np.float32), np.array(lengths, dtype=np.int32)
+
+
+def _frames(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of each of S windows (frames, V) logits. A model with a norm over all of a window's time would take padding for a part of it, so it reads one
+    window at a time."""
+    waves, mask = inputs["input_values"], inputs["attention_mask"]
+    if getattr(model.config, "feat_extract_norm", "layer") == "group":
+        return [
+            model(wave[:count].unsqueeze(0)).logits[0]
+            for wave, count in zip(waves, mask.sum(dim=-1).tolist(), strict=True)
+        ]
+    counts = model._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
+    logits = model(waves, attention_mask=mask).logits
+    return [own[:count] for own, count in zip(logits, counts, strict=True)]
