@@ -72,7 +72,9 @@ def test_each_round_is_a_run_and_texts_are_scored_by_the_teachers(folder: Path) 
         ended = len(scores) < 3
         assert ended == (scores[1] <= scores[0]), "a round follows while the score rises"
     assert first["tasks"]["translate"]["ensemble"] == second["tasks"]["translate"]["ensemble"]
-    assert set(second["teacher_forwards"].values()) == {0}, "what teachers said of their own is stored"
+    assert set(second["teacher_forwards"].values()) == {0}, (
+        "what they predicted and wrote in round 0 is stored"
+    )
     assert {"write", "score"} <= second["timings_s"].keys()
     assert not {"write", "score"} & first["timings_s"].keys()
     curve = read_metrics(folder / "runs/words-round1/checkpoints/writer-distilled" / METRICS)

@@ -178,8 +178,10 @@ def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(c
 def test_the_student_of_the_round_before_is_one_more_teacher_of_its_own_student(config: RunConfig) -> None:
     plan, store = plan_of(config), Store(config.store_path)
     train = plan.data["mood"].splits["train"]
-    said = Dense(Ragged.single(np.tile(np.array([3, -3], dtype=np.float32), (len(train), 1))), LABELS["mood"])
-    store.append("ab", SoftTargets(train.keys, said))
+    predicted = Dense(
+        Ragged.single(np.tile(np.array([3, -3], dtype=np.float32), (len(train), 1))), LABELS["mood"]
+    )
+    store.append("ab", SoftTargets(train.keys, predicted))
     plan = replace(plan, before={"cut": Before(None, 0.4, {"mood": "ab"})})
     folder = Path(plan.teacher_folders["mood-bert"])
     mood, tone = task_sets(plan, folder, "cut", store)
@@ -187,7 +189,7 @@ def test_the_student_of_the_round_before_is_one_more_teacher_of_its_own_student(
     assert mood.aggregation.weights.tolist() == pytest.approx([0.45, 0.15, 0.4])
     own = mood.sources[-1].targets(Drawn(mood.examples, np.array([5, 1])))
     np.testing.assert_allclose(own.values, [[3, -3]] * 2)
-    assert len(tone.sources) == 1, "of a task of which it said nothing"
+    assert len(tone.sources) == 1, "of a task of which it has no predictions"
     assert len(task_sets(plan, folder, "bare", store)[0].sources) == 2, "of another student"
     assert not task_sets(plan, folder, "cut", None)[0].sources, "a baseline has labels alone"
 
