@@ -108,7 +108,8 @@ class Trainer:
         self._first_stage: Path | None = None
         self.workers = feed.workers
         self.focused = all(one.ensemble_skill is not None for one in feed.sets.values())
-        if any(one.task.kind.writes for one in feed.sets.values()):
+        # a recording has tens of times as many positions as its text has tokens, and logits are at those alone
+        if any(one.task.kind.writes and not one.task.kind.audio for one in feed.sets.values()):
             vocabulary = len(student.encoder.get_output_embeddings().weight)
             feed.limit(most_tokens(config.tokens_per_forward, vocabulary, MOST_TRAINED))
         self.total_steps = sum(stage.epochs for stage in stages) * feed.steps_per_epoch

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from pipeline.config.recipe import StudentRecipe
 from pipeline.config.resolved import TaskAggregation
 from pipeline.data.splits import TaskData, read_examples
 from pipeline.errors import DataError
@@ -20,6 +21,8 @@ from pipeline.soft import SoftTargets, Texts
 from pipeline.tasks.label_columns import Column
 from pipeline.text_arrays import text_array
 from pipeline.training.feed import LONGER, Feed, TaskSet
+from pipeline.training.loop import Trainer
+from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import WithLoss, Workers, accumulate, forced_scores
 from pipeline.training.written import far_texts, written_texts
 from students.student import build_student
@@ -129,3 +132,28 @@ def test_the_limit_is_the_aggregations(clips: list[str], tmp_path: Path) -> None
         own_texts = written_texts(data, keys, together, 0.5, store)
         assert own_texts.texts[0].tolist() == learnt
         assert sum(own_texts.left_out.values()) == learnt.count("")
+
+
+def test_a_training_goes_on_where_it_stopped(folder: Path, clips: list[str], tmp_path: Path) -> None:
+    recipe = StudentRecipe(
+        epochs=3,
+        batch_size=2,
+        learning_rate=1e-3,
+        head_learning_rate=1e-3,
+        early_stopping=None,
+        precision="fp32",
+    )
+    task_set = TaskSet.of(data_of(clips, [*TEXTS, LONG]), open_tokenizer(folder))
+
+    def fit(name: str, steps: int | None) -> dict[str, torch.Tensor]:
+        left = iter(range(steps or 1_000))
+        student = build_student(folder, [speech_task()])
+        stop = (lambda: next(left, None) is None) if steps else (lambda: False)
+        stages = one_stage(recipe, LossPlan())
+        Trainer(student, Feed([task_set], 2, 10_000), recipe, stages, tmp_path / name, should_stop=stop).fit()
+        return student.state_dict()
+
+    whole = fit("whole", None)
+    fit("stopped", 2)
+    for name, tensor in fit("stopped", None).items():
+        assert torch.equal(tensor, whole[name]), name
