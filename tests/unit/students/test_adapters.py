@@ -16,6 +16,7 @@ from pipeline.models import open_tokenizer
 from pipeline.tasks.text_classification import text_classification
 from students.adapters import check_adapters, merge_adapters
 from students.student import MultiTaskStudent, build_student
+from tests.tiny_speech import speech_task, whisper
 from tests.tiny_writers import DECODERS, FAMILIES, prompt_task, writer, writing_task
 from tests.unit.students.conftest import ARCHITECTURES, FolderOf
 
@@ -69,6 +70,15 @@ def test_a_model_that_writes_keeps_its_vocabulary(tmp_path: Path, family: str) -
     head: Tensor = student.encoder.get_output_embeddings().weight
     assert not head.requires_grad
     disturb(student)
+    merge_adapters(student.encoder)
+    assert not [name for name in student.state_dict() if "lora" in name or "base_layer" in name]
+
+
+def test_a_model_of_speech_keeps_its_vocabulary(tmp_path: Path) -> None:
+    student = build_student(whisper(tmp_path), [speech_task()], lora=LORA)
+    names = trained_names(student)
+    assert names
+    assert all("lora_" in name for name in names)
     merge_adapters(student.encoder)
     assert not [name for name in student.state_dict() if "lora" in name or "base_layer" in name]
 
