@@ -15,8 +15,8 @@ from tests.integration.command import TUTELAGE, Command, started, tutelage, wait
 from tests.integration.conftest import csv_section
 from tests.integration.test_sequences import write_run
 
-pytestmark = pytest.mark.integration
-FIRST_S, SECOND_S = 240, 400
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+FIRST_S, SECOND_S = 400, 700
 """The longest that a launch may take."""
 SHORT = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "head_learning_rate": 5e-3}
 

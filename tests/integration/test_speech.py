@@ -18,7 +18,7 @@ from pipeline.training.result import read_predictions
 from tests.integration.command import tutelage
 from tests.tiny_speech import RATE, TONES, WINDOW_S, ctc, record, whisper
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 LONG = "la ti do re la ti do re la"
 """Longer than the models' window."""
 
@@ -90,7 +90,7 @@ def write_run(folder: Path) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("speech")
-    command = tutelage("train", str(write_run(folder)), cwd=folder, timeout_s=500)
+    command = tutelage("train", str(write_run(folder)), cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     return folder
 
@@ -136,7 +136,7 @@ def test_a_folder_opens_with_the_pipeline_and_writes_what_was_scored(folder: Pat
 
 
 def test_the_command_again_runs_no_teacher(folder: Path) -> None:
-    command = tutelage("train", "run.yaml", "name=again", cwd=folder, timeout_s=500)
+    command = tutelage("train", "run.yaml", "name=again", cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     again: dict[str, Any] = json.loads((folder / "runs" / "again" / "report.json").read_text())
     assert set(again["teacher_forwards"].values()) == {0}
