@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.adapters import LoraConfig
 from pipeline.config.kinds import DEFAULT_PROBLEM
 from pipeline.config.recipe import Reasons, Recipe, TaskLoss
-from pipeline.config.resolved import Resolved, StudentStage
+from pipeline.config.resolved import Resolved, StudentStage, student_train
 from pipeline.config.schema import RunConfig, StackLayersConfig
 from pipeline.config.view import notes
 from pipeline.data.files import check_files, is_local, source_of
@@ -77,7 +78,10 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
             name,
             f"of {teacher.task}",
             teacher.model,
-            "to be fine-tuned" if name in waiting else "ready",
+            _parts(
+                "to be fine-tuned" if name in waiting else "ready",
+                _adapters(teacher.fine_tune.lora if teacher.fine_tune else None),
+            ),
         )
         for name, teacher in config.teachers.items()
     ]
@@ -86,7 +90,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
             "student",
             name,
             f"from {student.init_from or student.model}",
-            _layers(student.layers),
+            _parts(_layers(student.layers), _adapters(student_train(config, name).lora)),
             "" if student.tasks is None else f"of {', '.join(config.tasks_of(name))}",
         )
         for name, student in config.students.items()
@@ -159,13 +163,10 @@ def _training(recipe: Recipe, reasons: Reasons) -> list[str]:
         "head_learning_rate": recipe.head_learning_rate,
         "early_stopping.patience": None if recipe.early_stopping is None else recipe.early_stopping.patience,
     }
-    cells = [
+    return [
         f"{key} {'none' if value is None else f'{value:g}'}{f': {reasons[key]}' if key in reasons else ''}"
         for key, value in values.items()
     ]
-    if recipe.lora is not None:
-        cells[-1] += f", lora of rank {recipe.lora.rank}"
-    return cells
 
 
 def _stage(stage: StudentStage) -> list[str]:
@@ -235,6 +236,14 @@ def _weaknesses(config: RunConfig, inputs: Inputs) -> Iterator[str]:
             if name in config.tasks_of(student)
         }
         yield from truncation_notes(data, lengths)
+
+
+def _adapters(lora: LoraConfig | None) -> str:
+    return "" if lora is None else f"by adapters of rank {lora.rank}"
+
+
+def _parts(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def _layers(layers: int | Sequence[int] | StackLayersConfig | None) -> str:
