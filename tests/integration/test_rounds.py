@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ready_teachers: dict[str, d
     }
     config |= {"baselines": ["supervised"], "loss": {"text": 0.5}, "stages": []}
     config["train"] = {**config["train"], **SHORT, "checkpoint_steps": 2}
-    config["rounds"] = {"count": 2, "share": 0.5, "sampling": {"max_new_tokens": 12}}
+    config["rounds"] = {"count": 1, "share": 0.5, "sampling": {"max_new_tokens": 12}}
     config["cluster"] = {"cpus": 2}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     metrics = folder / "runs" / "words-round1" / "checkpoints" / "writer-distilled" / METRICS
@@ -68,9 +68,7 @@ def test_each_round_is_a_run_and_texts_are_scored_by_the_teachers(folder: Path) 
     for own in rounds["students"].values():
         scores = [one["macro"]["validation"]["mean"] for one in own["rounds"]]
         assert own["kept"] == scores.index(max(scores))
-        assert len(scores) > 1, "round 1 is tried in any case"
-        ended = len(scores) < 3
-        assert ended == (scores[1] <= scores[0]), "a round follows while the score rises"
+        assert len(scores) == 2, "round 1 is tried in any case"
     assert first["tasks"]["translate"]["ensemble"] == second["tasks"]["translate"]["ensemble"]
     assert set(second["teacher_forwards"].values()) == {0}, (
         "what they predicted and wrote in round 0 is stored"

@@ -26,7 +26,7 @@ import yaml
 from tests.integration.command import QUIET, TUTELAGE, processes_of
 from tests.integration.conftest import MakeRun
 
-KILLS = int(os.environ.get("SOAK", "4"))
+KILLS = int(os.environ.get("SOAK", "2"))
 """In the usual tests few, for their time."""
 A_ROUND = 4
 """Kills until a run must come to its end."""
@@ -50,7 +50,7 @@ VICTIMS = {
     if kind in os.environ.get("SOAK_VICTIMS", ",".join(VICTIMS)).split(",")
 }
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600 + 150 * KILLS)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900 + 150 * KILLS)]
 
 
 @dataclass
