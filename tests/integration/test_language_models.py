@@ -17,7 +17,7 @@ from pipeline.training.result import read_predictions
 from tests.integration.command import tutelage
 from tests.tiny_writers import WORDS, writer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 """Without a mark of the answer: it begins where the prompt ends."""
 
@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tracking": {"enabled": False},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    command = tutelage("train", "run.yaml", cwd=folder, timeout_s=400)
+    command = tutelage("train", "run.yaml", cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     return folder
 

@@ -23,7 +23,7 @@ from teachers.upkeep import holdings, runs_of
 from tests.integration.command import TUTELAGE, started, tutelage, wait_until
 from tests.tiny_writers import WORDS, writer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 NOUNS, ADJECTIVES, VERBS = ("cat", "dog"), ("red", "big"), ("sees",)
 ARTICLES = ("the", "a")
 RATES = {"learning_rate": 5e-3, "head_learning_rate": 5e-3, "early_stopping": None, "precision": "fp32"}
@@ -86,7 +86,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("sequences")
-    command = tutelage("train", str(write_run(folder)), cwd=folder, timeout_s=400)
+    command = tutelage("train", str(write_run(folder)), cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     return folder
 
@@ -136,7 +136,7 @@ def test_a_folder_opens_with_transformers_and_writes_what_was_scored(folder: Pat
 
 
 def test_the_command_again_runs_no_teacher(folder: Path) -> None:
-    command = tutelage("train", "run.yaml", "name=again", cwd=folder, timeout_s=400)
+    command = tutelage("train", "run.yaml", "name=again", cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     report = report_of(folder, "again")
     assert set(report["teacher_forwards"].values()) == {0}
@@ -146,7 +146,7 @@ def test_the_command_again_runs_no_teacher(folder: Path) -> None:
 
 def test_a_run_with_another_loss_takes_the_baseline_over(folder: Path) -> None:
     options = ("name=harder", "loss.text=0", "loss.soft=0.1", "loss.hard=0.9", "baselines=[supervised]")
-    command = tutelage("train", "run.yaml", *options, cwd=folder, timeout_s=400)
+    command = tutelage("train", "run.yaml", *options, cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     assert "small-supervised: run words has trained the same baseline; it is taken over" in command.output
     mine, first = (
@@ -162,7 +162,7 @@ def test_a_killed_training_ends_with_the_same_texts(folder: Path) -> None:
         wait_until(lambda: bool(read_metrics(metrics)), lambda: command.output, 240)
         command.send(signal.SIGKILL)
         command.wait(10)
-    command = tutelage("train", "run.yaml", "name=killed", cwd=folder, timeout_s=400)
+    command = tutelage("train", "run.yaml", "name=killed", cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     for job in ("small-distilled", "small-supervised", "small-best_teacher"):
         killed, whole = (
@@ -199,7 +199,7 @@ def test_a_search_compares_texts_and_strategies_without_a_teacher(folder: Path) 
     }
     config["train"]["epochs"] = 2
     (folder / "search.yaml").write_text(yaml.safe_dump(config))
-    command = tutelage("tune", "search.yaml", cwd=folder, timeout_s=500)
+    command = tutelage("tune", "search.yaml", cwd=folder, timeout_s=700)
     assert command.process.returncode == 0, command.output
     study = json.loads((folder / "runs" / "search-study" / "study.json").read_text())
     assert len(study["trials"]) == 3
