@@ -92,20 +92,22 @@ def own_specs(config: RunConfig, inputs: Inputs, folders: Folders) -> dict[str, 
 
     return {
         name: {
-            task: spec(name, _sampled(inputs.data[task].task, rounds.sampling), folder)
+            task: spec(name, sampled_task(inputs.data[task].task, rounds.sampling), folder)
             for task, folder in own.items()
         }
         for name, own in folders.items()
     }
 
 
-def _sampled(task: Task, sampling: SamplingConfig) -> Task:
-    """The task as its student writes in a round; of a kind that does not write unchanged."""
+def sampled_task(task: Task, sampling: SamplingConfig) -> Task:
+    """The task as its student writes in a round, with nothing of `generation` but the language; of a kind that does not write unchanged."""
     if not task.kind.writes:
         return task
     head = writing_head(task)
     length = min(sampling.max_new_tokens or head.target_length, head.target_length)
-    drawn = head.of_model(None, GenerationConfig(temperature=sampling.temperature))
+    drawn = head.of_model(
+        None, GenerationConfig(temperature=sampling.temperature, language=head.generation.language)
+    )
     return replace(task, head=replace(drawn, target_length=length))
 
 

@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.config.generation import GenerationConfig
 from pipeline.config.load import load_config, parse_config
+from pipeline.config.rounds import SamplingConfig
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.models import open_tokenizer
 from pipeline.prepare import prepare
-from pipeline.round_before import fingerprints_before, folders_before, own_specs, students_before
+from pipeline.round_before import (
+    fingerprints_before,
+    folders_before,
+    own_specs,
+    sampled_task,
+    students_before,
+)
 from pipeline.tasks.writing import writing_head
 from tests.conftest import TinyModel, TinyRun
+from tests.tiny_speech import speech_task
 from tests.tiny_writers import SOURCES, TARGETS, writer
 
 
@@ -89,6 +98,12 @@ def test_texts_are_named_by_weights_and_sampling(config: dict[str, Any]) -> None
         assert again["judge"]["mood"].key == specs["judge"]["mood"].key
     other, _ = specs_of({**config, "rounds": {**config["rounds"], "share": 0.9}})
     assert other["writer"]["words"].key == key, "another share writes nothing"
+
+
+def test_a_student_of_speech_writes_in_the_language_of_its_task() -> None:
+    task = speech_task(language="de", beams=4, candidates=2)
+    own = writing_head(sampled_task(task, SamplingConfig(temperature=0.7))).generation
+    assert own == GenerationConfig(temperature=0.7, language="de")
 
 
 def test_a_share_of_none_asks_nobody(config: dict[str, Any]) -> None:
