@@ -134,7 +134,7 @@ def _within_window(
     if not len(rows):
         raise DataError(
             f"tasks.{task.name}: all {longer:,} recordings of train are longer than the {listener.window:g} s of {listener.folder}",
-            "Cut them where nothing is said, or take a model with a longer window.",
+            "Cut them at a pause of the speech, or take a model with a longer window.",
         )
     if written is not None:
         written = replace(written, texts=tuple(texts[rows] for texts in written.texts))

@@ -1,4 +1,4 @@
-"""Teachers that are trained on beside their student, as the student's training sees them: sources of targets, told of each step.
+"""Teachers that are trained on beside their student, as the student's training sees them: sources of targets, which learn from each step.
 
 A teacher answers its calls in their order. So what a step's targets were computed from is decided by when they are asked for, not by
 which process is faster: the same seed gives the same targets.

@@ -234,7 +234,7 @@ def test_any_failure_to_learn_is_met_again(
 # ---------------------------------------------------------------- beside a student
 
 
-class Told:
+class Recorded:
     """A host that notes its calls; its targets are its batches so far."""
 
     def __init__(self) -> None:
@@ -258,7 +258,7 @@ def steps_of(*rows: int, task: str = "mood") -> list[Step]:
 
 @pytest.mark.parametrize("max_age", [0, 1, 3])
 def test_targets_are_at_most_so_many_steps_old(max_age: int) -> None:
-    host, coming, ages = Told(), steps_of(*range(8)), []
+    host, coming, ages = Recorded(), steps_of(*range(8)), []
     live = LiveTeachers({"one": host}, {"one": "mood"}, max_age)  # type: ignore[dict-item]
     for number in range(8):
         live.expect(number, coming[number : number + 1 + max_age])
@@ -269,7 +269,7 @@ def test_targets_are_at_most_so_many_steps_old(max_age: int) -> None:
 
 
 def test_other_tasks_ask_no_teacher() -> None:
-    host = Told()
+    host = Recorded()
     live = LiveTeachers({"one": host}, {"one": "mood"}, 1)  # type: ignore[dict-item]
     coming = [*steps_of(0, task="tone"), *steps_of(1)]
     live.expect(0, coming)
