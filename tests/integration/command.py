@@ -44,7 +44,7 @@ class Command:
         else:
             self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 240) -> int:
+    def wait(self, timeout_s: float = 400) -> int:
         """Its exit code. Fails with its output when that takes too long."""
         wait_until(self.ended, lambda: f"still running after {timeout_s:g} s:\n{self.output}", timeout_s)
         return self.process.returncode
@@ -87,7 +87,7 @@ def started(*arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET) 
 
 
 def tutelage(
-    *arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET, timeout_s: float = 240
+    *arguments: str, cwd: Path, environment: Mapping[str, str] = QUIET, timeout_s: float = 400
 ) -> Command:
     """`tutelage` with `arguments`, run to its end."""
     with started(TUTELAGE, *arguments, cwd=cwd, environment=environment) as command:

@@ -35,7 +35,7 @@ from tests.integration.command import (
 )
 from tests.integration.conftest import MakeRun, csv_section
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """As the shells of a cluster's users have it."""
@@ -133,7 +133,7 @@ def test_a_run_on_a_cluster_that_was_there(head: Head, workplace: Path) -> None:
     wait_until(lambda: not ours(), lambda: f"left on the cluster: {ours()}", 20)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_submitted_job_whose_driver_dies_is_gone_on_with(
     head: Head, workplace: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_submitted_job_whose_driver_dies_is_gone_on_with(
         wait_until(
             lambda: command.ended() or (curve.exists() and curve.stat().st_size > 0),
             lambda: command.output,
-            240,
+            400,
         )
         assert not command.ended(), command.output
         (driver,) = drivers()
@@ -200,7 +200,7 @@ def test_a_private_ray_listens_on_loopback_alone(workplace: Path) -> None:
             elsewhere.update(address for address in seen if not LOOPBACK.match(address))
             return command.ended() or (curve.exists() and curve.stat().st_size > 0)
 
-        wait_until(trains, lambda: command.output, 240)
+        wait_until(trains, lambda: command.output, 400)
         assert not command.ended(), command.output
     assert len(seen) > 5
     assert elsewhere == set()
@@ -280,7 +280,7 @@ def growing_head(tmp_path: Path) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_replicas_wait_for_nodes_that_an_autoscaler_starts(
     growing_head: Head, workplace: Path, tmp_path: Path
 ) -> None:

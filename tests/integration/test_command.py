@@ -300,7 +300,7 @@ def test_a_saved_student_is_scored_copied_and_compared(first: Finished, tmp_path
 # ---------------------------------------------------------------- interrupted
 
 
-@pytest.mark.timeout(600)  # four launches of Ray, on a machine that other tests use as well
+@pytest.mark.timeout(900)  # four launches of Ray, on a machine that other tests use as well
 def test_interrupted_in_every_way_and_resumed_is_uninterrupted(first: Finished, tmp_path: Path) -> None:
     """The same run in another place, with the teachers and the store of the first, stopped again and again."""
     runs = tmp_path / "runs"

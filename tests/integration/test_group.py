@@ -17,7 +17,7 @@ from tests.unit.pipeline.compare.test_show import Page
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b"),
 ]
 

@@ -18,7 +18,7 @@ from pipeline.predictor import Predictor
 from tests.conftest import BAD, FILLER, GOOD, Architecture, TinyModel
 from tests.integration.command import Command, tutelage
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SIZES = {"train": 60, "validation": 20, "test": 20}
 KINDS = ("mood", "topics", "strength", "entities", "answers")

@@ -35,7 +35,7 @@ from tests.integration.test_cluster import free_port, listens
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(sys.platform != "linux", reason="hides folders from a node by a mount namespace"),
 ]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -33,7 +33,7 @@ from tune.trial import Shared
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings(r"default:::(mlflow|alembic|sqlalchemy)\b"),
 ]
 
@@ -89,7 +89,7 @@ def test_a_killed_search_goes_on_to_its_winner(
     make_search(make_run, ready_teachers, tmp_path, students=student, tune=search, seeds=[0, 1])
 
     with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
-        wait_until(lambda: command.ended() or _done(tmp_path) >= 1, lambda: command.output, 240)
+        wait_until(lambda: command.ended() or _done(tmp_path) >= 1, lambda: command.output, 400)
         command.send(signal.SIGKILL, group=True)
         command.wait(30)
         assert f"{2 * EXAMPLES} computed" in command.output
@@ -302,7 +302,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(
         tracking={"enabled": False},
     )
     with started(TUTELAGE, "tune", "run.yaml", cwd=tmp_path) as command:
-        wait_until(lambda: command.ended() or _epochs(tmp_path) >= 2, lambda: command.output, 240)
+        wait_until(lambda: command.ended() or _epochs(tmp_path) >= 2, lambda: command.output, 400)
         command.send(signal.SIGINT)
         assert command.wait(60) == 130, command.output
         assert_none_left(command)
