@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +43,16 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port at which nothing listens, at any address of this machine, and that nobody gets before it is used.
+
+    It is below the ports that the kernel gives to whoever asks for any, as each of Ray's processes does, and above those of
+    Ray's workers: two servers of gRPC share a port without an error, and a call reaches either.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def listens(port: int) -> bool:
@@ -268,7 +276,7 @@ def growing_head(tmp_path: Path) -> Iterator[Head]:
         "include-dashboard": "false",
         "temp-dir": folder,
     }
-    grows = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    grows = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", **TOKEN}
     arguments = [f"--{name}={value}" for name, value in options.items()]
     try:
         with started(
@@ -295,7 +303,7 @@ def test_replicas_wait_for_nodes_that_an_autoscaler_starts(
         f"runs_dir={tmp_path / 'runs'}",
         f"cluster.address={growing_head.address}",
         cwd=workplace,
-        environment={"RAY_FAKE_CLUSTER": "1"},
+        environment={"RAY_FAKE_CLUSTER": "1", **TOKEN},
         timeout_s=500,
     )
     assert done.process.returncode == 0, done.output
