@@ -3,7 +3,7 @@
 A task's loss is a sum of terms, each with a name and a weight. The ``hard`` term compares the student with the
 labels, the ``soft`` term with its teachers' aggregated soft targets, the ``hidden`` term a projection of its hidden
 vectors with its teachers', word by word. A term has one value per row, in nats (for numbers: squared error; for
-hidden vectors: squared error in variances of the targets). `task_loss` weights, masks and sums them. Everything is computed in float32, for every dtype
+hidden vectors: squared error in variances of the targets; of models that label the frames of a recording: one value a text). `task_loss` weights, masks and sums them. Everything is computed in float32, for every dtype
 of the logits. A task's head names its terms: `DISTRIBUTION_LOSSES` for every kind of classification (of texts, words
 or an answer's start and end), `NUMBER_LOSSES` for numbers.
 
@@ -21,9 +21,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, ctc_loss, log_softmax
 
-from pipeline.batch import ABSENT, UNLABELLED
+from pipeline.batch import ABSENT, NO_TOKEN, UNLABELLED
 
 Needs = Literal["labels", "targets", "hidden"]
 """What a term compares the student with: labels, soft targets or hidden targets."""
@@ -61,15 +61,29 @@ class HiddenInputs:
 
 
 @dataclass(frozen=True)
+class FrameInputs:
+    """The recordings of N texts.
+
+    logits: (N, F, V), any float dtype, padded on the right · counts: (N,) int64 frames of each · texts: (N, L) int64 token ids without blanks, padded by
+    `NO_TOKEN` · blank: the id of a frame without a token.
+    """
+
+    logits: Tensor
+    counts: Tensor
+    texts: Tensor
+    blank: int
+
+
+@dataclass(frozen=True)
 class LossInputs:
     """The inputs of the loss of N rows of one task.
 
     logits: (N, C) the student's, any float dtype · labels: (N,) int64, `UNLABELLED` where there is none ·
     target: (N, C) float, the teachers' probabilities at the temperature; None without teachers ·
     valid: (N,) float, what a row counts: usually 1, and 0 for a row that only fills the batch (its other values:
-    any finite ones) · taught: (N,) float, 0 for a row on which no teacher has a prediction; None for all 1 · hidden: of the words of the
+    any finite ones); (1,) for all rows alike · taught: (N,) float, 0 for a row on which no teacher has a prediction; None for all 1 · hidden: of the words of the
     same examples; None where the hidden term has no weight · spread: (N,) float32, see `mean_surprise`; None where no label is
-    smoothed.
+    smoothed · frames: of models that label frames, of which N is the number of frames, `labels` are not read, and the hard loss has a row a text; None for others.
     """
 
     logits: Tensor
@@ -79,6 +93,7 @@ class LossInputs:
     taught: Tensor | None = None
     hidden: HiddenInputs | None = None
     spread: Tensor | None = None
+    frames: FrameInputs | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +201,21 @@ def soft_squared_error(values: Tensor, target: Tensor, temperature: float) -> Te
     return torch.square(values.float() - target).squeeze(-1)
 
 
+def ctc_surprise(frames: FrameInputs) -> Tensor:
+    """(N,) float32 −log p(text | recording) in nats, over all ways in which frames can be labelled with the text (Graves et al., 2006,
+    "Connectionist temporal classification"); 0, without a gradient, for a text that its frames are too few for."""
+    there = frames.texts != NO_TOKEN
+    return ctc_loss(
+        log_softmax(frames.logits.float(), dim=-1).transpose(0, 1),
+        frames.texts.masked_fill(~there, frames.blank),
+        frames.counts,
+        there.sum(dim=-1),
+        blank=frames.blank,
+        reduction="none",
+        zero_infinity=True,
+    )
+
+
 def hidden_squared_error(hidden: HiddenInputs) -> Tensor:
     """(W,) float32 squared errors of projected hidden vectors, weighted over dimensions; 0 for a word that does not
     count. The mean vector, 0 in every dimension, has 1 on average."""
@@ -225,6 +255,13 @@ TEXT_LOSSES = (
 )
 """Of the positions of a text. What a text is, the reference, a teacher's or the student's own, is decided where it is drawn
 (`pipeline.training.texts`); a position of an own text has no label."""
+
+
+FRAME_LOSSES = (
+    LossTerm("hard", "labels", lambda inputs, _: ctc_surprise(_frames(inputs))),
+    LossTerm("soft", "targets", _divergence),
+)
+"""Of a model that labels frames: ``hard`` of whole texts, ``soft`` frame by frame."""
 
 
 def needs_of(terms: Sequence[LossTerm], weights: LossWeights) -> frozenset[Needs]:
@@ -275,6 +312,13 @@ def _hidden(inputs: LossInputs) -> HiddenInputs:
     if inputs.hidden is None:
         raise ValueError("the hidden term needs hidden targets and there are none")
     return inputs.hidden
+
+
+def _frames(inputs: LossInputs) -> FrameInputs:
+    """The inputs of a loss of frames. Raises ValueError where there are none."""
+    if inputs.frames is None:
+        raise ValueError("the loss of frames needs frames and there are none")
+    return inputs.frames
 
 
 def _target(inputs: LossInputs) -> Tensor:

@@ -37,6 +37,7 @@ from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
 from pipeline.tasks.label_map import Groups
 from pipeline.tasks.tensors import TensorBatch
+from pipeline.tasks.transcribing import frame_logits
 from pipeline.tasks.words import word_means
 from pipeline.tasks.writing import writing_head
 
@@ -125,7 +126,9 @@ class Predictor:
     @torch.inference_mode()
     def force(self, inputs: Mapping[str, Sequence[Any]], form: TokenTargetsConfig) -> Labels:
         """The model's distributions at the positions of n given texts, one row a token, and how many of the examples were
-        truncated. inputs: ``source`` and ``text``."""
+        truncated; of a model that labels frames one row a frame of the first window. inputs: ``source`` and ``text``."""
+        if not self.model.can_generate():
+            return self._frames(inputs["source"], form)
         head = writing_head(self.task)
         pairs = {"source": inputs["source"], "target": inputs["text"]}
         encoded = first_windows(head.encode(self.tokenizer, pairs, self.max_length))
@@ -145,10 +148,23 @@ class Predictor:
             parts.append((rows, Sparse(Ragged(ids, offsets), logs, rest, space)))
 
         run_batches(token_budget_batches(lengths, order, tokens), work)
-        joined = join_soft([part for _, part in parts])
-        places = np.empty(len(order), dtype=np.int64)
-        places[np.concatenate([rows for rows, _ in parts])] = np.arange(len(order))
-        return joined.take(places), None, encoded.truncated
+        return _in_order(parts), None, encoded.truncated
+
+    def _frames(self, recordings: Sequence[str], form: TokenTargetsConfig) -> Labels:
+        encoded = first_windows(self.task.head.encode(self.tokenizer, {"source": recordings}))
+        space, parts = vocabulary(self.tokenizer), list[tuple[NDArray[np.int64], Sparse]]()
+
+        def work(rows: NDArray[np.int64]) -> None:
+            batch = TensorBatch.of(encoded.pad(rows), self.device)
+            frames = frame_logits(self.model, batch.inputs)
+            logits = torch.cat(frames).float()[:, : len(space)]
+            ids, logs, rest = sparse_rows(logits, form, logits.argmax(dim=-1), seed=len(logits))
+            offsets = offsets_of(np.array([len(own) for own in frames]))
+            parts.append((rows, Sparse(Ragged(ids, offsets), logs, rest, space)))
+
+        order = np.argsort(encoded.lengths, kind="stable")[::-1]
+        run_batches(token_budget_batches(encoded.lengths, order, self.tokens_per_forward), work)
+        return _in_order(parts), None, encoded.truncated
 
     def _write(self, inputs: Mapping[str, Sequence[Any]]) -> tuple[Texts, None, int]:
         sources = {name: inputs[name] for name in self.task.reading.fields}
@@ -164,6 +180,12 @@ class Predictor:
             device=self.device,
         )
         return texts, None, encoded.truncated
+
+
+def _in_order(parts: Sequence[tuple[NDArray[np.int64], Sparse]]) -> Sparse:
+    """The distributions of n examples, in their order, out of those of batches and the examples of each."""
+    rows = np.concatenate([own for own, _ in parts])
+    return join_soft([part for _, part in parts]).take(np.argsort(rows))
 
 
 def check_model(

@@ -47,7 +47,10 @@ from pipeline.models import (
 from pipeline.predictor import check_model
 from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
+from pipeline.tasks.ctc import FrameHead, of_model
+from pipeline.tasks.heads import is_ctc
 from pipeline.tasks.hearing import speech_head
+from pipeline.tasks.listening import listener_of
 from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.plan import start_folder
@@ -158,7 +161,10 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
                 )
                 for task, length in student.lengths.items():
                     if task in data:
-                        _try_tokenizer(tokenizers[starts[name]], data[task], length, task in hidden)
+                        own = replace(data[task], task=of_model(data[task].task, tokenizers[starts[name]]))
+                        _try_tokenizer(tokenizers[starts[name]], own, length, task in hidden)
+                        if resolved is not None and isinstance(own.task.head, FrameHead):
+                            _check_smoothing(name, resolved.students[name].loss.tasks[task].label_smoothing)
     if resolved is not None:
         _check_vocabularies(
             config, resolved, data, bases=bases, starts=starts, tokenizers=tokenizers, errors=errors
@@ -308,7 +314,7 @@ def _check_vocabularies(
     tokenizers: Mapping[Path, Any],
     errors: Errors,
 ) -> None:
-    """Adds an error where a student has a soft loss, or rounds, on texts of a teacher with another vocabulary."""
+    """Adds an error where a student has a soft loss, or rounds, on texts of a teacher with another vocabulary, or labels frames."""
     in_rounds = config.rounds is not None and config.rounds.share > 0
     for name, student in resolved.students.items():
         for task in student.lengths if in_rounds else sorted(student.soft):
@@ -331,6 +337,15 @@ def _check_vocabularies(
                     )
 
 
+def _check_smoothing(student: str, smoothing: float) -> None:
+    """Raises `ConfigError` where the loss of a model that labels frames is to be smoothed."""
+    if smoothing:
+        raise ConfigError(
+            f"students.{student}: a CTC model's loss is of whole texts, which have no label_smoothing",
+            f"Set students.{student}.loss.label_smoothing: 0.",
+        )
+
+
 def _check_windows(
     config: RunConfig,
     student: str,
@@ -339,18 +354,25 @@ def _check_windows(
     tokenizers: Mapping[Path, Any],
     bases: Mapping[str, Path],
 ) -> None:
-    """Raises `ConfigError` where a student with a soft loss has a longer window than one of its teachers, or a teacher labels frames."""
-    own = speech_head(task).listener(tokenizer)
+    """Raises `ConfigError` where a student with a soft loss has a longer window than one of its teachers, or one of the two labels frames, or other frames."""
+    own = listener_of(str(tokenizer.name_or_path), speech_head(task).generation.language)
+    if own.is_ctc and config.rounds is not None:
+        raise ConfigError(
+            f"students.{student}: a CTC model labels frames: it writes one text of {task.name}, and draws none for rounds",
+            "Drop rounds, or give the task a student of Whisper's architecture.",
+        )
     for teacher in config.teachers_of(task.name):
         theirs = speech_head(teacher_task(config, teacher, task)).listener(tokenizers[bases[teacher]])
-        if theirs.is_ctc or theirs.window < own.window:
-            what = (
-                "labels frames"
-                if theirs.is_ctc
-                else f"hears {theirs.window:g} s, the student {own.window:g} s"
-            )
+        what = None
+        if theirs.is_ctc != own.is_ctc:
+            what = "labels frames" if theirs.is_ctc else "writes by a decoder"
+        elif (theirs.rate, theirs.convolutions) != (own.rate, own.convolutions) and own.is_ctc:
+            what = "makes other frames of a recording"
+        elif theirs.window < own.window:
+            what = f"hears {theirs.window:g} s, the student {own.window:g} s"
+        if what is not None:
             raise ConfigError(
-                f"students.{student}: {teacher} {what}: a soft loss on {task.name} is along the same tokens and recordings",
+                f"students.{student}: {teacher} {what}: a soft loss on {task.name} is along the same tokens, or frames, of the same recordings",
                 f"Set students.{student}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever its architecture (loss.text).",
             )
 
@@ -416,7 +438,7 @@ def teacher_specs(config: RunConfig, inputs: Inputs, names: Iterable[str] | None
         if task.kind.writes and teacher.task in inputs.resolved.soft:
             form = config.tasks[teacher.task].token_targets
             own = token_key(folder, task, dtype, form, max_length=teacher.max_length)
-            tokens = TokenTargets(own, form)
+            tokens = TokenTargets(own, form, is_ctc(open_config(folder).architectures))
         specs.append(
             TeacherSpec(
                 name=name,

@@ -218,7 +218,8 @@ def _force(run: Run, store: Store, specs: Sequence[TeacherSpec]) -> None:
         keys |= {
             f"{student} before": one.keys[name] for student, one in run.before.items() if name in one.keys
         }
-        pairs[name] = [forced_pairs(run.inputs.data[name], keys, store)]
+        frames = any(run.tokens[spec.name].frames for spec in forced if spec.task.name == name)
+        pairs[name] = [forced_pairs(run.inputs.data[name], keys, store, frames)]
     for spec in forced:
         facts = {
             "teacher": spec.name,

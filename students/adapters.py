@@ -60,7 +60,9 @@ def check_adapters(folder: Path, given: LoraConfig, kinds: Collection[Kind], whe
             f"{where} needs peft", "Install the project's extra, from its folder: pip install -e '.[lora]'."
         )
     config = open_config(folder)
-    if not config.is_encoder_decoder and any(kind.writes and not kind.decoder_only for kind in kinds):
+    if not config.is_encoder_decoder and any(
+        kind.writes and not kind.decoder_only and not kind.audio for kind in kinds
+    ):
         raise ConfigError(
             f"{where}: the decoder that a {config.model_type} gets starts from nothing, adapters cannot train it",
             "Drop the key, or take a model that has a decoder.",

@@ -23,22 +23,23 @@ from students.student import MultiTaskStudent
 def save_task(student: MultiTaskStudent, task: str, tokenizer: Any, folder: Path) -> None:
     """Replaces `folder` by the task's model and tokenizer, in the form that `from_pretrained` reads.
 
-    Where the task's kind writes, its generation_config.json has the settings by which the student writes.
+    Where the task's kind writes, by a decoder, its generation_config.json has the settings by which the student writes.
     """
     model, own = student.model(task), student.tasks[task]
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     if own.kind.writes:
         head = writing_head(own)
-        settings = generation_settings(head.generation, head.target_length)
-        know_ends(model, tokenizer)
-        model.generation_config.update(**settings)
+        if model.can_generate():
+            know_ends(model, tokenizer)
+            model.generation_config.update(**generation_settings(head.generation, head.target_length))
         if isinstance(head, SpeechHead):
+            open_extractor(Path(tokenizer.name_or_path)).save_pretrained(scratch)
+        if isinstance(head, SpeechHead) and model.can_generate():
             for name, value in _spoken(
                 model, head, tokenizer
             ).items():  # `update` leaves out what only Whisper's have
                 setattr(model.generation_config, name, value)
-            open_extractor(Path(tokenizer.name_or_path)).save_pretrained(scratch)
         model.save_pretrained(scratch)
     else:
         with torch.device("meta"):

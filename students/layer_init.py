@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.config.kinds import Kind
 from pipeline.config.schema import StackLayersConfig
-from pipeline.errors import ConfigError, TeacherError
-from pipeline.models import open_config
+from pipeline.errors import ConfigError
 from pipeline.predictor import check_head
 
 if TYPE_CHECKING:
@@ -109,11 +108,6 @@ def check_kinds(folder: Path, kinds: Collection[Kind], where: str) -> None:
             "Give the tasks to students of their own (students.<student>.tasks).",
         )
     check_head(folder, own, where)
-    if own.audio and any(name.endswith("ForCTC") for name in open_config(folder).architectures or ()):
-        raise TeacherError(
-            f"{where}: {folder} is a CTC model, which is not trained here",
-            "Let it be a teacher as it is, without fine_tune; students are of Whisper's architecture.",
-        )
 
 
 def check_layers(
@@ -125,7 +119,8 @@ def check_layers(
 
     kinds: of the student's tasks: where one of them writes with a decoder, an encoder gets one of as many layers.
     """
-    if config.is_encoder_decoder or any(kind.writes and not kind.decoder_only for kind in kinds):
+    writes = any(kind.writes and not kind.decoder_only and not kind.audio for kind in kinds)
+    if config.is_encoder_decoder or writes:
         totals = depths(config) if config.is_encoder_decoder else (config.num_hidden_layers,) * 2
         for own, total in zip(_of_stacks(layers), totals, strict=True):
             layer_indices(own, total)
@@ -232,7 +227,8 @@ def _layer_list(encoder: PreTrainedModel, key: str, remedy: str) -> tuple[str, i
     """
     total = encoder.config.num_hidden_layers
     for path, module in encoder.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == total:
+        # wav2vec2 has as many convolutions before its layers as some of its models have layers
+        if isinstance(module, nn.ModuleList) and len(module) == total and "feature_extractor" not in path:
             return path, total
     raise ConfigError(
         f"{key}: {type(encoder).__name__} does not keep its layers in a list of {total}", remedy

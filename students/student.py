@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.config.adapters import LoraConfig
+from pipeline.config.kinds import SPEECH_RECOGNITION
 from pipeline.config.schema import StackLayersConfig
 from pipeline.models import open_config, open_model, open_tokenizer
 from pipeline.tasks import Task
 from pipeline.tasks.forced import output_along
-from pipeline.tasks.heads import model_class
+from pipeline.tasks.heads import is_ctc, model_class
 from pipeline.tasks.tensors import TensorWords
+from pipeline.tasks.transcribing import frame_logits
 from pipeline.tasks.words import word_means
 from students.adapters import add_adapters
 from students.decoder import with_decoder
@@ -24,6 +27,12 @@ from students.layer_init import truncate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class FrameOutput(NamedTuple):
+    """Of a model that labels frames. logits: (S, frames, V), padded by 0."""
+
+    logits: Tensor
 
 
 class MultiTaskStudent(nn.Module):
@@ -68,8 +77,10 @@ class MultiTaskStudent(nn.Module):
         """The output of the task's Hugging Face model. inputs: what the tokenizer returns, (S, length) int64 each.
 
         target: (S, length) int64 token ids that the decoder is forced along, padded by `NO_TOKEN`, where the task's kind
-        writes. With `words` also, as the second of two, (W, D) the projections of the words' mean vectors after the last layer.
+        writes; a model that labels frames gives them whatever the text (`FrameOutput`). With `words` also, as the second of two, (W, D) the projections of the words' mean vectors after the last layer.
         """
+        if target is not None and "input_values" in inputs:
+            return FrameOutput(pad_sequence(frame_logits(self.model(task), inputs), batch_first=True))
         if target is not None:
             return output_along(self.model(task), inputs, target)
         if words is None:
@@ -96,7 +107,7 @@ def build_student(
     hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them ·
     lora: adapters that train in place of the model's own weights, drawn after all else (`students.adapters`).
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -106,7 +117,7 @@ def build_student(
         if not any(task.kind.writes for task in tasks):
             trunk = open_model(AutoModel, folder, config=config)
         elif any(task.kind.audio for task in tasks):
-            trunk = open_model(AutoModelForSpeechSeq2Seq, folder, config=config)
+            trunk = _speech_model(folder, config)
         elif any(task.kind.decoder_only for task in tasks):
             trunk = open_model(AutoModelForCausalLM, folder, config=config)
         elif config.is_encoder_decoder:
@@ -119,6 +130,18 @@ def build_student(
         if lora is not None:
             add_adapters(student.encoder, lora)
         return student
+
+
+def _speech_model(folder: Path, config: Any) -> Any:
+    """A model that writes, or labels frames: then its convolutions keep their weights, as is usual where it is fine-tuned (arXiv:2006.11477, section 4.3), and nothing
+    is masked or left out at random by draws that are not PyTorch's, which a training could not go on with, or that differ between workers."""
+    model_type = model_class(SPEECH_RECOGNITION, config.architectures)
+    if not is_ctc(config.architectures):
+        return open_model(model_type, folder, config=config)
+    config.apply_spec_augment, config.layerdrop = False, 0.0
+    trunk: Any = open_model(model_type, folder, config=config)
+    trunk.freeze_feature_encoder()
+    return trunk
 
 
 def open_trained(folder: Path, task: Task) -> MultiTaskStudent:

@@ -23,10 +23,12 @@ class HiddenTargets:
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """A teacher's distributions along given texts. key: their name in the store · form: what is stored of each."""
+    """A teacher's distributions along given texts. key: their name in the store · form: what is stored of each · frames: whether it labels frames, so that they
+    are of recordings alone."""
 
     key: str
     form: TokenTargetsConfig
+    frames: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,16 @@ CTC = "AutoModelForCTC"
 """The class of models of speech that label frames."""
 
 
+def is_ctc(architectures: Sequence[str] | None) -> bool:
+    """Whether a config's `architectures` are of a model of speech that labels frames."""
+    return any(name.endswith("ForCTC") for name in architectures or ())
+
+
 def model_class(kind: Kind, architectures: Sequence[str] | None = None) -> Any:
     """The `AutoModelFor…` of transformers whose head the kind uses. architectures: of a model of speech, which has one of two heads."""
     import transformers  # here: the import takes seconds, and most users of this package do not need it
 
-    ctc = kind.audio and any(name.endswith("ForCTC") for name in architectures or ())
-    return getattr(transformers, CTC if ctc else kind.auto_class)
+    return getattr(transformers, CTC if kind.audio and is_ctc(architectures) else kind.auto_class)
 
 
 def label_settings(labels: Sequence[str]) -> dict[str, Any]:

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.batch import Encoded, offsets_of
 from pipeline.errors import TeacherError
+from pipeline.tasks.heads import is_ctc
 from pipeline.tasks.recording import Recording, samples, seconds
 from pipeline.urls import cache_base
 
+Numbers = TypeVar("Numbers", NDArray[np.int64], Tensor)
 MULTILINGUAL = 51865
 """Size of the vocabularies of Whisper's models of several languages, or more."""
 CTC_WINDOW_S = 30.0
@@ -49,7 +52,8 @@ class Listener:
     """How the model in a folder reads recordings.
 
     rate: samples a second · window: seconds · position: seconds of one position of the encoder · prompt: token ids that its decoder starts from; none of a CTC model ·
-    positions: of its decoder, for prompt and text; 0 of a CTC model · features: names what its feature extractor computes.
+    positions: of its decoder, for prompt and text; 0 of a CTC model · features: names what its feature extractor computes · convolutions: of a CTC model, the
+    (kernel, stride) of each that makes frames of samples.
     """
 
     folder: str
@@ -59,6 +63,7 @@ class Listener:
     prompt: tuple[int, ...]
     positions: int
     features: str
+    convolutions: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_ctc(self) -> bool:
@@ -101,6 +106,13 @@ class Listener:
             lengths = np.maximum(np.ceil(np.array(parts) / self.position), 1).astype(np.int64)
         windows = Windows(self, [references[owner] for owner in owners.tolist()], numbers)
         return Encoded({}, offsets_of(lengths), {}, 0, sequences=offsets_of(counts), audio=windows)
+
+
+def frames_of(samples: Numbers, convolutions: Sequence[tuple[int, int]]) -> Numbers:
+    """(n,) int64 frames that a CTC model makes of so many samples. convolutions: see `Listener`."""
+    for kernel, stride in convolutions:
+        samples = (samples - kernel) // stride + 1
+    return samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +173,15 @@ def listener_of(folder: str, language: str | None) -> Listener:
     rate = int(extractor.sampling_rate)
     if config.model_type != "whisper":
         ratio = getattr(config, "inputs_to_logits_ratio", None)
-        if ratio is None or not any(name.endswith("ForCTC") for name in config.architectures or ()):
+        if ratio is None or not is_ctc(config.architectures):
             raise TeacherError(
                 f"{folder}: a {config.model_type} is no model of speech that Tutelage reads",
                 "Give a model of Whisper's architecture, or a CTC model such as wav2vec2's or HuBERT's.",
             )
-        return Listener(folder, rate, CTC_WINDOW_S, ratio / rate, (), 0, features)
+        convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
+        if getattr(config, "add_adapter", False):
+            convolutions += ((1, config.adapter_stride),) * config.num_adapter_layers
+        return Listener(folder, rate, CTC_WINDOW_S, ratio / rate, (), 0, features, convolutions)
     window = extractor.n_samples / rate
     if extractor.nb_max_frames != 2 * config.max_source_positions:
         raise TeacherError(

@@ -46,7 +46,7 @@ def frame_texts(
     Of windows that overlap each gives the frames up to the middle of what it has in common with its neighbour.
     """
     parts: list[list[Tensor]] = [[] for _ in range(int(owners[-1]) + 1)]
-    for window, logits in enumerate(_frames(model, readable(batch.inputs, model))):
+    for window, logits in enumerate(frame_logits(model, batch.inputs)):
         length, left, right = strides[window]
         first, last = round(len(logits) * left / length), len(logits) - round(len(logits) * right / length)
         parts[owners[window]].append(logits[first:last].float().log_softmax(dim=-1))
@@ -59,9 +59,13 @@ def frame_texts(
     return texts, np.array(scores, dtype=np.float32), np.array(lengths, dtype=np.int32)
 
 
-def _frames(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Of each of S windows (frames, V) logits. A model with a norm over all of a window's time would take padding for a part of it, so it reads one
-    window at a time."""
+def frame_logits(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of each of S windows (frames, V) logits of a CTC model. One with a norm over all of a window's time would take padding for a part of it, so it reads one
+    window at a time.
+
+    inputs: ``input_values``, (S, samples) float padded on the right, and ``attention_mask`` of the same shape.
+    """
+    inputs = readable(inputs, model)
     waves, mask = inputs["input_values"], inputs["attention_mask"]
     if getattr(model.config, "feat_extract_norm", "layer") == "group":
         return [

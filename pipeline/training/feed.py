@@ -23,6 +23,7 @@ from pipeline.losses import Needs
 from pipeline.memory import too_large
 from pipeline.soft import Dense, Soft, Sparse, TargetSource
 from pipeline.tasks import Task
+from pipeline.tasks.ctc import FrameHead, frame_pairs, of_model
 from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.pairs import pairs
 from pipeline.tasks.tensors import TensorBatch
@@ -87,11 +88,15 @@ class TaskSet:
         whether token targets are read along the texts · words: encoded with the words that tokens cover, for hidden targets · kept: examples that the same tokenizer
         encoded before are taken from it.
         """
+        data = replace(data, task=of_model(data.task, tokenizer))
         train = data.splits["train"] if sources or written is not None else data.labelled_train()
         left_out = dict(written.left_out) if written is not None else {}
         if data.task.kind.audio:
             train, written, longer = _within_window(data.task, tokenizer, train, written)
             left_out[LONGER] = longer
+        if isinstance(data.task.head, FrameHead):
+            train, written, faults = _learnable(data.task.head, tokenizer, train, written)
+            left_out |= faults
         if written is not None:
             train, written = _with_texts(data.task, train, written)
         validation, head, memory = data.splits["validation"], data.task.head, kept or Kept()
@@ -141,6 +146,33 @@ def _within_window(
     return train.take(rows), written, longer
 
 
+def _learnable(
+    head: FrameHead, tokenizer: Any, train: Examples, written: WrittenTexts | None
+) -> tuple[Examples, WrittenTexts | None, dict[str, int]]:
+    """The examples without those whose reference a model that labels frames cannot learn, and what was written for them without such texts; how many there are, by fault.
+
+    Raises `DataError` where no reference can be learnt.
+    """
+    recordings, references = list(train.inputs["source"]), list(train.inputs["target"])
+    faults = head.faults(tokenizer, recordings, references)
+    kept = np.flatnonzero(~np.any(list(faults.values()), axis=0))
+    left_out = {fault: int(mask.sum()) for fault, mask in faults.items()}
+    if not len(kept):
+        fault = max(left_out, key=lambda one: left_out[one])
+        raise DataError(
+            f"tasks.{head.task}: all {len(train):,} texts of train are {fault} ({tokenizer.name_or_path})",
+            "Write them as the model does, or take another model.",
+        )
+    if written is not None:
+        columns = []
+        for texts in written.texts:
+            faults = head.faults(tokenizer, recordings, texts.tolist())
+            left_out = {fault: left_out[fault] + int(mask.sum()) for fault, mask in faults.items()}
+            columns.append(np.where(np.any(list(faults.values()), axis=0), "", texts)[kept])
+        written = replace(written, texts=tuple(columns))
+    return train.take(kept), written, left_out
+
+
 def _with_texts(task: Task, train: Examples, written: WrittenTexts) -> tuple[Examples, WrittenTexts]:
     """The examples that have a reference or a teacher's text, and those texts."""
     has = task.reading.labelled(train.labels)
@@ -166,7 +198,9 @@ def drawn_texts(
     others, shares = [texts.tolist() for texts in written.texts], written.shares
     tokens = [train.targets, *(head.targets(tokenizer, texts) for texts in others)]
     keys = None
-    if keyed:
+    if keyed and isinstance(head, FrameHead):
+        keys = np.tile(frame_pairs(task, examples.inputs["source"]).keys, len(tokens))
+    elif keyed:
         texts = [*examples.inputs["target"], *chain(*others)]
         keys = pairs(task, list(examples.inputs["source"]) * len(tokens), texts).keys
     return DrawnTexts.of(tokens, [1 - sum(shares), *shares], keys, written.own)

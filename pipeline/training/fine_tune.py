@@ -129,11 +129,10 @@ def fine_tune(
     Renames a damaged teacher in `folder`. Resumes from its own checkpoints in `folder`/work. Returns with status
     "interrupted" once `should_stop` returns true.
     """
-    task = data.task
     _set_aside(folder)
     tokenizer = open_tokenizer(base)
-    student = build_student(base, [task], dropout=config.dropout, seed=config.seed, lora=config.lora)
     task_set = TaskSet.of(data.without_variants(), tokenizer, max_length)
+    student = build_student(base, [task_set.task], dropout=config.dropout, seed=config.seed, lora=config.lora)
     feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=config.seed, workers=workers)
     progress = Trainer(
         student, feed, config, one_stage(config, LossPlan()), folder / WORK, should_stop=should_stop
@@ -141,7 +140,7 @@ def fine_tune(
     if progress.status != "interrupted":
         if config.lora is not None:
             merge_adapters(student.encoder)
-        save_task(student, task.name, tokenizer, folder / TEACHER)
+        save_task(student, task_set.task.name, tokenizer, folder / TEACHER)
         facts = {
             "validation_score": progress.best_score,
             "steps": progress.step,

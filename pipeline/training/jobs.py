@@ -302,7 +302,7 @@ def _test(
     if settings.train.lora is not None:
         facts = {**facts, "trained": trained_count(student)}
         merge_adapters(student.encoder)  # before anything is scored: the saved folder answers with the sums
-    data = {name: plan.data[name] for name in settings.lengths}
+    data = {one.task.name: replace(plan.data[one.task.name], task=one.task) for one in sets}
     texts = {
         name: encoded(own.task.head, tokenizer, own.splits["test"], settings.lengths[name])
         for name, own in data.items()

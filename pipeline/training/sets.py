@@ -12,10 +12,11 @@ import torch
 from pipeline.config.resolved import (
     TaskAggregation,
 )
-from pipeline.config.schema import Strategy
+from pipeline.config.schema import Strategy, needs_labels
 from pipeline.data.splits import TaskData
 from pipeline.models import open_tokenizer, vocabulary
 from pipeline.soft import TargetSource
+from pipeline.tasks.ctc import FrameHead
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.feed import TaskSet
 from pipeline.training.hidden import HiddenMatch
@@ -88,13 +89,18 @@ def with_tokens(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
     assert texts is not None, "of a kind that writes"
     assert texts.keys is not None, "made with keys"
     resolved, there = plan.aggregations[task_set.task.name], texts.tokens.counts > 0
-    space = vocabulary(task_set.tokenizer)
+    space, counts, head = vocabulary(task_set.tokenizer), texts.tokens.counts, task_set.task.head
+    by_frame = isinstance(head, FrameHead)
+    if isinstance(head, FrameHead):
+        rate = head.listener(task_set.tokenizer).rate
+        counts = np.resize(head.frames(task_set.examples.inputs["source"], rate), len(counts))
     sources = [
-        store.view(plan.tokens[teacher].key, texts.keys[there], space, texts.tokens.counts[there])
+        store.view(plan.tokens[teacher].key, texts.keys[there], space, counts[there])
         for teacher in resolved.weights
     ]
-    # of distributions there is no consensus, and an own text is none of which a teacher could be the best
-    strategy: Strategy = "mean" if resolved.strategy == "consensus" or texts.own else resolved.strategy
+    # of distributions there is no consensus; of an own text no teacher could be the best, and a frame has no label
+    unfit = resolved.strategy == "consensus" or texts.own or (by_frame and needs_labels(resolved.strategy))
+    strategy: Strategy = "mean" if unfit else resolved.strategy
     weights = torch.tensor(list(resolved.weights.values()))
     return replace(task_set, sources=sources, aggregation=Aggregation(strategy, weights))
 

@@ -33,9 +33,18 @@ from pipeline.batch import (
 from pipeline.config.kinds import PERPLEXITY, TOKEN_ACCURACY
 from pipeline.config.schema import Strategy
 from pipeline.events import event_ids, student_events, teacher_events
-from pipeline.losses import LossInputs, LossWeights, hidden_squared_error, mean_surprise, needs_of, task_loss
+from pipeline.losses import (
+    FrameInputs,
+    LossInputs,
+    LossWeights,
+    hidden_squared_error,
+    mean_surprise,
+    needs_of,
+    task_loss,
+)
 from pipeline.memory import run_batches
 from pipeline.tasks import Task
+from pipeline.tasks.ctc import FrameHead
 from pipeline.tasks.forced import most_tokens
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.tensors import TensorBatch
@@ -207,6 +216,8 @@ def loss_inputs(
     prediction for some of a row's columns, the target is the teachers' distribution over the other columns.
     """
     counts = batch.tokens.counts
+    if isinstance(task.head, FrameHead):
+        return _frame_inputs(task.head.inputs(values, batch.tokens), batch, weights, aggregation)
     if task.kind.writes:
         return _text_inputs(values, batch, weights, aggregation)
     assert not isinstance(batch.teachers, SparseTargets), "of kinds that write"
@@ -244,6 +255,26 @@ def loss_inputs(
             taught = taught * (kept > 0)
             target = target / kept.clamp(min=torch.finfo(kept.dtype).tiny).unsqueeze(-1)
     return LossInputs(logits, labels, target, valid, taught)
+
+
+def _frame_inputs(
+    frames: FrameInputs, batch: MicroBatch, weights: LossWeights, aggregation: Aggregation | None
+) -> LossInputs:
+    """The inputs of the losses of a model that labels frames: with token targets, of the N frames of the batch's recordings."""
+    there = torch.arange(frames.logits.shape[1], device=frames.logits.device) < frames.counts.unsqueeze(-1)
+    logits, teachers = frames.logits[there], batch.teachers
+    valid, target = logits.new_full((1,), 0.0 if batch.filler else 1.0), None
+    if isinstance(teachers, SparseTargets) and aggregation is not None:
+        events = event_ids(teachers.ids)
+        target = aggregate(
+            teacher_events(teachers.ids, teachers.log_probabilities, teachers.rest, events, teachers.size),
+            strategy=aggregation.strategy,
+            weights=aggregation.weights,
+            temperature=weights.temperature,
+            labels=None,
+        )
+        logits = student_events(logits[:, : teachers.size], events)
+    return LossInputs(logits, batch.labels, target, valid, frames=frames)
 
 
 def _text_inputs(
@@ -340,11 +371,13 @@ def forced_scores(
 ) -> dict[str, float]:
     """Scores of a student that is forced along n gold texts, by metric (`Kind.forced`); several workers share the batches.
 
-    ``token_accuracy``: the share of the tokens that it has as the most likely next one, after the gold tokens before ·
+    None of a model that labels frames. ``token_accuracy``: the share of the tokens that it has as the most likely next one, after the gold tokens before ·
     ``perplexity``: exp of the mean negative log-likelihood of a token of its own vocabulary. The student is left in evaluation
     mode. encoded: with targets, each text's end mark among its tokens.
     """
     assert encoded.targets is not None, "of a kind that writes"
+    if isinstance(task.head, FrameHead):
+        return {}
     student.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=workers.device)
     targets, lengths = encoded.targets, encoded.lengths + encoded.targets.counts

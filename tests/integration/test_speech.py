@@ -23,6 +23,17 @@ LONG = "la ti do re la ti do re la"
 """Longer than the models' window."""
 
 
+LABELS_FRAMES = {
+    "epochs": 30,
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "head_learning_rate": 1e-2,
+    "early_stopping": None,
+    "precision": "fp32",
+}
+"""How a CTC model with random weights learns the language."""
+
+
 def write_data(folder: Path) -> dict[str, str]:
     """Recordings in several formats, at several rates, and the files that name them; some of train have no text, and one is too long to be learnt."""
     recordings = folder / "recordings"
@@ -74,10 +85,18 @@ def write_run(folder: Path) -> Path:
                 "generation": {"beams": 2, "candidates": 2},
                 "preflight": "warn",
             },
-            "frames": {"task": "speech", "model": str(ctc(folder / "frames")), "preflight": "warn"},
+            "frames": {
+                "task": "speech",
+                "model": str(ctc(folder / "frames")),
+                "fine_tune": LABELS_FRAMES,
+                "preflight": "warn",
+            },
         },
         "aggregation": {"teacher_weights": {"frames": 0.0}, "max_word_error": 0.5},
-        "students": {"small": {"init_from": "one", "layers": {"encoder": 2, "decoder": 1}}},
+        "students": {
+            "small": {"init_from": "one", "layers": {"encoder": 2, "decoder": 1}},
+            "light": {"init_from": "frames", "layers": 1, "train": LABELS_FRAMES},
+        },
         "train": {**tuned, "epochs": 8, "cpus_per_worker": 1},
         "tracking": {"enabled": False},
     }
@@ -109,6 +128,8 @@ def test_a_run_scores_words_and_counts_what_it_leaves_out(folder: Path) -> None:
         assert own["word_accuracy"] == pytest.approx(1 - own["wer"])
     assert task["metrics"]["students"]["small"]["wer"] < 1, "it writes words of the language"
     assert task["metrics"]["students"]["small"]["perplexity"] > 1
+    assert task["metrics"]["students"]["light"]["wer"] < 1
+    assert "perplexity" not in task["metrics"]["students"]["light"]
     assert any("BasicTextNormalizer" in note for note in task["notes"]), "the normalisation is named"
     assert "of a recording that is longer than the model's window" in notes
     assert "they are resampled" in notes
@@ -118,20 +139,18 @@ def test_a_run_scores_words_and_counts_what_it_leaves_out(folder: Path) -> None:
     assert "empty texts score" in page
 
 
-def test_a_folder_opens_with_the_pipeline_and_writes_what_was_scored(folder: Path) -> None:
+@pytest.mark.parametrize("student", ["small", "light"])
+def test_a_folder_opens_with_the_pipeline_and_writes_what_was_scored(folder: Path, student: str) -> None:
     from transformers import pipeline
 
     run, config = folder / "runs" / "tones", load_config(str(folder / "run.yaml"))
     test = load_task("speech", config.tasks["speech"]).splits["test"]
-    scored = read_predictions(run / "checkpoints" / "small-distilled")["speech"][:, 0].tolist()
-    transcribe: Any = pipeline("automatic-speech-recognition", str(run / "students" / "small" / "speech"))
+    scored = read_predictions(run / "checkpoints" / f"{student}-distilled")["speech"][:, 0].tolist()
+    transcribe: Any = pipeline("automatic-speech-recognition", str(run / "students" / student / "speech"))
     for reference, text in zip(test.inputs["source"], scored, strict=True):
         sound = {"raw": samples(reference, RATE), "sampling_rate": RATE}
-        long = (
-            {"chunk_length_s": WINDOW_S, "ignore_warning": True}
-            if Recording.of(reference).seconds > WINDOW_S
-            else {}
-        )
+        whole = student == "light" or Recording.of(reference).seconds <= WINDOW_S
+        long = {} if whole else {"chunk_length_s": WINDOW_S, "ignore_warning": True}
         assert transcribe(sound, **long)["text"].strip() == text
 
 
@@ -141,3 +160,26 @@ def test_the_command_again_runs_no_teacher(folder: Path) -> None:
     again: dict[str, Any] = json.loads((folder / "runs" / "again" / "report.json").read_text())
     assert set(again["teacher_forwards"].values()) == {0}
     assert again["tasks"] == report_of(folder)["tasks"], "the same texts, the same students"
+
+
+def test_ctc_teachers_teach_frame_by_frame(folder: Path) -> None:
+    """Their distributions are stored once a recording; the second teacher's weights are those of another seed."""
+    config = yaml.safe_load((folder / "run.yaml").read_text())
+    config["name"] = "by-frame"
+    first = config["teachers"]["frames"]
+    config["teachers"] = {"frames": first, "other": {**first, "fine_tune": {**LABELS_FRAMES, "seed": 1}}}
+    config["students"] = {"light": {**config["students"]["light"], "loss": {"hard": 0.5, "soft": 0.5}}}
+    config["aggregation"] = {}
+    (folder / "by-frame.yaml").write_text(yaml.safe_dump(config))
+    command = tutelage("train", "by-frame.yaml", cwd=folder, timeout_s=700)
+    assert command.process.returncode == 0, command.output
+    assert "token targets: 0 texts from the store, 98 computed" in command.output, (
+        "of 49 recordings and two teachers"
+    )
+    report = json.loads((folder / "runs" / "by-frame" / "report.json").read_text())
+    assert report["tasks"]["speech"]["metrics"]["students"]["light"]["wer"] < 1
+    config["loss"] = {"label_smoothing": 0.1}
+    (folder / "by-frame.yaml").write_text(yaml.safe_dump(config))
+    command = tutelage("check", "by-frame.yaml", cwd=folder)
+    assert command.process.returncode == 2
+    assert "which have no label_smoothing" in command.output
