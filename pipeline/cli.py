@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -172,7 +173,7 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
     if config.runs_url is not None:
         out.print(f"both in   {without_secrets(join(config.runs_url, config.name))}{runs_of}", markup=False)
     if config.tracking.enabled:
-        out.print(f"MLflow    tutelage ui {run}", markup=False)
+        out.print(f"MLflow    {_ui_command(run, overrides)}", markup=False)
 
 
 @app.command()
@@ -206,7 +207,12 @@ def tune(
     out.print(f"\nstudy   {folder / 'study.md'}", markup=False)
     out.print(f"winner  {folder / 'best.yaml'}", markup=False)
     if config.tracking.enabled:
-        out.print(f"MLflow  tutelage ui {run}", markup=False)
+        out.print(f"MLflow  {_ui_command(run, overrides)}", markup=False)
+
+
+def _ui_command(run: Path, overrides: list[str] | None) -> str:
+    """How a person opens MLflow on what a command with these arguments has made, without secrets."""
+    return redact_text(shlex.join(["tutelage", "ui", str(run), *(overrides or [])]))
 
 
 def _check_space(config: RunConfig, *, required: bool = False) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.config.redact import redact
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, name_of_seed
 from pipeline.errors import ConfigError
 from pipeline.run_folder import LEDGER
 from pipeline.tracking.spool import Ledger
@@ -125,11 +125,13 @@ def server_page(config: RunConfig, port: int = FIRST_PORT) -> str | None:
 
 
 def pages(config: RunConfig, base: str) -> dict[str, str]:
-    """Addresses by title: the saved views of the config's run, of its seeds and of its search, as far as they were
+    """Addresses by title: the saved views of the config's run, of its rounds and seeds, and of its search, as far as they were
     sent, then all runs of its experiment. Of MLflow's list of experiments where nothing was sent yet. base: see
     `server_page`."""
     uri, name = redact("uri", config.tracking_uri), config.name
-    runs = [name, *map(config.name_of_seed, config.seeds)]
+    rounds = range(config.rounds.count + 1) if config.rounds is not None and config.in_rounds else ()
+    groups = [name, *map(config.name_of_round, rounds)]
+    runs = [run for group in groups for run in (group, *(name_of_seed(group, seed) for seed in config.seeds))]
     runs += [f"{name}-study", f"{name}-best", *(f"{name}-best-seed{seed}" for seed in config.seeds)]
     addresses: dict[str, str] = {}
     experiment = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.rounds import RoundsConfig
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking.tracker import open_tracker
@@ -70,6 +71,19 @@ def test_pages_are_those_of_the_run_its_seeds_and_its_search(launch: Launch, set
     assert pages(settings, base) == wanted  # a search that was stopped has no other folder
     study.rename(settings.run_dir.with_name("other"))
     assert pages(settings, base) == {"MLflow": f"{base}/#/experiments"}
+
+
+def test_pages_of_a_config_in_rounds_are_those_of_its_rounds(launch: Launch, settings: RunConfig) -> None:
+    """As they are of each seed of a round."""
+    tracker = launch()
+    tracker.run("", settings.name, "parent", {}, {})
+    tracker.experiment("Ours.", "Ours", [View("mine", "Mine", True, {})])
+    tracker.close(timeout_s=60)
+    rounds = settings.model_copy(update={"rounds": RoundsConfig(count=2), "seeds": (3,)})
+    for name in ("round1", "round2-seed3"):
+        there = settings.run_dir.rename(settings.run_dir.with_name(f"{settings.name}-{name}"))
+        assert "Mine" in pages(rounds, "http://127.0.0.1:5001")
+        there.rename(settings.run_dir)
 
 
 @pytest.mark.parametrize(
