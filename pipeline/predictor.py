@@ -32,6 +32,7 @@ from pipeline.memory import run_batches
 from pipeline.models import check_length, open_config, open_model, open_tokenizer, vocabulary
 from pipeline.soft import Dense, Layer, Sparse, Texts, join_soft
 from pipeline.tasks import Task
+from pipeline.tasks.ctc import of_model
 from pipeline.tasks.forced import most_tokens, output_along
 from pipeline.tasks.generation import write_texts
 from pipeline.tasks.heads import model_class
@@ -72,9 +73,10 @@ class Predictor:
     ) -> None:
         self.layer = layer
         self.groups = check_model(folder, task, where or str(folder), max_length=max_length, labels=labels)
-        self.task, self.tokens_per_forward, self.device = task, tokens_per_forward, torch.device(device)
+        self.tokens_per_forward, self.device = tokens_per_forward, torch.device(device)
         self.max_length = max_length or task.head.max_length
         self.tokenizer = open_tokenizer(folder)
+        self.task = of_model(task, self.tokenizer)
         model: Any = open_model(
             model_class(task.kind, open_config(folder).architectures), folder, dtype=DTYPES[dtype]
         )

@@ -340,7 +340,7 @@ class LossConfig(Strict):
     annealing: Literal["constant", "linear"] = "constant"
     """`linear`: the soft weight falls to 0 over training and the hard weight takes what it loses (teacher annealing)."""
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
-    """Weight by task, 1 where none is given; normalised to a mean of 1."""
+    """Weight by task, 1 where none is given; normalised to a mean of 1. In a stage on hidden states alone all tasks but those of weight 0 weigh the same."""
 
 
 class TrainConfig(OptimizationConfig):

@@ -376,7 +376,11 @@ def stages_of(settings: StudentSettings, mode: Mode, train: StudentRecipe) -> Se
 
 
 def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
-    """The loss of a training: the student's, or for a baseline the hard loss alone with the same task weights and smoothing."""
+    """The loss of a training: the student's, or for a baseline the hard loss alone with the same task weights and smoothing.
+
+    Where hidden states alone are learnt a task's weight is 1, or 0: they are in variances, alike for all tasks, and a search over the weights trains such a
+    first stage once.
+    """
     if mode == "supervised":
         alone = {
             task: replace(LABELS_ALONE, task=one.weight, label_smoothing=one.label_smoothing)
@@ -384,10 +388,15 @@ def loss_plan(loss: StudentLoss, mode: Mode) -> LossPlan:
         }
         return LossPlan(alone)
     weights = {
-        task: LossWeights(_terms(one), one.temperature, one.weight, one.label_smoothing, one.beta)
+        task: LossWeights(_terms(one), one.temperature, _weight(one), one.label_smoothing, one.beta)
         for task, one in loss.tasks.items()
     }
     return LossPlan(weights, loss.annealing)
+
+
+def _weight(loss: TaskLoss) -> float:
+    """The weight of the whole task."""
+    return loss.weight if loss.hard or loss.soft else float(loss.weight > 0)
 
 
 def _terms(loss: TaskLoss) -> dict[str, float]:

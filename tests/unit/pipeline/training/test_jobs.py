@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from pipeline.batch import Drawn, Ragged
 from pipeline.config.adapters import LoraConfig
 from pipeline.config.load import parse_config
-from pipeline.config.resolved import Job, jobs_of, student_settings
+from pipeline.config.recipe import TaskLoss
+from pipeline.config.resolved import Job, StudentLoss, jobs_of, student_settings
 from pipeline.config.schema import RunConfig, StageConfig, StageLossConfig
 from pipeline.data.transfer import load_tasks
 from pipeline.errors import CorruptError
@@ -150,6 +151,17 @@ def test_a_job_minimises_its_students_loss_and_a_baseline_the_labels(tiny_run: T
     assert loss_plan(own, "supervised") == LossPlan(
         {"mood": LossWeights(alone, 1.0, 1.5), "tone": LossWeights(alone, 1.0, 0.5)}
     )
+
+
+def test_hidden_states_alone_are_learnt_alike_by_all_tasks() -> None:
+    """So that a search over the weights of tasks trains a first stage once; a task of weight 0 stays out."""
+    losses = {
+        "mood": TaskLoss(0, 0, 1, 1.5, 1),
+        "tone": TaskLoss(0, 0, 1, 0.0, 1),
+        "both": TaskLoss(0.5, 0, 1, 1.5, 0.5),
+    }
+    plan = loss_plan(StudentLoss(losses, "constant"), "distilled")
+    assert {task: weights.task for task, weights in plan.tasks.items()} == {"mood": 1, "tone": 0, "both": 1.5}
 
 
 def test_targets_stand_beside_their_examples_and_weights_beside_their_teachers(config: RunConfig) -> None:
