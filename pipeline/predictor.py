@@ -187,7 +187,9 @@ class Predictor:
 def _in_order(parts: Sequence[tuple[NDArray[np.int64], Sparse]]) -> Sparse:
     """The distributions of n examples, in their order, out of those of batches and the examples of each."""
     rows = np.concatenate([own for own, _ in parts])
-    return join_soft([part for _, part in parts]).take(np.argsort(rows))
+    joined = join_soft([part for _, part in parts])
+    assert isinstance(joined, Sparse), "as its parts are"
+    return joined.take(np.argsort(rows))
 
 
 def check_model(

@@ -126,6 +126,10 @@ def build_student(
             trunk = with_decoder(open_model(AutoModel, folder, config=config), folder, open_tokenizer(folder))
         if layers is not None:
             trunk = truncate(trunk, layers)
+        if hasattr(
+            trunk, "freeze_feature_encoder"
+        ):  # convolutions keep their weights, as is usual: arXiv:2006.11477, section 4.3
+            trunk.freeze_feature_encoder()
         student = MultiTaskStudent(trunk, tasks, hidden)
         if lora is not None:
             add_adapters(student.encoder, lora)
@@ -133,15 +137,11 @@ def build_student(
 
 
 def _speech_model(folder: Path, config: Any) -> Any:
-    """A model that writes, or labels frames: then its convolutions keep their weights, as is usual where it is fine-tuned (arXiv:2006.11477, section 4.3), and nothing
-    is masked or left out at random by draws that are not PyTorch's, which a training could not go on with, or that differ between workers."""
-    model_type = model_class(SPEECH_RECOGNITION, config.architectures)
-    if not is_ctc(config.architectures):
-        return open_model(model_type, folder, config=config)
-    config.apply_spec_augment, config.layerdrop = False, 0.0
-    trunk: Any = open_model(model_type, folder, config=config)
-    trunk.freeze_feature_encoder()
-    return trunk
+    """A model that writes, or labels frames: then nothing is masked or left out at random by draws that are not PyTorch's, which a training could
+    not go on with, or that differ between workers."""
+    if is_ctc(config.architectures):
+        config.apply_spec_augment, config.layerdrop = False, 0.0
+    return open_model(model_class(SPEECH_RECOGNITION, config.architectures), folder, config=config)
 
 
 def open_trained(folder: Path, task: Task) -> MultiTaskStudent:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import ctc_loss
+from torch.nn.functional import ctc_loss, kl_div
 
 from pipeline.batch import NO_TOKEN, pad_targets
 from pipeline.config.generation import TokenTargetsConfig
@@ -113,13 +113,8 @@ def test_the_loss_does_not_depend_on_padding(folder: Path, clips: list[str]) -> 
         logits = student.model("speech")(wave).logits
         ids = torch.tensor(tokenizer(TEXTS[row]).input_ids)
         assert batch.tokens.target[row][batch.tokens.target[row] != NO_TOKEN].tolist() == ids.tolist()
-        own = ctc_loss(
-            logits.log_softmax(-1).transpose(0, 1),
-            ids[None],
-            (logits.shape[1],),
-            (len(ids),),
-            reduction="sum",
-        )
+        lengths = torch.tensor([logits.shape[1]]), torch.tensor([len(ids)])
+        own = ctc_loss(logits.log_softmax(-1).transpose(0, 1), ids[None], *lengths, reduction="sum")
         torch.testing.assert_close(ctc_surprise(inputs.frames)[row], own, rtol=1e-4, atol=1e-3)
 
 
@@ -141,28 +136,39 @@ def test_targets_of_frames_are_the_teachers_whatever_the_batch(
         np.testing.assert_allclose(sparse.log_probabilities, together.log_probabilities, atol=1e-3)
 
 
-def test_the_soft_loss_of_a_student_that_is_its_teacher_is_0(folder: Path, clips: list[str]) -> None:
+def test_the_soft_loss_is_frame_by_frame_and_0_for_the_teacher_itself(folder: Path, clips: list[str]) -> None:
     """With all ids stored; the frames of recordings of several lengths, one after another."""
-    task = task_of(folder)
+    task, temperature = task_of(folder), 2.0
     sparse, _, _ = Predictor(folder, speech_task()).force(
         frame_pairs(task, clips).inputs, TokenTargetsConfig(ids=1000)
     )
     assert isinstance(sparse, Sparse)
     ids, logs, rest = (torch.from_numpy(one)[None] for one in sparse.arrays)
     batch = replace(batch_of(task, folder, clips), teachers=SparseTargets(ids, logs, rest, len(sparse.space)))
-    weights = LossWeights({"hard": 0.5, "soft": 0.5}, 2.0)
+    weights, together = (
+        LossWeights({"hard": 0.5, "soft": 0.5}, temperature),
+        Aggregation("mean", torch.ones(1)),
+    )
     student = build_student(folder, [task]).eval()
-    output = student("speech", batch.tokens.inputs, target=batch.tokens.target)
-    together = Aggregation("mean", torch.tensor([1.0]))
-    values = task.head.read_out(output, batch.tokens)
-    _, terms = task_loss(loss_inputs(task, values, batch, weights, together), weights, 1.0, task.head.losses)
-    assert terms["soft"].item() == pytest.approx(0, abs=1e-3)
-    assert terms["hard"].item() > 1
-    other = build_student(folder, [task], layers=1).eval()
-    output = other("speech", batch.tokens.inputs, target=batch.tokens.target)
-    values = task.head.read_out(output, batch.tokens)
-    _, terms = task_loss(loss_inputs(task, values, batch, weights, together), weights, 1.0, task.head.losses)
-    assert terms["soft"].item() > 0.01
+
+    def logits() -> torch.Tensor:
+        output = student("speech", batch.tokens.inputs, target=batch.tokens.target)
+        return task.head.read_out(output, batch.tokens).detach()
+
+    def terms(values: torch.Tensor) -> dict[str, torch.Tensor]:
+        inputs = loss_inputs(task, values, batch, weights, together)
+        return task_loss(inputs, weights, 1.0, task.head.losses)[1]
+
+    teacher = logits()
+    assert terms(teacher)["soft"].item() == pytest.approx(0, abs=1e-3)
+    student.model("speech").lm_head.weight.data *= 30
+    own = logits()
+    assert isinstance(task.head, FrameHead)
+    there = torch.arange(own.shape[1]) < torch.from_numpy(task.head.frames(clips, RATE))[:, None]
+    target, log_own = (teacher[there] / temperature).softmax(-1), (own[there] / temperature).log_softmax(-1)
+    expected = temperature**2 * kl_div(log_own, target, reduction="sum")
+    assert expected > 1
+    torch.testing.assert_close(terms(own)["soft"], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_student_learns_and_its_folder_writes_what_it_wrote(
