@@ -126,10 +126,11 @@ def build_student(
             trunk = with_decoder(open_model(AutoModel, folder, config=config), folder, open_tokenizer(folder))
         if layers is not None:
             trunk = truncate(trunk, layers)
-        if hasattr(
-            trunk, "freeze_feature_encoder"
-        ):  # convolutions keep their weights, as is usual: arXiv:2006.11477, section 4.3
-            trunk.freeze_feature_encoder()
+        freeze: Any = getattr(trunk, "freeze_feature_encoder", None)
+        if (
+            freeze is not None
+        ):  # its convolutions keep their weights, as is usual: arXiv:2006.11477, section 4.3
+            freeze()
         student = MultiTaskStudent(trunk, tasks, hidden)
         if lora is not None:
             add_adapters(student.encoder, lora)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,8 +95,9 @@ def whisper_tokenizer() -> Any:
     return WhisperTokenizer(vocab=vocab, merges=[], extra_special_tokens=list(SPECIAL[1:]))
 
 
-def ctc(folder: Path, seed: int = 0) -> Path:
-    """Saves a small wav2vec2 model that labels frames; returns the folder."""
+def ctc(folder: Path, seed: int = 0, norm: Literal["group", "layer"] = "group") -> Path:
+    """Saves a small wav2vec2 model that labels frames; returns the folder. norm: ``group``, over all of a recording's time, as wav2vec2-base has it, or
+    ``layer``, as larger models have, which learn the faster."""
     from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,10 @@ def ctc(folder: Path, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        conv_dim=(16,) * 7,
+        conv_dim=(16 if norm == "group" else 32,) * 7,
+        feat_extract_norm=norm,
+        conv_bias=norm == "layer",
+        do_stable_layer_norm=norm == "layer",
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=2,
         pad_token_id=0,
