@@ -47,7 +47,7 @@ from pipeline.models import (
 from pipeline.predictor import check_model
 from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
-from pipeline.tasks.ctc import FrameHead, of_model
+from pipeline.tasks.ctc import FrameHead, of_model, spelled
 from pipeline.tasks.heads import is_ctc
 from pipeline.tasks.hearing import speech_head
 from pipeline.tasks.listening import listener_of
@@ -148,6 +148,9 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
                 learnt = teacher.task in hidden
                 own = replace(data[teacher.task], task=teacher_task(config, name, data[teacher.task].task))
                 _try_tokenizer(tokenizers[bases[name]], own, teacher.max_length, learnt)
+                if teacher.fine_tune is not None:
+                    own = replace(own, task=of_model(own.task, tokenizers[bases[name]]))
+                    _check_spelling(tokenizers[bases[name]], own, f"teachers.{name}")
                 if learnt:
                     hidden_layer(bases[name], teacher.hidden_layer, f"teachers.{name}")
     for name, student in students.items():
@@ -163,6 +166,7 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
                     if task in data:
                         own = replace(data[task], task=of_model(data[task].task, tokenizers[starts[name]]))
                         _try_tokenizer(tokenizers[starts[name]], own, length, task in hidden)
+                        _check_spelling(tokenizers[starts[name]], own, f"students.{name}")
                         if resolved is not None and isinstance(own.task.head, FrameHead):
                             _check_smoothing(name, resolved.students[name].loss.tasks[task].label_smoothing)
     if resolved is not None:
@@ -335,6 +339,18 @@ def _check_vocabularies(
                         if task in student.soft
                         else drop,
                     )
+
+
+def _check_spelling(tokenizer: Any, data: TaskData, where: str) -> None:
+    """Raises `TeacherError` where a model that labels frames can learn no reference of train: its vocabulary lacks letters of each."""
+    if not isinstance(data.task.head, FrameHead):
+        return
+    texts = [text for text in data.splits["train"].inputs["target"] if text]
+    if texts and spelled(tokenizer, texts)[1].all():
+        raise TeacherError(
+            f"{where}: the vocabulary of {tokenizer.name_or_path} lacks letters or digits of every text of {data.task.name}, such as {texts[0]!r:.60}",
+            "Write the texts in its letters, numbers as words, or take another model.",
+        )
 
 
 def _check_smoothing(student: str, smoothing: float) -> None:

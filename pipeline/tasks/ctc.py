@@ -26,7 +26,7 @@ from pipeline.tasks.target_tokens import target_tokens
 from pipeline.tasks.task import Task
 from pipeline.tasks.tensors import TensorBatch
 
-UNSPELLED = "with letters or digits that the model's vocabulary lacks"
+UNSPELLED = "with letters or digits that the model's vocabulary lacks, or none"
 TOO_LONG = "with more letters than its recording has frames"
 """Why a text cannot be learnt."""
 
@@ -55,7 +55,8 @@ class FrameHead(SpeechHead):
         twice = (np.diff(tokens.ids) == 0) & (np.diff(owners) == 0)
         needed = tokens.counts + np.bincount(owners[1:][twice], minlength=len(texts))
         frames = self.frames(recordings, listener.rate)
-        lacking = spelled(tokenizer, texts)[1]
+        written = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
+        lacking = spelled(tokenizer, texts)[1] | (written & (tokens.counts == 0))
         return {UNSPELLED: lacking, TOO_LONG: (needed > frames) & ~lacking}
 
     def read_out(self, output: Any, batch: TensorBatch) -> Tensor:

@@ -112,7 +112,7 @@ def frames_of(samples: Numbers, convolutions: Sequence[tuple[int, int]]) -> Numb
     """(n,) int64 frames that a CTC model makes of so many samples. convolutions: see `Listener`."""
     for kernel, stride in convolutions:
         samples = (samples - kernel) // stride + 1
-    return samples
+    return samples.clip(min=0)
 
 
 @dataclass(frozen=True, eq=False)

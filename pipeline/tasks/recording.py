@@ -122,7 +122,9 @@ def samples(reference: str, rate: int) -> NDArray[np.float32]:
         )
     decoded, own = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     mono = decoded.mean(axis=1)
-    return np.ascontiguousarray(mono if own == rate else soxr.resample(mono, own, rate), dtype=np.float32)
+    wave = mono if own == rate else soxr.resample(mono, own, rate)
+    count = round(recording.seconds * rate)  # what is computed from the length holds for the samples, too
+    return np.ascontiguousarray(np.pad(wave[:count], (0, max(0, count - len(wave)))), dtype=np.float32)
 
 
 def digests(references: Sequence[str]) -> list[str]:

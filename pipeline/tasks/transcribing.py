@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pipeline.tasks.forced import readable
 from pipeline.tasks.tensors import TensorBatch
@@ -67,11 +68,24 @@ def frame_logits(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """
     inputs = readable(inputs, model)
     waves, mask = inputs["input_values"], inputs["attention_mask"]
+    samples = mask.sum(dim=-1)
+    counts = model._get_feat_extract_output_lengths(samples).clamp(min=0).tolist()
+    # a recording that is shorter than a frame has none, and a convolution takes no fewer samples
+    least = max(0, _least_samples(model.config) - waves.shape[1])
+    waves, mask = pad(waves, (0, least)), pad(mask, (0, least))
     if getattr(model.config, "feat_extract_norm", "layer") == "group":
-        return [
-            model(wave[:count].unsqueeze(0)).logits[0]
-            for wave, count in zip(waves, mask.sum(dim=-1).tolist(), strict=True)
+        lengths = samples.clamp(min=_least_samples(model.config)).tolist()
+        logits = [
+            model(wave[:length].unsqueeze(0)).logits[0] for wave, length in zip(waves, lengths, strict=True)
         ]
-    counts = model._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
-    logits = model(waves, attention_mask=mask).logits
+    else:
+        logits = list(model(waves, attention_mask=mask).logits)
     return [own[:count] for own, count in zip(logits, counts, strict=True)]
+
+
+def _least_samples(config: Any) -> int:
+    """Samples of one frame."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples

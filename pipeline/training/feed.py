@@ -160,7 +160,7 @@ def _learnable(
     if not len(kept):
         fault = max(left_out, key=lambda one: left_out[one])
         raise DataError(
-            f"tasks.{head.task}: all {len(train):,} texts of train are {fault} ({tokenizer.name_or_path})",
+            f"tasks.{head.task}: {tokenizer.name_or_path} can learn none of the {len(train):,} texts of train: most are {fault}",
             "Write them as the model does, or take another model.",
         )
     if written is not None:

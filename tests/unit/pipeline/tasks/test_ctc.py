@@ -24,7 +24,7 @@ from pipeline.tasks.tensors import TensorBatch
 from pipeline.training.step import Aggregation, MicroBatch, SparseTargets, loss_inputs, predict
 from students.export import save_task
 from students.student import build_student
-from tests.tiny_speech import RATE, ctc, recorded, speech_task, whisper
+from tests.tiny_speech import RATE, ctc, recorded, reference, speech_task, whisper
 
 torch.set_num_threads(1)
 TEXTS = ["la ti do", "re", "do re la ti"]
@@ -78,10 +78,38 @@ def test_texts_that_cannot_be_learnt(folder: Path, clips: list[str]) -> None:
     """0.3 s have 14 frames; two equal letters need three."""
     head, tokenizer = task_of(folder).head, open_tokenizer(folder)
     assert isinstance(head, FrameHead)
-    texts = ["l" * 7, "l" * 8, "la" * 7, "xyz"]
-    faults = head.faults(tokenizer, [clips[1]] * 4, texts)
-    assert faults[TOO_LONG].tolist() == [False, True, False, False]
-    assert faults[UNSPELLED].tolist() == [False, False, False, True]
+    texts = ["l" * 7, "l" * 8, "la" * 7, "xyz", "...", ""]
+    faults = head.faults(tokenizer, [clips[1]] * 6, texts)
+    assert faults[TOO_LONG].tolist() == [False, True, False, False, False, False]
+    assert faults[UNSPELLED].tolist() == [False, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_a_recording_that_is_shorter_than_a_frame_has_no_text(
+    clips: list[str], tmp_path: Path, norm: Literal["group", "layer"]
+) -> None:
+    """wav2vec2's first frame takes 400 samples."""
+    import soundfile
+
+    folder, files = ctc(tmp_path / "model", norm=norm), [tmp_path / "399.wav", tmp_path / "400.wav"]
+    for file in files:
+        soundfile.write(file, np.full(int(file.stem), 0.1), RATE)
+    short = [reference(file) for file in files]
+    predictor = Predictor(folder, speech_task())
+    texts, _ = predictor.predict({"source": [*short, clips[0]]})
+    assert isinstance(texts, Texts)
+    assert texts.values[0, 0] == ""
+    assert texts.values[2, 0] == written_alone(predictor, clips[0])
+    assert written_alone(predictor, short[0]) == ""
+    sparse, _, _ = predictor.force(frame_pairs(speech_task(), short).inputs, TokenTargetsConfig())
+    assert isinstance(sparse, Sparse)
+    assert sparse.counts.tolist() == [0, 1]
+
+
+def written_alone(predictor: Predictor, clip: str) -> str:
+    texts, _ = predictor.predict({"source": [clip]})
+    assert isinstance(texts, Texts)
+    return str(texts.values[0, 0])
 
 
 def test_the_loss_is_of_each_text_alone() -> None:
