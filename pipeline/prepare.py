@@ -18,7 +18,6 @@ from pipeline.augment.make import Progress, expected_variants, with_variants
 from pipeline.augment.wordnet import wordnet_files, wordnet_fingerprint
 from pipeline.cluster import check_gpus
 from pipeline.config.adapters import LoraConfig
-from pipeline.config.explain import overlay
 from pipeline.config.recipe import T5_RATE_FACTOR, Facts, ModelFacts, TaskFacts, teacher_recipe
 from pipeline.config.resolved import (
     Resolved,
@@ -41,19 +40,16 @@ from pipeline.models import (
     open_config,
     open_tokenizer,
     resolve,
-    vocabulary,
     width,
 )
 from pipeline.predictor import check_model
 from pipeline.shared_runs import behind, model_source, pull_teacher
 from pipeline.tasks import Task
-from pipeline.tasks.ctc import FrameHead, of_model, spelled
+from pipeline.tasks.ctc import FrameHead, of_model
 from pipeline.tasks.heads import is_ctc
-from pipeline.tasks.hearing import speech_head
-from pipeline.tasks.listening import listener_of
-from pipeline.tasks.writing import writing_head
 from pipeline.training.fine_tune import TEACHER, Request, is_finished, read_curve, teacher_folder
 from pipeline.training.plan import start_folder
+from pipeline.writing_checks import check_smoothing, check_spelling, check_vocabularies, teacher_task
 from students.adapters import check_adapters
 from students.layer_init import check_kinds, check_layers
 from teachers.spec import HiddenTargets, TeacherSpec, TokenTargets
@@ -150,7 +146,7 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
                 _try_tokenizer(tokenizers[bases[name]], own, teacher.max_length, learnt)
                 if teacher.fine_tune is not None:
                     own = replace(own, task=of_model(own.task, tokenizers[bases[name]]))
-                    _check_spelling(tokenizers[bases[name]], own, f"teachers.{name}")
+                    check_spelling(tokenizers[bases[name]], own, f"teachers.{name}")
                 if learnt:
                     hidden_layer(bases[name], teacher.hidden_layer, f"teachers.{name}")
     for name, student in students.items():
@@ -166,11 +162,11 @@ def prepare(config: RunConfig, errors: Errors | None = None) -> Inputs:
                     if task in data:
                         own = replace(data[task], task=of_model(data[task].task, tokenizers[starts[name]]))
                         _try_tokenizer(tokenizers[starts[name]], own, length, task in hidden)
-                        _check_spelling(tokenizers[starts[name]], own, f"students.{name}")
+                        check_spelling(tokenizers[starts[name]], own, f"students.{name}")
                         if resolved is not None and isinstance(own.task.head, FrameHead):
-                            _check_smoothing(name, resolved.students[name].loss.tasks[task].label_smoothing)
+                            check_smoothing(name, resolved.students[name].loss.tasks[task].label_smoothing)
     if resolved is not None:
-        _check_vocabularies(
+        check_vocabularies(
             config, resolved, data, bases=bases, starts=starts, tokenizers=tokenizers, errors=errors
         )
     for task, task_data in data.items():
@@ -260,17 +256,6 @@ def model_facts(folder: Path, tokenizer: Any) -> ModelFacts:
     )
 
 
-def teacher_task(config: RunConfig, name: str, task: Task) -> Task:
-    """The task as one teacher has it: where the kind writes, with the teacher's own prefix and settings. Raises `ConfigError`."""
-    if not task.kind.writes:
-        return task
-    teacher = config.teachers[name]
-    generation = overlay(
-        config.tasks[task.name].generation, teacher.generation, ("teachers", name, "generation")
-    )
-    return replace(task, head=writing_head(task).of_model(teacher.prefix, generation))
-
-
 def _served_from(config: RunConfig, name: str, base: Path, data: TaskData, facts: Facts) -> Path:
     """The folder that a teacher is served from. Raises `TeacherError` or `ConfigError` where it does not fit its task."""
     teacher, where = config.teachers[name], f"teachers.{name}"
@@ -306,91 +291,6 @@ def _check_student(
         check_adapters(start, lora, kinds, f"{where}: train.lora")
     for task in tasks:
         check_length(start, task.head.positions(student.lengths[task.name]), where)
-
-
-def _check_vocabularies(
-    config: RunConfig,
-    resolved: Resolved,
-    data: Mapping[str, TaskData],
-    *,
-    bases: Mapping[str, Path],
-    starts: Mapping[str, Path],
-    tokenizers: Mapping[Path, Any],
-    errors: Errors,
-) -> None:
-    """Adds an error where a student has a soft loss, or rounds, on texts of a teacher with another vocabulary, or labels frames."""
-    in_rounds = config.rounds is not None and config.rounds.share > 0
-    for name, student in resolved.students.items():
-        for task in student.lengths if in_rounds else sorted(student.soft):
-            if task not in data or not data[task].task.kind.writes:
-                continue
-            own = vocabulary(tokenizers[starts[name]])
-            if data[task].task.kind.audio:
-                with errors:
-                    _check_windows(config, name, data[task].task, tokenizers[starts[name]], tokenizers, bases)
-            others = [one for one in config.teachers_of(task) if vocabulary(tokenizers[bases[one]]) != own]
-            with errors:
-                if others:
-                    what = "a soft loss" if task in student.soft else "rounds"
-                    drop = "Drop rounds, or give the task a student of the teachers' vocabulary (init_from)."
-                    raise ConfigError(
-                        f"students.{name}: its vocabulary is not that of {', '.join(others)}: {what} on {task} needs one vocabulary",
-                        f"Set students.{name}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever the vocabulary (loss.text)."
-                        if task in student.soft
-                        else drop,
-                    )
-
-
-def _check_spelling(tokenizer: Any, data: TaskData, where: str) -> None:
-    """Raises `TeacherError` where a model that labels frames can learn no reference of train: its vocabulary lacks letters of each."""
-    if not isinstance(data.task.head, FrameHead):
-        return
-    texts = [text for text in data.splits["train"].inputs["target"] if text]
-    if texts and spelled(tokenizer, texts)[1].all():
-        raise TeacherError(
-            f"{where}: the vocabulary of {tokenizer.name_or_path} lacks letters or digits of every text of {data.task.name}, such as {texts[0]!r:.60}",
-            "Write the texts in its letters, numbers as words, or take another model.",
-        )
-
-
-def _check_smoothing(student: str, smoothing: float) -> None:
-    """Raises `ConfigError` where the loss of a model that labels frames is to be smoothed."""
-    if smoothing:
-        raise ConfigError(
-            f"students.{student}: a CTC model's loss is of whole texts, which have no label_smoothing",
-            f"Set students.{student}.loss.label_smoothing: 0.",
-        )
-
-
-def _check_windows(
-    config: RunConfig,
-    student: str,
-    task: Task,
-    tokenizer: Any,
-    tokenizers: Mapping[Path, Any],
-    bases: Mapping[str, Path],
-) -> None:
-    """Raises `ConfigError` where a student with a soft loss has a longer window than one of its teachers, or one of the two labels frames, or other frames."""
-    own = listener_of(str(tokenizer.name_or_path), speech_head(task).generation.language)
-    if own.is_ctc and config.rounds is not None:
-        raise ConfigError(
-            f"students.{student}: a CTC model labels frames: it writes one text of {task.name}, and draws none for rounds",
-            "Drop rounds, or give the task a student of Whisper's architecture.",
-        )
-    for teacher in config.teachers_of(task.name):
-        theirs = speech_head(teacher_task(config, teacher, task)).listener(tokenizers[bases[teacher]])
-        what = None
-        if theirs.is_ctc != own.is_ctc:
-            what = "labels frames" if theirs.is_ctc else "writes by a decoder"
-        elif (theirs.rate, theirs.convolutions) != (own.rate, own.convolutions) and own.is_ctc:
-            what = "makes other frames of a recording"
-        elif theirs.window < own.window:
-            what = f"hears {theirs.window:g} s, the student {own.window:g} s"
-        if what is not None:
-            raise ConfigError(
-                f"students.{student}: {teacher} {what}: a soft loss on {task.name} is along the same tokens, or frames, of the same recordings",
-                f"Set students.{student}.loss: {{hard: 1, soft: 0}}: its texts teach it whatever its architecture (loss.text).",
-            )
 
 
 def _try_tokenizer(tokenizer: Any, data: TaskData, length: int | None, words: bool) -> None:
