@@ -126,10 +126,9 @@ def build_student(
             trunk = with_decoder(open_model(AutoModel, folder, config=config), folder, open_tokenizer(folder))
         if layers is not None:
             trunk = truncate(trunk, layers)
+        # a CTC model's convolutions keep their weights, as is usual: arXiv:2006.11477, section 4.3
         freeze: Any = getattr(trunk, "freeze_feature_encoder", None)
-        if (
-            freeze is not None
-        ):  # its convolutions keep their weights, as is usual: arXiv:2006.11477, section 4.3
+        if freeze is not None:
             freeze()
         student = MultiTaskStudent(trunk, tasks, hidden)
         if lora is not None:
