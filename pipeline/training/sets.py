@@ -90,7 +90,6 @@ def with_tokens(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
     assert texts.keys is not None, "made with keys"
     resolved, there = plan.aggregations[task_set.task.name], texts.tokens.counts > 0
     space, counts, head = vocabulary(task_set.tokenizer), texts.tokens.counts, task_set.task.head
-    by_frame = isinstance(head, FrameHead)
     if isinstance(head, FrameHead):
         rate = head.listener(task_set.tokenizer).rate
         counts = np.resize(head.frames(task_set.examples.inputs["source"], rate), len(counts))
@@ -99,7 +98,11 @@ def with_tokens(task_set: TaskSet, plan: Plan, store: Store) -> TaskSet:
         for teacher in resolved.weights
     ]
     # of distributions there is no consensus; of an own text no teacher could be the best, and a frame has no label
-    unfit = resolved.strategy == "consensus" or texts.own or (by_frame and needs_labels(resolved.strategy))
+    unfit = (
+        resolved.strategy == "consensus"
+        or texts.own
+        or (isinstance(head, FrameHead) and needs_labels(resolved.strategy))
+    )
     strategy: Strategy = "mean" if unfit else resolved.strategy
     weights = torch.tensor(list(resolved.weights.values()))
     return replace(task_set, sources=sources, aggregation=Aggregation(strategy, weights))

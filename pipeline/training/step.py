@@ -266,13 +266,7 @@ def _frame_inputs(
     valid, target = logits.new_full((1,), 0.0 if batch.filler else 1.0), None
     if isinstance(teachers, SparseTargets) and aggregation is not None:
         events = event_ids(teachers.ids)
-        target = aggregate(
-            teacher_events(teachers.ids, teachers.log_probabilities, teachers.rest, events, teachers.size),
-            strategy=aggregation.strategy,
-            weights=aggregation.weights,
-            temperature=weights.temperature,
-            labels=None,
-        )
+        target = _event_target(teachers, events, aggregation, weights.temperature)
         logits = student_events(logits[:, : teachers.size], events)
     return LossInputs(logits, batch.labels, target, valid, frames=frames)
 
@@ -294,16 +288,28 @@ def _text_inputs(
     written = batch.tokens.target[batch.tokens.target_mask]
     events = event_ids(teachers.ids, written)
     own = (events == written.unsqueeze(-1)).long().argmax(dim=-1)
-    target = aggregate(
-        teacher_events(teachers.ids, teachers.log_probabilities, teachers.rest, events, teachers.size),
-        strategy=aggregation.strategy,
-        weights=aggregation.weights,
-        temperature=weights.temperature,
-        labels=own,
-    )
+    target = _event_target(teachers, events, aggregation, weights.temperature, own)
     labels = own.masked_fill(labels == UNLABELLED, UNLABELLED)
     return LossInputs(
         student_events(logits[:, : teachers.size], events), labels, target, valid, spread=spread
+    )
+
+
+def _event_target(
+    teachers: SparseTargets,
+    events: Tensor,
+    aggregation: Aggregation,
+    temperature: float,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """(N, u + 1) the teachers' aggregated probabilities of N rows' events. labels: (N,) places among the events, where the strategy needs them."""
+    logs = teacher_events(teachers.ids, teachers.log_probabilities, teachers.rest, events, teachers.size)
+    return aggregate(
+        logs,
+        strategy=aggregation.strategy,
+        weights=aggregation.weights,
+        temperature=temperature,
+        labels=labels,
     )
 
 
