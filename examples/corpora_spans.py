@@ -95,6 +95,7 @@ def _conll(archive: Path) -> tuple[dict[str, list[Tagged]], str]:
 
 
 KINDS = {"PER": "person", "LOC": "place", "ORG": "organisation", "MISC": "other"}
+FEWEST_WORDS, MOST_WORDS = 4, 12  # of a prompt: a language model of 135M parameters is slow on two cores
 
 
 class Prompt(NamedTuple):
@@ -117,9 +118,12 @@ def listed_names(row: Tagged) -> Prompt:
 
 
 def build_names(folder: Path, archive: Path) -> str:
-    """The sentences of `build_conll` as prompts → JSON lines."""
+    """The short sentences of `build_conll` as prompts → JSON lines."""
     splits, dropped = _conll(archive)
-    prompts = {name: [listed_names(row) for row in rows] for name, rows in splits.items()}
+    prompts = {
+        name: [listed_names(row) for row in rows if FEWEST_WORDS <= len(row.words) <= MOST_WORDS]
+        for name, rows in splits.items()
+    }
     return f"{write_json_lines(prompts, folder)}; {dropped}"
 
 

