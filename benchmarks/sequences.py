@@ -1,26 +1,30 @@
 """Teachers that write: decoding, token targets, consensus, epochs and students' decoding, each as a ratio.
 
-    python -m benchmarks.sequences [--runs 3] [--sources 128] [--parts decoding tokens consensus epoch student]
+    python -m benchmarks.sequences [--of translation] [--runs 3] [--sources 128] [--parts decoding tokens consensus epoch student]
 
-Needs the assets t5-small and interface-fr. FLAN-T5-small writes French for sentences of a user interface, untrained for them: how
-long that takes does not depend on how good it is.
+Of `translation` FLAN-T5-small writes French for sentences of a user interface (assets t5-small, interface-fr), of `language` SmolLM2-135M lists the
+names in a sentence (smollm2, names), of `speech` Whisper-tiny.en writes recordings down (whisper-tiny-en, speech; decoding alone). All are untrained
+for that: how long it takes does not depend on how good it is.
 
 - decoding: texts a second of the Ray pool ÷ a bare loop of `generate` over batches sorted by length in this process with the same
-  threads (goal ≥ 0.90), ÷ a naive loop of one text at a time (goal ≥ 4).
+  threads (goal ≥ 0.90), ÷ a naive loop of one text at a time (goal ≥ 4). Of speech both read files and compute features each time, which
+  the pool keeps on disk.
 - tokens: bytes a position of each form of token targets in the store; how near the gradient of the soft loss on a student's logits is to
   that of the whole distribution: the cosine, and the ratio of their lengths, over all positions (both 1 for the whole one).
 - consensus: seconds per 1,000 sources of the consensus of K teachers × m candidates.
 - epoch: CPU seconds of an epoch with token targets ÷ supervised (goal ≤ 1.10), with teachers' texts ÷ supervised (goal ≤ 1.02).
-- student: sources a second of a student of 4 + 2 layers ÷ its teacher of 8 + 8, in the same batches, greedy and with 4 beams.
+- student: sources a second of a student of a teacher's layers ÷ its teacher (4 + 2 of 8 + 8, 6 of 30), in the same batches, greedy and with 4 beams.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ from benchmarks.common import ASSETS, machine, paired, ratios, spread
 from benchmarks.epoch import cpu_seconds
 from pipeline.cluster import connected
 from pipeline.config.data import DataConfig
+from pipeline.config.fields import SPLITS
 from pipeline.config.generation import GenerationConfig, TokenTargetsConfig
 from pipeline.config.load import parse_config
 from pipeline.config.recipe import StudentRecipe
@@ -46,7 +51,9 @@ from pipeline.soft import SoftTargets, Sparse
 from pipeline.tasks.consensus import consensus_texts
 from pipeline.tasks.forced import decoder_inputs
 from pipeline.tasks.generation import write_texts
+from pipeline.tasks.listening import open_extractor
 from pipeline.tasks.pairs import pairs
+from pipeline.tasks.recording import samples, seconds
 from pipeline.tasks.writing import writing_head
 from pipeline.text_arrays import text_array
 from pipeline.training.feed import Feed, TaskSet
@@ -54,46 +61,92 @@ from pipeline.training.loop import Trainer
 from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Aggregation
 from pipeline.training.written import WrittenTexts
-from students.student import build_student
-from teachers.pool import TeacherPool, length_sorted_chunks
+from pipeline.urls import cache_base
+from students.student import MultiTaskStudent, build_student
+from teachers.pool import AUDIO_CHUNK, TeacherPool, length_sorted_chunks
 from teachers.spec import TeacherSpec
 from teachers.store import Store
 
-TEACHER, LENGTH, CHUNK = ASSETS / "t5-small", 48, 32
+LENGTH, CHUNK = 48, 32
 FORMS = [
     *(TokenTargetsConfig(form="top", ids=ids) for ids in (1, 4, 8, 16, 32)),
     *(TokenTargetsConfig(form="sampled", ids=ids) for ids in (8, 12, 32, 64)),
 ]
 
 
+@dataclass(frozen=True)
+class Case:
+    """Examples of a task whose models write. model: a teacher's folder · layers: those of it that a student has · read: a predictor, some sources →
+    what `generate` takes, as transformers' documentation has it."""
+
+    data: TaskData
+    model: Path
+    layers: int | StackLayersConfig
+    read: Callable[[Predictor, Sequence[str]], Mapping[str, Tensor]]
+
+    def student(self, dropout: float | None = None) -> MultiTaskStudent:
+        return build_student(self.model, [self.data.task], layers=self.layers, dropout=dropout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--of", choices=list(CASES), default="translation")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--sources", type=int, default=128)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     arguments = parser.parse_args()
-    print(f"{machine()}; {arguments.sources} sources, {arguments.runs} runs, median (range)", flush=True)
-    data = translations(arguments.sources)
-    for part in arguments.parts:
-        torch.set_num_threads((os.cpu_count() or 1) if part == "decoding" else 1)
-        PARTS[part](data, arguments.runs)
-
-
-def translations(count: int, **generation: Any) -> TaskData:
-    """Sentences of a user interface with their translations."""
-    files: Any = {
-        split: str(ASSETS / "interface-fr" / f"{split}.jsonl") for split in ("train", "validation", "test")
-    }
-    limit: Any = {"train": count, "validation": 32, "test": 32}
-    config = TaskConfig(
-        kind="sequence-to-sequence",
-        prefix="translate English to French: ",
-        generation=GenerationConfig(**generation),
-        data=DataConfig(path="json", data_files=files, max_length=LENGTH, target_length=LENGTH, limit=limit),
+    print(
+        f"{machine()}; {arguments.of}, {arguments.sources} sources, {arguments.runs} runs, median (range)",
+        flush=True,
     )
-    return load_task("to-french", config)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["XDG_CACHE_HOME"] = scratch  # features that an earlier run kept would be read
+        case = CASES[arguments.of](arguments.sources)
+        for part in arguments.parts:
+            torch.set_num_threads((os.cpu_count() or 1) if part == "decoding" else 1)
+            PARTS[part](case, arguments.runs)
+
+
+def examples(kind: Any, name: str, suffix: str, count: int, **task: Any) -> TaskData:
+    """A task of the demo with that many examples in train."""
+    files: Any = {split: str(ASSETS / name / f"{split}.{suffix}") for split in SPLITS}
+    limit: Any = {"train": count, "validation": 32, "test": 32}
+    read: Any = {"path": {"jsonl": "json"}.get(suffix, suffix), "data_files": files, "limit": limit}
+    data = DataConfig(**read, max_length=task.pop("max_length", None), target_length=LENGTH)
+    return load_task(name, TaskConfig(kind=kind, data=data, **task))
+
+
+def translation(count: int) -> Case:
+    given = {"max_length": LENGTH, "prefix": "translate English to French: "}
+    data = examples("sequence-to-sequence", "interface-fr", "jsonl", count, **given)
+    return Case(data, ASSETS / "t5-small", StackLayersConfig(encoder=4, decoder=2), padded)
+
+
+def language(count: int) -> Case:
+    data = examples("text-generation", "names", "jsonl", count, max_length=LENGTH)
+    return Case(data, ASSETS / "smollm2", 6, padded)
+
+
+def speech(count: int) -> Case:
+    data = examples("speech-recognition", "speech", "parquet", count)
+    return Case(data, ASSETS / "whisper-tiny-en", StackLayersConfig(decoder=1), features)
+
+
+def padded(predictor: Predictor, sources: Sequence[str]) -> Mapping[str, Tensor]:
+    words = predictor.tokenizer
+    texts = [writing_head(predictor.task).prefix + text for text in sources]
+    words.padding_side = "right" if predictor.model.config.is_encoder_decoder else "left"
+    batch = words(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def features(predictor: Predictor, sources: Sequence[str]) -> Mapping[str, Tensor]:
+    extractor = open_extractor(ASSETS / "whisper-tiny-en")
+    waves = [samples(one, extractor.sampling_rate) for one in sources]
+    batch = extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return {"input_features": batch["input_features"]}
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -102,13 +155,15 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def decoding(data: TaskData, runs: int) -> None:
-    sources = {"source": list(data.splits["train"].inputs["source"])}
-    predictor, threads = Predictor(TEACHER, data.task), os.cpu_count() or 1
-    order = length_sorted_chunks(sources, np.arange(len(sources["source"])), CHUNK)
+def decoding(case: Case, runs: int) -> None:
+    task = case.data.task
+    sources = {"source": list(case.data.splits["train"].inputs["source"])}
+    predictor, threads = Predictor(case.model, task), os.cpu_count() or 1
+    audio, rows = task.kind.audio, np.arange(len(sources["source"]))
+    order = length_sorted_chunks(sources, rows, AUDIO_CHUNK if audio else CHUNK, audio=audio)
     chunks = [{"source": [sources["source"][i] for i in rows]} for rows in order]
     serving = ServingConfig(replicas=1, cpus=threads)
-    spec = TeacherSpec("t", str(TEACHER), None, task=data.task, serving=serving, key="aa")
+    spec = TeacherSpec("t", str(case.model), None, task=task, serving=serving, key="aa")
     config = {
         "name": "b",
         "tasks": {"t": {"kind": "text-classification", "data": {"path": "csv"}}},
@@ -118,38 +173,42 @@ def decoding(data: TaskData, runs: int) -> None:
     with connected(parse_config(config)):
         pool = TeacherPool(spec, 1)
         pool.open(1)
+
+        def labelled() -> None:
+            shutil.rmtree(cache_base() / "features", ignore_errors=True)
+            list(pool.run(chunks))
+
         pooled, bare, naive = paired(
             runs,
-            partial(timed, lambda: list(pool.run(chunks))),
-            partial(timed, lambda: bare_loop(predictor, chunks)),
-            partial(timed, lambda: bare_loop(predictor, [{"source": [one]} for one in sources["source"]])),
+            partial(timed, labelled),
+            partial(timed, lambda: bare_loop(case, predictor, chunks)),
+            partial(
+                timed, lambda: bare_loop(case, predictor, [{"source": [one]} for one in sources["source"]])
+            ),
         )
         pool.close()
     print(f"decoding: pool ÷ bare {spread(ratios(bare, pooled))}, ÷ naive {spread(ratios(naive, pooled))}")
     print(f"  seconds: pool {spread(pooled)}, bare {spread(bare)}, naive {spread(naive)}", flush=True)
+    if audio:
+        heard = float(seconds(sources["source"]).sum())
+        print(f"  {heard:.0f} seconds of audio", flush=True)
 
 
 @torch.inference_mode()
-def bare_loop(predictor: Predictor, chunks: Sequence[dict[str, list[str]]]) -> None:
-    """`generate` and no more, on the texts as transformers' documentation has it."""
-    head = writing_head(predictor.task)
+def bare_loop(case: Case, predictor: Predictor, chunks: Sequence[dict[str, list[str]]]) -> None:
+    """`generate` and no more."""
     for chunk in chunks:
-        texts = [head.prefix + text for text in chunk["source"]]
-        batch = predictor.tokenizer(
-            texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
-        )
-        ids = predictor.model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=LENGTH
-        )
+        ids = predictor.model.generate(**case.read(predictor, chunk["source"]), max_new_tokens=LENGTH)
         predictor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def tokens(data: TaskData, runs: int) -> None:
+def tokens(case: Case, runs: int) -> None:
+    data = case.data
     train = data.splits["train"]
-    predictor = Predictor(TEACHER, data.task)
-    student = build_student(TEACHER, [data.task], layers=StackLayersConfig(encoder=4, decoder=2), dropout=0.0)
+    predictor = Predictor(case.model, data.task)
+    student = case.student(dropout=0.0)
     teacher, labels = logits_along(predictor, predictor.model, train.inputs)
-    own, _ = logits_along(predictor, student.model("to-french"), train.inputs)
+    own, _ = logits_along(predictor, student.model(data.task.name), train.inputs)
     size = len(vocabulary(predictor.tokenizer))
     teacher, own = teacher[:, :size], own[:, :size]
     whole = gradient(own, lambda logits: soft_kl(logits, teacher.softmax(-1), 1.0))
@@ -190,24 +249,22 @@ def gradient(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
 @torch.no_grad()
 def logits_along(predictor: Predictor, model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
     """(P, V) logits along the references, and (P,) their ids."""
-    words, head = predictor.tokenizer, writing_head(predictor.task)
-    parts, labels = [], []
+    words, parts, labels = predictor.tokenizer, [], []
     for source, target in zip(inputs["source"], inputs["target"], strict=True):
-        batch = words([head.prefix + source], truncation=True, max_length=LENGTH, return_tensors="pt")
+        batch = padded(predictor, [source])
         ids = words(target, truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
-        output = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            decoder_input_ids=decoder_inputs(model, ids),
-        )
-        parts.append(output.logits[0].float())
+        if model.config.is_encoder_decoder:
+            output = model(**batch, decoder_input_ids=decoder_inputs(model, ids))
+        else:
+            output = model(input_ids=torch.cat((batch["input_ids"], ids[:, :-1]), 1))
+        parts.append(output.logits[0, -ids.shape[1] :].float())
         labels.append(ids[0])
     return torch.cat(parts), torch.cat(labels)
 
 
-def consensus(data: TaskData, runs: int) -> None:
+def consensus(case: Case, runs: int) -> None:
     """Candidates are references of which some words are left out: all different, as long as real ones."""
-    references, rng = data.splits["train"].inputs["target"], np.random.default_rng(0)
+    references, rng = case.data.splits["train"].inputs["target"], np.random.default_rng(0)
 
     def shortened(text: str) -> str:
         words = text.split()
@@ -223,11 +280,12 @@ def consensus(data: TaskData, runs: int) -> None:
         print(f"consensus of {teachers} × {candidates}: {spread(seconds)} s per 1,000 sources", flush=True)
 
 
-def epoch(data: TaskData, runs: int) -> None:
-    train, words = data.splits["train"], open_tokenizer(TEACHER)
+def epoch(case: Case, runs: int) -> None:
+    data, words = case.data, open_tokenizer(case.model)
+    train = data.splits["train"]
     every = pairs(data.task, train.inputs["source"], train.inputs["target"])
     every = every.take(np.sort(np.unique(every.keys, return_index=True)[1]))
-    soft, *_ = Predictor(TEACHER, data.task).force(every.inputs, TokenTargetsConfig())
+    soft, *_ = Predictor(case.model, data.task).force(every.inputs, TokenTargetsConfig())
     assert isinstance(soft, Sparse), "along texts"
     texts = WrittenTexts((np.asarray(text_array([[one] for one in train.inputs["target"]])[:, 0]),), (0.5,))
     with tempfile.TemporaryDirectory() as scratch:
@@ -242,7 +300,7 @@ def epoch(data: TaskData, runs: int) -> None:
         forced = TaskSet(**{**vars(forced), "sources": views, "aggregation": aggregation})
         both = LossPlan(others=LossWeights({"hard": 0.5, "soft": 0.5}, 1.0))
         trainers = [
-            trainer(sets, plan, Path(scratch) / str(number))
+            trainer(case.student(), sets, plan, Path(scratch) / str(number))
             for number, (sets, plan) in enumerate(
                 ((plain, LossPlan()), (written, LossPlan()), (forced, both))
             )
@@ -255,8 +313,7 @@ def epoch(data: TaskData, runs: int) -> None:
     )
 
 
-def trainer(sets: TaskSet, plan: LossPlan, folder: Path) -> Trainer:
-    student = build_student(TEACHER, [sets.task], layers=StackLayersConfig(encoder=4, decoder=2))
+def trainer(student: MultiTaskStudent, sets: TaskSet, plan: LossPlan, folder: Path) -> Trainer:
     config = StudentRecipe(
         epochs=1000, learning_rate=1e-4, head_learning_rate=1e-4, early_stopping=None, checkpoint_steps=10**9
     )
@@ -265,10 +322,10 @@ def trainer(sets: TaskSet, plan: LossPlan, folder: Path) -> Trainer:
     return Trainer(student, feed, config, one_stage(config, plan), folder)
 
 
-def student(data: TaskData, runs: int) -> None:
-    predictor = Predictor(TEACHER, data.task)
-    layers = StackLayersConfig(encoder=4, decoder=2)
-    small = build_student(TEACHER, [data.task], layers=layers).eval().model("to-french")
+def student(case: Case, runs: int) -> None:
+    data = case.data
+    predictor = Predictor(case.model, data.task)
+    small = case.student().eval().model(data.task.name)
     head = writing_head(data.task)
     encoded = head.encode(predictor.tokenizer, {"source": data.splits["train"].inputs["source"]})
     for beams in (1, 4):
@@ -296,7 +353,12 @@ def student(data: TaskData, runs: int) -> None:
         )
 
 
-PARTS: dict[str, Callable[[TaskData, int], None]] = {
+CASES: dict[str, Callable[[int], Case]] = {
+    "translation": translation,
+    "language": language,
+    "speech": speech,
+}
+PARTS: dict[str, Callable[[Case, int], None]] = {
     "decoding": decoding,
     "tokens": tokens,
     "consensus": consensus,

@@ -48,7 +48,7 @@ class DataConfig(Strict):
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of train set aside, by content hash, for each of validation and test that the data set lacks."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable) · sequence-to-sequence: `source`, `target` · text-generation: `prompt`, `completion`, or in their place `messages`, which must be named here (a list of `{role: …, content: …}`, the assistant's answer last)."""
+    """Column of each of the kind's fields; by default a field's own name. text-classification: `text`, `label`, and `text_pair` for pairs, which must be named here · token-classification: `words`, `labels` (lists of equal length) · question-answering: `question`, `context`, `answers` (`{text: […], answer_start: […]}` as in SQuAD, or a list of strings; none: unanswerable) · sequence-to-sequence: `source`, `target` · text-generation: `prompt`, `completion`, or in their place `messages`, which must be named here (a list of `{role: …, content: …}` or `{from: …, value: …}`, the assistant's answer last)."""
     labels: tuple[str, ...] | None = None
     """The label space, in order. By default the data set's own class names, else the sorted values of the column in train."""
     max_length: Annotated[int, Field(ge=4)] = 128

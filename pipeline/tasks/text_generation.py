@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.config.schema import TaskConfig
 
 ROLES, WHOLE = ("prompt", "completion"), "messages"
+SHARED = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+"""The role of who speaks in a message ``{from: …, value: …}``, as ShareGPT wrote conversations down."""
 
 
 def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Task:
@@ -44,7 +46,7 @@ def from_train(name: str, config: TaskConfig, train: Mapping[str, Column]) -> Ta
 
 @dataclass(frozen=True)
 class ChatReading(SequenceReading):
-    """Reads conversations, each a list of ``{role: …, content: …}``: the last message, where it is the assistant's, is what
+    """Reads conversations, each a list of ``{role: …, content: …}``, or ``{from: …, value: …}``: the last message, where it is the assistant's, is what
     the model learns to write, and those before it are the prompt, kept as JSON."""
 
     rewritable: ClassVar[tuple[bool, ...]] = (False,)
@@ -60,16 +62,14 @@ class ChatReading(SequenceReading):
         return super().read({ROLES[0]: Column(prompts), ROLES[1]: Column(completions)}, split)
 
     def _pair(self, row: int, given: Any, split: str) -> tuple[str, str | None]:
-        known = isinstance(given, list) and all(
-            isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
-            for one in given
-        )
-        if not known or not given or [one["role"] for one in given] == ["assistant"]:
+        rows = given if isinstance(given, list) else []
+        messages = [message for message in map(_message, rows) if message]
+        roles = [one["role"] for one in messages]
+        if not rows or len(messages) < len(rows) or roles == ["assistant"]:
             raise DataError(
                 f"tasks.{self.task}: row {row} of {split}: messages is {given!r:.200}, no conversation",
-                "Give a list of objects with role and content, texts both, of which the last one is the assistant's answer.",
+                "Give a list of objects with role and content (or from and value), texts both, of which the last one is the assistant's answer.",
             )
-        messages = [{key: one[key] for key in ("role", "content")} for one in given]
         answered = messages[-1]["role"] == "assistant"
         prompt = messages[:-1] if answered else messages
         return json.dumps(prompt, ensure_ascii=False), messages[-1]["content"] if answered else None
@@ -169,6 +169,18 @@ class PromptHead(WritingHead):
             'writer = pipeline("text-generation", "path/to/this/folder")\n'
             f"print(writer({asked!r}, return_full_text=False))"
         )
+
+
+def _message(given: Any) -> dict[str, str] | None:
+    """A message with its role and content alone; None for what is no message."""
+    if not isinstance(given, dict):
+        return None
+    role, content = given.get("role"), given.get("content")
+    if role is None and isinstance(given.get("from"), str):
+        role, content = SHARED.get(given["from"]), given.get("value")
+    if not (isinstance(role, str) and isinstance(content, str)):
+        return None
+    return {"role": role, "content": content}
 
 
 def end_of(tokenizer: Any) -> int:

@@ -290,6 +290,15 @@ def test_the_last_answer_of_a_conversation_is_learnt() -> None:
     assert chat_task().reading.plain(examples.inputs)[0][0] == "a dog\nun chien\na cat"
 
 
+def test_conversations_as_sharegpt_has_them_are_the_same_ones() -> None:
+    shared = [{"from": "human", "value": "a dog"}, {"from": "gpt", "value": "un chien"}]
+    rows = [[message("user", "a dog"), message("assistant", "un chien")], shared]
+    rows.append([{"role": None, "content": None, **one} for one in shared])  # as Arrow reads a mixed column
+    examples = read_examples(chat_task(), "train", {"messages": Column(rows)})
+    assert len(set(examples.inputs["source"])) == 1
+    assert set(examples.inputs["target"]) == {"un chien"}
+
+
 def test_a_chat_template_makes_the_prompt_and_a_prefix_is_the_system_s_message() -> None:
     words = tokenizer(ends=False)
     words.chat_template = TEMPLATE
@@ -303,7 +312,15 @@ def test_a_chat_template_makes_the_prompt_and_a_prefix_is_the_system_s_message()
 
 @pytest.mark.parametrize(
     "row",
-    [[], "a dog", [{"role": "user"}], [message("assistant", "x")], [{"role": "user", "content": 3}], None],
+    [
+        [],
+        "a dog",
+        [{"role": "user"}],
+        [message("assistant", "x")],
+        [{"role": "user", "content": 3}],
+        [{"from": "human", "value": "a dog"}, {"from": "tool", "value": "x"}],
+        None,
+    ],
 )
 def test_what_is_no_conversation_is_refused(row: Any) -> None:
     with pytest.raises(DataError, match=r"row 1 of train: messages is .*no conversation"):
