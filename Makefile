@@ -34,8 +34,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: install ## Distil the quickstart: two tasks, two teachers each, one tiny student, one report
-	$(BIN)/python examples/fetch_assets.py
+demo: install ## Distil the quickstart (RUN=examples/NAME.yaml: another example), data and weights included
+	$(BIN)/python examples/fetch_assets.py $(RUN)
 	$(BIN)/tutelage train $(RUN)
 
 # One thread a process: the tests start many. Training outside tests sets its own threads. Those that start Ray run two

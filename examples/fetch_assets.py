@@ -4,6 +4,7 @@
 
     python examples/fetch_assets.py                  # what the quickstart needs: two encoders, two data sets
     python examples/fetch_assets.py qa boolq         # assets by name; `all` takes every one
+    python examples/fetch_assets.py examples/r52.yaml  # those that a config reads
     python examples/fetch_assets.py --to DIR         # default: .cache/assets
 
 Each asset is one folder. It is built in a temporary folder and then renamed, with a stamp that records what it was
@@ -30,6 +31,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -538,7 +540,13 @@ def notice() -> str:
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """The requested assets, in the order of ASSETS; those of the quickstart without any name. Raises `FetchError`."""
+    """The requested assets, in the order of ASSETS; those of the quickstart without any name. Of a name that ends in .yaml those that
+    the config reads. Raises `FetchError`."""
+    configs = [name for name in names if name.endswith(".yaml")]
+    if configs:
+        read = [asset for config in configs for asset in read_by(Path(config))]
+        others = [name for name in names if name not in configs]
+        return [name for name in ASSETS if name in read or (others and name in chosen(others))]
     for name in names:
         if name != "all" and name not in ASSETS:
             near = difflib.get_close_matches(name, ASSETS, n=1)
@@ -547,6 +555,15 @@ def chosen(names: Sequence[str]) -> list[str]:
     if "all" in names:
         return list(ASSETS)
     return [name for name, asset in ASSETS.items() if name in names or (not names and asset.quickstart)]
+
+
+def read_by(config: Path) -> set[str]:
+    """The assets whose folders a config names. Raises `FetchError` where there is no such file."""
+    try:
+        text = config.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FetchError(f"{config}: {error.strerror or error}", "give an existing config", 2) from None
+    return set(re.findall(r"\.cache/assets/([\w-]+)", text))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -558,7 +575,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         metavar="ASSET",
-        help=f"{', '.join(ASSETS)} or all; default: what the quickstart needs",
+        help=f"{', '.join(ASSETS)} or all, or a config that reads some; default: what the quickstart needs",
     )
     parser.add_argument(
         "--to",

@@ -72,8 +72,8 @@ def export_onnx(model_folder: Path, kind: Kind, target: Path) -> float:
     """
     if kind.writes:
         raise ConfigError(
-            f"--onnx: a {kind.name} model writes token by token, which is no single graph",
-            "Export it without --onnx; optimum exports encoder and decoder.",
+            f"--onnx: {kind.name} models are not exported here: those that write token by token are no single graph",
+            "Export it without --onnx; optimum exports the folder.",
         )
     missing = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None

@@ -48,6 +48,16 @@ def test_default_is_the_quickstart() -> None:
     assert fetch_assets.chosen(["all"]) == list(fetch_assets.ASSETS)
 
 
+def test_a_config_names_the_assets_that_it_reads() -> None:
+    configs = Path(fetch_assets.__file__).parent
+    quickstart = [str(configs / "quickstart.yaml")]
+    assert fetch_assets.chosen(quickstart) == fetch_assets.chosen([])
+    assert fetch_assets.chosen([*quickstart, "reuters"]) == [*fetch_assets.chosen([]), "reuters"]
+    assert fetch_assets.chosen([str(configs / "language.yaml")]) == ["smollm2", "names"]
+    with pytest.raises(fetch_assets.FetchError, match=r"nowhere\.yaml: No such file"):
+        fetch_assets.chosen(["nowhere.yaml"])
+
+
 def test_unknown_asset_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch_assets.main(["movie", "--to", str(tmp_path)]) == 2
     cause, remedy = capsys.readouterr().err.splitlines()
