@@ -23,6 +23,7 @@ import ray
 import torch
 
 from benchmarks.common import machine, ratios, spread
+from pipeline.cluster import connected
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job, task_aggregation
 from pipeline.config.schema import RunConfig
@@ -78,7 +79,6 @@ def main() -> None:
     make_teachers(config, inputs)
     store_targets(config, inputs)
     os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as the student's process
-    ray.init(address="local", include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
     turns, failures = Turns(list(MODES)), list[BaseException]()
 
     def work(mode: str, train: Callable[[], None]) -> None:
@@ -94,10 +94,11 @@ def main() -> None:
         threading.Thread(target=work, args=(mode, partial(train, own, inputs, turns, mode)))
         for mode, own in configs.items()
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with connected(config):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if failures:
         raise failures[0]
     show(configs, inputs)

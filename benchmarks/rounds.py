@@ -5,7 +5,7 @@
 Each round is the run that `tutelage train` makes, but in this process, on one thread and without Ray, so that CPU seconds can be
 counted: writing (or predicting) by the student of the round before, scoring that by all teachers, training. All rounds of `rounds.count` are made, also those
 after which `tutelage train` would end; `kept` is the round that validation keeps by its rule. Scores are points on validation and test, of the
-only student. Teachers must be ready, or fine-tuned by an earlier run in the same `runs_dir`. Made rounds are kept.
+only student. Of tasks that write there is a control: round 1 with share 0, which is as long and learns no own text. Teachers must be ready, or fine-tuned by an earlier run in the same `runs_dir`. Made rounds are kept.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.common import machine
 from pipeline.batch import Examples
+from pipeline.config.kinds import writes
 from pipeline.config.load import load_config
 from pipeline.config.resolved import jobs_of
 from pipeline.config.schema import RunConfig
@@ -65,6 +66,7 @@ def main() -> None:
     assert config.rounds is not None, "a config with rounds"
     print(f"{machine()}; {config.name}, share {config.rounds.share:g}", flush=True)
     every: list[list[Round]] = []
+    controls: list[Round] = []
     for seed in range(arguments.seeds):
         own = config.model_copy(update={"name": f"{config.name}-seed{seed}", "seed": seed})
         rounds = []
@@ -73,26 +75,54 @@ def main() -> None:
             print(f"seed {seed} round {number}: {shown(one)}", flush=True)
         print(f"seed {seed}: kept {kept([one.validation for one in rounds])}", flush=True)
         every.append(rounds)
+        if any(writes(task.kind) for task in config.tasks.values()):
+            controls.append(one := make(control(own)))
+            print(f"seed {seed} control: {shown(one)}", flush=True)
     table(every)
+    if controls:
+        print(f"control: {line([rounds[0] for rounds in every], controls)}", flush=True)
+
+
+def control(config: RunConfig) -> RunConfig:
+    """The run that goes on from round 0 as round 1 does, on no own text."""
+    later = round_config(config, 1, list(config.students))
+    assert later.rounds is not None, "a later round"
+    name = f"{config.name}-control"
+    return later.model_copy(update={"name": name, "rounds": later.rounds.model_copy(update={"share": 0.0})})
 
 
 def table(every: Sequence[Sequence[Round]]) -> None:
-    """One line a round, mean ± standard deviation over seeds: validation, test, its gain over round 0, test by task, CPU seconds;
-    then the gain of the round that is kept. every: the rounds of each seed."""
-    firsts = [mean(rounds[0].test.values()) for rounds in every]
+    """One line a round, then the gain of the round that is kept. every: the rounds of each seed."""
     for number in range(len(every[0])):
-        made = [rounds[number] for rounds in every]
-        macro = [mean(one.test.values()) for one in made]
-        gains = [score - first for score, first in zip(macro, firsts, strict=True)]
-        tests = [[one.test[task] for one in made] for task in made[0].test]
-        cells = [spread(values) for values in ([one.validation for one in made], macro, gains, *tests)]
-        cells += [
-            f"{mean(one.seconds.get(name, 0.0) for one in made):.0f}" for name in ("write", "score", "train")
-        ]
-        print(f"| {number} | {' | '.join(cells)} |", flush=True)
+        print(
+            f"{number}: {line([rounds[0] for rounds in every], [rounds[number] for rounds in every])}",
+            flush=True,
+        )
     best = [rounds[kept([one.validation for one in rounds])] for rounds in every]
-    gains = [mean(one.test.values()) - first for one, first in zip(best, firsts, strict=True)]
+    gains = [macro(one) - macro(rounds[0]) for one, rounds in zip(best, every, strict=True)]
     print(f"kept: {spread(gains)} ({', '.join(f'{100 * gain:+.1f}' for gain in gains)})", flush=True)
+
+
+def line(firsts: Sequence[Round], made: Sequence[Round]) -> str:
+    """Mean ± standard deviation over seeds: validation, test, its gain over round 0, test by task, CPU seconds."""
+    gains = [macro(one) - macro(first) for one, first in zip(made, firsts, strict=True)]
+    columns = {
+        "validation": [one.validation for one in made],
+        "test": [macro(one) for one in made],
+        "gain": gains,
+        **{task: [one.test[task] for one in made] for task in made[0].test},
+    }
+    scores = ", ".join(f"{name} {spread(values)}" for name, values in columns.items())
+    seconds = ", ".join(
+        f"{name} {mean(one.seconds.get(name, 0.0) for one in made):.0f}"
+        for name in ("write", "score", "train")
+    )
+    return f"{scores}; CPU seconds: {seconds}"
+
+
+def macro(one: Round) -> float:
+    """The mean of a round's test scores."""
+    return mean(one.test.values())
 
 
 def spread(values: Iterable[float]) -> str:

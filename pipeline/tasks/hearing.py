@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.batch import Encoded, TargetTokens
@@ -39,24 +39,9 @@ class SpeechHead(WritingHead):
             )
         return listener
 
-    def encode(
-        self,
-        tokenizer: Any,
-        inputs: Mapping[str, Sequence[Any]],
-        max_length: int | None = None,
-        words: bool = False,
-    ) -> Encoded:
-        """The windows of n recordings, and token ids of their texts, cut to `target_length`, where `inputs` has them.
-
-        Raises `TeacherError` where words are asked for: hidden states of these models are not read.
-        """
-        if words:
-            raise self.no_hidden_states()
-        encoded = self.listener(tokenizer).encoded(inputs["source"])
-        if "target" not in inputs:
-            return encoded
-        targets = self.targets(tokenizer, inputs["target"])
-        return replace(encoded, targets=targets, units=targets.counts)
+    def encode_sources(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
+        """The windows of n recordings."""
+        return self.listener(tokenizer).encoded(sources)
 
     def targets(self, tokenizer: Any, texts: Sequence[str]) -> TargetTokens:
         """Token ids of n texts that a model learns to write, each with the tokenizer's end mark, but for those that are cut to

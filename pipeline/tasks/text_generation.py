@@ -108,7 +108,7 @@ class PromptHead(WritingHead):
         """Those of a prompt and of what is written after it."""
         return super().positions(max_length) + self.target_length
 
-    def read_sources(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
+    def read_prompts(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
         """Token ids of n prompts without an end mark. A prompt of more than `max_length` tokens loses the first ones: what is
         asked for mostly stands at its end."""
         end, pad = end_of(tokenizer), tokenizer.pad_token_id

@@ -61,14 +61,13 @@ class WritingHead:
         max_length: int | None = None,
         words: bool = False,
     ) -> Encoded:
-        """Token ids of n sources, cut to `max_length`, and of their targets, cut to `target_length`, where `inputs` has them.
+        """What the model reads of n sources, and token ids of their targets, cut to `target_length`, where `inputs` has them.
 
         Raises `TeacherError` where words are asked for: hidden states of these models are not read.
         """
         if words:
             raise self.no_hidden_states()
-        sources = self.prompts(tokenizer, inputs["source"])
-        encoded = self.read_sources(tokenizer, sources, max_length or self.max_length)
+        encoded = self.encode_sources(tokenizer, inputs["source"], max_length or self.max_length)
         if "target" not in inputs:
             return encoded
         targets = self.targets(tokenizer, inputs["target"])
@@ -85,8 +84,12 @@ class WritingHead:
         """What a model reads of n sources."""
         return [self.prefix + text for text in sources]
 
-    def read_sources(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
-        """Token ids of n sources, cut to `max_length`."""
+    def encode_sources(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
+        """What the model reads of n sources."""
+        return self.read_prompts(tokenizer, self.prompts(tokenizer, sources), max_length)
+
+    def read_prompts(self, tokenizer: Any, sources: Sequence[str], max_length: int) -> Encoded:
+        """Token ids of n texts as the model reads them, cut to `max_length`."""
         return encode_texts(tokenizer, {"text": sources}, max_length)
 
     def targets(self, tokenizer: Any, texts: Sequence[str]) -> TargetTokens:

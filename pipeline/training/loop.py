@@ -132,6 +132,7 @@ class Trainer:
         """Validation predictions of the weights kept so far, by task; empty until this process has made them."""
         self._window: dict[str, list[float]] = defaultdict(list)
         self._predicted: list[tuple[MicroBatch, Tensor]] = []
+        """The student's predictions in this step, where teachers are trained on beside it."""
 
     def fit(self) -> Progress:
         """Trains to the end, from the last checkpoint in `folder` if there is one.
@@ -252,7 +253,7 @@ class Trainer:
         task_set = self.feed.sets[step.task]
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            values: list[Tensor] = []
+            values: list[Tensor] | None = None if self.feed.live is None else []
             try:
                 sums = accumulate(
                     self.replica.model,
@@ -265,7 +266,8 @@ class Trainer:
                     match=task_set.hidden,
                     values=values,
                 )
-                self._predicted = list(zip(step.batches, values, strict=False))
+                if values is not None:
+                    self._predicted = list(zip(step.batches, values, strict=False))
                 return sums
             except torch.OutOfMemoryError as error:
                 if self.workers.world > 1:
