@@ -21,8 +21,10 @@ SMALLEST = 1e-3
 
 
 def loops(text: str) -> bool:
-    """Whether a text is mostly one short sequence of words, again and again."""
-    words = [text[start:end] for start, end in word_spans(text)]
+    """Whether a text is mostly one short sequence of words, again and again. Signs count where there is nothing else: a list repeats its
+    brackets and commas."""
+    every = [text[start:end] for start, end in word_spans(text)]
+    words = [word for word in every if any(map(str.isalnum, word))] or every
     if len(words) < LOOP_TIMES * LOOP_WORDS:
         return False
     grams = Counter(tuple(words[i : i + LOOP_WORDS]) for i in range(len(words) - LOOP_WORDS + 1))

@@ -20,6 +20,11 @@ TARGETS = ["schalte das Licht in der Küche ein", "öffne das Tor der Garage", "
         ("wie wie wie", False),
         ("ein Haus und ein Haus und ein Garten mit einem Haus und einem Baum", False),
         ("", False),
+        ("Sweden (place), Ann Lee (person), Bo Ek (person), Oslo (place), Cy (person)", False),
+        ("Ann (person), Bo (person), Cy (person), Dee (person)", False),
+        ("Ann (person), " * 4, True),
+        ("! " * 12, True),
+        ("यह एक किताब है और वह एक कलम है", False),
     ],
 )
 def test_a_loop_is_mostly_the_same_few_words(text: str, expected: bool) -> None:
