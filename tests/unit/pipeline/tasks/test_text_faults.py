@@ -22,7 +22,7 @@ TARGETS = ["schalte das Licht in der Küche ein", "öffne das Tor der Garage", "
         ("", False),
         ("Sweden (place), Ann Lee (person), Bo Ek (person), Oslo (place), Cy (person)", False),
         ("Ann (person), Bo (person), Cy (person), Dee (person)", False),
-        ("Ann (person), " * 4, True),
+        ("Ann (person), " * 5, True),
         ("! " * 12, True),
         ("यह एक किताब है और वह एक कलम है", False),
     ],
