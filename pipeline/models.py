@@ -200,13 +200,17 @@ def _encoder_of(config: PretrainedConfig) -> Any:
 
 def vocabulary(tokenizer: Any) -> Vocabulary:
     """The tokenizer's vocabulary. Its fingerprint is a hash of its tokens and, where it has them, of the rules by which it cuts
-    a text into tokens: a teacher and a student with the same one have the same ids at the same positions."""
+    a text into tokens: a teacher and a student with the same one have the same ids at the same positions. A mark before a text alone, as language models have it before a
+    prompt, does not count: a text that they write has none."""
     tokens = sorted(tokenizer.get_vocab().items())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules: Any = type(tokenizer).__name__
     if backend is not None:
         parts = json.loads(backend.to_str())
         rules = {key: parts.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "model")}
+        text = tokenizer("a", add_special_tokens=False)["input_ids"]
+        if tokenizer("a")["input_ids"][-len(text) :] == text:
+            del rules["post_processor"]
     digest = blake2b(json.dumps([tokens, rules], sort_keys=True).encode(), digest_size=16)
     return Vocabulary(len(tokenizer), digest.hexdigest())
 

@@ -26,6 +26,7 @@ def encoded(
         vocabulary(tokenizer).fingerprint,
         repr(tokenizer.init_kwargs),
         repr(tokenizer.added_tokens_decoder),
+        tokenizer("", "")["input_ids"],  # the marks around texts
     )
     facts = [*settings, *tokens, content_of(examples)]
     return cached(

@@ -25,7 +25,7 @@ from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, LockedError, TutelageError
 from pipeline.files import read_object, write_atomically
-from pipeline.models import fingerprint, open_tokenizer, resolve
+from pipeline.models import fingerprint, resolve
 from pipeline.places import PATIENCE, Patience, Place, run_placed
 from pipeline.shared_runs import Behind, to_stop, worked_on
 from pipeline.synced import leased
@@ -36,6 +36,7 @@ from pipeline.training.log import METRICS, read_metrics
 from pipeline.training.loop import Progress, StopWatch, Trainer
 from pipeline.training.stage import LossPlan, one_stage
 from pipeline.training.step import Workers
+from pipeline.training.tokenizer import trained_tokenizer
 from students.adapters import merge_adapters
 from students.export import save_task
 from students.student import build_student
@@ -130,7 +131,7 @@ def fine_tune(
     "interrupted" once `should_stop` returns true.
     """
     _set_aside(folder)
-    tokenizer = open_tokenizer(base)
+    tokenizer = trained_tokenizer(base, [data.task])
     task_set = TaskSet.of(data.without_variants(), tokenizer, max_length)
     student = build_student(base, [task_set.task], dropout=config.dropout, seed=config.seed, lora=config.lora)
     feed = Feed([task_set], config.batch_size, config.tokens_per_forward, seed=config.seed, workers=workers)

@@ -27,7 +27,7 @@ from pipeline.config.resolved import (
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
 from pipeline.losses import ON_POLICY, LossWeights
-from pipeline.models import fingerprint, open_tokenizer
+from pipeline.models import fingerprint
 from pipeline.run_folder import RESULT, job_folder, live_teacher_folder, student_folder
 from pipeline.tasks.scores import score_of
 from pipeline.training import fine_tune
@@ -221,7 +221,7 @@ def train_job(
     if plan.trial:
         _validated(trainer, target, facts)
     else:
-        _test(plan, job, folder, student, sets, workers=workers, facts=facts)
+        _test(plan, job, student, sets, workers=workers, facts=facts)
     if workers.rank == 0:
         if plan.trial:
             keep_newest(target)  # if it wins, a run takes it over
@@ -290,14 +290,13 @@ def _validated(trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> None
 def _test(
     plan: Plan,
     job: Job,
-    folder: Path,
     student: MultiTaskStudent,
     sets: Sequence[TaskSet],
     workers: Workers,
     facts: Mapping[str, Any],
 ) -> None:
     """Predicts the test splits with a trained student; writes the predictions and the job's result."""
-    settings, tokenizer = plan.students[job.student], open_tokenizer(folder)
+    settings, tokenizer = plan.students[job.student], sets[0].tokenizer
     tokens = settings.train.tokens_per_forward
     if settings.train.lora is not None:
         facts = {**facts, "trained": trained_count(student)}

@@ -14,7 +14,7 @@ from pipeline.config.resolved import (
 )
 from pipeline.config.schema import Strategy, needs_labels
 from pipeline.data.splits import TaskData
-from pipeline.models import open_tokenizer, vocabulary
+from pipeline.models import vocabulary
 from pipeline.soft import TargetSource
 from pipeline.tasks.ctc import FrameHead
 from pipeline.tasks.skill import relative_losses, skill
@@ -25,6 +25,7 @@ from pipeline.training.live import LiveTeachers
 from pipeline.training.own import OWN, with_own_teacher, with_own_texts
 from pipeline.training.plan import Plan
 from pipeline.training.step import Aggregation
+from pipeline.training.tokenizer import trained_tokenizer
 from pipeline.training.written import written_texts
 from teachers.ensemble import ensemble_values, stored_predictions
 from teachers.store import Store
@@ -44,7 +45,8 @@ def task_sets(
     them.
     """
     settings, kept, own = plan.students[student], kept or Kept(), plan.before.get(student)
-    tokenizer = kept.get(("tokenizer", folder), lambda: open_tokenizer(folder))
+    tasks = [plan.data[name].task for name in settings.lengths]
+    tokenizer = kept.get(("tokenizer", folder, *settings.lengths), lambda: trained_tokenizer(folder, tasks))
     sets = []
     for name, length in settings.lengths.items():
         data = plan.data[name]
