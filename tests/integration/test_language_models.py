@@ -92,8 +92,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         },
         "teachers": {
-            "plain-gpt2": {"task": "plain", "model": gpt2, "fine_tune": tuned},
-            "plain-llama": {"task": "plain", "model": llama, "fine_tune": tuned},
+            "plain-gpt2": {"task": "plain", "model": gpt2, "fine_tune": tuned, "preflight": "warn"},
+            "plain-llama": {"task": "plain", "model": llama, "fine_tune": tuned, "preflight": "warn"},
             "talk-gpt2": {"task": "talk", "model": gpt2, "fine_tune": tuned, "preflight": "warn"},
         },
         "students": {"small": {"init_from": "plain-gpt2", "layers": 2}},
