@@ -292,7 +292,7 @@ def test_the_last_answer_of_a_conversation_is_learnt() -> None:
 
 def test_conversations_as_sharegpt_has_them_are_the_same_ones() -> None:
     shared = [{"from": "human", "value": "a dog"}, {"from": "gpt", "value": "un chien"}]
-    rows = [[message("user", "a dog"), message("assistant", "un chien")], shared]
+    rows: list[Any] = [[message("user", "a dog"), message("assistant", "un chien")], shared]
     rows.append([{"role": None, "content": None, **one} for one in shared])  # as Arrow reads a mixed column
     examples = read_examples(chat_task(), "train", {"messages": Column(rows)})
     assert len(set(examples.inputs["source"])) == 1
