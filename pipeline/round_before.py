@@ -114,14 +114,16 @@ def sampled_task(task: Task, sampling: SamplingConfig) -> Task:
 def students_before(
     config: RunConfig, inputs: Inputs, folders: Folders, specs: Mapping[str, Mapping[str, TeacherSpec]]
 ) -> dict[str, Before]:
-    """What each student takes from itself in the round before. It goes on with its weights where it writes, and begins anew otherwise."""
+    """What each student takes from itself in the round before: see `rounds.warm_start` and `rounds.share`."""
     if config.rounds is None:
         return {}
     before = {}
     for name, own in folders.items():
-        writing = [task for task in own if inputs.data[task].task.kind.writes]
-        start = own[writing[0]] if writing else None
+        # a model that writes has the decoder as well
+        tasks = sorted(own, key=lambda task: not inputs.data[task].task.kind.writes)
+        writes = inputs.data[tasks[0]].task.kind.writes
+        goes_on = writes if config.rounds.warm_start is None else config.rounds.warm_start
+        starts = {task: model_source(config, own[task]) or str(own[task]) for task in tasks if goes_on}
         keys = {task: spec.key for task, spec in specs.get(name, {}).items()}
-        source = None if start is None else model_source(config, start) or str(start)
-        before[name] = Before(source, config.rounds.share, keys)
+        before[name] = Before(starts, config.rounds.share, keys)
     return before

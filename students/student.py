@@ -99,13 +99,15 @@ def build_student(
     seed: int = 0,
     hidden: Mapping[str, int] = MappingProxyType({}),
     lora: LoraConfig | None = None,
+    trained: Mapping[str, Path] = MappingProxyType({}),
 ) -> MultiTaskStudent:
     """A student with the model in `folder`, cut to `layers`, and new heads drawn at random from `seed`. Where a task's kind writes
     and the model has no decoder it gets one. A language model, and a model of speech, has tasks of its own kind alone (`students.layer_init.check_kinds`).
 
     layers: see `students.layer_init.truncate` · dropout: of every dropout module, None for the model's own ·
     hidden: see `MultiTaskStudent`; projections are drawn last, so that heads do not depend on them ·
-    lora: adapters that train in place of the model's own weights, drawn after all else (`students.adapters`).
+    lora: adapters that train in place of the model's own weights, drawn after all else (`students.adapters`) · trained: folders by task that
+    `students.export.save_task` wrote of such a student: the weights of its heads are theirs.
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -131,9 +133,22 @@ def build_student(
         if freeze is not None:
             freeze()
         student = MultiTaskStudent(trunk, tasks, hidden)
+        for name, own in trained.items():
+            _load_head(student, name, own)
         if lora is not None:
             add_adapters(student.encoder, lora)
         return student
+
+
+def _load_head(student: MultiTaskStudent, name: str, folder: Path) -> None:
+    """Gives a task's model the weights in `folder`. Of a task that writes they are the encoder's and decoder's, which are there."""
+    kind = student.tasks[name].kind
+    if kind.writes:
+        return
+    weights = open_model(model_class(kind), folder, complete=True).state_dict()
+    # a pooler that the shared encoder has, and this class of models lacks, is in no such folder
+    unexpected = student.model(name).load_state_dict(weights, strict=False).unexpected_keys
+    assert not unexpected, f"{folder} has weights of another model: {unexpected}"
 
 
 def _speech_model(folder: Path, config: Any) -> Any:

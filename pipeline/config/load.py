@@ -248,9 +248,10 @@ def _check_rounds(config: RunConfig) -> None:
             "Search without rounds (rounds=null), then add rounds to best.yaml.",
         )
     writing = {name: task for name, task in config.tasks.items() if writes(task.kind)}
-    if not rounds.share and not writing:
+    if not rounds.share and not (bool(writing) if rounds.warm_start is None else rounds.warm_start):
         raise ConfigError(
-            "rounds.share: 0 would train the same student again in each round", "Raise it, or drop rounds."
+            "rounds.share: 0 would train the same student again in each round",
+            "Raise it, or let students go on with their weights: rounds.warm_start=true.",
         )
     for name, task in writing.items():
         if (most := rounds.sampling.max_new_tokens or 0) > task.data.target_length:

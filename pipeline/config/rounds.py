@@ -22,6 +22,8 @@ class RoundsConfig(Strict):
     """Most rounds after round 0."""
     share: Share = 0.5
     """Of a task that writes: the share of examples, drawn anew each epoch, that learn their teachers' distributions along the student's own text (on-policy distillation, GKD, 2306.13649) · of another: the weight of the student of the round before among its teachers (born-again networks, 1805.04770; 1: it alone)."""
+    warm_start: bool | None = None
+    """Whether a student goes on with its weights of the round before, heads as well, or begins anew · null: students that write go on, others begin anew."""
     sampling: SamplingConfig = SamplingConfig()
     """How the student writes its own texts, one for each training source in each round."""
     after: Name | None = None

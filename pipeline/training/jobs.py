@@ -27,7 +27,7 @@ from pipeline.config.resolved import (
 from pipeline.config.schema import RunConfig
 from pipeline.files import write_atomically
 from pipeline.losses import ON_POLICY, LossWeights
-from pipeline.models import fingerprint
+from pipeline.models import fingerprint, resolve
 from pipeline.run_folder import RESULT, job_folder, live_teacher_folder, student_folder
 from pipeline.tasks.scores import score_of
 from pipeline.training import fine_tune
@@ -254,6 +254,7 @@ def _fit(
         seed=plan.seed,
         hidden={one.task.name: sum(one.hidden.widths) for one in sets if one.hidden is not None},
         lora=train.lora,
+        trained=_trained_models(plan, job),
     )
     feed = Feed(
         sets,
@@ -278,6 +279,14 @@ def _fit(
     )
     trainer.fit()
     return trainer
+
+
+def _trained_models(plan: Plan, job: Job) -> dict[str, Path]:
+    """The folders of a student's models of the round before, by task, where it goes on with their weights."""
+    before = plan.before.get(job.student)
+    if before is None or job.mode == "supervised":
+        return {}
+    return {task: resolve(start, None, f"students.{job.student}") for task, start in before.starts.items()}
 
 
 def _validated(trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> None:

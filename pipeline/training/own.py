@@ -23,20 +23,21 @@ EMPTY = "empty, of its own"
 class Before:
     """One student in the round before.
 
-    start: its model, where this round goes on with its weights; None where it begins anew · keys: name in the store of what it wrote for
-    the train split, or predicted, by task · share: see `rounds.share`.
+    starts: its models by task, where this round goes on with its weights, one that writes first; none where it begins anew · keys: name in the
+    store of what it wrote for the train split, or predicted, by task · share: see `rounds.share`.
     """
 
-    start: str | None
+    starts: Mapping[str, str]
     share: float
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def goes_on(settings: StudentSettings, before: Before | None) -> StudentSettings:
     """The settings of a student that starts from its model of the round before, where it goes on with its weights."""
-    if before is None or before.start is None:
+    if before is None or not before.starts:
         return settings
-    return replace(settings, init_from=None, model=before.start, revision=None, layers=None)
+    first = next(iter(before.starts.values()))
+    return replace(settings, init_from=None, model=first, revision=None, layers=None)
 
 
 def with_own_texts(

@@ -73,14 +73,32 @@ def specs_of(config: dict[str, Any]) -> Any:
 
 def test_one_that_writes_goes_on_and_one_of_labels_begins_anew(config: dict[str, Any]) -> None:
     specs, before = specs_of(config)
-    assert before["judge"].start is None
-    assert before["writer"].start == specs["writer"]["words"].model
-    assert before["writer"].start.endswith("tiny-round0/students/writer/words")
+    assert not before["judge"].starts
+    assert before["writer"].starts == {"words": specs["writer"]["words"].model}
+    assert before["writer"].starts["words"].endswith("tiny-round0/students/writer/words")
     assert {name: dict(one.keys) for name, one in before.items()} == {
         "judge": {"mood": specs["judge"]["mood"].key},
         "writer": {"words": specs["writer"]["words"].key},
     }
     assert {one.share for one in before.values()} == {0.25}
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_whether_it_goes_on_may_be_given(config: dict[str, Any], warm: bool) -> None:
+    specs, before = specs_of({**config, "rounds": {**config["rounds"], "warm_start": warm}})
+    assert {name: set(one.starts) for name, one in before.items()} == {
+        "judge": {"mood"} if warm else set(),
+        "writer": {"words"} if warm else set(),
+    }
+    assert set(specs) == {"judge", "writer"}, "and both are asked"
+
+
+def test_a_mixed_student_starts_from_a_model_that_writes(config: dict[str, Any], tmp_path: Path) -> None:
+    config["students"] = {"writer": {"init_from": "t5", "layers": 2, "tasks": ["mood", "words"]}}
+    students = tmp_path / "runs" / "tiny-round0" / "students"
+    (students / "writer" / "mood").symlink_to(students / "judge" / "mood")
+    _, before = specs_of(config)
+    assert list(before["writer"].starts) == ["words", "mood"]
 
 
 def test_texts_are_named_by_weights_and_sampling(config: dict[str, Any]) -> None:
@@ -109,7 +127,7 @@ def test_a_student_of_speech_writes_in_the_language_of_its_task() -> None:
 def test_a_share_of_none_asks_nobody(config: dict[str, Any]) -> None:
     specs, before = specs_of({**config, "rounds": {**config["rounds"], "share": 0.0}})
     assert specs == {}
-    assert before["writer"].start is not None, "it goes on with its weights"
+    assert before["writer"].starts, "it goes on with its weights"
     assert not before["writer"].keys
 
 

@@ -52,6 +52,19 @@ def test_a_student_writes_and_tags(tmp_path: Path, family: str) -> None:
     check_folders(writer(family, tmp_path / "start"), [writing_task(beams=2), ENTITIES], tmp_path)
 
 
+@pytest.mark.parametrize("family", TAGGERS)
+def test_a_mixed_student_goes_on_with_all_its_heads(tmp_path: Path, family: str) -> None:
+    folder = writer(family, tmp_path / "start")
+    tasks = [writing_task(), ENTITIES]
+    first = build_student(folder, tasks, seed=3)
+    for name in first.tasks:
+        save_task(first, name, open_tokenizer(folder), tmp_path / name)
+    trained = {name: tmp_path / name for name in first.tasks}
+    again = build_student(tmp_path / "translate", tasks, seed=8, trained=trained)
+    own, other = again.state_dict(), first.state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in other)
+
+
 def test_tasks_share_one_encoder(tmp_path: Path) -> None:
     folder = writer("t5", tmp_path)
     alone = sum(p.numel() for p in build_student(folder, [writing_task()]).parameters())

@@ -14,6 +14,8 @@ from pipeline.losses import hard_cross_entropy
 from pipeline.models import open_tokenizer
 from pipeline.tasks.tensors import TensorWords
 from pipeline.tasks.text_classification import text_classification
+from pipeline.tasks.token_classification import token_classification
+from students.export import save_task
 from students.student import MultiTaskStudent, build_student, set_dropout
 from tests.conftest import TinyModel
 from tests.unit.students.conftest import ARCHITECTURES, FolderOf
@@ -135,6 +137,19 @@ def test_dropout_sets_numbers_that_are_dropouts() -> None:
     assert bert.classifier_dropout is None  # BERT reads the hidden one then
     assert (distilbert.dropout, distilbert.attention_dropout, distilbert.seq_classif_dropout) == (0, 0, 0)
     assert bert.to_dict().keys() == BertConfig().to_dict().keys()
+
+
+def test_a_student_goes_on_with_its_own_heads(folder_of: FolderOf, tmp_path: Path) -> None:
+    """The encoder of token classification has no pooler, and comes first here: the other task's folder has it."""
+    folder = folder_of("bert")
+    tags = token_classification("tags", ("O", "B-X", "I-X"), 32, "f1")
+    first = build_student(folder, (tags, MOOD), layers=1, seed=3)
+    for name in first.tasks:
+        save_task(first, name, open_tokenizer(folder), tmp_path / name)
+    trained = {name: tmp_path / name for name in first.tasks}
+    again = build_student(tmp_path / "tags", (tags, MOOD), seed=8, trained=trained)
+    assert same(again.state_dict(), first.state_dict())
+    assert not same(build_student(tmp_path / "tags", (tags, MOOD), seed=8).state_dict(), first.state_dict())
 
 
 def test_heads_have_the_tasks_label_names(tiny_model: TinyModel) -> None:

@@ -827,6 +827,10 @@ WRITING = {"tasks.movies": TEXTS}
             "tune and rounds are both given",
         ),
         ({"rounds": {"share": 0}}, "rounds.share: 0 would train the same student again"),
+        (
+            {**WRITING, "rounds": {"share": 0, "warm_start": False}},
+            "rounds.share: 0 would train the same student again",
+        ),
         ({"rounds": {}, "name": "x" * 58}, f"name: {'x' * 58}-round3 has more than 64 characters"),
         ({"rounds": {}, "seeds": [1], "name": "x" * 55}, f"{'x' * 55}-round3-seed1 has more than 64"),
         ({**WRITING, "rounds": {"sampling": {"max_new_tokens": 33}}}, "a text of movies is cut to 32 tokens"),

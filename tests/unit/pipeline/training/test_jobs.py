@@ -194,7 +194,7 @@ def test_the_student_of_the_round_before_is_one_more_teacher_of_its_own_student(
         Ragged.single(np.tile(np.array([3, -3], dtype=np.float32), (len(train), 1))), LABELS["mood"]
     )
     store.append("ab", SoftTargets(train.keys, predicted))
-    plan = replace(plan, before={"cut": Before(None, 0.4, {"mood": "ab"})})
+    plan = replace(plan, before={"cut": Before({}, 0.4, {"mood": "ab"})})
     folder = Path(plan.teacher_folders["mood-bert"])
     mood, tone = task_sets(plan, folder, "cut", store)
     assert mood.aggregation is not None
@@ -211,7 +211,7 @@ def test_a_student_goes_on_with_its_weights_and_its_baseline_does_not(
 ) -> None:
     plan = plan_of(config)
     start = str(tiny_model("bert", layers=1, seed=5))
-    plan = replace(plan, before={"cut": Before(start, 0.5)}, jobs=[CUT, Job("cut", "supervised")])
+    plan = replace(plan, before={"cut": Before({"mood": start}, 0.5)}, jobs=[CUT, Job("cut", "supervised")])
     own = after_round(plan, "cut").students["cut"]
     assert (own.model, own.init_from, own.layers) == (start, None, None)
     assert after_round(plan, "bare").students["bare"] == plan.students["bare"]

@@ -75,7 +75,7 @@ def test_only_one_with_a_model_to_start_from_goes_on(tiny_run: TinyRun) -> None:
     config = parse_config(tiny_run())
     settings = student_settings(config, "cut", facts_of(config))
     assert goes_on(settings, None) is settings
-    assert goes_on(settings, Before(None, 0.5)) is settings
-    after = goes_on(settings, Before("there", 0.5))
+    assert goes_on(settings, Before({}, 0.5)) is settings
+    after = goes_on(settings, Before({"mood": "there", "tone": "here"}, 0.5))
     assert (after.init_from, after.model, after.layers) == (None, "there", None)
     assert replace(after, init_from="mood-bert", model=None, layers=1) == settings
