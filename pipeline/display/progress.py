@@ -74,14 +74,21 @@ class StageProgress:
     expected: Mapping[str, float] = field(default_factory=dict)
     _done: dict[str, int] = field(default_factory=dict)
     _first: dict[str, int] = field(default_factory=dict)
+    _earlier: dict[str, int] = field(default_factory=dict)
     _totals: dict[str, int] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _samples: list[Sample] = field(default_factory=list)
 
     def advance(self, item: str, done: int, total: int, now: float) -> None:
-        """Records that `done` of an item's `total` units are done; ignores names that are not items of the stage."""
+        """Records that `done` of an item's `total` units are done; ignores names that are not items of the stage.
+
+        An item that begins again, as a baseline with its next schedule, has done what it did before as well.
+        """
         if item not in self.expected or item in self._ended:
             return
+        if done + self._earlier.get(item, 0) < self._done.get(item, 0):
+            self._earlier[item] = self._done[item]
+        done, total = (units + self._earlier.get(item, 0) for units in (done, total))
         self._first.setdefault(item, done)  # a resumed training does not begin at 0
         self._done[item], self._totals[item] = done, total
         if done >= total:

@@ -111,6 +111,17 @@ def test_an_item_that_ends_early_is_as_long_as_it_was() -> None:
     assert one.counts(11) == "2 of 2 teachers, 41 of 41 steps"
 
 
+def test_an_item_that_begins_again_has_done_what_it_did_before() -> None:
+    one = stage(a=1.0)
+    one.advance("a", 1, 100, now=0)
+    one.advance("a", 61, 100, now=60)
+    one.advance("a", 1, 20, now=61)  # stopped early; the next schedule
+    one.advance("a", 11, 20, now=71)
+    assert one.counts(71) == "0 of 1 teachers, 72 of 81 steps, about 10 s left"
+    one.advance("a", 1, 10, now=72)
+    assert one.counts(72).startswith("0 of 1 teachers, 73 of 82 steps")
+
+
 def test_what_has_nothing_to_do_is_done_and_what_is_no_item_is_ignored() -> None:
     one = stage(a=5.0, b=5.0)
     one.advance("a", 0, 0, now=0)
