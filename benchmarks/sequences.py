@@ -109,12 +109,15 @@ def main() -> None:
             PARTS[part](case, arguments.runs)
 
 
-def examples(kind: Any, name: str, suffix: str, count: int, **task: Any) -> TaskData:
-    """A task of the demo with that many examples in train."""
+def examples(
+    kind: Any, name: str, suffix: str, count: int, max_length: int | None = None, **task: Any
+) -> TaskData:
+    """A task of the demo with that many examples in train. max_length: of a source of text."""
     files: Any = {split: str(ASSETS / name / f"{split}.{suffix}") for split in SPLITS}
     limit: Any = {"train": count, "validation": 32, "test": 32}
     read: Any = {"path": {"jsonl": "json"}.get(suffix, suffix), "data_files": files, "limit": limit}
-    data = DataConfig(**read, max_length=task.pop("max_length", None), target_length=LENGTH)
+    text = {} if max_length is None else {"max_length": max_length}
+    data = DataConfig(**read, **text, target_length=LENGTH)
     return load_task(name, TaskConfig(kind=kind, data=data, **task))
 
 

@@ -36,8 +36,9 @@ from pipeline.run_folder import (
     job_folder,
     student_folder,
 )
-from pipeline.running import LABEL_STAGES, Run, counted, data_notes, patience_of, running, show_progress
+from pipeline.running import LABEL_STAGES, Run, data_notes, patience_of, running, show_progress
 from pipeline.shared_runs import fetch_weights, send_weights, teacher_sources
+from pipeline.shown import counted
 from pipeline.stages import first_step
 from pipeline.targets import check_teachers, label_at_the_end, make_targets, store_keys
 from pipeline.tracking import record

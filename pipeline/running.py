@@ -30,6 +30,7 @@ from pipeline.run_folder import (
     write_settings,
 )
 from pipeline.shared_runs import held
+from pipeline.shown import counted
 from pipeline.stages import Stages
 from pipeline.stop import StopSignals
 from pipeline.tracking import record
@@ -175,7 +176,3 @@ def show_progress(display: Display, what: str, file: Path, *, final: bool = True
         final and "macro/score" in last["metrics"]
     ):  # the score is logged last
         display.bar(what, last["step"], last["total"], note)
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -10,6 +10,11 @@ from pipeline.significance import Spread
 NOTHING = "–"
 
 
+def counted(number: int, what: str) -> str:
+    """1 → `1 epoch`, 1200 → `1,200 epochs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def points(share: float) -> str:
     """0.8619 → `86.2`."""
     return f"{100 * share:.1f}"

@@ -23,8 +23,9 @@ from pipeline.round_before import (
 from pipeline.run_folder import (
     stop_file,
 )
-from pipeline.running import Run, counted, patience_of, show_progress
+from pipeline.running import Run, patience_of, show_progress
 from pipeline.shared_runs import followed, send_models
+from pipeline.shown import counted
 from pipeline.tracking import record
 from pipeline.training.fine_tune import WORK, Request, fine_tune_all, is_finished
 from pipeline.training.log import METRICS

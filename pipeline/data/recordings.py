@@ -20,6 +20,7 @@ from pipeline.data.files import files_of
 from pipeline.disk_cache import cached
 from pipeline.errors import DataError
 from pipeline.files import write_atomically
+from pipeline.shown import counted
 from pipeline.tasks.recording import Probe, Recording, check_packages, digest_of, probe
 from pipeline.urls import cache_base, is_url
 
@@ -30,8 +31,8 @@ AT_ONCE = 1000
 """Rows whose bytes are in memory at once."""
 RATE = 16_000
 """Samples a second that nearly all models of speech read."""
-RESAMPLED = f"with another rate than {RATE:,} samples a second: they are resampled"
-MIXED = "with several channels: they are mixed to one"
+RESAMPLED = f"resampled from another rate than {RATE:,} samples a second"
+MIXED = "mixed to one channel"
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,22 @@ def with_recordings(
     Raises `DataError` with the names of files that are missing, empty, damaged or have no samples.
     """
     check_packages()
-    read, counts = dict[SplitT, Any](), Counter[str]()
+    read, counts, every = dict[SplitT, Any](), Counter[str](), ", ".join(tables)
     for split, table in tables.items():
         places = list(_places(task, split, table, column, _folders(task, data, split)))
         probes = _probes(task, split, [place.path for place in places])
         _refuse_faulty(task, split, places, probes)
         silent = np.array([one.silent for one in probes], dtype=bool)
-        counts[f"of {split} left out: they are silent"] = int(silent.sum())
-        counts[RESAMPLED] += sum(one.rate != RATE for one in probes)
-        counts[MIXED] += sum(one.channels > 1 for one in probes)
+        counts[f"of {split} left out as silent"] = int(silent.sum())
+        counts[f"of {every} {RESAMPLED}"] += sum(one.rate != RATE for one in probes)
+        counts[f"of {every} {MIXED}"] += sum(one.channels > 1 for one in probes)
         references = [
             Recording(one.digest, one.seconds, str(place.path)).reference
             for place, one in zip(places, probes, strict=True)
         ]
         table = table.remove_columns(column).add_column(column, references)
         read[split] = table.select(np.flatnonzero(~silent)) if silent.any() else table
-    return read, [f"{count:,} recordings {what}" for what, count in counts.items() if count]
+    return read, [f"{counted(count, 'recording')} {what}" for what, count in counts.items() if count]
 
 
 def _folders(task: str, data: DataConfig, split: str) -> list[Path]:

@@ -24,6 +24,7 @@ from pipeline.data.load import Source, fields_of, load_splits, with_fields
 from pipeline.data.recordings import with_recordings
 from pipeline.disk_cache import cached
 from pipeline.errors import ConfigError, DataError
+from pipeline.shown import counted
 from pipeline.strings import Strings, joined
 from pipeline.tasks import MAKERS, Task
 from pipeline.tasks.label_columns import Column, check_inferred, names_of, show_rows
@@ -219,7 +220,7 @@ def read_task(name: str, config: TaskConfig) -> TaskData:
     unlabelled = int((~task.reading.labelled(splits["train"].labels)).sum())
     if unlabelled:
         notes.append(
-            f"{unlabelled} examples of train have no label: students learn them from the teachers alone"
+            f"{counted(unlabelled, 'example')} of train without a label, taught by the teachers alone"
         )
     return TaskData(task, splits, tuple(f"{name}: {note}" for note in notes))
 

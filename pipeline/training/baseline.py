@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config.recipe import StudentRecipe
+from pipeline.shown import counted
 
 PLAIN, SHORTER, LONGER = "plain", "shorter", "longer"
 SHORTER_BY = 3
@@ -47,6 +48,6 @@ def best_schedule(scores: Mapping[str, float]) -> str:
 def schedule_note(job: str, kept: str, schedules: Sequence[Mapping[str, Any]]) -> str:
     """One line for the report. schedules: `name`, `epochs` and `score` (a share) of each that was tried."""
     tried = " · ".join(
-        f"{one['name']}, {one['epochs']} epochs: {100 * one['score']:.1f}" for one in schedules
+        f"{one['name']}, {counted(one['epochs'], 'epoch')}: {100 * one['score']:.1f}" for one in schedules
     )
     return f"{job}: the {kept} schedule over the labelled examples is kept by validation score ({tried})"

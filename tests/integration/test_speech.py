@@ -123,7 +123,7 @@ def test_a_run_scores_words_and_counts_what_it_leaves_out(folder: Path) -> None:
     assert task["metrics"]["students"]["small"]["perplexity"] > 1
     assert any("BasicTextNormalizer" in note for note in task["notes"]), "the normalisation is named"
     assert "of a recording that is longer than the model's window" in notes
-    assert "they are resampled" in notes
+    assert "resampled from another rate" in notes
     assert "they are mixed to one" in notes
     page = (folder / "runs" / "tones" / "report.md").read_text()
     assert "| WER |" in page

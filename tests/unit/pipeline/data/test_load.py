@@ -150,17 +150,13 @@ def test_an_empty_cell_is_a_row_without_a_label(tmp_path: Path, labels: tuple[st
     data = load(tmp_path, "train.csv", f"text,label\nnone,\n{rows}")
     assert data.task.reading.labels == labels
     assert "none" in data.splits["train"].inputs["text"]
-    assert (
-        "mood: 1 examples of train have no label: students learn them from the teachers alone" in data.notes
-    )
+    assert "mood: 1 example of train without a label, taught by the teachers alone" in data.notes
 
 
 def test_an_empty_cell_among_numbers(tmp_path: Path) -> None:
     rows = "".join(f"text {i},{i / 8}\n" for i in range(40))
     data = load(tmp_path, "train.csv", f"text,label\nnone,\n{rows}", problem="regression")
-    assert (
-        "mood: 1 examples of train have no label: students learn them from the teachers alone" in data.notes
-    )
+    assert "mood: 1 example of train without a label, taught by the teachers alone" in data.notes
 
 
 def test_a_column_of_csv_that_nobody_reads_may_be_of_any_form(tmp_path: Path) -> None:

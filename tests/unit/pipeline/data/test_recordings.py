@@ -55,7 +55,7 @@ def test_paths_begin_in_the_folder_of_the_data_file(tmp_path: Path) -> None:
     data = load_task("speech", lines(tmp_path, rows))
     assert paths(data) == [f"{number}.wav" for number in range(8)]
     assert list(data.splits["train"].inputs["target"]) == [*TEXTS[:-1], ""]
-    assert any("1 examples of train have no label" in note for note in data.notes)
+    assert any("1 example of train without a label" in note for note in data.notes)
     assert facts_of("speech", lines(tmp_path, rows)) is None, "examples are not kept: recordings may change"
 
 
@@ -68,9 +68,9 @@ def test_what_is_odd_is_counted_and_silence_left_out(tmp_path: Path) -> None:
     data = load_task("speech", lines(tmp_path, rows))
     assert paths(data) == ["plain.wav", "slow.flac", "stereo.mp3"]
     notes = " ".join(data.notes)
-    assert "1 recordings of train left out: they are silent" in notes
-    assert "2 recordings with another rate than 16,000 samples a second: they are resampled" in notes
-    assert "1 recordings with several channels: they are mixed to one" in notes
+    assert "1 recording of train left out as silent" in notes
+    assert "2 recordings of train resampled from another rate than 16,000 samples a second" in notes
+    assert "1 recording of train mixed to one channel" in notes
 
 
 def test_files_that_cannot_be_read_are_named_all_at_once(tmp_path: Path) -> None:

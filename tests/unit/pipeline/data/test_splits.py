@@ -405,9 +405,7 @@ def test_rows_of_train_without_a_label_stay_and_are_counted(tmp_path: Path) -> N
     assert data.task.reading.labels == ("x", "y")
     assert (train.labels.values == UNLABELLED).tolist() == [label is None for _, label in rows]
     assert list(data.labelled_train().inputs["text"]) == [text for text, label in rows if label is not None]
-    assert data.notes == (
-        "mood: 10 examples of train have no label: students learn them from the teachers alone",
-    )
+    assert data.notes == ("mood: 10 examples of train without a label, taught by the teachers alone",)
 
 
 def test_train_without_any_label_is_refused(tmp_path: Path) -> None:
@@ -661,9 +659,7 @@ def test_unlabelled_examples_come_after_train(tmp_path: Path) -> None:
     assert contents(replace(data, splits={"train": data.labelled_train()}), "train") == WHOLE["train"]
     assert data.labelled_train().keys.tolist() == train.keys[:30].tolist()
     assert data.distinct() == 48
-    assert data.notes == (
-        "mood: 2 examples of train have no label: students learn them from the teachers alone",
-    )
+    assert data.notes == ("mood: 2 examples of train without a label, taught by the teachers alone",)
     assert data.fingerprint() != load_rows(tmp_path, WHOLE).fingerprint()
 
 
