@@ -116,13 +116,13 @@ def examples(
     files: Any = {split: str(ASSETS / name / f"{split}.{suffix}") for split in SPLITS}
     limit: Any = {"train": count, "validation": 32, "test": 32}
     read: Any = {"path": {"jsonl": "json"}.get(suffix, suffix), "data_files": files, "limit": limit}
-    text = {} if max_length is None else {"max_length": max_length}
+    text: Any = {} if max_length is None else {"max_length": max_length}
     data = DataConfig(**read, **text, target_length=LENGTH)
     return load_task(name, TaskConfig(kind=kind, data=data, **task))
 
 
 def translation(count: int) -> Case:
-    given = {"max_length": LENGTH, "prefix": "translate English to French: "}
+    given: Any = {"max_length": LENGTH, "prefix": "translate English to French: "}
     data = examples("sequence-to-sequence", "interface-fr", "jsonl", count, **given)
     return Case(data, ASSETS / "t5-small", StackLayersConfig(encoder=4, decoder=2), padded)
 

@@ -69,8 +69,11 @@ def test_what_is_odd_is_counted_and_silence_left_out(tmp_path: Path) -> None:
     assert paths(data) == ["plain.wav", "slow.flac", "stereo.mp3"]
     notes = " ".join(data.notes)
     assert "1 recording of train left out as silent" in notes
-    assert "2 recordings of train resampled from another rate than 16,000 samples a second" in notes
-    assert "1 recording of train mixed to one channel" in notes
+    assert (
+        "2 recordings of train, validation, test resampled from another rate than 16,000 samples a second"
+        in notes
+    )
+    assert "1 recording of train, validation, test mixed to one channel" in notes
 
 
 def test_files_that_cannot_be_read_are_named_all_at_once(tmp_path: Path) -> None:
