@@ -82,13 +82,15 @@ class StageProgress:
     def advance(self, item: str, done: int, total: int, now: float) -> None:
         """Records that `done` of an item's `total` units are done; ignores names that are not items of the stage.
 
-        An item that begins again, as a baseline with its next schedule, has done what it did before as well.
+        An item that begins anew with another total, as a baseline with its next schedule, has done what it did before as well. With the same total it
+        goes back, as a training that lost its worker does to its checkpoint.
         """
         if item not in self.expected or item in self._ended:
             return
-        if done + self._earlier.get(item, 0) < self._done.get(item, 0):
-            self._earlier[item] = self._done[item]
-        done, total = (units + self._earlier.get(item, 0) for units in (done, total))
+        earlier, known = self._earlier.get(item, 0), item in self._done
+        if known and done + earlier < self._done[item] and total + earlier != self._totals[item]:
+            earlier = self._earlier[item] = self._done[item]
+        done, total = done + earlier, total + earlier
         self._first.setdefault(item, done)  # a resumed training does not begin at 0
         self._done[item], self._totals[item] = done, total
         if done >= total:

@@ -122,6 +122,13 @@ def test_an_item_that_begins_again_has_done_what_it_did_before() -> None:
     assert one.counts(72).startswith("0 of 1 teachers, 73 of 82 steps")
 
 
+def test_an_item_that_goes_back_to_its_checkpoint_has_lost_what_came_after() -> None:
+    one = stage(a=1.0)
+    one.advance("a", 60, 100, now=0)
+    one.advance("a", 50, 100, now=60)  # its worker was lost
+    assert one.counts(60) == "0 of 1 teachers, 50 of 100 steps"
+
+
 def test_what_has_nothing_to_do_is_done_and_what_is_no_item_is_ignored() -> None:
     one = stage(a=5.0, b=5.0)
     one.advance("a", 0, 0, now=0)

@@ -206,6 +206,28 @@ def test_the_student_of_the_round_before_is_one_more_teacher_of_its_own_student(
     assert not task_sets(plan, folder, "cut", None)[0].sources, "a baseline has labels alone"
 
 
+def test_a_student_goes_on_with_its_heads_and_its_baseline_does_not(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    baseline = Job("cut", "supervised")
+    first = replace(plan_of(config), jobs=[CUT])
+    train_jobs(first, Workers())
+    starts = {task: str(student_folder(first.run_dir, "cut", task)) for task in LABELS}
+    cut = first.students["cut"]
+    train = cut.train.model_copy(update={"learning_rate": 1e-12, "head_learning_rate": 1e-12})
+    again = replace(
+        first,
+        run_dir=tmp_path / "again",
+        jobs=[CUT, baseline],
+        students={**first.students, "cut": replace(cut, train=train)},
+        before={"cut": Before(starts, 0.0)},
+    )
+    train_jobs(again, Workers())
+    for task, trained in predictions(first, CUT).items():
+        np.testing.assert_allclose(predictions(again, CUT)[task], trained, atol=1e-4)
+        assert not np.allclose(predictions(again, baseline)[task], trained, atol=1e-2)
+
+
 def test_a_student_goes_on_with_its_weights_and_its_baseline_does_not(
     config: RunConfig, tiny_model: TinyModel
 ) -> None:
