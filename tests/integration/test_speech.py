@@ -124,7 +124,7 @@ def test_a_run_scores_words_and_counts_what_it_leaves_out(folder: Path) -> None:
     assert any("BasicTextNormalizer" in note for note in task["notes"]), "the normalisation is named"
     assert "of a recording that is longer than the model's window" in notes
     assert "resampled from another rate" in notes
-    assert "they are mixed to one" in notes
+    assert "mixed to one channel" in notes
     page = (folder / "runs" / "tones" / "report.md").read_text()
     assert "| WER |" in page
     assert "empty texts score" in page
