@@ -19,6 +19,7 @@ from pipeline.errors import Errors
 from pipeline.models import resolve
 from pipeline.report.group import seed_notes
 from pipeline.report.rounds import round_notes
+from pipeline.shown import counted
 from pipeline.urls import open_url
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
         (len(config.teachers), "teacher"),
         (len(config.students), "student"),
     )
-    counted = ", ".join(f"{number} {noun}{'s' if number > 1 else ''}" for number, noun in numbers)
+    size = ", ".join(counted(number, noun) for number, noun in numbers)
     tasks = []
     for name, data in inputs.data.items():
         own, labels = config.tasks[name], data.task.reading.labels
@@ -95,7 +96,7 @@ def summary(config: RunConfig, inputs: Inputs) -> list[str]:
         )
         for name, student in config.students.items()
     ]
-    lines = [f"run {config.name}: {counted}"]
+    lines = [f"run {config.name}: {size}"]
     tables: list[Sequence[Sequence[str]]] = [tasks, teachers, students, *_derived(inputs.resolved)]
     for rows in tables:
         lines += aligned(rows)

@@ -21,7 +21,17 @@ from pipeline.report.schema import (
     Section,
     SpreadRecord,
 )
-from pipeline.shown import NOTHING, markdown_table, p_value, percent, plus_minus, points, recovered, signed
+from pipeline.shown import (
+    NOTHING,
+    counted,
+    markdown_table,
+    p_value,
+    percent,
+    plus_minus,
+    points,
+    recovered,
+    signed,
+)
 from pipeline.significance import ALPHA, Outcome, Spread, floor, pairs_needed
 
 HEAD = (
@@ -118,7 +128,7 @@ def markdown(group: GroupReport) -> str:
     metrics = ", ".join(f"{name}: {task.metric}" for name, task in tasks.items())
     blocks = [
         f"# {group.name}",
-        f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), a run each: "
+        f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), a run each: "
         + ", ".join(f"[{run}](../{run}/report.md)" for run in group.runs)
         + ".",
         *verdict(group),
@@ -158,7 +168,7 @@ def _verdict(name: str, group: GroupReport) -> str:
     ensemble = row.ensemble
     kept = "scores" if row.retention is None else f"keeps {percent(row.retention)} of the ensemble:"
     text = f"**{name}** {kept} {_plus_minus(row.score)} points against {_plus_minus(ensemble)}, over"
-    text += f" {_count(len(group.seeds), 'seed')}."
+    text += f" {counted(len(group.seeds), 'seed')}."
     delta, supervised = row.delta, row.supervised
     if delta is None or supervised is None:
         return f"{text} It has no supervised baseline, so nothing here says what the teachers were worth."
@@ -205,14 +215,10 @@ def _notes(group: GroupReport) -> list[str]:
     ]
     if pairs < pairs_needed():
         notes.append(
-            f"With {_count(pairs, 'pair')} p cannot fall below {p_value(group.p_floor)}: "
+            f"With {counted(pairs, 'pair')} p cannot fall below {p_value(group.p_floor)}: "
             f"p < {ALPHA} needs {pairs_needed()}, and 8 if one of them may disagree."
         )
     return notes
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _plus_minus(values: SpreadRecord, show: Callable[[float], str] = points) -> str:
