@@ -7,6 +7,7 @@ deepest first; it is deleted first. Names that begin with a dot are not sent: th
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 from pipeline.errors import ExhaustedError, LockedError
@@ -62,8 +63,9 @@ class UrlFolder:
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""
-        with self._fs.open_input_stream(self._at(name)) as stream:
-            return bytes(stream.read())
+        data = io.BytesIO()
+        self._copy(name, data)
+        return data.getvalue()
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a small file."""
@@ -76,8 +78,8 @@ class UrlFolder:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.name}.{uuid4().hex}.tmp")
         try:
-            with self._fs.open_input_stream(self._at(name)) as source, part.open("xb") as target:
-                shutil.copyfileobj(source, target, COPY_BYTES)
+            with part.open("xb") as target:
+                self._copy(name, target)
             os.utime(part, (time_s, time_s))
             part.replace(file)
         finally:
@@ -103,6 +105,24 @@ class UrlFolder:
     def storage(self, name: str) -> tuple[str, Any]:
         """Path and pyarrow file system of a folder, for Ray Train."""
         return self._at(name), self._fs
+
+    def _copy(self, name: str, target: BinaryIO) -> None:
+        """Copies a file's bytes, whole.
+
+        An object store is asked for the length first and for the bytes then: what is replaced by something longer in between comes cut off.
+        A small file is one request, so its bytes are of one writing.
+        """
+        while True:
+            target.seek(0)
+            target.truncate()
+            with self._fs.open_input_stream(self._at(name)) as source:
+                while target.write(source.read(COPY_BYTES)) == COPY_BYTES:
+                    pass
+            info = self._fs.get_file_info(self._at(name))
+            if not info.is_file:
+                raise FileNotFoundError(f"{self.shown}/{name} was deleted while it was read")
+            if info.size == target.tell():
+                return
 
     def _at(self, name: str) -> str:
         return posixpath.join(self._root, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -9,7 +10,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from pyarrow import fs
 from safetensors.torch import load_file
 from torch import equal
 
+from pipeline.synced import UrlFolder
 from tests.conftest import TinyModel
 from tests.integration.command import (
     BIN,
@@ -64,8 +68,7 @@ class Bucket:
     def fetch(self, name: str, folder: Path) -> Path:
         """A file's copy."""
         file = folder / name.replace("/", "_")
-        with self._fs.open_input_stream(f"{self._root}/{name}") as stream:
-            file.write_bytes(stream.read())
+        UrlFolder(self.url).fetch(name, file, 0)
         return file
 
 
@@ -285,6 +288,27 @@ def test_nodes_that_are_lost_are_waited_for(
 
 
 @pytest.mark.timeout(900)
+def test_a_file_that_is_replaced_while_it_is_read_comes_whole(bucket: Bucket) -> None:
+    folder, ended = UrlFolder(bucket.beside("replaced").url), threading.Event()
+    folder.write("text", bytes([1]))
+
+    def replace() -> None:
+        for length in itertools.count(2):  # each text repeats a byte that tells its length
+            if ended.is_set():
+                return
+            folder.write("text", bytes([length % 256]) * length)
+
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(replace)
+        try:
+            read = [folder.read("text") for _ in range(200)]
+        finally:
+            ended.set()
+        writing.result()
+    assert len(set(read)) > 1
+    assert all(text == bytes([len(text) % 256]) * len(text) for text in read)
+
+
 def test_a_search_without_a_shared_folder(
     cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
 ) -> None:
