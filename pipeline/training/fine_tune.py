@@ -25,6 +25,7 @@ from pipeline.curve import Curve
 from pipeline.data.splits import TaskData
 from pipeline.errors import CorruptError, ExhaustedError, LockedError, TutelageError
 from pipeline.files import read_object, write_atomically
+from pipeline.memory import trim_memory
 from pipeline.models import fingerprint, resolve
 from pipeline.places import PATIENCE, Patience, Place, run_placed
 from pipeline.shared_runs import Behind, to_stop, worked_on
@@ -281,6 +282,7 @@ def _fine_tune_task(request: Request, data: TaskData, stop: Path) -> None:
                         StopWatch(own_stop),
                         max_length=request.max_length,
                     )
+                    trim_memory()  # of the optimiser's state: Ray keeps the process for a while
                 return
         except (Timeout, LockedError):
             if to_stop(request.urls, stop):

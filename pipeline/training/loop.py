@@ -26,7 +26,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import WorkerStrategy
 from pipeline.errors import DivergedError, ExhaustedError
 from pipeline.losses import LossWeights, Needs, needs_of
-from pipeline.memory import trim_memory
+from pipeline.memory import freed_memory_kept, trim_memory
 from pipeline.tasks.forced import MOST_TRAINED, most_tokens
 from pipeline.tasks.skill import relative_losses, skill
 from pipeline.text_arrays import is_text
@@ -134,6 +134,7 @@ class Trainer:
         self._predicted: list[tuple[MicroBatch, Tensor]] = []
         """The student's predictions in this step, where teachers are trained on beside it."""
 
+    @freed_memory_kept()
     def fit(self) -> Progress:
         """Trains to the end, from the last checkpoint in `folder` if there is one.
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ExhaustedError
-from pipeline.memory import _malloc_trim, run_batches, trim_memory
+from pipeline.memory import _glibc, freed_memory_kept, run_batches, trim_memory
 
 BLOCK, COUNT = 64 * 1024, 2000  # 128 MB in blocks that the C library takes from its heap
 
@@ -34,8 +34,20 @@ def test_freed_blocks_are_given_back() -> None:
         assert before - resident() > BLOCK * COUNT // 2
 
 
+def test_freed_tensors_are_kept_until_the_block_ends() -> None:
+    size, glibc = 256 << 20, platform.libc_ver()[0] == "glibc"
+    before = resident()
+    with freed_memory_kept():
+        torch.ones(size, dtype=torch.uint8)
+        if glibc:
+            assert resident() - before > size // 2
+    assert resident() - before < size // 2
+    torch.ones(size, dtype=torch.uint8)
+    assert resident() - before < size // 2, "given back at once, as before the block"
+
+
 def test_another_c_library_is_left_alone() -> None:
-    assert (_malloc_trim() is not None) == (platform.libc_ver()[0] == "glibc")
+    assert (_glibc() is not None) == (platform.libc_ver()[0] == "glibc")
     trim_memory()
 
 
