@@ -2,7 +2,7 @@
 
     python -m benchmarks.co_training RUN.yaml [key=value …]
 
-RUN.yaml has a `co_train` section and one student. Every mode trains the student to its end, in this process, with the teachers in actors of
+RUN.yaml has a `co_train` section and one student. For each of its `seeds` every mode trains the student to its end, in this process, with the teachers in actors of
 a private Ray; `fixed` reads stored targets. The modes take turns by epoch, so that other work on the machine meets all alike: step
 times are compared epoch by epoch, without the first one, in which actors start. Teachers that are lacking are fine-tuned first. No baseline,
 no tracking. Prints tables in Markdown.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import ray
 import torch
 
-from benchmarks.common import machine, ratios, spread
+from benchmarks.common import machine, mean_and_error, ratios, spread
 from pipeline.cluster import connected
 from pipeline.config.load import load_config
 from pipeline.config.resolved import Job, task_aggregation
@@ -40,8 +40,13 @@ from pipeline.training.step import Workers
 from teachers.ensemble import ensemble_values
 from teachers.store import Store
 
-MAX_AGE = 4
-MODES = {"fixed": None, "synchronous": 0, "asynchronous": MAX_AGE}
+MODES: dict[str, dict[str, float] | None] = {
+    "fixed": None,
+    "synchronous": {"max_age": 0, "mutual": 0.0},
+    "asynchronous": {"max_age": 4, "mutual": 0.0},
+    "mutual": {"max_age": 0, "mutual": 0.5},
+}
+"""What each mode sets of `co_train`."""
 
 
 @dataclass
@@ -79,7 +84,18 @@ def main() -> None:
     make_teachers(config, inputs)
     store_targets(config, inputs)
     os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as the student's process
-    turns, failures = Turns(list(MODES)), list[BaseException]()
+    runs = [
+        {mode: config_of(config, mode, seed) for mode in MODES} for seed in config.seeds or (config.seed,)
+    ]
+    with connected(config):
+        for configs in runs:
+            train_in_turn(configs, inputs)
+    show(runs, inputs)
+
+
+def train_in_turn(configs: Mapping[str, RunConfig], inputs: Inputs) -> None:
+    """Trains the student in all modes, which take turns by epoch."""
+    turns, failures = Turns(list(configs)), list[BaseException]()
 
     def work(mode: str, train: Callable[[], None]) -> None:
         turns.wait(mode)
@@ -89,29 +105,26 @@ def main() -> None:
             failures.append(error)
         turns.give(mode, last=True)
 
-    configs = {mode: config_of(config, mode) for mode in MODES}
     threads = [
         threading.Thread(target=work, args=(mode, partial(train, own, inputs, turns, mode)))
         for mode, own in configs.items()
     ]
-    with connected(config):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     if failures:
         raise failures[0]
-    show(configs, inputs)
 
 
-def config_of(config: RunConfig, mode: str) -> RunConfig:
-    """The run in one mode, under a name of its own, without baselines."""
+def config_of(config: RunConfig, mode: str, seed: int) -> RunConfig:
+    """The run in one mode and with one seed, under a name of its own, without baselines."""
     assert config.co_train is not None, "RUN.yaml has a co_train section"
-    age = MODES[mode]
-    own = None if age is None else config.co_train.model_copy(update={"max_age": age})
-    return config.model_copy(
-        update={"name": f"{config.name}-{mode}", "co_train": own, "baselines": (), "stages": ()}
-    )
+    changes = MODES[mode]
+    own = None if changes is None else config.co_train.model_copy(update=changes)
+    name = f"{config.name}-{seed}-{mode}"
+    alone = {"seed": seed, "seeds": (), "baselines": (), "stages": ()}
+    return config.model_copy(update={"name": name, "co_train": own, **alone})
 
 
 def make_teachers(config: RunConfig, inputs: Inputs) -> None:
@@ -153,38 +166,58 @@ def train(config: RunConfig, inputs: Inputs, turns: Turns, mode: str) -> None:
     )
 
 
-def show(configs: Mapping[str, RunConfig], inputs: Inputs) -> None:
-    """Prints scores on test, and step times."""
-    student = next(iter(configs["fixed"].students))
-    results = {mode: read_result(own.run_dir, Job(student, "distilled")) for mode, own in configs.items()}
-    epochs = {mode: facts["epoch_seconds"][1:] for mode, (facts, _) in results.items()}
-    steps = results["fixed"][0]["step"] / len(results["fixed"][0]["epoch_seconds"])
-    print(f"{machine()}; {steps:g} steps an epoch\n")
-    print("| teachers | task | teachers on test | ensemble | student |\n| --- | --- | --- | ---: | ---: |")
-    for mode, config in configs.items():
-        for task, data in inputs.data.items():
-            test, together = data.splits["test"], task_aggregation(config, task)
-            folders = {
-                name: live_teacher_folder(config.run_dir, name) / TEACHER
-                if config.co_trained
-                else inputs.teachers[name]
-                for name in together.weights
-            }
-            values = {name: predicted(folder, inputs, task) for name, folder in folders.items()}
-            counts = data.task.reading.counts(test.inputs)
-            ensemble = ensemble_values(
-                data.task, list(values.values()), counts, together.strategy, together.weights
+def show(runs: Sequence[Mapping[str, RunConfig]], inputs: Inputs) -> None:
+    """Prints scores on test, means over the seeds, and step times."""
+    student = next(iter(runs[0]["fixed"].students))
+    results = [
+        {mode: read_result(own.run_dir, Job(student, "distilled")) for mode, own in configs.items()}
+        for configs in runs
+    ]
+    facts = results[0]["fixed"][0]
+    steps = facts["step"] / len(facts["epoch_seconds"])
+    print(f"{machine()}; {steps:g} steps an epoch, {len(runs)} seeds\n")
+    print(
+        "| teachers | task | teachers on test | ensemble | student | student − with fixed ones, ± standard error |"
+    )
+    print("| --- | --- | --- | ---: | ---: | ---: |")
+    for mode in MODES:
+        for task in inputs.data:
+            teachers, ensembles = zip(*(taught(one[mode], inputs, task) for one in runs), strict=True)
+            own, fixed = (
+                [
+                    100 * score_of(inputs.data[task].task, one[m][1][task], inputs.data[task].splits["test"])
+                    for one in results
+                ]
+                for m in (mode, "fixed")
             )
-            scores = ", ".join(f"{100 * score_of(data.task, own, test):.1f}" for own in values.values())
-            own = score_of(data.task, results[mode][1][task], test)
+            gain, error = mean_and_error(np.subtract(own, fixed).tolist())
+            each = ", ".join(f"{score:.1f}" for score in np.mean(teachers, axis=0))
             print(
-                f"| {mode} | {task} | {scores} | {100 * score_of(data.task, ensemble, test):.1f} | {100 * own:.1f} |"
+                f"| {mode} | {task} | {each} | {np.mean(ensembles):.1f} | {np.mean(own):.1f} | {gain:+.1f} ± {error:.1f} |"
             )
     print("\n| teachers | seconds a step | ÷ fixed |\n| --- | ---: | ---: |")
+    epochs = {mode: [s for one in results for s in one[mode][0]["epoch_seconds"][1:]] for mode in MODES}
     for mode, seconds in epochs.items():
         print(
             f"| {mode} | {spread([one / steps for one in seconds])} | {spread(ratios(seconds, epochs['fixed']))} |"
         )
+
+
+def taught(config: RunConfig, inputs: Inputs, task: str) -> tuple[list[float], float]:
+    """Scores of a task's teachers on test in percent, as they are at the end of a run, and of their ensemble."""
+    data, together = inputs.data[task], task_aggregation(config, task)
+    test = data.splits["test"]
+    folders = {
+        name: live_teacher_folder(config.run_dir, name) / TEACHER
+        if config.co_trained
+        else inputs.teachers[name]
+        for name in together.weights
+    }
+    values = [predicted(folder, inputs, task) for folder in folders.values()]
+    counts = data.task.reading.counts(test.inputs)
+    ensemble = ensemble_values(data.task, values, counts, together.strategy, together.weights)
+    scores = [100 * score_of(data.task, own, test) for own in (*values, ensemble)]
+    return scores[:-1], scores[-1]
 
 
 def predicted(folder: Path, inputs: Inputs, task: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
