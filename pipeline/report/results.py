@@ -247,6 +247,10 @@ def preflight_records(findings: Sequence[Findings]) -> tuple[PreflightFindings, 
     )
 
 
+def _epochs_before_last_stage(inputs: Inputs, student: str) -> int:
+    return sum(stage.epochs for stage in inputs.resolved.students[student].stages[:-1])
+
+
 def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]:
     notes = []
     if TRAINED_BY in result:
@@ -266,6 +270,10 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
         notes.append(f"{job.name}: {result['skipped']} updates skipped for a NaN or Inf loss")
     if result["status"] == "early_stopped":
         notes.append(f"{job.name}: stopped early, weights of epoch {result['best_epoch'] + 1} kept")
+    elif job.mode != "supervised" and result["best_epoch"] < _epochs_before_last_stage(inputs, job.student):
+        notes.append(
+            f"{job.name}: weights of epoch {result['best_epoch'] + 1} kept: the last stage did not better the score on validation"
+        )
     for task, faults in result.get("left_out", {}).items():
         shown = ", ".join(f"{count:,} {fault}" for fault, count in faults.items() if count)
         if shown:

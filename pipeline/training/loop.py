@@ -80,8 +80,8 @@ Report = Callable[[int, Mapping[str, float]], None]
 class Trainer:
     """Trains one student on several tasks, in one stage or several; `fit` does all of it.
 
-    Which stage a step belongs to is a function of its number. Early stopping and the choice of the best weights are the
-    last stage's; the epochs and learning rates of `config` are not read, each stage has its own.
+    Which stage a step belongs to is a function of its number. The best weights on validation are kept, of whichever stage; only the last one
+    stops early. The epochs and learning rates of `config` are not read, each stage has its own.
 
     folder: gets the checkpoints and metrics.jsonl · should_stop: called between steps; once it returns true, `fit`
     writes a checkpoint and returns with status "interrupted" · report: called after each epoch's checkpoint, with
@@ -300,7 +300,7 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
 
     def _validate(self, epoch: int) -> None:
-        """Scores the student on validation; in the last stage keeps the best weights and stops early where configured.
+        """Scores the student on validation; keeps the best weights and, in the last stage, stops early where configured.
 
         A stage that trains no head has no scores.
         """
@@ -315,10 +315,8 @@ class Trainer:
                 values |= self._measure_gaps(values)
         self._log({**values, "time/epoch_s": self.progress.epoch_seconds[-1]}, epoch)
         finished = self.progress.step == self.total_steps
-        if self._stage + 1 == len(self.stages):
+        if "macro/score" in values:
             self._select(epoch, values, predictions, finished)
-        elif "macro/score" in values:
-            self.progress.kept = values
         if finished:
             self.progress.status = "done"
 
@@ -391,8 +389,8 @@ class Trainer:
     def _select(
         self, epoch: int, values: dict[str, float], predictions: dict[str, NDArray[Any]], finished: bool
     ) -> None:
-        """Keeps scores and predictions of the weights that would be kept, and the best weights; stops early where
-        configured."""
+        """Keeps scores and predictions of the weights that would be kept, and the best weights of any stage; stops early, in the last
+        stage, where configured: a stage's first epochs at its full rate may be worse than the end of the stage before it."""
         score = values["macro/score"]
         if self.config.early_stopping is None or score > self.progress.best_score:
             self.progress.kept, self.kept_predictions = values, predictions
@@ -401,8 +399,10 @@ class Trainer:
         elif score > self.progress.best_score:
             self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
             self.progress.best_score, self.progress.best_epoch = score, epoch
-        elif epoch - self.progress.best_epoch >= self.config.early_stopping.patience and not finished:
-            self.progress.status = "early_stopped"
+        elif self._stage + 1 == len(self.stages) and not finished:
+            before = self._begin // self.feed.steps_per_epoch - 1
+            if epoch - max(self.progress.best_epoch, before) >= self.config.early_stopping.patience:
+                self.progress.status = "early_stopped"
 
     # ---- checkpoints
 

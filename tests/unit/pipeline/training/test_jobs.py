@@ -288,7 +288,8 @@ def test_a_job_in_stages_learns_hidden_targets_first_and_exports_no_projection(c
         p["metrics"]["validation/hidden/mood"] for p in points if "validation/hidden/mood" in p["metrics"]
     ]
     assert errors[1] < errors[0] < 2
-    assert (facts["best_epoch"], len(facts["epoch_seconds"])) == (3, 4)
+    assert facts["best_epoch"] in (2, 3)
+    assert len(facts["epoch_seconds"]) == 4
     assert all(np.isfinite(values).all() for values in predicted.values())
     saved = load_file(student_folder(plan.run_dir, "cut", "mood") / "model.safetensors")
     assert not any("projection" in name for name in saved)
