@@ -400,8 +400,8 @@ class Trainer:
             self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
             self.progress.best_score, self.progress.best_epoch = score, epoch
         elif self._stage + 1 == len(self.stages) and not finished:
-            before = self._begin // self.feed.steps_per_epoch - 1
-            if epoch - max(self.progress.best_epoch, before) >= self.config.early_stopping.patience:
+            first = self._begin // self.feed.steps_per_epoch
+            if epoch - max(self.progress.best_epoch, first) >= self.config.early_stopping.patience:
                 self.progress.status = "early_stopped"
 
     # ---- checkpoints

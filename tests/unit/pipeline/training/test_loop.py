@@ -385,7 +385,7 @@ def test_patience_starts_again_with_a_better_score(tmp_path: Path, monkeypatch: 
 def test_the_best_weights_of_an_earlier_stage_are_kept_and_patience_counts_in_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its second stage gets worse: the weights of the second epoch come back, after two epochs of the last stage without a better one."""
+    """Its second stage gets worse: the weights of the second epoch come back, after the last stage's first epoch and two more without a better one."""
     stages = (Stage(DISTIL, 3, 1e-3, 1e-3), Stage(DISTIL, 5, 1e-3, 1e-3))
     config = settings(epochs=8, early_stopping=Patience(patience=2))
     trainer = trainer_of(tmp_path, [task_set(teachers=1)], config, DISTIL, stages=stages)
@@ -398,10 +398,10 @@ def test_the_best_weights_of_an_earlier_stage_are_kept_and_patience_counts_in_th
         validate(epoch)
 
     monkeypatch.setattr(trainer, "_validate", watched)
-    script(monkeypatch, [0.5, 0.8, 0.7, 0.4, 0.6])
+    script(monkeypatch, [0.5, 0.8, 0.7, 0.4, 0.6, 0.6])
     progress = trainer.fit()
     assert (progress.status, progress.best_epoch, progress.best_score) == ("early_stopped", 1, 0.8)
-    assert len(at_epoch) == 5
+    assert len(at_epoch) == 6
     assert same_bits(weights_of(trainer.student), at_epoch[1])
 
 
