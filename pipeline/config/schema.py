@@ -417,7 +417,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     """How the students are trained."""
     stages: tuple[StageConfig, ...] | None = None
-    """The students' trainings in parts, one after another, e.g. `[{loss: {hidden: 1}}, {loss: {soft: 1}}, {loss: {hard: 1}}]`; `[]`: in one; null: derived, in a training of at least the derived length half of the epochs on the teachers' hidden states, then the student's loss. Early stopping and the choice of the best weights are the last one's. Baselines have no stages, and as many epochs as all of them."""
+    """The students' trainings in parts, one after another, e.g. `[{loss: {hidden: 1}}, {loss: {soft: 1}}, {loss: {hard: 1}}]`; `[]`: in one; null: derived, in a training of at least the derived length half of the epochs on the teachers' hidden states, then the student's loss. The best weights on validation are kept, of whichever part; only the last one stops early. Baselines have no stages, and as many epochs as all of them."""
     baselines: tuple[Literal["supervised", "best_teacher"], ...] = ("supervised",)
     """`supervised`: each student again from the same start, on labels alone: by its student's epochs, by a third of them, and where some text is unlabelled by as many as its student's steps allow; the best one on validation is kept · `best_teacher`: each student again as it is, but of each task from the one teacher that is best on validation: what several teachers are worth. Only tasks of several teachers have one."""
     rounds: RoundsConfig | None = None
