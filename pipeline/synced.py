@@ -7,7 +7,6 @@ deepest first; it is deleted first. Names that begin with a dot are not sent: th
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -18,11 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from pipeline.errors import ExhaustedError, LockedError
-from pipeline.urls import make_folder_of, open_url, without_secrets
+from pipeline.urls import COPY_BYTES, copy_file, make_folder_of, open_url, read_file, without_secrets
 
 logger = logging.getLogger(__name__)
 SYNC_S = 2.0
@@ -31,7 +30,6 @@ BEAT_S = 4.0
 """Seconds between two signs of life of a lease's holder."""
 GONE_S = 20.0
 """Seconds without a sign of life after which a holder is taken to be dead."""
-COPY_BYTES = 1 << 22
 
 
 class Facts(NamedTuple):
@@ -63,9 +61,7 @@ class UrlFolder:
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""
-        data = io.BytesIO()
-        self._copy(name, data)
-        return data.getvalue()
+        return read_file(self._fs, self._at(name))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a small file."""
@@ -79,7 +75,7 @@ class UrlFolder:
         part = file.with_name(f".{file.name}.{uuid4().hex}.tmp")
         try:
             with part.open("xb") as target:
-                self._copy(name, target)
+                copy_file(self._fs, self._at(name), target)
             os.utime(part, (time_s, time_s))
             part.replace(file)
         finally:
@@ -105,24 +101,6 @@ class UrlFolder:
     def storage(self, name: str) -> tuple[str, Any]:
         """Path and pyarrow file system of a folder, for Ray Train."""
         return self._at(name), self._fs
-
-    def _copy(self, name: str, target: BinaryIO) -> None:
-        """Copies a file's bytes, whole.
-
-        An object store is asked for the length first and for the bytes then: what is replaced by something longer in between comes cut off.
-        A small file is one request, so its bytes are of one writing.
-        """
-        while True:
-            target.seek(0)
-            target.truncate()
-            with self._fs.open_input_stream(self._at(name)) as source:
-                while target.write(source.read(COPY_BYTES)) == COPY_BYTES:
-                    pass
-            info = self._fs.get_file_info(self._at(name))
-            if not info.is_file:
-                raise FileNotFoundError(f"{self.shown}/{name} was deleted while it was read")
-            if info.size == target.tell():
-                return
 
     def _at(self, name: str) -> str:
         return posixpath.join(self._root, name)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pyarrow import fs
+
+COPY_BYTES = 1 << 22
 
 
 def is_url(path: str) -> bool:
@@ -39,6 +42,32 @@ def open_url(url: str, what: str) -> tuple[fs.FileSystem, str]:
             "Give a local folder or a URL that pyarrow opens: file:///, s3://, gs://, hdfs:// …",
         ) from None  # the original may quote the URL's password
     return opened, root
+
+
+def read_file(filesystem: fs.FileSystem, path: str) -> bytes:
+    """A file's bytes, whole. Raises FileNotFoundError."""
+    data = io.BytesIO()
+    copy_file(filesystem, path, data)
+    return data.getvalue()
+
+
+def copy_file(filesystem: fs.FileSystem, path: str, target: BinaryIO) -> None:
+    """Copies a file's bytes, whole. Raises FileNotFoundError.
+
+    An object store is asked for the length first and for the bytes then: what is replaced by something longer in between comes cut off.
+    A small file is one request, so its bytes are of one writing.
+    """
+    while True:
+        target.seek(0)
+        target.truncate()
+        with filesystem.open_input_stream(path) as source:
+            while target.write(source.read(COPY_BYTES)) == COPY_BYTES:
+                pass
+        info = filesystem.get_file_info(path)
+        if not info.is_file:
+            raise FileNotFoundError(f"{path} was deleted while it was read")
+        if info.size == target.tell():
+            return
 
 
 def make_folder_of(filesystem: fs.FileSystem, file: str) -> None:

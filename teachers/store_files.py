@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.files import write_atomically
-from pipeline.urls import cache_folder, is_url, make_folder_of, open_url, without_secrets
+from pipeline.urls import cache_folder, is_url, make_folder_of, open_url, read_file, without_secrets
 
 
 class StoreFiles:
@@ -47,8 +47,7 @@ class StoreFiles:
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""
-        with self._fs.open_input_stream(self._at(name)) as stream:
-            return bytes(stream.read())
+        return read_file(self._fs, self._at(name))
 
     def put(self, name: str, data: pa.Buffer | bytes) -> None:
         """Write a whole file: by rename on the local disk, as one object elsewhere."""

@@ -287,7 +287,6 @@ def test_nodes_that_are_lost_are_waited_for(
     assert all(equal(weight, theirs[name]) for name, weight in undisturbed.items())
 
 
-@pytest.mark.timeout(900)
 def test_a_file_that_is_replaced_while_it_is_read_comes_whole(bucket: Bucket) -> None:
     folder, ended = UrlFolder(bucket.beside("replaced").url), threading.Event()
     folder.write("text", bytes([1]))
@@ -309,6 +308,7 @@ def test_a_file_that_is_replaced_while_it_is_read_comes_whole(bucket: Bucket) ->
     assert all(text == bytes([len(text) % 256]) * len(text) for text in read)
 
 
+@pytest.mark.timeout(900)
 def test_a_search_without_a_shared_folder(
     cluster: Cluster, bucket: Bucket, workplace: Path, keys: Mapping[str, str], tmp_path: Path
 ) -> None:

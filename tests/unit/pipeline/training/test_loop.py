@@ -350,13 +350,9 @@ def script(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> None:
     monkeypatch.setattr(ClassScoring, "scores", lambda *_: {"accuracy": left.pop(0)})
 
 
-def test_early_stopping_keeps_the_best_epochs_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings(epochs=9, schedule="constant", early_stopping=Patience(patience=2))
-    sets = [task_set(teachers=1)]
+def watched_weights(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """Gets the weights that each epoch ends with."""
     at_epoch: list[dict[str, Tensor]] = []
-    trainer = trainer_of(tmp_path, sets, config)
     validate = trainer._validate
 
     def watched(epoch: int) -> None:
@@ -365,6 +361,16 @@ def test_early_stopping_keeps_the_best_epochs_weights(
         validate(epoch)
 
     monkeypatch.setattr(trainer, "_validate", watched)
+    return at_epoch
+
+
+def test_early_stopping_keeps_the_best_epochs_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(epochs=9, schedule="constant", early_stopping=Patience(patience=2))
+    sets = [task_set(teachers=1)]
+    trainer = trainer_of(tmp_path, sets, config)
+    at_epoch = watched_weights(trainer, monkeypatch)
     script(monkeypatch, [0.5, 0.7, 0.7, 0.6])  # an equal score is no better
     progress = trainer.fit()
     assert (progress.status, progress.best_epoch, progress.best_score) == ("early_stopped", 1, 0.7)
@@ -389,15 +395,7 @@ def test_the_best_weights_of_an_earlier_stage_are_kept_and_patience_counts_in_th
     stages = (Stage(DISTIL, 3, 1e-3, 1e-3), Stage(DISTIL, 5, 1e-3, 1e-3))
     config = settings(epochs=8, early_stopping=Patience(patience=2))
     trainer = trainer_of(tmp_path, [task_set(teachers=1)], config, DISTIL, stages=stages)
-    at_epoch: list[dict[str, Tensor]] = []
-    validate = trainer._validate
-
-    def watched(epoch: int) -> None:
-        trainer.replica.gather()
-        at_epoch.append(weights_of(trainer.student))
-        validate(epoch)
-
-    monkeypatch.setattr(trainer, "_validate", watched)
+    at_epoch = watched_weights(trainer, monkeypatch)
     script(monkeypatch, [0.5, 0.8, 0.7, 0.4, 0.6, 0.6])
     progress = trainer.fit()
     assert (progress.status, progress.best_epoch, progress.best_score) == ("early_stopped", 1, 0.8)

@@ -169,7 +169,9 @@ def test_a_staged_training_stopped_at_the_ends_of_its_stages(
     scored = [line["epoch"] for line in lines if "macro/score" in line["metrics"]]
     errors = [line["epoch"] for line in lines if "validation/hidden/mood" in line["metrics"]]
     assert (set(hidden), set(soft), scored, errors) == ({1, 2}, {2, 3, 4}, [2, 3, 4], [1, 2])
-    assert expected.progress.best_epoch == 3  # of the stages' that train heads, whose scores are 0.7, 0.6 and 0.9
+    assert (
+        expected.progress.best_epoch == 3
+    )  # of the stages' that train heads, whose scores are 0.7, 0.6 and 0.9
 
 
 def test_stopped_in_the_last_step_of_an_epoch_ends_in_the_next(
