@@ -20,8 +20,8 @@ class GenerationConfig(Strict):
     """Tokens are drawn at random at this temperature; null: the search for the most probable text."""
     length_penalty: float = 1.0
     """Exponent of the length by which the score of a finished beam is divided; above 1 favours long texts."""
-    no_repeat_ngram: Annotated[int, Field(ge=0, le=100)] = 0
-    """No sequence of so many tokens stands twice in a text; 0: no such limit."""
+    no_repeat_ngram: Annotated[int, Field(ge=0, le=100)] | None = None
+    """No sequence of so many tokens stands twice in a text; 0: no such limit; null: none for teachers, and for a student one of 4 where its texts on validation loop and score better with it."""
     repetition_penalty: Positive = 1.0
     """Above 1, tokens that were written are less likely to be written again."""
     language: str | None = None
@@ -30,7 +30,8 @@ class GenerationConfig(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings in JSON types, as they are part of the names of stored texts; `language` only where there is one."""
-        return self.model_dump(mode="json", exclude={"language"} if self.language is None else None)
+        own = self.model_dump(mode="json", exclude={"language"} if self.language is None else None)
+        return {**own, "no_repeat_ngram": self.no_repeat_ngram or 0}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -39,6 +39,7 @@ from pipeline.tasks.skill import relative_losses, skill
 from pipeline.training.baseline import schedule_note
 from pipeline.training.jobs import read_result
 from pipeline.training.log import METRICS, read_metrics
+from pipeline.training.repeats import repeats_note
 from pipeline.training.shared_baseline import TRAINED_BY
 from teachers.checks import Findings
 from teachers.ensemble import ensemble_values, stored_predictions
@@ -278,6 +279,8 @@ def _job_notes(inputs: Inputs, job: Job, result: Mapping[str, Any]) -> list[str]
         shown = ", ".join(f"{count:,} {fault}" for fault, count in faults.items() if count)
         if shown:
             notes.append(f"{job.name}: texts of {task} that are not learnt: {shown}")
+    for task, limit in result.get("repeat_limits", {}).items():
+        notes.append(repeats_note(job.name, task, limit))
     if "schedules" in result:
         notes.append(schedule_note(job.name, result["schedules"]["kept"], result["schedules"]["tried"]))
     if job.mode == "distilled":

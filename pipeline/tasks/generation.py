@@ -93,7 +93,7 @@ def generation_settings(generation: GenerationConfig, target_length: int) -> dic
         "max_length": None,
         "num_beams": generation.beams,
         "length_penalty": generation.length_penalty,
-        "no_repeat_ngram_size": generation.no_repeat_ngram,
+        "no_repeat_ngram_size": generation.no_repeat_ngram or 0,
         "repetition_penalty": generation.repetition_penalty,
         **({"do_sample": False} if generation.temperature is None else sampling),
     }

@@ -27,7 +27,10 @@ class SpeechHead(WritingHead):
         """How the tokenizer's model reads recordings. Raises `TeacherError` where it cannot, or its decoder has too few positions."""
         listener = listener_of(str(tokenizer.name_or_path), self.generation.language)
         most = listener.positions - len(listener.prompt)
-        if listener.is_ctc and self.generation != GenerationConfig(language=self.generation.language):
+        if (
+            listener.is_ctc
+            and self.generation.settings != GenerationConfig(language=self.generation.language).settings
+        ):
             raise TeacherError(
                 f"{listener.folder}: a CTC model labels frames, and has one text for each recording",
                 "Give its teacher no generation but language, or the settings to the other teachers alone.",

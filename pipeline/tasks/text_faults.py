@@ -6,12 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from pipeline.tasks.spans import word_spans
 
 LOOP_WORDS, LOOP_SHARE, LOOP_TIMES = 3, 0.5, 3
 """A text loops where one sequence of so many words makes up so large a share of its words, and stands so many times."""
+STUTTER = regex.compile(r"([\p{L}\p{M}]{1,8}?)\1{7,}")
+"""Within a word, a few letters that stand eight times in a row: a loop of parts of words."""
+STUTTER_LENGTH = 16
+"""Letters from which such a word is a loop: `aaaaaaaah` is none."""
 LENGTH_RATIO, SHORT = 4.0, 20
 """A text is too long, or too short, where it has more than so many times the characters that references have for a source
 of its length, or fewer than one part of so many; differences of up to so many characters do not count."""
@@ -21,8 +26,10 @@ SMALLEST = 1e-3
 
 
 def loops(text: str) -> bool:
-    """Whether a text is mostly one short sequence of words, again and again. Signs count where there is nothing else: a list repeats its
-    brackets and commas."""
+    """Whether a text is mostly one short sequence of words, or of letters, again and again. Signs count where there is nothing else: a list
+    repeats its brackets and commas."""
+    if sum(len(match[0]) for match in STUTTER.finditer(text)) >= max(STUTTER_LENGTH, LOOP_SHARE * len(text)):
+        return True
     every = [text[start:end] for start, end in word_spans(text)]
     words = [word for word in every if any(map(str.isalnum, word))] or every
     if len(words) < LOOP_TIMES * LOOP_WORDS:

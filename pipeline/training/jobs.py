@@ -47,6 +47,7 @@ from pipeline.training.log import METRICS
 from pipeline.training.loop import Report, StopWatch, Trainer
 from pipeline.training.own import goes_on
 from pipeline.training.plan import Plan, start_folder
+from pipeline.training.repeats import chosen_by_validation, limited, repeat_limits
 from pipeline.training.result import read_facts, read_predictions, write_result
 from pipeline.training.sets import task_sets
 from pipeline.training.shared_baseline import schedules_of
@@ -209,7 +210,7 @@ def train_job(
     kept = best_schedule(scores)
     if kept != name:
         trainer = fit(kept)  # loads its last checkpoint: nothing is trained
-    student, facts = trainer.student, asdict(trainer.progress)
+    facts = asdict(trainer.progress)
     if len(schedules) > 1:
         tried = [
             {"name": one, "epochs": own.epochs, "trained": trained[one], "score": scores[one]}
@@ -221,7 +222,7 @@ def train_job(
     if plan.trial:
         _validated(trainer, target, facts)
     else:
-        _test(plan, job, student, sets, workers=workers, facts=facts)
+        _test(plan, job, trainer, sets, facts)
     if workers.rank == 0:
         if plan.trial:
             keep_newest(target)  # if it wins, a run takes it over
@@ -291,25 +292,28 @@ def _trained_models(plan: Plan, job: Job) -> dict[str, Path]:
 
 def _validated(trainer: Trainer, folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes a trial's result, with the validation predictions of the weights kept: the search pairs trials by example."""
-    predictions = trainer.kept_predictions or trainer.predictions()
+    predictions = trainer.validation_predictions()
     if trainer.workers.rank == 0:
         write_result(folder, facts, predictions)
 
 
-def _test(
-    plan: Plan,
-    job: Job,
-    student: MultiTaskStudent,
-    sets: Sequence[TaskSet],
-    workers: Workers,
-    facts: Mapping[str, Any],
-) -> None:
+def _test(plan: Plan, job: Job, trainer: Trainer, sets: Sequence[TaskSet], facts: Mapping[str, Any]) -> None:
     """Predicts the test splits with a trained student; writes the predictions and the job's result."""
+    student, workers = trainer.student, trainer.workers
     settings, tokenizer = plan.students[job.student], sets[0].tokenizer
     tokens = settings.train.tokens_per_forward
+    written = trainer.validation_predictions() if any(chosen_by_validation(one.task) for one in sets) else {}
     if settings.train.lora is not None:
         facts = {**facts, "trained": trained_count(student)}
         merge_adapters(student.encoder)  # before anything is scored: the saved folder answers with the sums
+    limits = repeat_limits(student, sets, written, tokens, workers)
+    sets = [
+        replace(one, task=limited(one.task, limits[one.task.name]["ngram"]))
+        if one.task.name in limits
+        else one
+        for one in sets
+    ]
+    student.tasks = {one.task.name: one.task for one in sets}
     data = {one.task.name: replace(plan.data[one.task.name], task=one.task) for one in sets}
     texts = {
         name: encoded(own.task.head, tokenizer, own.splits["test"], settings.lengths[name])
@@ -338,6 +342,7 @@ def _test(
             "parameters": parameter_count(student),
             "left_out": left_out,
             "forced": forced,
+            **({"repeat_limits": limits} if limits else {}),
         }
         _finish(plan, job, student, tokenizer, predictions=predictions, result=result)
 

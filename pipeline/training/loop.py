@@ -339,6 +339,10 @@ class Trainer:
             for name, task_set in self.feed.sets.items()
         }
 
+    def validation_predictions(self) -> dict[str, NDArray[Any]]:
+        """Those of the selected weights, after `fit`; made anew only where this process has not made them."""
+        return self.kept_predictions or self.predictions()
+
     def _scores(self, predictions: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """Every task's metrics on validation, and their means over the tasks. Raises `DivergedError`."""
         values: dict[str, float] = {}

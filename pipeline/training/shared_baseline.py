@@ -29,10 +29,11 @@ from pipeline.models import fingerprint
 from pipeline.run_folder import RESULT
 from pipeline.training.baseline import baseline_schedules
 from pipeline.training.log import METRICS
+from pipeline.training.repeats import chosen_by_validation
 from pipeline.training.result import read_facts, read_predictions, write_result
 
 logger = logging.getLogger(__name__)
-RECIPE = 1  # raise when the same inputs would give another baseline
+RECIPE = 2  # raise when the same inputs would give another baseline
 TRAINED_BY = "trained_by"
 """The key of a finished training's facts with the name of the run that trained it."""
 
@@ -71,6 +72,7 @@ def baseline_folder(
             one.task.scoring.metric,
             settings.lengths[name] or one.task.head.max_length,
             dict(one.task.head.decoding),
+            chosen_by_validation(one.task),
             settings.loss.tasks[name].weight,
             settings.loss.tasks[name].label_smoothing,
         ]

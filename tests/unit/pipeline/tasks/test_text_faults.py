@@ -25,6 +25,12 @@ TARGETS = ["schalte das Licht in der Küche ein", "öffne das Tor der Garage", "
         ("Ann (person), " * 5, True),
         ("! " * 12, True),
         ("यह एक किताब है और वह एक कलम है", False),
+        ("le chat oitoitoitoitoitoitoitoitoit", True),
+        ("schalte das Licht en" + "en" * 12, True),
+        ("aaaaaaaah", False),
+        ("0000 0000 0000 0000000000000000", False),
+        ("das Tor der Garage ist auf, haaaaaaaaaaaaaaaaaallo, sagte ich", False),
+        ("开门开门开门开门开门开门", True),
     ],
 )
 def test_a_loop_is_mostly_the_same_few_words(text: str, expected: bool) -> None:
