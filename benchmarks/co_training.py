@@ -191,9 +191,10 @@ def show(runs: Sequence[Mapping[str, RunConfig]], inputs: Inputs) -> None:
                 for m in (mode, "fixed")
             )
             gain, error = mean_and_error(np.subtract(own, fixed).tolist())
+            spread_of_gain = f" ± {error:.1f}" if len(runs) > 1 else ""
             each = ", ".join(f"{score:.1f}" for score in np.mean(teachers, axis=0))
             print(
-                f"| {mode} | {task} | {each} | {np.mean(ensembles):.1f} | {np.mean(own):.1f} | {gain:+.1f} ± {error:.1f} |"
+                f"| {mode} | {task} | {each} | {np.mean(ensembles):.1f} | {np.mean(own):.1f} | {gain:+.1f}{spread_of_gain} |"
             )
     print("\n| teachers | seconds a step | ÷ fixed |\n| --- | ---: | ---: |")
     epochs = {mode: [s for one in results for s in one[mode][0]["epoch_seconds"][1:]] for mode in MODES}
