@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.predictor import Predictor
 from pipeline.run_folder import STUDENTS
 from pipeline.training.jobs import check_saved, is_finished
+from pipeline.training.repeats import as_saved
 from students.export import export_onnx
 
 
@@ -25,7 +26,8 @@ def score_student(student: Path, config: RunConfig, split: Split) -> dict[str, d
         data = load_task(name, config.tasks[name])
         examples = data.splits[split]
         lengths = config.students[student.name].max_length if student.name in config.students else {}
-        predictions, _ = Predictor(folder, data.task, max_length=lengths.get(name)).predict(examples.inputs)
+        own = as_saved(data.task, folder)
+        predictions, _ = Predictor(folder, own, max_length=lengths.get(name)).predict(examples.inputs)
         scores[name] = {
             "examples": len(examples),
             **data.task.scoring.scores(predictions.values, examples),

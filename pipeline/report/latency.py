@@ -18,6 +18,7 @@ from pipeline.predictor import Predictor
 from pipeline.prepare import Inputs
 from pipeline.report.schema import Latencies, Latency, TaskLatencies
 from pipeline.run_folder import student_folder
+from pipeline.training.repeats import as_saved
 
 Key = TypeVar("Key")
 EXAMPLES = 8
@@ -70,12 +71,16 @@ def _by_task(config: RunConfig, inputs: Inputs) -> dict[str, TaskLatencies]:
 
 def _students(config: RunConfig, task: str, data: TaskData) -> dict[str, Predictor]:
     """Predictors of the students' exported folders of the task, by student."""
+    folders = {
+        name: student_folder(config.run_dir, name, task)
+        for name in config.students
+        if task in config.tasks_of(name)
+    }
     return {
         name: Predictor(
-            student_folder(config.run_dir, name, task), data.task, max_length=student.max_length.get(task)
+            folder, as_saved(data.task, folder), max_length=config.students[name].max_length.get(task)
         )
-        for name, student in config.students.items()
-        if task in config.tasks_of(name)
+        for name, folder in folders.items()
     }
 
 

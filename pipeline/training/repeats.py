@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypedDict
 
 from numpy.typing import NDArray
 
+from pipeline.files import read_object
 from pipeline.shown import counted, points
 from pipeline.tasks.ctc import FrameHead
 from pipeline.tasks.task import Task
@@ -22,6 +24,7 @@ from pipeline.training.feed import TaskSet
 from pipeline.training.step import Workers, predict
 from students.student import MultiTaskStudent
 
+GENERATION = "generation_config.json"
 NGRAM = 4
 """The limit that is tried, in tokens."""
 
@@ -78,6 +81,15 @@ def limited(task: Task, ngram: int) -> Task:
     head = writing_head(task)
     generation = head.generation.model_copy(update={"no_repeat_ngram": ngram})
     return replace(task, head=head.of_model(None, generation))
+
+
+def as_saved(task: Task, folder: Path) -> Task:
+    """The task as the student saved in `folder` writes: with the limit that validation chose for it, where there is one."""
+    file = folder / GENERATION
+    if not chosen_by_validation(task) or not file.is_file():
+        return task
+    saved = read_object(file, "Train the student again, or restore its folder.")
+    return limited(task, saved.get("no_repeat_ngram_size") or 0)
 
 
 def repeats_note(job: str, task: str, limit: RepeatLimit) -> str:

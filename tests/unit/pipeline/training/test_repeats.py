@@ -20,6 +20,7 @@ from pipeline.data.transfer import load_tasks
 from pipeline.models import open_tokenizer
 from pipeline.predictor import Predictor
 from pipeline.run_folder import student_folder
+from pipeline.saved import score_student
 from pipeline.soft import SoftTargets, Texts
 from pipeline.tasks import Task
 from pipeline.tasks.label_columns import Column
@@ -139,6 +140,8 @@ def test_the_saved_folder_and_the_test_texts_have_the_limit(folder: Path, tmp_pa
         assert predicted["translate"].ravel().tolist() == held["test"]
     saved = student_folder(plan.run_dir, "small", "translate")
     assert json.loads((saved / "generation_config.json").read_text())["no_repeat_ngram_size"] == NGRAM
+    evaluated = score_student(saved.parent, config, "test")["translate"]
+    assert evaluated["exact_match"] == pytest.approx(1.0), "`evaluate` writes as the folder says"
 
 
 def texts_of(texts: Sequence[str]) -> Texts:
