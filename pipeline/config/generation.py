@@ -21,7 +21,7 @@ class GenerationConfig(Strict):
     length_penalty: float = 1.0
     """Exponent of the length by which the score of a finished beam is divided; above 1 favours long texts."""
     no_repeat_ngram: Annotated[int, Field(ge=0, le=100)] | None = None
-    """No sequence of so many tokens stands twice in a text; 0: no such limit; null: none for teachers, and for a student one of 4 where its texts on validation loop and score better with it."""
+    """No sequence of so many tokens stands twice in a text; 0: no such limit; null: none for teachers, and for a student one of 4 where its texts on validation do not score lower with it."""
     repetition_penalty: Positive = 1.0
     """Above 1, tokens that were written are less likely to be written again."""
     language: str | None = None

@@ -1,8 +1,8 @@
-"""Whether a trained student writes better where it may not repeat itself.
+"""Whether a trained student writes without repeating itself.
 
 A student of few examples or layers falls into loops in a few texts, and writes the same words until `target_length`. Models that are published for
-summaries and speech have `no_repeat_ngram_size` in their generation_config.json for that reason; but a limit also forbids what a text rightly
-repeats. Validation decides.
+summaries and speech have `no_repeat_ngram_size` in their generation_config.json for that reason. But a limit also forbids what a text rightly
+repeats. So validation decides. A loop is rare: one may stand in test alone. So the limit is kept where validation does not score lower with it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any, TypedDict
 from numpy.typing import NDArray
 
 from pipeline.files import read_object
-from pipeline.shown import counted, points
+from pipeline.shown import points
 from pipeline.tasks.ctc import FrameHead
 from pipeline.tasks.task import Task
-from pipeline.tasks.text_faults import loops
 from pipeline.tasks.writing import writing_head
 from pipeline.training.feed import TaskSet
 from pipeline.training.step import Workers, predict
@@ -30,10 +29,9 @@ NGRAM = 4
 
 
 class RepeatLimit(TypedDict):
-    """What validation showed of a task. ngram: the limit, 0 where it is not better · looping: texts that loop without it · without, limited: scores."""
+    """What validation showed of a task. ngram: the limit, 0 where it scores lower · without, limited: scores."""
 
     ngram: int
-    looping: int
     without: float
     limited: float
 
@@ -53,7 +51,7 @@ def repeat_limits(
     tokens: int,
     workers: Workers,
 ) -> dict[str, RepeatLimit]:
-    """Of the tasks that leave it open and of which a validation text loops, whether a limit scores better there, by task.
+    """Of the tasks that leave it open, whether the student keeps a limit, by task.
 
     written: (n, 1) what the student writes for the validation splits without a limit, by task. To be called on all workers.
     """
@@ -62,17 +60,13 @@ def repeat_limits(
         name = one.task.name
         if not chosen_by_validation(one.task):
             continue
-        if not (looping := sum(map(loops, written[name].ravel().tolist()))):
-            continue
         again = predict(
             student, limited(one.task, NGRAM), one.validation, tokens, workers, tokenizer=one.tokenizer
         )
         metric = one.task.scoring.metric
-        without, better = (
-            one.task.scoring.scores(texts, one.gold)[metric] for texts in (written[name], again)
-        )
-        ngram = NGRAM if better > without else 0
-        limits[name] = {"ngram": ngram, "looping": looping, "without": without, "limited": better}
+        without, held = (one.task.scoring.scores(texts, one.gold)[metric] for texts in (written[name], again))
+        ngram = NGRAM if held >= without else 0
+        limits[name] = {"ngram": ngram, "without": without, "limited": held}
     return limits
 
 
@@ -94,13 +88,6 @@ def as_saved(task: Task, folder: Path) -> Task:
 
 def repeats_note(job: str, task: str, limit: RepeatLimit) -> str:
     """One line for the report."""
-    tried = (
-        f"{job}: {counted(limit['looping'], 'text')} of {task} on validation repeated the same few words; "
-        f"where no sequence of {NGRAM} tokens may stand twice its score there is {points(limit['limited'])} instead of {points(limit['without'])}"
-    )
-    done = (
-        "so it writes on test and in its folder"
-        if limit["ngram"]
-        else "no gain, so it writes without this limit"
-    )
-    return f"{tried}: {done} (tasks.{task}.generation.no_repeat_ngram)"
+    scores = f"validation {points(limit['limited'])} with this limit, {points(limit['without'])} without"
+    kept = "on test and in its folder" if limit["ngram"] else "not kept"
+    return f"{job}: no {NGRAM} tokens twice in a text of {task}, {kept}: {scores} (tasks.{task}.generation.no_repeat_ngram)"
