@@ -1,4 +1,4 @@
-"""A limit on repeated tokens is kept where validation scores better with it, and then everywhere that the student writes."""
+"""A limit on repeated tokens is kept unless validation scores lower with it, and then everywhere that the student writes."""
 
 from __future__ import annotations
 
